@@ -1,0 +1,47 @@
+"""Command line that the preparation scripts share."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fss_d2.data.datasets.preparation import Count, format_counts
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every preparation script has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
+    parser.add_argument("--lists", type=Path, help="folder with published split lists to install")
+    parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
+    return parser
+
+
+def run(
+    args: argparse.Namespace,
+    prepare: Callable[[], None],
+    check: Callable[[], tuple[list[Count], list[str]]],
+) -> int:
+    """Prepare (unless ``--check``), print the counts and the faults that ``check`` finds.
+
+    Returns the exit code. 0: all is well; 1: an input is missing, or a prepared file is missing or
+    broken. Counts that differ from published ones are only reported, they leave the exit code at 0.
+    """
+    try:
+        if args.workers < 0:
+            raise ValueError(f"--workers {args.workers} is negative, use 0 or more")
+        if not args.check:
+            prepare()
+        counts, faults = check()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(format_counts(counts))
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 1 if faults else 0

@@ -1,0 +1,7 @@
+"""Few-shot segmentation on Detectron2."""
+
+from fss_d2 import compat
+
+__version__ = "0.1.0"
+
+compat.apply()

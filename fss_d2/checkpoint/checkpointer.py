@@ -1,0 +1,132 @@
+"""Checkpoints of whole models: written all or nothing, read by name, without running pickled code."""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+__all__ = ["FewShotCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3  # names quoted in an error
+
+
+class FewShotCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, made safe against interruption, foreign files and silent mismatch.
+
+    A file holds tensors, numbers, strings and containers of these only, so that
+    ``torch.load(file, weights_only=True)`` reads it.
+
+    Args:
+        model: the model, also inside DistributedDataParallel.
+        save_dir: folder of the checkpoints.
+        tag_last: whether what is saved becomes the one that `resume_or_load` takes up.
+        checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, tag_last: bool = True, **checkpointables: Any
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._tag_last = tag_last
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``save_dir/name.pth`` on the main process; an interruption leaves what was there before."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", path)
+        partial = _partial(path)
+        try:
+            torch.save(content | kwargs, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if self._tag_last:
+            self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the file to resume from, once that file is complete."""
+        path = Path(self.save_dir) / "last_checkpoint"
+        partial = _partial(path)
+        partial.write_text(last_filename_basename)
+        os.replace(partial, path)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint; an empty path loads nothing.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no checkpoint of plain tensors, none of its names is the model's, or a
+                tensor has another shape.
+        """
+        if path:
+            path = self.path_manager.get_local_path(path)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS")
+        return super().load(path, *args, **kwargs)
+
+    def get_checkpoint_file(self) -> str:
+        """The file that ``last_checkpoint`` names.
+
+        Raises:
+            FileNotFoundError: that file is gone.
+        """
+        path = super().get_checkpoint_file()
+        if path and not os.path.isfile(path):
+            tag = os.path.join(self.save_dir, "last_checkpoint")
+            raise FileNotFoundError(f"{tag} names {path}, which does not exist; write another name into it")
+        return path
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise ValueError(
+                f"{filename} is not a checkpoint of plain tensors, or it is broken; "
+                "bring a published one into shape with tools/convert_checkpoint.py"
+            ) from error
+        if isinstance(loaded, Mapping) and "model" not in loaded:
+            loaded = {"model": loaded.get("state_dict", loaded)}
+        weights = loaded.get("model") if isinstance(loaded, Mapping) else None
+        if not isinstance(weights, Mapping) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+            raise ValueError(f"{filename} holds no dict of named tensors; it is no checkpoint of a model")
+        return dict(loaded) | {"__file__": filename}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        filename = checkpoint.pop("__file__", "the checkpoint")
+        own = self.model.state_dict()
+        found = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        shared = [name for name in found if name in own]
+        if not shared and own:
+            raise ValueError(
+                f"{filename}: none of its {len(found)} names ({_quote(found)}) is one of the model's "
+                f"({_quote(own)}); check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
+                "or convert it with tools/convert_checkpoint.py"
+            )
+        wrong = [name for name in shared if found[name].shape != own[name].shape]
+        if wrong:
+            name = wrong[0]
+            raise ValueError(
+                f"{filename}: {len(wrong)} tensor(s) of another shape than the model's, the first {name} "
+                f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}; check the MODEL.* keys"
+            )
+        return super()._load_model(checkpoint)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _quote(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,187 @@
+"""Loaders of episodes for training and evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .catalog import get_records
+from .episode import Episode, read_manifest
+from .hsnet_episodes import HSNET_RULES
+from .mapper import EpisodeMapper
+from .sampler import (
+    QUERY_RULES,
+    EpisodeDrawer,
+    InferenceEpisodeSampler,
+    Pair,
+    TrainingEpisodeSampler,
+    pairs_of,
+)
+
+__all__ = [
+    "EpisodeDataset",
+    "build_few_shot_test_loader",
+    "build_few_shot_train_loader",
+    "build_test_episodes",
+    "dataset_pairs",
+]
+
+
+class EpisodeDataset(Dataset[dict[str, Any]]):
+    """A map-style dataset whose "index" is an `Episode`."""
+
+    def __init__(self, mapper: EpisodeMapper) -> None:
+        self.mapper = mapper
+
+    def __getitem__(self, episode: Episode) -> dict[str, Any]:
+        return self.mapper(episode)
+
+
+def dataset_pairs(dataset_name: str, records: Sequence[dict[str, Any]]) -> list[Pair]:
+    """Return the (image id, class id) pairs of the classes that a split draws, in record order."""
+    return pairs_of(records, MetadataCatalog.get(dataset_name).class_ids)
+
+
+def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader[list[dict[str, Any]]]:
+    """Build the endless loader of training batches.
+
+    Args:
+        cfg: DATASETS.TRAIN (one name), FEW_SHOT, INPUT, SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS.
+        start_iter: iterations already done; the loader goes on exactly where they ended.
+
+    Returns:
+        Iterable of lists of IMS_PER_BATCH / processes dicts (`EpisodeMapper`); all of one batch have the
+        same number of shots.
+
+    Raises:
+        ValueError: not exactly one dataset, or a batch that the processes cannot share evenly.
+    """
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
+    total_batch, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if total_batch < 1 or total_batch % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
+        )
+    (name,) = cfg.DATASETS.TRAIN
+    records = get_records(name)
+    drawer = EpisodeDrawer(
+        dataset_pairs(name, records),
+        shots=cfg.FEW_SHOT.TRAIN.SHOTS,
+        rule=cfg.FEW_SHOT.TRAIN.QUERY_RULE,
+        seed=cfg.FEW_SHOT.SEED,
+        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
+        batch_size=total_batch,
+        class_names=MetadataCatalog.get(name).get("stuff_classes"),
+    )
+    sampler = TrainingEpisodeSampler(drawer, start=start_iter * total_batch)
+    mapper = EpisodeMapper(cfg, is_train=True, records=records)
+    return _loader(mapper, sampler, total_batch // world_size, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_test_episodes(
+    cfg: CfgNode, dataset_name: str, shots: int, episodes: int | None = None
+) -> list[Episode]:
+    """Draw the episodes of an evaluation: the same list in every process.
+
+    Args:
+        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the "hsnet_*" rules do not heed).
+        dataset_name: registered name.
+        shots: K.
+        episodes: how many; None = FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
+
+    Raises:
+        ValueError: unknown rule, a negative number, or no class with enough images.
+    """
+    test = cfg.FEW_SHOT.TEST
+    count = test.EPISODES if episodes is None else episodes
+    if count < 0:
+        raise ValueError(f"the number of episodes must not be negative, got {count}")
+    pairs = dataset_pairs(dataset_name, get_records(dataset_name))
+    if test.QUERY_RULE in HSNET_RULES:
+        return HSNET_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED)
+    if test.QUERY_RULE not in QUERY_RULES:
+        rules = ", ".join((*QUERY_RULES, *HSNET_RULES))
+        raise ValueError(f"unknown FEW_SHOT.TEST.QUERY_RULE {test.QUERY_RULE!r}; choose one of {rules}")
+    drawer = EpisodeDrawer(
+        pairs,
+        shots=shots,
+        rule=test.QUERY_RULE,
+        seed=test.SEED,
+        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
+        class_names=MetadataCatalog.get(dataset_name).get("stuff_classes"),
+    )
+    return [drawer.draw(i) for i in range(count)] if count else drawer.draw_every_pair()
+
+
+def build_few_shot_test_loader(
+    cfg: CfgNode,
+    dataset_name: str,
+    *,
+    shots: int,
+    episodes: int | None = None,
+    manifest: str | None = None,
+) -> DataLoader[list[dict[str, Any]]]:
+    """Build the loader of one evaluation; each process gets its share, in batches of one episode.
+
+    Args:
+        cfg: FEW_SHOT.TEST, INPUT, TEST.FRAME, DATALOADER.NUM_WORKERS.
+        dataset_name: registered name.
+        shots: K. A manifest with more supports gives its first K.
+        episodes: as in `build_test_episodes`; of a manifest, the first so many (None or 0 = all).
+        manifest: file of episodes to take instead of drawing; None = FEW_SHOT.TEST.MANIFEST.
+
+    Raises:
+        FileNotFoundError: no such manifest.
+        ValueError: as `build_test_episodes` and `read_manifest`, or a manifest of fewer shots.
+    """
+    path = cfg.FEW_SHOT.TEST.MANIFEST if manifest is None else manifest
+    records = get_records(dataset_name)
+    if path:
+        drawn = _manifest_episodes(path, dataset_name, records, shots)[: episodes or None]
+    else:
+        drawn = build_test_episodes(cfg, dataset_name, shots, episodes)
+    mapper = EpisodeMapper(cfg, is_train=False, records=records)
+    return _loader(mapper, InferenceEpisodeSampler(drawn), 1, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _manifest_episodes(
+    path: str, dataset_name: str, records: Sequence[dict[str, Any]], shots: int
+) -> list[Episode]:
+    names = MetadataCatalog.get(dataset_name).get("stuff_classes")
+    episodes = read_manifest(path, dataset=dataset_name, records=records, class_names=names)
+    if len(episodes[0].supports) < shots:
+        raise ValueError(
+            f"{path}: has {len(episodes[0].supports)} supports an episode, {shots} shots are wanted"
+        )
+    return [Episode(e.index, e.class_id, e.query, e.supports[:shots], e.seed) for e in episodes]
+
+
+def _loader(
+    mapper: EpisodeMapper,
+    sampler: TrainingEpisodeSampler | InferenceEpisodeSampler,
+    batch_size: int,
+    workers: int,
+) -> DataLoader[list[dict[str, Any]]]:
+    return DataLoader(
+        EpisodeDataset(mapper),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_list,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # workers' seeds are not used: leave torch's global generator alone
+    )
+
+
+def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)

@@ -1,0 +1,229 @@
+"""COCO-20i: COCO in four folds of 20 classes.
+
+Variants (``train`` and ``val`` images are those of the 2014 split unless said otherwise):
+
+- ``coco20i``: interleaved folds, class masks from each object's own outline, so overlaps are not lost;
+- ``coco20i_contiguous``: the same with contiguous folds (PANet's);
+- ``coco20i_flat``: as ``coco20i``, masks read off one flattened class map as the published protocols do;
+- ``coco20i_hsnet``: as ``coco20i_flat``, images in the order of HSNet's lists, which the user supplies;
+- ``coco20i_2017``: as ``coco20i`` on the 2017 split (the same images, divided anew; not the protocol).
+
+All but ``coco20i_hsnet`` also come as ``..._train_no_novel``, without the images that show a novel class.
+"""
+
+import graphlib
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+from .files import prepared_dir, read_index, require
+from .folds import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
+
+__all__ = [
+    "CATEGORY_IDS",
+    "CLASS_NAMES",
+    "class_map_path",
+    "image_finder",
+    "index_path",
+    "large_classes",
+    "list_path",
+    "load_records",
+    "metadata",
+    "names",
+    "novel_classes",
+    "parse_class_lists",
+]
+
+logger = logging.getLogger(__name__)
+
+_THINGS = sorted((c for c in COCO_CATEGORIES if c["isthing"]), key=lambda c: c["id"])
+CLASS_NAMES = tuple(c["name"] for c in _THINGS)
+CATEGORY_IDS = {c["id"]: class_id for class_id, c in enumerate(_THINGS)}  # COCO's id -> ours
+
+HSNET = "coco20i_hsnet"
+DERIVED = ("coco20i", "coco20i_contiguous", "coco20i_flat", "coco20i_2017")
+VARIANTS = (*DERIVED, HSNET)
+PREPARE = "run `python datasets/prepare_coco20i.py`"
+PREPARE_MAPS = "run `python datasets/prepare_coco20i.py --class-maps`"
+IMAGE_MEND = "download the COCO images and extract them there"
+
+
+def names() -> list[str]:
+    """Return every dataset name that this module can load."""
+    return fold_names(VARIANTS, no_novel=DERIVED)
+
+
+def metadata(name: str) -> dict[str, Any]:
+    """Return the metadata of a split; KeyError for an unknown name."""
+    spec = FoldName.parse(name, VARIANTS)
+    novel = novel_classes(spec.variant, spec.fold)
+    return fold_metadata(CLASS_NAMES, novel, fold=spec.fold, train=spec.split == "train")
+
+
+def novel_classes(variant: str, fold: int) -> list[int]:
+    """Return the class ids that a fold of a variant holds out."""
+    return held_out_classes(len(CLASS_NAMES), fold, interleaved=variant != "coco20i_contiguous")
+
+
+def load_records(name: str, root: Path) -> list[dict[str, Any]]:
+    """Load the dataset dicts of one split; ``image_id`` is COCO's own number in every variant.
+
+    ``classes`` holds the split's classes that cover at least 2048 pixels of the flattened class map
+    (``coco20i_hsnet``: those whose list has the image), also where the masks are not flattened, so
+    that all variants draw from the published image sets. ``annotations`` has one RLE per class (the
+    union of its objects) and one per class of crowd regions; the flat variants have
+    ``sem_seg_file_name`` instead.
+
+    Raises:
+        KeyError: unknown name.
+        FileNotFoundError: images or prepared files are missing, or HSNet's lists were not installed.
+    """
+    spec = FoldName.parse(name, VARIANTS)
+    root = Path(root)
+    image_set = spec.split + ("2017" if spec.variant == "coco20i_2017" else "2014")
+    image_path = image_finder(root, image_set)
+    flat = spec.variant in ("coco20i_flat", HSNET)
+    if flat:
+        require(class_map_path(root, image_set, "").parent, PREPARE_MAPS)
+    choose = _listed_chooser(root, spec) if spec.variant == HSNET else _rule_chooser(spec)
+    records = []
+    for row in read_index(index_path(root, image_set), PREPARE):
+        classes = choose(row)
+        if classes:
+            record = {key: row[key] for key in ("image_id", "height", "width")}
+            record |= {"file_name": str(image_path(row)), "classes": classes}
+            record |= _flat_mask(root, image_set, row) if flat else {"annotations": _annotations(row)}
+            records.append(record)
+    if spec.variant == HSNET:
+        records = _in_list_order(records, _read_class_lists(root, spec))
+    return records
+
+
+def large_classes(row: Mapping[str, Any], class_ids: Collection[int]) -> list[int]:
+    """Classes of an index row, out of ``class_ids``, with 2048 pixels or more in the flattened map."""
+    objects = row["objects"]
+    return [o["class"] for o in objects if o["class"] in class_ids and o["flat_area"] >= MIN_CLASS_PIXELS]
+
+
+def index_path(root: Path, image_set: str) -> Path:
+    """Return the path of the prepared index of ``train2014`` or the like."""
+    return prepared_dir(root, "coco20i") / f"{image_set}.jsonl"
+
+
+def class_map_path(root: Path, image_set: str, file_name: str) -> Path:
+    """Return the path of an image's flattened class map."""
+    return prepared_dir(root, "coco20i") / "class_maps" / image_set / f"{Path(file_name).stem}.png"
+
+
+def list_path(root: Path, name: str) -> Path:
+    """Return the path of a prepared list, such as ``hsnet/val_fold0.json``."""
+    return prepared_dir(root, "coco20i") / "lists" / name
+
+
+def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
+    """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` into image ids.
+
+    Raises:
+        ValueError: the text is something else; the message names ``source``.
+    """
+    try:
+        lists = {int(c): [_image_number(path) for path in paths] for c, paths in json.loads(text).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({error})") from error
+    if not set(lists) <= set(range(len(CLASS_NAMES))):
+        raise ValueError(f"{source}: class ids must be 0 to {len(CLASS_NAMES) - 1}")
+    return lists
+
+
+def _image_number(path: str) -> int:
+    match = re.search(r"(\d+)\.jpg$", path)
+    if match is None:
+        raise ValueError(f"{path!r} does not end in <image id>.jpg")
+    return int(match[1])
+
+
+def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
+    novel = set(novel_classes(spec.variant, spec.fold))
+    wanted = novel if spec.split == "val" else set(range(len(CLASS_NAMES))) - novel
+    shunned = novel if spec.no_novel else set()
+
+    def choose(row: Mapping[str, Any]) -> list[int]:
+        if shunned and any(o["class"] in shunned for o in (*row["objects"], *row["crowds"])):
+            return []
+        return large_classes(row, wanted)
+
+    return choose
+
+
+def _listed_chooser(root: Path, spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
+    listed: dict[int, list[int]] = {}
+    for class_id, image_ids in sorted(_read_class_lists(root, spec).items()):
+        for image_id in image_ids:
+            listed.setdefault(image_id, []).append(class_id)
+    return lambda row: listed.get(row["image_id"], [])
+
+
+def _read_class_lists(root: Path, spec: FoldName) -> dict[int, list[int]]:
+    split = "trn" if spec.split == "train" else "val"
+    path = list_path(root, f"hsnet/{split}_fold{spec.fold}.json")
+    mend = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER"
+    return parse_class_lists(require(path, mend).read_text(), str(path))
+
+
+def _in_list_order(
+    records: Sequence[dict[str, Any]], lists: Mapping[int, Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Order records so that the images of each class stand as in its list.
+
+    HSNet's episodes depend on these orders; its lists agree with one order of all images.
+    """
+    before: dict[int, set[int]] = {record["image_id"]: set() for record in records}
+    for image_ids in lists.values():
+        for first, second in itertools.pairwise(image_ids):
+            before[second].add(first)
+    try:
+        order = list(graphlib.TopologicalSorter(before).static_order())
+    except graphlib.CycleError:
+        logger.warning(
+            "the lists order images differently: the episodes of HSNet cannot be repeated from them"
+        )
+        return list(records)
+    place = {image_id: i for i, image_id in enumerate(order)}
+    return sorted(records, key=lambda record: place[record["image_id"]])
+
+
+def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Path]:
+    """Where an index row's image lies: in the folder of its set, else (2014) in the folders of 2017."""
+    folder = root / "coco" / image_set
+    train, val = root / "coco/train2017", root / "coco/val2017"
+    if image_set.endswith("2014") and not folder.is_dir() and train.is_dir() and val.is_dir():
+        in_val = set(os.listdir(val))
+
+        def find(row: Mapping[str, Any]) -> Path:
+            name = f"{row['image_id']:012d}.jpg"
+            return (val if name in in_val else train) / name
+
+        return find
+    require(folder, IMAGE_MEND)
+    return lambda row: folder / row["file_name"]
+
+
+def _annotations(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    size = [row["height"], row["width"]]
+    return [
+        {"category_id": o["class"], "segmentation": {"size": size, "counts": o["rle"]}, "iscrowd": iscrowd}
+        for iscrowd, regions in enumerate((row["objects"], row["crowds"]))
+        for o in regions
+    ]
+
+
+def _flat_mask(root: Path, image_set: str, row: Mapping[str, Any]) -> dict[str, str]:
+    path = class_map_path(root, image_set, row["file_name"])
+    return {"sem_seg_file_name": str(path), "mask_encoding": "class_map"}

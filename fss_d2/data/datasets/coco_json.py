@@ -1,0 +1,166 @@
+"""Reads instance annotations in COCO's JSON format into dataset dicts."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from fss_d2.data.masks import load_mask
+
+from .registration import ClassDivision, first_duplicate, ids_of
+
+__all__ = ["CocoSettings", "load_coco_json"]
+
+
+@dataclass(frozen=True)
+class CocoSettings:
+    """What `register_coco_json` was asked for; its docstring explains each. Checks what needs no reading."""
+
+    json_file: Path
+    image_root: Path
+    classes: Sequence[str] | None
+    min_area: int
+    exclude_images_with_novel: bool
+    val_fraction: float
+    division: ClassDivision
+
+    def __post_init__(self) -> None:
+        name, split = self.division.dataset, self.division.split
+        if not self.json_file.is_file():
+            raise FileNotFoundError(
+                f"{name}: annotation file {self.json_file} does not exist; mend json_file"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"{name}: val_fraction {self.val_fraction} must be at least 0 and less than 1")
+        if self.min_area < 0:
+            raise ValueError(f"{name}: min_area {self.min_area} must not be negative")
+        for option in ("val_fraction", "exclude_images_with_novel"):
+            if split == "all" and getattr(self, option):
+                raise ValueError(f"{name}: {option} sets train apart from val; give split 'train' or 'val'")
+
+    def has_image(self, image_id: int | str) -> bool:
+        """Whether an image is on the split's side of the `val_fraction` cut."""
+        if self.val_fraction == 0:
+            return True
+        digest = hashlib.sha256(str(image_id).encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
+        return held_out == (self.division.split == "val")
+
+
+def load_coco_json(settings: CocoSettings) -> list[dict[str, Any]]:
+    """Read the file, complete the dataset's metadata and return its records, in the order of "images".
+
+    Raises:
+        FileNotFoundError: the first image is not where it should be.
+        ValueError: the JSON is broken or contradicts itself, or nothing of the split is in it.
+    """
+    content = _read(settings.json_file)
+    class_of, class_names = _classes(settings, content["categories"])
+    name = settings.division.dataset
+    metadata = settings.division.metadata(class_names)
+    annotations = _by_image(settings.json_file, content, class_of)
+    banned = metadata["novel_class_ids"] if _drops_novel(settings) else ()
+    records = []
+    for image in content["images"]:
+        mine = annotations[image["id"]]
+        if settings.has_image(image["id"]) and not any(a["category_id"] in banned for a in mine):
+            record = _record(settings, image, mine, metadata["class_ids"])
+            if record["classes"]:
+                records.append(record)
+    if not records:
+        raise ValueError(
+            f"{name}: no image of {settings.json_file} shows a class of split {settings.division.split!r}"
+        )
+    if not Path(records[0]["file_name"]).is_file():
+        raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; mend image_root")
+    MetadataCatalog.get(name).set(**metadata)
+    return records
+
+
+def _drops_novel(settings: CocoSettings) -> bool:
+    return settings.exclude_images_with_novel and settings.division.split == "train"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Parse the file; its three lists must be there and have distinct ids."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); write it anew") from error
+    needs = {
+        "images": {"id", "file_name", "height", "width"},
+        "categories": {"id", "name"},
+        "annotations": {"image_id", "category_id"},
+    }
+    for part, keys in needs.items():
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: there is no list {part!r}; COCO's format has one")
+        for number, row in enumerate(rows):
+            if missing := keys - row.keys():
+                raise ValueError(f"{path}: {part}[{number}] has no {sorted(missing)[0]!r}; add it")
+        if part != "annotations" and (twice := first_duplicate(row["id"] for row in rows)) is not None:
+            raise ValueError(f"{path}: id {twice} comes twice in {part!r}; ids must differ")
+    return content
+
+
+def _classes(
+    settings: CocoSettings, categories: Sequence[Mapping[str, Any]]
+) -> tuple[dict[int, int | None], list[str]]:
+    """Class id of every category id (None: left out), and the class names."""
+    ordered = sorted(categories, key=lambda category: category["id"])
+    all_names = [category["name"] for category in ordered]
+    if (twice := first_duplicate(all_names)) is not None:
+        raise ValueError(f"{settings.json_file}: two categories are called {twice!r}; rename one")
+    where = f"{settings.division.dataset}: classes"
+    kept = ids_of(settings.classes, all_names, where) if settings.classes is not None else range(len(ordered))
+    class_of: dict[int, int | None] = {category["id"]: None for category in ordered}
+    class_of |= {ordered[place]["id"]: class_id for class_id, place in enumerate(kept)}
+    return class_of, [all_names[place] for place in kept]
+
+
+def _by_image(
+    path: Path, content: Mapping[str, Any], class_of: Mapping[int, int | None]
+) -> dict[int | str, list[dict[str, Any]]]:
+    """Annotations that have an outline, of each image, with class ids for category ids."""
+    grouped: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for number, row in enumerate(content["annotations"]):
+        label = row.get("id", f"number {number}")
+        if row["image_id"] not in grouped:
+            raise ValueError(
+                f"{path}: annotation {label} is of image {row['image_id']}, which is not in 'images'"
+            )
+        if row["category_id"] not in class_of:
+            raise ValueError(
+                f"{path}: annotation {label} has category {row['category_id']}, not in 'categories'"
+            )
+        class_id, outline = class_of[row["category_id"]], row.get("segmentation")
+        if class_id is not None and outline:
+            grouped[row["image_id"]].append(
+                {"category_id": class_id, "segmentation": outline, "iscrowd": int(row.get("iscrowd", 0))}
+            )
+    return grouped
+
+
+def _record(
+    settings: CocoSettings,
+    image: Mapping[str, Any],
+    annotations: Sequence[dict[str, Any]],
+    drawn: Collection[int],
+) -> dict[str, Any]:
+    mine = [a for a in annotations if a["category_id"] in drawn]
+    record: dict[str, Any] = {
+        "file_name": str(settings.image_root / image["file_name"]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "annotations": mine,
+    }
+    classes = sorted({a["category_id"] for a in mine if not a["iscrowd"]})
+    if settings.min_area:
+        classes = [c for c in classes if (load_mask(record, c) == 1).sum() >= settings.min_area]
+    return record | {"classes": classes}

@@ -1,0 +1,225 @@
+"""Users' own data: folders of images and masks, and JSON files in COCO's format."""
+
+from collections.abc import Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .coco_json import CocoSettings, load_coco_json
+from .registration import ClassDivision, first_duplicate, ids_of, register_once
+
+__all__ = ["register_coco_json", "register_folder"]
+
+_MASK_ENCODINGS = ("binary", "trimap")
+_EXIF_ORIENTATION = 0x0112
+
+
+def register_folder(
+    name: str,
+    root: str | PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    base_classes: Sequence[str] | None = None,
+    novel_classes: Sequence[str] | None = None,
+    fold: int | None = None,
+    num_folds: int = 4,
+    split: str = "all",
+    mask_encoding: str = "binary",
+) -> None:
+    """Register a folder of one subfolder per class, `<class>/images/*` and `<class>/masks/<same stem>.png`.
+
+    Each mask knows its own class alone, so that a photograph that stands under two classes makes two
+    records, of image ids "<class>/<stem>". Files are looked at when the dataset is first used.
+
+    Args:
+        name: what `cfg.DATASETS.TRAIN` and `.TEST` shall call it.
+        root: the folder of the class folders.
+        classes: the class folders to take, in the order of their ids; None takes all, by name.
+        base_classes, novel_classes: names of the classes to train on and to hold out; where only one is
+            given, the other is the rest.
+        fold, num_folds: instead of names: hold out class ids with `id % num_folds == fold`.
+        split: whose episodes to draw: "train" the base classes, "val" the novel ones, "all" every class.
+        mask_encoding: "binary" (foreground from half of the file's or format's largest value on) or
+            "trimap" (0, 1, and 255 for pixels to leave out).
+
+    Raises:
+        FileNotFoundError: `root` or a class folder does not exist (at once).
+        ValueError: contradictory arguments, or a name that is taken (at once); an image without mask, a
+            mask without image, an empty class folder, an unreadable image (at first use).
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from fss_d2.data import get_records, register_folder
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> for part in ("images", "masks"):
+        ...     (root / "cat" / part).mkdir(parents=True)
+        ...     Image.new("L", (8, 6), 255).save(root / "cat" / part / "tom.png")
+        >>> register_folder("my_cats", root)
+        >>> [(r["image_id"], r["height"], r["width"], r["classes"]) for r in get_records("my_cats")]
+        [('cat/tom', 6, 8, [0])]
+    """
+    arguments = {**locals(), "root": str(root)}
+    division = ClassDivision(
+        name, split, fold, num_folds, base_classes=base_classes, novel_classes=novel_classes
+    )
+    if mask_encoding not in _MASK_ENCODINGS:
+        raise ValueError(f"{name}: mask_encoding {mask_encoding!r} is not one of {_MASK_ENCODINGS}")
+    class_names = _class_folders(name, Path(root), classes)
+    metadata = division.metadata(class_names)
+    drawn = {class_names[c]: c for c in metadata["class_ids"]}
+    register_once(name, partial(_folder_records, Path(root), drawn, mask_encoding), arguments, metadata)
+
+
+def register_coco_json(
+    name: str,
+    json_file: str | PathLike[str],
+    image_root: str | PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    base_classes: Sequence[str] | None = None,
+    novel_classes: Sequence[str] | None = None,
+    fold: int | None = None,
+    num_folds: int = 4,
+    fold_rule: str = "interleaved",
+    split: str = "all",
+    min_area: int = 0,
+    exclude_images_with_novel: bool = False,
+    val_fraction: float = 0.0,
+) -> None:
+    """Register instance annotations in COCO's format: polygons, RLE (compressed or not), crowd regions.
+
+    Class ids count the categories by rising category id. The mask of a class in an image is the union of its
+    objects; its crowd regions are ignored (255). The file is read when the dataset is first used, and the
+    metadata (class names and ids) are complete from then on.
+
+    Training and validation classes differ, so both splits may draw from one pool of images; but then
+    training images show novel objects, as background. Choose what your evaluation shall claim:
+
+    - neither of the options below: the common protocol of one pool. Labels of novel classes are never seen,
+      their pixels are, even of the very images that are tested on;
+    - `exclude_images_with_novel`: "train" drops every image with an object or crowd region of a novel class.
+      No image is in both splits and novel classes are unseen; costs the most training images;
+    - `val_fraction`: that part of all images, chosen by a hash of their ids, is for "val" alone and the rest
+      for "train" alone. No image is in both splits; new images keep the old ones' places.
+
+    Both may be combined: unseen classes on images apart from those that training could use.
+
+    Args:
+        name: what `cfg.DATASETS.TRAIN` and `.TEST` shall call it.
+        json_file: file with "images", "annotations" and "categories".
+        image_root: the folder that the "file_name" of each image starts from.
+        classes: names of the categories to take; None takes all. The rest counts as background.
+        base_classes, novel_classes: names of the classes to train on and to hold out; where only one is
+            given, the other is the rest.
+        fold, num_folds, fold_rule: instead of names: hold out the class ids with `id % num_folds == fold`
+            ("interleaved") or the fold-th of `num_folds` blocks ("contiguous").
+        split: whose episodes to draw: "train" the base classes, "val" the novel ones, "all" every class.
+        min_area: pixels of its mask that an image must have for a class to be listed; 0 lists every class
+            that has an object and draws no mask to find out. COCO-20i's own rule is 2048.
+        exclude_images_with_novel: see above.
+        val_fraction: see above; in [0, 1).
+
+    Raises:
+        FileNotFoundError: no such JSON (at once), or no such images (at first use).
+        ValueError: contradictory arguments, or a name that is taken (at once); a broken JSON (at first use).
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from PIL import Image
+        >>> from fss_d2.data import get_records, register_coco_json
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 6)).save(root / "a.jpg")
+        >>> square = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}
+        >>> content = {
+        ...     "images": [{"id": 7, "file_name": "a.jpg", "height": 6, "width": 8}],
+        ...     "categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}],
+        ...     "annotations": [square],
+        ... }
+        >>> _ = (root / "my.json").write_text(json.dumps(content))
+        >>> register_coco_json("my_coco", root / "my.json", root)
+        >>> [(r["image_id"], r["classes"]) for r in get_records("my_coco")]
+        [(7, [0])]
+    """
+    arguments = {**locals(), "json_file": str(json_file), "image_root": str(image_root)}
+    division = ClassDivision(name, split, fold, num_folds, fold_rule, base_classes, novel_classes)
+    settings = CocoSettings(
+        Path(json_file),
+        Path(image_root),
+        classes,
+        min_area,
+        exclude_images_with_novel,
+        val_fraction,
+        division,
+    )
+    register_once(name, partial(load_coco_json, settings), arguments)
+
+
+def _class_folders(name: str, root: Path, classes: Sequence[str] | None) -> list[str]:
+    """Names of the class folders, index = class id."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: folder {root} does not exist; give the folder of the class folders")
+    found = sorted(path.parent.name for path in root.glob("[!.]*/images") if path.is_dir())
+    if not found:
+        raise FileNotFoundError(f"{name}: there is no <class>/images folder in {root}; arrange the files so")
+    if classes is None:
+        return found
+    if (twice := first_duplicate(classes)) is not None:
+        raise ValueError(f"{name}: class {twice!r} is listed twice in classes; list it once")
+    ids_of(classes, found, f"{name}: classes")
+    return list(classes)
+
+
+def _folder_records(root: Path, drawn: dict[str, int], mask_encoding: str) -> list[dict[str, Any]]:
+    records = []
+    for class_name, class_id in drawn.items():
+        for image, mask in _image_mask_pairs(root / class_name):
+            height, width = _upright_size(image)
+            records.append(
+                {
+                    "file_name": str(image),
+                    "image_id": f"{class_name}/{image.stem}",
+                    "height": height,
+                    "width": width,
+                    "classes": [class_id],
+                    "sem_seg_file_name": str(mask),
+                    "mask_encoding": mask_encoding,
+                }
+            )
+    return records
+
+
+def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Images of a class folder by name, each with its mask; every file must have its partner."""
+    kinds = Image.registered_extensions()
+    images = [p for p in sorted((folder / "images").glob("[!.]*")) if p.suffix.lower() in kinds]
+    masks = {p.stem: p for p in (folder / "masks").glob("[!.]*.png")}
+    if not images:
+        raise ValueError(f"{folder / 'images'} holds no image: add images or remove the class folder")
+    if (twice := first_duplicate(p.stem for p in images)) is not None:
+        raise ValueError(
+            f"{folder / 'images'}: two images are called {twice!r} but for their ending; rename one"
+        )
+    for image in images:
+        if image.stem not in masks:
+            raise ValueError(
+                f"image {image} has no mask: add {folder / 'masks' / image.stem}.png or remove the image"
+            )
+    if orphans := sorted(masks.keys() - {p.stem for p in images}):
+        raise ValueError(
+            f"mask {masks[orphans[0]]} has no image in {folder / 'images'}: add it or remove the mask"
+        )
+    return [(image, masks[image.stem]) for image in images]
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) by the file's header, after its EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size if turned else image.size[::-1]
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"image file {path} cannot be read ({error}); replace it") from error

@@ -1,0 +1,214 @@
+"""The episode, the unit of work of few-shot segmentation, and the manifest that freezes a list of them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Episode", "ImageId", "episode_seed", "read_manifest", "read_manifest_header", "write_manifest"]
+
+ImageId = int | str
+
+MANIFEST_VERSION = 1
+_HEADER_KEYS = {"manifest_version": int, "dataset": str, "shots": int, "seed": int, "query_rule": str}
+_SEED_STREAM = 1  # keeps the seeds of augmentations apart from the draws of the sampler
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One class, one query and K supports, by image ids.
+
+    Attributes:
+        index: place in the endless (training) or finite (evaluation) list of episodes.
+        class_id: 0-based class id of the dataset.
+        query: id of the query image.
+        supports: ids of the K support images.
+        seed: 32-bit seed of everything random that happens to the episode's pixels.
+    """
+
+    index: int
+    class_id: int
+    query: ImageId
+    supports: tuple[ImageId, ...]
+    seed: int = 0
+
+
+def episode_seed(seed: int, index: int) -> int:
+    """Return the 32-bit seed of episode `index` of the list drawn with base seed `seed` (>= 0)."""
+    return int(np.random.SeedSequence([_SEED_STREAM, seed, index]).generate_state(1)[0])
+
+
+def write_manifest(
+    path: str | os.PathLike[str],
+    episodes: Sequence[Episode],
+    *,
+    dataset: str,
+    class_names: Sequence[str],
+    seed: int = 0,
+    query_rule: str = "class",
+) -> None:
+    """Write episodes as JSON lines: a header, then one episode a line. The file appears whole or not at all.
+
+    Raises:
+        ValueError: no episodes, or episodes of different numbers of shots.
+    """
+    shots = {len(episode.supports) for episode in episodes}
+    if len(shots) != 1:
+        raise ValueError(f"{path}: a manifest needs episodes of one number of shots, got {sorted(shots)}")
+    header = {
+        "manifest_version": MANIFEST_VERSION,
+        "dataset": dataset,
+        "shots": shots.pop(),
+        "seed": seed,
+        "query_rule": query_rule,
+        "episodes": len(episodes),
+    }
+    rows = (
+        {
+            "class_id": episode.class_id,
+            "class_name": class_names[episode.class_id],
+            "query": episode.query,
+            "supports": list(episode.supports),
+        }
+        for episode in episodes
+    )
+    _write_lines(Path(path), [header, *rows])
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the first line of a manifest: dataset, shots, seed, query_rule, episodes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the first line is not a header of this version (named file:line).
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return _parse_header(file.readline(), f"{path}:1")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"manifest {path} does not exist; write it or correct the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a manifest, the file is not UTF-8 text ({error.reason})") from error
+
+
+def read_manifest(
+    path: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    records: Sequence[dict[str, Any]] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> list[Episode]:
+    """Read the episodes of a manifest, in order, and check them against a dataset.
+
+    Args:
+        path: file written by `write_manifest`.
+        dataset: name that the header must carry; None accepts any.
+        records: dataset dicts; every image id must be among them and show the episode's class.
+        class_names: names by class id; ids and names in the file must agree with them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: anything wrong in it, named file:line.
+    """
+    header = read_manifest_header(path)
+    if dataset is not None and header["dataset"] != dataset:
+        raise ValueError(f"{path}:1: written for dataset {header['dataset']!r}, not {dataset!r}")
+    classes_of = None if records is None else {r["image_id"]: frozenset(r["classes"]) for r in records}
+    episodes: list[Episode] = []
+    with open(path, encoding="utf-8-sig") as file:
+        next(file)
+        for number, line in enumerate(file, start=2):
+            if line.strip():
+                where = f"{path}:{number}"
+                episode = _parse_episode(line, where, len(episodes), header)
+                _check_class(json.loads(line), where, class_names)
+                _check_images(episode, where, classes_of)
+                episodes.append(episode)
+    if len(episodes) != header["episodes"]:
+        raise ValueError(f"{path}: header says {header['episodes']} episodes, the file has {len(episodes)}")
+    return episodes
+
+
+def _parse_json(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg}); write the manifest anew") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _require(row: dict[str, Any], key: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    if key not in row:
+        raise ValueError(f"{where}: key {key!r} is missing")
+    if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+        raise ValueError(f"{where}: {key!r} has a value of the wrong type: {row[key]!r}")
+    return row[key]
+
+
+def _parse_header(line: str, where: str) -> dict[str, Any]:
+    header = _parse_json(line, where)
+    for key, kind in {**_HEADER_KEYS, "episodes": int}.items():
+        _require(header, key, kind, where)
+    if header["manifest_version"] != MANIFEST_VERSION:
+        raise ValueError(
+            f"{where}: manifest_version {header['manifest_version']} is unknown, expected {MANIFEST_VERSION}"
+        )
+    if header["episodes"] < 1 or header["shots"] < 1 or header["seed"] < 0:
+        raise ValueError(f"{where}: needs one episode and one shot or more, and a seed that is not negative")
+    return header
+
+
+def _parse_episode(line: str, where: str, index: int, header: dict[str, Any]) -> Episode:
+    row = _parse_json(line, where)
+    class_id = _require(row, "class_id", int, where)
+    query = _require(row, "query", (int, str), where)
+    supports = _require(row, "supports", list, where)
+    for support in supports:
+        _require({"supports": support}, "supports", (int, str), where)
+    if len(supports) != header["shots"]:
+        raise ValueError(f"{where}: {len(supports)} supports, the header says {header['shots']}")
+    if query in supports:
+        raise ValueError(f"{where}: query {query!r} is among its own supports")
+    return Episode(index, class_id, query, tuple(supports), episode_seed(header["seed"], index))
+
+
+def _check_class(row: dict[str, Any], where: str, class_names: Sequence[str] | None) -> None:
+    if class_names is None:
+        return
+    class_id = row["class_id"]
+    if not 0 <= class_id < len(class_names):
+        raise ValueError(f"{where}: class_id {class_id} is not one of the {len(class_names)} classes")
+    if row.get("class_name", class_names[class_id]) != class_names[class_id]:
+        raise ValueError(
+            f"{where}: class {class_id} is {class_names[class_id]!r} here, not {row['class_name']!r}"
+        )
+
+
+def _check_images(episode: Episode, where: str, classes_of: dict[ImageId, frozenset[int]] | None) -> None:
+    if classes_of is None:
+        return
+    for image in (episode.query, *episode.supports):
+        if image not in classes_of:
+            raise ValueError(f"{where}: image {image!r} is not in the dataset")
+        if episode.class_id not in classes_of[image]:
+            raise ValueError(f"{where}: image {image!r} does not show class {episode.class_id}")

@@ -1,0 +1,115 @@
+"""The exact test episodes of HSNet (Min et al., ICCV 2021), which DCAMA and many others report on.
+
+They come from numpy's legacy generator, seeded once (0 in the published results) and consumed in the order
+of the episodes, so the order and the length of the lists decide every draw. Each draw permutes a whole list
+and takes the first entry; draws that hit the query are thrown away but consumed; supports may repeat.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .episode import Episode, ImageId, episode_seed
+from .sampler import Pair
+
+__all__ = ["HSNET_RULES", "hsnet_coco", "hsnet_fss", "hsnet_pascal"]
+
+
+def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
+    """Query: the pairs in list order, cycled. Supports: uniform in the class's part of the list.
+
+    Args:
+        pairs: (image id, class id) in the order of the published list.
+        shots: K.
+        episodes: how many; 0 takes each pair once.
+        seed: of the legacy generator.
+
+    Raises:
+        ValueError: no pairs, or a class with one image only.
+    """
+    members = _members(pairs)
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(pairs)):
+        query, class_id = pairs[index % len(pairs)]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+def hsnet_coco(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
+    """Class uniform over the classes by rising id, then query and supports uniform in the class's list.
+
+    Arguments and errors as in `hsnet_pascal`; only the order of the images within each class matters.
+    """
+    members = _members(pairs)
+    class_ids = sorted(members)
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(pairs)):
+        class_id = class_ids[_legacy_choice(rng, len(class_ids))]
+        query = members[class_id][_legacy_choice(rng, len(members[class_id]))]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+def hsnet_fss(pairs: Sequence[Pair], shots: int, episodes: int = 0, seed: int = 0) -> list[Episode]:
+    """Each image once (`episodes` = 0): classes by rising id, images of a class by name (1, 10, 2, ...).
+
+    Supports are drawn from the class's images by rising number (1, 2, ..., 10). Arguments and errors as in
+    `hsnet_pascal`, save that the order of `pairs` does not matter.
+    """
+    walk = sorted(pairs, key=lambda pair: (pair[1], str(pair[0])))
+    members = {c: sorted(images, key=_by_number) for c, images in _members(walk).items()}
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(walk)):
+        query, class_id = walk[index % len(walk)]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+HSNET_RULES: dict[str, Callable[[Sequence[Pair], int, int, int], list[Episode]]] = {
+    "hsnet_pascal": hsnet_pascal,
+    "hsnet_coco": hsnet_coco,
+    "hsnet_fss": hsnet_fss,
+}
+
+
+def _members(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
+    if not pairs:
+        raise ValueError("no (image, class) pairs to draw episodes from; check the dataset's list")
+    members: dict[int, list[ImageId]] = {}
+    for image, class_id in pairs:
+        members.setdefault(class_id, []).append(image)
+    for class_id, images in members.items():
+        if len(set(images)) < 2:
+            raise ValueError(f"class {class_id} has one image only; the HSNet rules need two or more")
+    return members
+
+
+def _legacy_choice(rng: np.random.RandomState, length: int) -> int:
+    return int(rng.permutation(length)[0])  # what choice(list, 1, replace=False) consumes
+
+
+def _with_supports(
+    index: int,
+    query: ImageId,
+    class_id: int,
+    members: Sequence[ImageId],
+    shots: int,
+    rng: np.random.RandomState,
+    seed: int,
+) -> Episode:
+    supports: list[ImageId] = []
+    while len(supports) < shots:
+        image = members[_legacy_choice(rng, len(members))]
+        if image != query:
+            supports.append(image)
+    return Episode(index, class_id, query, tuple(supports), episode_seed(seed, index))
+
+
+def _by_number(image: ImageId) -> list[tuple[int, int | str]]:
+    """Sort key that takes runs of digits as numbers, so that 2 comes before 10."""
+    parts = re.split(r"(\d+)", str(image))
+    return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]

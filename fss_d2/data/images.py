@@ -1,0 +1,85 @@
+"""Reading image files, with EXIF orientation, any Pillow mode, and errors that name the file."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["open_image", "orient", "read_image"]
+
+_EXIF_ORIENTATION = 0x0112
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image.Image, int]:
+    """Decode a file with Pillow.
+
+    Args:
+        path: the file.
+        what: "image" or "mask", for messages.
+
+    Returns:
+        The decoded image as stored, and its EXIF orientation (1 to 8; 1 = upright).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} file {path} does not exist; restore it or mend its path") from None
+    except _DECODE_ERRORS as error:
+        reason = "it is a folder" if Path(path).is_dir() else " ".join(str(error).split())
+        raise ValueError(f"{what} file {path} cannot be read ({reason}); replace it") from error
+    return image, orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DECODE_ERRORS:
+        return 1  # broken metadata do not make the pixels unreadable
+    return value if value in range(1, 9) else 1
+
+
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (H, W, ...) as stored into the upright one that EXIF orientation 1..8 asks for."""
+    if orientation >= 5:  # stored with rows and columns exchanged
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """Read an image upright as (H, W, 3) uint8 RGB; also return the EXIF orientation that was undone.
+
+    Transparent parts are laid on white; 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or holds floating-point pixels.
+    """
+    image, orientation = open_image(path)
+    if image.mode == "F":
+        raise ValueError(f"image file {path} has floating-point pixels; save it with 8 bits per channel")
+    return np.ascontiguousarray(orient(_to_rgb(image), orientation)), orientation
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.max() > 255:
+            grey = grey >> 8
+        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,161 @@
+"""From a dataset dict to the image and the mask of one class: 1 object, 0 rest, 255 ignored."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from PIL import Image
+
+from .images import open_image, orient, read_image
+
+__all__ = ["IGNORE", "binary_mask", "load_mask", "load_sample", "mask_source"]
+
+IGNORE = 255
+
+
+def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read a dataset dict's image and its mask of one class, both upright.
+
+    A mask that has the size of the image as stored, before its EXIF orientation is undone, is turned with
+    it; one that already has the upright size is taken as upright.
+
+    Returns:
+        Image (H, W, 3) uint8 RGB; mask (H, W) uint8 in {0, 1, 255}.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, the sizes differ, or no pixel shows the class; names the file.
+    """
+    image, orientation = read_image(record["file_name"])
+    mask = load_mask(record, class_id)
+    if mask.shape != image.shape[:2]:
+        turned = orient(mask, orientation)
+        if turned.shape != image.shape[:2]:
+            raise ValueError(
+                f"{mask_source(record)}: the mask is {_size(mask)} pixels but its image "
+                f"{record['file_name']} is {_size(image)}; make the two sizes equal"
+            )
+        mask = turned
+    if not (mask == 1).any():
+        raise ValueError(
+            f"{mask_source(record)}: no pixel shows class {class_id}; "
+            f"mend the mask or take the class off image {record['image_id']!r}"
+        )
+    return image, np.ascontiguousarray(mask)
+
+
+def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
+    """Return the mask of one class as (H, W) uint8 in {0, 1, 255}, in the frame the dataset stores it in.
+
+    Raises:
+        FileNotFoundError: the mask file is missing.
+        ValueError: the mask is broken or does not follow its encoding; names the file.
+    """
+    if "annotations" in record:
+        return _annotation_mask(record, class_id)
+    path = record.get("sem_seg_file_name")
+    if path is None:
+        raise ValueError(f"image {record['file_name']} has neither sem_seg_file_name nor annotations")
+    encoding = record.get("mask_encoding", "class_map")
+    pixels, _ = open_image(path, "mask")
+    if encoding == "binary":
+        return binary_mask(pixels).astype(np.uint8)
+    if encoding == "class_map":
+        values = _single_channel(pixels, path)
+        return np.select([values == class_id + 1, values == IGNORE], [1, IGNORE], 0).astype(np.uint8)
+    if encoding == "trimap":
+        values = _single_channel(pixels, path)
+        odd = np.setdiff1d(np.unique(values), [0, 1, IGNORE])
+        if odd.size:
+            raise ValueError(f"mask file {path} has the value {odd[0]}; a trimap holds 0, 1 and 255 only")
+        return values.astype(np.uint8)
+    raise ValueError(f"{path}: unknown mask_encoding {encoding!r}; use class_map, binary or trimap")
+
+
+def mask_source(record: Mapping[str, Any]) -> str:
+    """Name the file that a record's mask comes from, for messages."""
+    if "annotations" in record:
+        return f"annotations of {record['file_name']}"
+    return f"mask file {record.get('sem_seg_file_name')}"
+
+
+def binary_mask(image: Image.Image) -> np.ndarray:
+    """Return the foreground (H, W) bool of a black-and-white mask in any Pillow mode.
+
+    Foreground is what reaches half of the format's largest value (128 of 8 bits, 32768 of 16); in a file
+    that never does, half of its own largest value, so that masks of 0 and 1 work. Colours count by their
+    strongest channel, transparent pixels are background, and a mask drawn in the alpha channel alone or by
+    palette entries of one colour is understood.
+    """
+    if image.mode == "1":
+        return np.array(image)
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        levels = np.asarray(image)
+    else:
+        levels = _strongest_channel(image)
+    half = 32768 if image.mode.startswith("I") else 128
+    top = levels.max()
+    return levels >= half if top >= half else (levels > 0) & (2 * levels.astype(np.float64) >= top)
+
+
+def _strongest_channel(image: Image.Image) -> np.ndarray:
+    rgba = np.asarray(image.convert("RGBA"))
+    color, alpha = rgba[..., :3].max(axis=2), rgba[..., 3]
+    if color.min() < color.max():
+        return np.where(alpha >= 128, color, 0)
+    if alpha.min() < alpha.max():
+        return alpha
+    return np.asarray(image) if image.mode == "P" else color
+
+
+def _single_channel(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    values = np.asarray(image)  # palette images give their entries' numbers
+    if values.ndim == 2 and image.mode != "F":
+        return values
+    if values.ndim == 3 and image.mode != "LA" and (values[..., :3] == values[..., :1]).all():
+        return values[..., 0]
+    if image.mode == "LA":
+        return values[..., 0]
+    raise ValueError(f"mask file {path} is a {image.mode} image; save the class numbers in a single channel")
+
+
+def _annotation_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
+    """Union of the class's objects; its crowd regions are 255 where no object lies; no other class counts."""
+    shape = (record["height"], record["width"])
+    mine = [a for a in record["annotations"] if a["category_id"] == class_id]
+    objects = [a["segmentation"] for a in mine if not a.get("iscrowd", 0)]
+    crowds = [a["segmentation"] for a in mine if a.get("iscrowd", 0)]
+    try:
+        mask = _union(crowds, shape) * np.uint8(IGNORE)
+        mask[_union(objects, shape) > 0] = 1
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{mask_source(record)}: class {class_id} cannot be drawn ({reason})") from error
+    return mask
+
+
+def _union(segmentations: Iterable[Any], shape: tuple[int, int]) -> np.ndarray:
+    """Rasterise polygons and RLEs together: (H, W) uint8 in {0, 1}."""
+    rles: list[Any] = []
+    vertices: list[np.ndarray] = []
+    for segmentation in segmentations:
+        if isinstance(segmentation, Mapping):
+            if list(segmentation["size"]) != list(shape):
+                raise ValueError(f"RLE of size {segmentation['size']}, the image is {list(shape)}")
+            compressed = isinstance(segmentation["counts"], (str, bytes))
+            rles.append(segmentation if compressed else coco_mask.frPyObjects(segmentation, *shape))
+        else:
+            vertices += [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+            polygons = [p for p in segmentation if len(p) >= 6]
+            rles += coco_mask.frPyObjects(polygons, *shape) if polygons else []
+    union = coco_mask.decode(coco_mask.merge(rles)) if rles else np.zeros(shape, np.uint8)
+    if vertices and not union.any():  # too thin for the rasteriser: the pixels under its corners
+        x, y = np.concatenate(vertices).astype(int).T
+        union[np.clip(y, 0, shape[0] - 1), np.clip(x, 0, shape[1] - 1)] = 1
+    return union
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,199 @@
+"""Which images make up episode i: drawn as a pure function of (seed, i), and dealt out to processes."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+from .episode import Episode, ImageId, episode_seed
+
+__all__ = [
+    "QUERY_RULES",
+    "EpisodeDrawer",
+    "InferenceEpisodeSampler",
+    "Pair",
+    "TrainingEpisodeSampler",
+    "pairs_of",
+]
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or support of the class
+
+QUERY_RULES = ("class", "pair", "image")
+
+# First word of the entropy of each random stream, so that no two share their numbers.
+_DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
+
+
+def pairs_of(records: Iterable[Mapping[str, Any]], class_ids: Iterable[int]) -> list[Pair]:
+    """Return all (image id, class id) pairs of the given classes, in the order of the dataset dicts."""
+    wanted = set(class_ids)
+    return [(r["image_id"], class_id) for r in records for class_id in r["classes"] if class_id in wanted]
+
+
+class EpisodeDrawer:
+    """An endless sequence of episodes; episode i depends on the pairs, the options and (seed, i) alone."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        shots: int | Sequence[int] = 1,
+        rule: str = "class",
+        seed: int = 0,
+        repeat_supports: bool = False,
+        batch_size: int = 1,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            pairs: (image id, class id) pairs; their order is the list order of rules "pair" and "image".
+            shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes.
+            rule: how the query comes about. "class": class uniform, then image uniform in the class;
+                "pair": each pair once an epoch; "image": each image once an epoch, its class uniform
+                among its classes. The order is new in every epoch.
+            seed: not negative.
+            repeat_supports: draw supports with replacement. The query is never its own support.
+            batch_size: episodes of one training step over all processes.
+            class_names: used in messages only.
+
+        Raises:
+            ValueError: an option out of range, or no class with enough images (classes with too few are
+                left out with a warning).
+        """
+        if rule not in QUERY_RULES:
+            raise ValueError(f"unknown query rule {rule!r}; choose one of {', '.join(QUERY_RULES)}")
+        self.shots = (shots,) if isinstance(shots, int) else tuple(shots)
+        if not self.shots or min(self.shots) < 1:
+            raise ValueError(f"shots must be positive numbers, got {shots!r}")
+        if seed < 0:
+            raise ValueError(f"the seed of episodes must not be negative, got {seed}")
+        self.rule = rule
+        self.seed = seed
+        self.repeat_supports = repeat_supports
+        self.batch_size = batch_size
+        needed = 2 if repeat_supports else max(self.shots) + 1
+        self.pairs = _drop_small_classes(list(dict.fromkeys(pairs)), needed, class_names)
+        self.images_of: dict[int, list[ImageId]] = {}
+        self._position: dict[Pair, int] = {}  # of an image in the list of its class
+        classes_of: dict[ImageId, list[int]] = {}
+        for image, class_id in self.pairs:
+            members = self.images_of.setdefault(class_id, [])
+            self._position[image, class_id] = len(members)
+            members.append(image)
+            classes_of.setdefault(image, []).append(class_id)
+        self.class_ids = sorted(self.images_of)
+        self._image_classes = list(classes_of.items())
+        self._cached_order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    @property
+    def epoch_length(self) -> int:
+        """Episodes after which every query has come once (rule "class": the number of pairs)."""
+        return len(self._image_classes) if self.rule == "image" else len(self.pairs)
+
+    def draw(self, index: int) -> Episode:
+        """Return episode `index` (from 0, without end)."""
+        rng = self._rng(_DRAW_STREAM, index)
+        if self.rule == "class":
+            class_id = self.class_ids[rng.integers(len(self.class_ids))]
+            members = self.images_of[class_id]
+            return self._with_supports(index, members[rng.integers(len(members))], class_id, rng)
+        epoch, place = divmod(index, self.epoch_length)
+        entry = self._order(epoch)[place]
+        if self.rule == "pair":
+            return self._with_supports(index, *self.pairs[entry], rng)
+        image, classes = self._image_classes[entry]
+        return self._with_supports(index, image, classes[rng.integers(len(classes))], rng)
+
+    def draw_every_pair(self) -> list[Episode]:
+        """Return one episode for each (image, class) pair as query, in list order."""
+        return [
+            self._with_supports(i, image, class_id, self._rng(_DRAW_STREAM, i))
+            for i, (image, class_id) in enumerate(self.pairs)
+        ]
+
+    def _with_supports(self, index: int, query: ImageId, class_id: int, rng: np.random.Generator) -> Episode:
+        members = self.images_of[class_id]
+        shots = self._shots_at(index)
+        chosen = rng.choice(len(members) - 1, shots, replace=self.repeat_supports)
+        chosen = chosen + (chosen >= self._position[query, class_id])  # steps over the query
+        supports = tuple(members[i] for i in chosen)
+        return Episode(index, class_id, query, supports, episode_seed(self.seed, index))
+
+    def _shots_at(self, index: int) -> int:
+        if len(self.shots) == 1:
+            return self.shots[0]
+        return self.shots[self._rng(_SHOTS_STREAM, index // self.batch_size).integers(len(self.shots))]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._cached_order[0] != epoch:
+            self._cached_order = (epoch, self._rng(_ORDER_STREAM, epoch).permutation(self.epoch_length))
+        return self._cached_order[1]
+
+    def _rng(self, stream: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([stream, self.seed, number])
+
+
+def _drop_small_classes(pairs: list[Pair], needed: int, class_names: Sequence[str] | None) -> list[Pair]:
+    counts: dict[int, int] = {}
+    for _, class_id in pairs:
+        counts[class_id] = counts.get(class_id, 0) + 1
+    small = {class_id for class_id, count in counts.items() if count < needed}
+    if len(small) == len(counts):
+        raise ValueError(
+            f"no class has the {needed} images that an episode needs; lower the shots or add images"
+        )
+    if small:
+        names = ", ".join(str(class_names[c]) if class_names else str(c) for c in sorted(small))
+        logger.warning("Classes left out, fewer than %d images each: %s", needed, names)
+    return [pair for pair in pairs if pair[1] not in small]
+
+
+class TrainingEpisodeSampler(Sampler[Episode]):
+    """Endless episodes of one process: rank r of W yields start + r, start + r + W, ..."""
+
+    def __init__(
+        self, drawer: EpisodeDrawer, *, start: int = 0, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """
+        Args:
+            drawer: source of the episodes.
+            start: index of the first episode over all processes (iterations done times total batch).
+            rank, world_size: of this process; by default those of `detectron2.utils.comm`.
+        """
+        self.drawer = drawer
+        self.start = start
+        self.rank = comm.get_rank() if rank is None else rank
+        self.world_size = comm.get_world_size() if world_size is None else world_size
+
+    def __iter__(self) -> Iterator[Episode]:
+        index = self.start + self.rank
+        while True:
+            yield self.drawer.draw(index)
+            index += self.world_size
+
+
+class InferenceEpisodeSampler(Sampler[Episode]):
+    """A finite list of episodes dealt out to processes: rank r of W yields numbers r, r + W, ..."""
+
+    def __init__(
+        self, episodes: Sequence[Episode], *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """
+        Args:
+            episodes: all episodes of the evaluation.
+            rank, world_size: of this process; by default those of `detectron2.utils.comm`.
+        """
+        rank = comm.get_rank() if rank is None else rank
+        world_size = comm.get_world_size() if world_size is None else world_size
+        self.episodes = list(episodes)[rank::world_size]
+
+    def __iter__(self) -> Iterator[Episode]:
+        return iter(self.episodes)
+
+    def __len__(self) -> int:
+        return len(self.episodes)

@@ -1,0 +1,157 @@
+"""Start one or many processes: on GPUs or CPUs, spawned here or started by torchrun."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+__all__ = ["LaunchPlan", "launch"]
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = timedelta(minutes=30)  # as Detectron2's
+_RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How many processes, and on what.
+
+    Attributes:
+        num_gpus: GPUs, one process each, per machine; 0 runs on CPUs; None takes one GPU where there is one.
+        num_processes: processes per machine where ``num_gpus`` is 0.
+        num_machines: machines that run the same command.
+        machine_rank: which of them this is.
+        dist_url: "tcp://host:port" of machine 0; "auto" takes a free port of a single machine.
+    """
+
+    num_gpus: int | None = None
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+    def __post_init__(self) -> None:
+        found = torch.cuda.device_count()
+        if self.num_gpus is not None and self.num_gpus > found:
+            raise ValueError(
+                f"--num-gpus {self.num_gpus}: this machine has {found} usable GPU(s); "
+                "use --num-gpus 0 (with --num-processes N for several CPU processes)"
+            )
+        if min(self.num_processes, self.num_machines) < 1 or (self.num_gpus or 0) < 0:
+            raise ValueError("--num-gpus must be 0 or more, --num-processes and --num-machines 1 or more")
+        if not 0 <= self.machine_rank < self.num_machines:
+            raise ValueError(
+                f"--machine-rank {self.machine_rank} is not from 0 to --num-machines {self.num_machines} - 1"
+            )
+        if self.num_machines > 1 and self.dist_url == "auto":
+            raise ValueError(
+                "--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of machine 0"
+            )
+        if self.num_processes > 1 and self.uses_gpu:
+            raise ValueError("--num-processes is for CPUs: add --num-gpus 0, or give --num-gpus alone")
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the processes run on GPUs."""
+        return torch.cuda.is_available() if self.num_gpus is None else self.num_gpus > 0
+
+    @property
+    def per_machine(self) -> int:
+        """Processes per machine."""
+        return (self.num_gpus or 1) if self.uses_gpu else self.num_processes
+
+
+def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
+    """Call ``main(*args)`` in every process of the plan, with Detectron2's `comm` ready for use.
+
+    Under torchrun, or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, this
+    process is one of those that it started, and the plan's counts do not matter. Otherwise the processes of
+    this machine are spawned here; a single one runs in place. The backend is nccl on GPUs, gloo on CPUs.
+
+    Returns:
+        What ``main`` returns, or None where the processes were spawned.
+
+    Raises:
+        ValueError: the launcher's variables are incomplete, or more processes than GPUs.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        missing = [name for name in _RENDEZVOUS if name not in os.environ]
+        if missing:
+            raise ValueError(
+                f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: start with torchrun, or unset them"
+            )
+        return _join_and_run(main, plan, args, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    world_size = plan.per_machine * plan.num_machines
+    if world_size == 1:
+        return main(*args)
+    url = f"tcp://127.0.0.1:{_free_port()}" if plan.dist_url == "auto" else plan.dist_url
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--dist-url {url!r} is not of the form tcp://HOST:PORT")
+    variables = {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(plan.per_machine),
+    }
+    mp.spawn(_spawned, args=(main, plan, tuple(args), variables), nprocs=plan.per_machine)
+    return None
+
+
+def _spawned(
+    local_rank: int,
+    main: Callable[..., Any],
+    plan: LaunchPlan,
+    args: Sequence[Any],
+    variables: dict[str, str],
+) -> None:
+    rank = plan.machine_rank * plan.per_machine + local_rank
+    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(local_rank))
+    _join_and_run(main, plan, args, local_rank)
+
+
+def _join_and_run(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any], local_rank: int) -> Any:
+    """Join the process group that the environment describes, run, and leave it."""
+    if plan.uses_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local process {local_rank} has no GPU of its own ({torch.cuda.device_count()} found); "
+                "start fewer processes, or use --num-gpus 0"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if plan.uses_gpu else "gloo", init_method="env://", timeout=_TIMEOUT)
+    try:
+        _create_local_group(int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+        comm.synchronize()
+        return main(*args)
+    finally:
+        comm._LOCAL_PROCESS_GROUP = None
+        dist.destroy_process_group()
+
+
+def _create_local_group(per_machine: int) -> None:
+    """Tell Detectron2 which processes share this machine: 0.6 and its main branch keep the group here."""
+    if dist.get_world_size() % per_machine:
+        raise ValueError(
+            f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; "
+            "start the same number on every machine"
+        )
+    for first in range(0, dist.get_world_size(), per_machine):
+        group = dist.new_group(list(range(first, first + per_machine)))
+        if dist.get_rank() // per_machine == first // per_machine:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,34 @@
+"""What a program does before it trains or evaluates: config, data sets, logs, seeds."""
+
+import argparse
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from fss_d2.data.catalog import register_datasets_from_cfg
+
+from .arguments import load_config
+from .errors import hide_tracebacks
+
+__all__ = ["setup", "start_log"]
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, register the data sets that it lists, start the logs and seed all generators.
+
+    Args:
+        args: what `argument_parser` parses; ``OUTPUT_DIR`` receives ``config.yaml`` and ``log.txt``.
+    """
+    cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
+    register_datasets_from_cfg(cfg)
+    default_setup(cfg, args)
+    start_log(cfg.OUTPUT_DIR)
+    hide_tracebacks()
+    return cfg
+
+
+def start_log(output_dir: str | None = None) -> None:
+    """Show the log of fss_d2 on the console (main process), and in ``output_dir/log.txt``."""
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fss_d2")

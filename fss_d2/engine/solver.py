@@ -1,0 +1,127 @@
+"""Optimizers, learning-rate schedules and gradient clipping from ``cfg.SOLVER``."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+
+__all__ = ["PolyParamScheduler", "build_gradient_clipper", "build_lr_scheduler", "build_optimizer"]
+
+_OPTIMIZERS = ("SGD", "ADAMW")
+_DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+_CLIP_TYPES = ("value", "norm", "full_model")
+GradientClipper = Callable[[Sequence[nn.Parameter]], None]
+
+
+class PolyParamScheduler(ParamScheduler):
+    """Polynomial decay ``max(ending, (1 - t) ** power)``, with t from 0 to 1 over the training.
+
+    Args:
+        power: 0.9 in PSPNet, PFENet and after them.
+        ending: the factor never falls below it.
+    """
+
+    def __init__(self, power: float = 0.9, ending: float = 0.0) -> None:
+        self._power = power
+        self._ending = ending
+
+    def __call__(self, where: float) -> float:
+        return max(self._ending, (1.0 - min(where, 1.0)) ** self._power)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that require a gradient; a frozen backbone's are not among them.
+
+    Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV.
+
+    Raises:
+        ValueError: an unknown optimizer, or a model without anything to train.
+    """
+    solver = cfg.SOLVER
+    learning_rate = solver.BASE_LR * solver.LR_FACTOR
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=learning_rate,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    if not groups:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no parameter to train; "
+            "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
+        )
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    if solver.OPTIMIZER == "ADAMW":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {', '.join(_OPTIMIZERS)}")
+
+
+def build_lr_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", "ConstantLR" or one of Detectron2's.
+
+    All start with WARMUP_ITERS iterations of warm-up from WARMUP_FACTOR; 0 iterations mean none.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    solver = cfg.SOLVER
+    if solver.MAX_ITER < 1:
+        raise ValueError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}; training needs at least 1")
+    if solver.LR_SCHEDULER_NAME in _DETECTRON2_SCHEDULES:
+        return build_detectron2_lr_scheduler(cfg, optimizer)
+    if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        schedule: ParamScheduler = PolyParamScheduler(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
+    elif solver.LR_SCHEDULER_NAME == "ConstantLR":
+        schedule = PolyParamScheduler(power=0.0)  # fvcore's constant one refuses the last step
+    else:
+        names = ("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES)
+        raise ValueError(
+            f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {', '.join(names)}"
+        )
+    if solver.WARMUP_ITERS > 0:
+        length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+        schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD)
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
+
+
+def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
+    """The clipping of ``SOLVER.CLIP_GRADIENTS``, or None where it is off.
+
+    CLIP_TYPE "value" and "norm" are Detectron2's, parameter by parameter; "full_model" clips the norm of all
+    gradients together.
+
+    Raises:
+        ValueError: an unknown CLIP_TYPE.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    limit, norm_type = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
+    if clip.CLIP_TYPE == "value":
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, limit)
+    if clip.CLIP_TYPE == "full_model":
+        return lambda parameters: _clip_norm(parameters, limit, norm_type)
+    if clip.CLIP_TYPE == "norm":
+        return lambda parameters: _clip_each_norm(parameters, limit, norm_type)
+    raise ValueError(
+        f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(_CLIP_TYPES)}"
+    )
+
+
+def _clip_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, limit, norm_type)
+
+
+def _clip_each_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
+    for parameter in parameters:
+        _clip_norm([parameter], limit, norm_type)

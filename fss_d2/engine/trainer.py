@@ -1,0 +1,217 @@
+"""The trainer: Detectron2's, for episodes, with training that resumes to the bit."""
+
+import difflib
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
+from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
+from fss_d2.data.build import build_few_shot_train_loader
+from fss_d2.evaluation import FewShotEvaluator
+
+from .evaluate import Results, evaluate, evaluate_periodically, evaluation_name, write_summary
+from .hooks import KeepBest, SeedIterations, cut_metrics
+from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .step import EpisodeStep
+
+__all__ = ["EpisodeStream", "Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class EpisodeStream:
+    """An endless iterable of batches whose start can still be moved while nothing has been read from it.
+
+    Args:
+        build: makes the loader that starts at the iteration it is given.
+    """
+
+    def __init__(self, build: Callable[[int], Iterable[list[dict[str, Any]]]]) -> None:
+        self._build = build
+        self._loader: Iterable[list[dict[str, Any]]] | None = None
+
+    def start_at(self, iteration: int) -> None:
+        """Build the loader that goes on after so many iterations."""
+        self._loader = self._build(iteration)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        if self._loader is None:
+            self.start_at(0)
+        yield from self._loader
+
+
+class Trainer(DefaultTrainer):
+    """Train a few-shot segmentor as the config says.
+
+    Where ``cfg.SEED`` is 0 or more, N + M iterations give the same weights, optimizer state and losses as N
+    iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
+    seed and i alone, and a checkpoint holds the rest.
+
+    Args:
+        cfg: the config; MODEL.WEIGHTS is not loaded before `resume_or_load`.
+
+    Raises:
+        ValueError: the config asks for something that does not exist; the message names the key.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own __init__ wraps the model for GPUs only and starts the loader at iteration 0.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.results: Results | None = None
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._trainer = EpisodeStep(
+            _distribute(model),
+            EpisodeStream(lambda start_iter: self.build_train_loader(cfg, start_iter=start_iter)),
+            optimizer,
+            clip=build_gradient_clipper(cfg),
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Take up the last checkpoint in OUTPUT_DIR, if asked to and there is one, else MODEL.WEIGHTS."""
+        super().resume_or_load(resume)
+        self.data_loader.start_at(self.start_iter)
+
+    def train(self) -> Results | None:
+        """Train, evaluate the final model, and write ``OUTPUT_DIR/results.json``.
+
+        Returns:
+            The scores of `evaluate`; None without test sets.
+        """
+        if comm.is_main_process():  # only now is it known where the curves go on
+            cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            writers = hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)
+            self.register_hooks([writers])
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        if self.results:
+            weights = str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth")
+            write_summary(self.cfg, self.results, weights=weights)
+        return self.results
+
+    def after_train(self) -> None:
+        """Run the closing hooks; a training that broke off has nothing to evaluate."""
+        if self.iter < self.max_iter:
+            unfinished = (hooks.EvalHook, hooks.BestCheckpointer)
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, unfinished)]
+        super().after_train()
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Seeding, timing, learning rate, checkpoints, evaluation; `train` adds the writers after them."""
+        cfg = self.cfg
+        built: list[hooks.HookBase] = [SeedIterations(cfg.SEED)] if cfg.SEED >= 0 else []
+        built += [hooks.IterationTimer(), hooks.LRScheduler()]
+        if comm.is_main_process():
+            # Before the evaluation: should that fail, the checkpoint is there.
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        if cfg.DATASETS.TEST:
+            built += self._evaluation_hooks()
+        return built
+
+    def _evaluation_hooks(self) -> list[hooks.HookBase]:
+        test, period = self.cfg.TEST, self.cfg.TEST.EVAL_PERIOD
+        built: list[hooks.HookBase] = []
+        if period > 0:
+            built.append(hooks.EvalHook(period, self._test_periodically))
+            if test.BEST_METRIC and comm.is_main_process():
+                best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
+                name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
+                built.append(KeepBest(period, best, f"periodic/{name}/few_shot_seg/{test.BEST_METRIC}"))
+        built.append(hooks.EvalHook(0, self._test_finally))
+        return built
+
+    def _test_periodically(self) -> dict[str, Results]:
+        return {"periodic": evaluate_periodically(self.cfg, self.model)}
+
+    def _test_finally(self) -> Results:
+        self.results = self.test(self.cfg, self.model)
+        return self.results
+
+    def build_writers(self) -> list[EventWriter]:
+        """The console, ``metrics.json`` (plain values, not smoothed) and TensorBoard."""
+        folder = self.cfg.OUTPUT_DIR
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(str(Path(folder) / "metrics.json"), window_size=1),
+            TensorboardXWriter(folder),
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, hooks and step with its optimizer, which Detectron2 0.6 leaves out."""
+        return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights.
+
+        Raises:
+            ValueError: no meta-architecture of that name.
+        """
+        name = cfg.MODEL.META_ARCHITECTURE
+        if name not in META_ARCH_REGISTRY:
+            known = [key for key, _ in META_ARCH_REGISTRY]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+        model = build_model(cfg)
+        counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        trained = sum(number for number, requires_grad in counts if requires_grad)
+        total = sum(number for number, _ in counts)
+        logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """See `fss_d2.engine.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """See `fss_d2.engine.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
+        """See `fss_d2.data.build_few_shot_train_loader`."""
+        return build_few_shot_train_loader(cfg, start_iter=start_iter)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator of one test set, without files."""
+        return FewShotEvaluator.from_config(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> Results:
+        """See `fss_d2.engine.evaluate.evaluate`."""
+        return evaluate(cfg, model)
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """Wrap the model where several processes train it; on a CPU it has no device to name."""
+    on_gpu = next(model.parameters()).is_cuda
+    device = {} if on_gpu else {"device_ids": None}
+    return create_ddp_model(model, broadcast_buffers=False, **device)

@@ -1,0 +1,16 @@
+"""Scores of few-shot segmentation: pure metrics, confidence intervals and the Detectron2 evaluator."""
+
+from .bootstrap import Comparison, compare
+from .few_shot_evaluation import FewShotEvaluator
+from .report import format_class_table, format_table
+from .rows import EpisodeCounts, read_rows
+
+__all__ = [
+    "Comparison",
+    "EpisodeCounts",
+    "FewShotEvaluator",
+    "compare",
+    "format_class_table",
+    "format_table",
+    "read_rows",
+]

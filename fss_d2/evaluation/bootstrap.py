@@ -1,0 +1,172 @@
+"""Confidence intervals by resampling episodes, and the paired comparison of two evaluations.
+
+Percentile bootstrap (Efron, 1979): the N episodes of a run are drawn N times with replacement, the score is
+computed anew, and the interval holds the middle ``level`` of those scores. It says how far the score would
+move with other episodes of the same classes; it says nothing of other training seeds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .metrics import check_absent, episode_iou, iou, mean_iou
+from .rows import EpisodeCounts, stack_rows
+
+__all__ = ["Comparison", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare", "interval"]
+
+_CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples (16 MB of weights)
+
+
+def bootstrap_mean_iou(
+    class_ids: np.ndarray,
+    intersection: np.ndarray,
+    union: np.ndarray,
+    classes: Sequence[int],
+    *,
+    counting: str = "hsnet",
+    absent: str = "zero",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """mIoU of each resample, (resamples,) float64 fractions; arguments as `metrics.mean_iou`.
+
+    A class that the run draws and a resample happens to miss is left out of that resample's mean; a class
+    that the run itself never draws is treated as ``absent`` says. Equal ``seed`` and N give equal resamples.
+    """
+    check_absent(absent)
+    order = np.argsort(class_ids, kind="stable")
+    drawn, starts = np.unique(class_ids[order], return_index=True)
+    inter, total = intersection[order, 1], union[order, 1]
+    never_drawn = len(set(map(int, classes)) - set(map(int, drawn))) if absent == "zero" else 0
+    scores = []
+    for weights in _resample_weights(len(class_ids), resamples, seed):
+        weights = weights[:, order]  # (r, N), grouped by class
+        present = np.add.reduceat(weights, starts, axis=1) > 0  # (r, drawn)
+        per_class = iou(
+            np.add.reduceat(weights * inter, starts, axis=1),
+            np.add.reduceat(weights * total, starts, axis=1),
+            counting,
+        )
+        scores.append((per_class * present).sum(axis=1) / (present.sum(axis=1) + never_drawn))
+    return np.concatenate(scores)
+
+
+def bootstrap_episode_iou(
+    intersection: np.ndarray,
+    union: np.ndarray,
+    *,
+    counting: str = "hsnet",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Mean episode IoU of each resample, (resamples,); episodes without any foreground are left out."""
+    scores = episode_iou(intersection, union, counting)
+    scores = scores[~np.isnan(scores)]
+    if not len(scores):
+        return np.zeros(resamples)
+    blocks = _resample_weights(len(scores), resamples, seed)
+    return np.concatenate([weights @ scores for weights in blocks]) / len(scores)
+
+
+def interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle ``level`` of the resampled scores (S,) as (low, high)."""
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluation a against b on the same episodes; mIoU in percent, ``difference`` = a - b in points.
+
+    ``low`` and ``high`` bound the difference (bootstrap over episodes, the same resamples for both);
+    ``better`` is the fraction of resamples in which a is strictly above b.
+    """
+
+    mean_iou_a: float
+    mean_iou_b: float
+    difference: float
+    low: float
+    high: float
+    better: float
+    episodes: int
+
+
+def compare(
+    rows_a: Sequence[EpisodeCounts],
+    rows_b: Sequence[EpisodeCounts],
+    *,
+    classes: Sequence[int] | None = None,
+    counting: str = "hsnet",
+    absent: str = "zero",
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare two evaluations episode by episode.
+
+    Args:
+        rows_a, rows_b: what `read_rows` gives for the two; the order of the rows does not matter.
+        classes: the classes of the split; None takes those that the episodes draw.
+
+    Raises:
+        ValueError: the two were not scored on the same episodes; the message names the first that differs.
+    """
+    rows_a, rows_b = _pair(rows_a, rows_b)
+    class_ids, *counts_a = stack_rows(rows_a)
+    _, *counts_b = stack_rows(rows_b)
+    classes = sorted(set(class_ids.tolist())) if classes is None else classes
+    a, b = (
+        mean_iou(class_ids, *counts, classes, counting=counting, absent=absent)
+        for counts in (counts_a, counts_b)
+    )
+    resampled_a, resampled_b = (
+        bootstrap_mean_iou(
+            class_ids, *counts, classes, counting=counting, absent=absent, resamples=resamples, seed=seed
+        )
+        for counts in (counts_a, counts_b)
+    )
+    low, high = interval(resampled_a - resampled_b, level)
+    return Comparison(
+        mean_iou_a=100 * a,
+        mean_iou_b=100 * b,
+        difference=100 * (a - b),
+        low=100 * low,
+        high=100 * high,
+        better=float((resampled_a > resampled_b).mean()),
+        episodes=len(rows_a),
+    )
+
+
+def _pair(
+    rows_a: Sequence[EpisodeCounts], rows_b: Sequence[EpisodeCounts]
+) -> tuple[list[EpisodeCounts], list[EpisodeCounts]]:
+    """Sort both by episode and check that they hold the same ones."""
+    if not rows_a:
+        raise ValueError("there are no episodes to compare; give the rows of two finished evaluations")
+    if len(rows_a) != len(rows_b):
+        raise ValueError(
+            f"cannot compare {len(rows_a)} with {len(rows_b)} episodes; score both on one manifest"
+        )
+    rows_a, rows_b = (sorted(rows, key=lambda row: row.episode_index) for rows in (rows_a, rows_b))
+    for a, b in zip(rows_a, rows_b, strict=True):
+        if _identity(a) != _identity(b):
+            raise ValueError(
+                f"episode {a.episode_index} differs between the two: class {a.class_id}, query {a.query} "
+                f"against class {b.class_id}, query {b.query}; score both on one manifest"
+            )
+    return rows_a, rows_b
+
+
+def _identity(row: EpisodeCounts) -> tuple[object, ...]:
+    return row.episode_index, row.class_id, row.query, row.supports
+
+
+def _resample_weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield blocks (r, n) int64, ``resamples`` rows in all: how often each of n episodes is drawn."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _CHUNK_ELEMENTS // max(n, 1))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        picks = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n)

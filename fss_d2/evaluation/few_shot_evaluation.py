@@ -1,0 +1,224 @@
+"""The Detectron2 evaluator of few-shot segmentation."""
+
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from .metrics import COUNTINGS, check_absent, count_areas
+from .region_wise import region_wise_measures
+from .report import CLASS_PREFIX, TASK, format_class_table, format_table, write_results
+from .rows import EpisodeCounts, check_writable, write_rows
+from .summary import score_classes, summarise
+
+__all__ = ["FewShotEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+class FewShotEvaluator(DatasetEvaluator):
+    """Score episodes; the same numbers for any number of processes and any order of the episodes.
+
+    Each process keeps integer pixel counts per episode. `evaluate` joins them on the main process, drops
+    episodes that two processes scored, sorts by ``episode_index`` and only then divides.
+
+    With ``output_dir`` the main process writes ``results.json`` (settings, summary, classes) and
+    ``episodes.jsonl`` (counts per episode, see `read_rows`); pictures go to ``pictures/NNNN.png``.
+
+    Args:
+        dataset_name: a registered dataset, whose metadata gives ``class_ids`` and ``stuff_classes``.
+        output_dir: folder of the files; None writes none.
+        class_ids: classes of the split instead of the metadata's.
+        class_names: names instead of the metadata's, indexed by class id.
+        counting: "hsnet" or "pfenet", see `fss_d2.evaluation.metrics`.
+        absent_classes: "zero" or "skip" for classes that no episode draws.
+        bootstrap: resamples of the confidence intervals; 0 leaves the intervals out.
+        pictures: episodes with an index below this are drawn.
+        region_wise: also report ROM and RUM.
+        settings: further entries for the "settings" of ``results.json``.
+
+    Raises:
+        ValueError: an unknown setting, no classes, or an ``output_dir`` that cannot be written to.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | Path | None = None,
+        *,
+        class_ids: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        counting: str = "hsnet",
+        absent_classes: str = "zero",
+        bootstrap: int = 1000,
+        pictures: int = 0,
+        region_wise: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if counting not in COUNTINGS:
+            raise ValueError(f"TEST.COUNTING is {counting!r}; use one of {', '.join(COUNTINGS)}")
+        check_absent(absent_classes)
+        if bootstrap < 0:
+            raise ValueError(
+                f"TEST.BOOTSTRAP is {bootstrap}; give a number of resamples, or 0 for no intervals"
+            )
+        metadata = MetadataCatalog.get(dataset_name)
+        class_ids = metadata.get("class_ids", ()) if class_ids is None else class_ids
+        self._class_ids = [int(c) for c in class_ids]
+        if not self._class_ids:
+            raise ValueError(
+                f"dataset {dataset_name!r} has no class_ids in its metadata; register it, or pass class_ids"
+            )
+        self._class_names = metadata.get("stuff_classes", ()) if class_names is None else class_names
+        self._dataset_name = dataset_name
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._counting = counting
+        self._absent = absent_classes
+        self._bootstrap = bootstrap
+        self._pictures = pictures if output_dir is not None else 0
+        self._region_wise = region_wise
+        self._settings = dict(settings or {})
+        if self._output_dir is not None and (comm.is_main_process() or self._pictures):
+            check_writable(self._output_dir)
+        self._rows: list[EpisodeCounts] = []
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+    ) -> "FewShotEvaluator":
+        """Build from ``cfg.TEST``; the keys that shape the numbers are recorded in ``results.json``."""
+        return cls(
+            dataset_name,
+            output_dir,
+            counting=cfg.TEST.COUNTING,
+            absent_classes=cfg.TEST.ABSENT_CLASSES,
+            bootstrap=cfg.TEST.BOOTSTRAP,
+            pictures=cfg.TEST.PICTURES,
+            region_wise=cfg.TEST.REGION_WISE,
+            settings={
+                "method": cfg.MODEL.META_ARCHITECTURE,
+                "weights": cfg.MODEL.WEIGHTS,
+                "frame": cfg.TEST.FRAME,
+                "input_size": list(cfg.INPUT.FEW_SHOT_SIZE),
+                "resize": cfg.INPUT.TEST_RESIZE,
+                "query_rule": cfg.FEW_SHOT.TEST.QUERY_RULE,
+                "manifest": cfg.FEW_SHOT.TEST.MANIFEST,
+                "seed": cfg.FEW_SHOT.TEST.SEED,
+            },
+        )
+
+    def reset(self) -> None:
+        """Forget the episodes scored so far."""
+        self._rows = []
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Count a batch of episodes.
+
+        Args:
+            inputs: per episode "target" (h, w) uint8 in {0, 1, 255}, "class_id", "episode_index",
+                "image_id", and "support", a list of dicts with "image_id".
+            outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background.
+
+        Raises:
+            ValueError: scores of another size than the target, or NaN among them.
+        """
+        for episode, output in zip(inputs, outputs, strict=True):
+            index = int(episode["episode_index"])
+            target = np.asarray(episode["target"])
+            pred = _foreground(output["sem_seg"], target.shape, index)
+            intersection, union = count_areas(pred, target)
+            rom, rum = region_wise_measures(pred, target) if self._region_wise else (None, None)
+            self._rows.append(
+                EpisodeCounts(
+                    episode_index=index,
+                    class_id=int(episode["class_id"]),
+                    query=episode["image_id"],
+                    supports=tuple(support["image_id"] for support in episode["support"]),
+                    intersection=tuple(intersection.tolist()),
+                    union=tuple(union.tolist()),
+                    rom=rom,
+                    rum=rum,
+                )
+            )
+            if index < self._pictures:
+                self._draw(episode, pred, index)
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Join the episodes of all processes and score them.
+
+        Returns:
+            ``{"few_shot_seg": {"mIoU": ..., "FB_IoU": ..., "episode_IoU": ..., "IoU/<class name>": ...}}`` in
+            percent, with "_low" and "_high" beside mIoU and episode_IoU; ROM and RUM, where asked for, are
+            fractions. Empty on every process but the main one, and where nothing was processed.
+        """
+        gathered = comm.gather(self._rows)
+        if not comm.is_main_process():
+            return OrderedDict()
+        by_index: dict[int, EpisodeCounts] = {}
+        for row in itertools.chain.from_iterable(gathered):
+            by_index.setdefault(row.episode_index, row)
+        if not by_index:
+            logger.warning("No episode of %s was evaluated; there are no scores.", self._dataset_name)
+            return OrderedDict()
+        rows = [by_index[index] for index in sorted(by_index)]
+        rule = {"counting": self._counting, "absent": self._absent}
+        summary = summarise(rows, self._class_ids, **rule, resamples=self._bootstrap)
+        per_class = score_classes(rows, self._class_ids, self._class_names, **rule)
+        scores = summary | {CLASS_PREFIX + entry["name"]: entry["IoU"] for entry in per_class}
+        results = OrderedDict({TASK: scores})
+        if self._output_dir is not None:
+            self._write(rows, summary, per_class)
+        logger.info("%s, %d episodes:\n%s", self._dataset_name, len(rows), format_table(results))
+        logger.info("Classes of %s:\n%s", self._dataset_name, format_class_table(scores))
+        return results
+
+    def _write(
+        self, rows: Sequence[EpisodeCounts], summary: dict[str, float], per_class: list[dict[str, Any]]
+    ) -> None:
+        shots = sorted({len(row.supports) for row in rows})
+        settings = {
+            "dataset": self._dataset_name,
+            "episodes": len(rows),
+            "episodes_without_foreground": sum(row.union[1] == 0 for row in rows),
+            "shots": shots[0] if len(shots) == 1 else shots,
+            "counting": self._counting,
+            "absent_classes": self._absent,
+            "bootstrap": self._bootstrap,
+        }
+        write_rows(self._output_dir / "episodes.jsonl", rows)
+        write_results(
+            self._output_dir / "results.json",
+            settings=settings | self._settings,
+            summary=summary,
+            per_class=per_class,
+        )
+
+    def _draw(self, episode: dict[str, Any], pred: np.ndarray, index: int) -> None:
+        # Here, because matplotlib is slow to import and most evaluations draw nothing.
+        from fss_d2.visualization import episode_panel, save_picture
+
+        class_id = int(episode["class_id"])
+        name = self._class_names[class_id] if class_id < len(self._class_names) else None
+        panel = episode_panel(episode, pred, class_name=name)
+        save_picture(self._output_dir / "pictures" / f"{index:04d}.png", panel)
+
+
+def _foreground(scores: torch.Tensor, size: tuple[int, ...], index: int) -> np.ndarray:
+    """(h, w) bool: where the foreground scores strictly higher than the background."""
+    if tuple(scores.shape) != (2, *size):
+        raise ValueError(
+            f"episode {index}: scores {tuple(scores.shape)} do not fit the target {tuple(size)}; the model "
+            'must return (2, height, width) for the "height" and "width" of its input'
+        )
+    if torch.isnan(scores).any():
+        raise ValueError(f"episode {index}: the model's scores hold NaN; check its weights and precision")
+    return (scores[1] > scores[0]).cpu().numpy()

@@ -1,0 +1,111 @@
+"""The counts of one episode as a record, and files of them: what an evaluation keeps."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["EpisodeCounts", "check_writable", "read_rows", "stack_rows", "write_atomic", "write_rows"]
+
+
+@dataclass(frozen=True)
+class EpisodeCounts:
+    """One scored episode.
+
+    ``intersection`` and ``union`` are pixels of (background, foreground); ``rom`` and ``rum`` are the
+    region-wise measures, None where they were not asked for.
+    """
+
+    episode_index: int
+    class_id: int
+    query: int | str
+    supports: tuple[int | str, ...]
+    intersection: tuple[int, int]
+    union: tuple[int, int]
+    rom: float | None = None
+    rum: float | None = None
+
+
+def stack_rows(rows: Sequence[EpisodeCounts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return class ids (N,), intersections (N, 2) and unions (N, 2) of the rows, all int64."""
+    class_ids = np.array([row.class_id for row in rows], np.int64)
+    intersection = np.array([row.intersection for row in rows], np.int64).reshape(-1, 2)
+    union = np.array([row.union for row in rows], np.int64).reshape(-1, 2)
+    return class_ids, intersection, union
+
+
+def write_rows(path: str | Path, rows: Iterable[EpisodeCounts]) -> None:
+    """Write rows as JSON lines (``episodes.jsonl``), all or nothing."""
+    lines = (json.dumps({k: v for k, v in asdict(row).items() if v is not None}) + "\n" for row in rows)
+    write_atomic(path, "".join(lines).encode())
+
+
+def read_rows(path: str | Path) -> list[EpisodeCounts]:
+    """Read an ``episodes.jsonl``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not an episode's counts; the message has file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the episodes.jsonl of an evaluation")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(_parse_row(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}:{number} is not an episode's counts ({error}); evaluate again to write the file anew"
+            ) from error
+    return rows
+
+
+def _parse_row(fields: dict[str, Any]) -> EpisodeCounts:
+    background, foreground = fields["intersection"]
+    union_background, union_foreground = fields["union"]
+    return EpisodeCounts(
+        episode_index=int(fields["episode_index"]),
+        class_id=int(fields["class_id"]),
+        query=fields["query"],
+        supports=tuple(fields["supports"]),
+        intersection=(int(background), int(foreground)),
+        union=(int(union_background), int(union_foreground)),
+        rom=fields.get("rom"),
+        rum=fields.get("rum"),
+    )
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write a whole file or none: a reader never meets half of it, a failure leaves the old one."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make ``folder`` and try to write there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the output folder {folder} ({error.strerror}); choose another OUTPUT_DIR"
+        ) from error

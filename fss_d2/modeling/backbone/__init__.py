@@ -1,0 +1,23 @@
+"""Backbones whose stages and blocks are named outputs, registered in Detectron2's BACKBONE_REGISTRY."""
+
+from .base import STAGES, FeatureBackbone, map_size
+from .resnet import ResNetBackbone, build_fss_resnet_backbone
+from .swin import SwinBackbone, build_fss_swin_backbone
+from .timm import TimmPlainBackbone, TimmPyramidBackbone, build_timm_backbone, create_timm_backbone
+from .vgg import VGGBackbone, build_vgg_backbone
+
+__all__ = [
+    "STAGES",
+    "FeatureBackbone",
+    "ResNetBackbone",
+    "SwinBackbone",
+    "TimmPlainBackbone",
+    "TimmPyramidBackbone",
+    "VGGBackbone",
+    "build_fss_resnet_backbone",
+    "build_fss_swin_backbone",
+    "build_timm_backbone",
+    "build_vgg_backbone",
+    "create_timm_backbone",
+    "map_size",
+]

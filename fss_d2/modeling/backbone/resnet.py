@@ -1,0 +1,146 @@
+"""ResNet-50/101/152 with bottleneck taps, dilation and the deep stem of the PFENet family."""
+
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from ...checkpoint.pretrained import load_backbone_weights
+from .base import STAGES, FeatureBackbone
+
+__all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
+
+_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_STRIDES = {"none": (4, 8, 16, 32), "pspnet": (4, 8, 8, 8), "torchvision": (4, 8, 8, 8)}
+_STEMS = ("torchvision", "deep")
+
+
+class TapBottleneck(resnet.Bottleneck):
+    """torchvision's bottleneck, which also gives the value before its last ReLU."""
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """Return residual + identity: (B, C_in, H, W) -> (B, C, h, w), negative values included."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x)) + identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, after the ReLU."""
+        return torch.relu(self.before_relu(x))
+
+
+class ResNetBackbone(FeatureBackbone):
+    """A ResNet with bottlenecks; parameters carry torchvision's names, without `fc`.
+
+    Stages "res2".."res5" are layer1..layer4 after their last ReLU. Blocks are each bottleneck's sum,
+    before the ReLU (HSNet, DCAMA) or after it.
+
+    Args:
+        depth: 50, 101 or 152.
+        stem: "torchvision" (7x7 convolution, 64 channels) or "deep" (three 3x3 convolutions, 128 channels:
+            PSPNet, PFENet; parameters conv1..conv3, bn1..bn3).
+        dilation: "none", strides 4, 8, 16, 32; the others keep stride 8 from res3 on. "pspnet": every 3x3
+            convolution of res4 has dilation 2, of res5 dilation 4 (PSPNet, PFENet). "torchvision": the
+            first block of each keeps the rate of the stage before it (`replace_stride_with_dilation`).
+        taps_before_relu: whether blocks are taken before their last ReLU.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        stem: str = "torchvision",
+        dilation: str = "none",
+        taps_before_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth not in _DEPTHS:
+            raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is not one of {', '.join(map(str, _DEPTHS))}")
+        if stem not in _STEMS:
+            raise ValueError(f"MODEL.RESNETS.STEM {stem!r} is not one of {', '.join(_STEMS)}")
+        if dilation not in _STRIDES:
+            raise ValueError(f"MODEL.RESNETS.DILATION {dilation!r} is not one of {', '.join(_STRIDES)}")
+        self.taps_before_relu = taps_before_relu
+
+        dilate = dilation == "torchvision"
+        net = resnet.ResNet(
+            TapBottleneck, list(_DEPTHS[depth]), replace_stride_with_dilation=[False, dilate, dilate]
+        )
+        if stem == "deep":
+            _deepen_stem(net)
+        if dilation == "pspnet":
+            _dilate(net.layer3, 2)
+            _dilate(net.layer4, 4)
+        for name, module in net.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, module)
+
+        available: dict[str, ShapeSpec] = {}
+        for stage, layer, stride in zip(STAGES, self._layers(), _STRIDES[dilation], strict=True):
+            spec = ShapeSpec(channels=layer[0].conv3.out_channels, stride=stride)
+            available |= {f"{stage}.{i}": spec for i in range(len(layer))}
+            available[stage] = spec
+        self._declare(available)
+
+    def _layers(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        if hasattr(self, "conv2"):
+            x = self.relu(self.bn2(self.conv2(x)))
+            x = self.relu(self.bn3(self.conv3(x)))
+        return self.maxpool(x)
+
+    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self._stem(x)
+        for stage, layer in zip(STAGES, self._layers(), strict=True):
+            for i, block in enumerate(layer):
+                tap = block.before_relu(x)
+                x = torch.relu(tap)
+                yield f"{stage}.{i}", tap if self.taps_before_relu else x
+            yield stage, x
+
+
+def _deepen_stem(net: resnet.ResNet) -> None:
+    """Give `net` the stem 3 -> 64 (stride 2) -> 64 -> 128 and a layer1 that reads 128 channels."""
+    for i, (inputs, outputs, stride) in enumerate([(3, 64, 2), (64, 64, 1), (64, 128, 1)], start=1):
+        setattr(net, f"conv{i}", _convolution(inputs, outputs, 3, stride))
+        setattr(net, f"bn{i}", nn.BatchNorm2d(outputs))
+    first = net.layer1[0]
+    first.conv1 = _convolution(128, first.conv1.out_channels, 1)
+    first.downsample[0] = _convolution(128, first.conv3.out_channels, 1)
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a bias-free "same" convolution with the initial weights that torchvision gives a ResNet."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def _dilate(layer: nn.Sequential, rate: int) -> None:
+    """Replace the stride of a stage by dilation of every 3x3 convolution, the first block's included."""
+    for block in layer:
+        block.conv2.stride = (1, 1)
+        block.conv2.dilation = block.conv2.padding = (rate, rate)
+        if block.downsample is not None:
+            block.downsample[0].stride = (1, 1)
+
+
+@BACKBONE_REGISTRY.register()
+def build_fss_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetBackbone:
+    """Build MODEL.RESNETS with the weights MODEL.BACKBONE.WEIGHTS."""
+    backbone = ResNetBackbone(
+        depth=cfg.MODEL.RESNETS.DEPTH,
+        stem=cfg.MODEL.RESNETS.STEM,
+        dilation=cfg.MODEL.RESNETS.DILATION,
+        taps_before_relu=cfg.MODEL.RESNETS.TAPS_BEFORE_RELU,
+    )
+    load_backbone_weights(backbone, cfg.MODEL.BACKBONE.WEIGHTS)
+    return backbone

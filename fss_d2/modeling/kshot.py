@@ -1,0 +1,64 @@
+"""How K one-shot predictions become one (DCAMA, Table 4): pure functions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["FUSIONS", "average", "cross_guided", "guidance_weights", "normalized_vote", "vote"]
+
+
+def average(probability: Tensor) -> Tensor:
+    """Mean foreground probability over the shots: (B, K, H, W) to (B, H, W)."""
+    return probability.mean(dim=1)
+
+
+def vote(probability: Tensor) -> Tensor:
+    """Share of the shots that call a pixel foreground: (B, K, H, W) to (B, H, W). A half is background."""
+    return (probability > 0.5).to(probability.dtype).mean(dim=1)
+
+
+def normalized_vote(probability: Tensor) -> Tensor:
+    """Votes over the most votes that any pixel of the image has (HSNet, Min et al., ICCV 2021).
+
+    (B, K, H, W) to (B, H, W). Exactly half of the most votes counts as foreground there, so scores are
+    lifted by one part in a million; pixels without a vote keep 0.
+    """
+    votes = (probability > 0.5).to(probability.dtype).sum(dim=1)
+    most = votes.amax(dim=(1, 2), keepdim=True).clamp(min=1)
+    return (votes / most * (1 + 1e-6)).clamp(max=1)
+
+
+def cross_guided(probability: Tensor, weights: Tensor) -> Tensor:
+    """Mean foreground probability, each shot weighted by how well it segments the supports.
+
+    Cross-guided averaging of SCL (Zhang et al., CVPR 2021): (B, K, H, W) and (B, K) from
+    `guidance_weights` to (B, H, W). The plain mean where all weights are 0.
+    """
+    weights = weights + 1e-6
+    return torch.einsum("bkhw,bk->bhw", probability, weights / weights.sum(dim=1, keepdim=True))
+
+
+def guidance_weights(probability: Tensor, masks: Tensor) -> Tensor:
+    """IoU of each shot's predictions for all K supports with their masks, averaged over the supports.
+
+    Args:
+        probability: (B, K, K, H, W); [b, g, s] is the foreground probability of support s guided by shot g.
+        masks: (B, K, H, W) in {0, 1, 255}; 255 is not counted.
+
+    Returns:
+        (B, K), one weight a guiding shot, in [0, 1].
+    """
+    valid, truth = (masks != 255)[:, None], (masks == 1)[:, None]
+    predicted = (probability > 0.5) & valid
+    intersection = (predicted & truth).sum(dim=(3, 4))
+    union = (predicted | truth).sum(dim=(3, 4)).clamp(min=1)
+    return (intersection / union).mean(dim=2)
+
+
+FUSIONS: dict[str, Callable[..., Tensor]] = {
+    "vote": vote,
+    "average": average,
+    "normalized_vote": normalized_vote,
+    "cross_guided": cross_guided,
+}

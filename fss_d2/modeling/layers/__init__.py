@@ -1,0 +1,18 @@
+"""Leaf modules; none of them reads a config."""
+
+from .attention import MaskAggregation
+from .blocks import conv_pair, conv_stack, resize
+from .pooling import area_fraction, masked_average
+from .position import sine_position_code
+from .sampling import balanced_regions
+
+__all__ = [
+    "MaskAggregation",
+    "area_fraction",
+    "balanced_regions",
+    "conv_pair",
+    "conv_stack",
+    "masked_average",
+    "resize",
+    "sine_position_code",
+]

@@ -1,0 +1,29 @@
+"""Masked pooling."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["area_fraction", "masked_average"]
+
+
+def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Share of each cell of an (h, w) grid that a mask covers: (..., H, W) bool or float to (..., h, w).
+
+    Every pixel counts, so an object smaller than a cell is not lost as it is by point sampling.
+    """
+    return F.adaptive_avg_pool2d(mask.to(torch.float32).flatten(0, -3), size).view(*mask.shape[:-2], *size)
+
+
+def masked_average(features: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over all shots and pixels.
+
+    Args:
+        features: (B, K, C, h, w).
+        weights: (B, K, h, w), at least 0.
+
+    Returns:
+        (B, C); zeros where all weights are 0.
+    """
+    total = torch.einsum("bkchw,bkhw->bc", features, weights)
+    return total / weights.sum(dim=(1, 2, 3)).clamp(min=1e-6)[:, None]

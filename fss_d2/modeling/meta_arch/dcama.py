@@ -1,0 +1,176 @@
+"""DCAMA: Dense Cross-Query-and-Support Attention Weighted Mask Aggregation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from torch import Tensor
+
+from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.kshot import FUSIONS, guidance_weights
+
+from .dcama_head import DCAMAHead
+from .few_shot import FewShotSegmentor
+from .support import SupportSet
+
+__all__ = ["DCAMA"]
+
+STRATEGIES = ("one_pass", *FUSIONS)
+
+
+@META_ARCH_REGISTRY.register()
+class DCAMA(FewShotSegmentor):
+    """Every query pixel takes the attention-weighted mean of the support mask (Shi et al., ECCV 2022).
+
+    Where the reference code adds to the paper or differs from it, a setting selects; the defaults are the
+    reference's, which gave the published numbers: features before a ResNet block's last ReLU (a backbone
+    setting), dropout 0.5 on tokens and attention weights, support pixels marked 255 taken as background,
+    target pixels marked 255 as well (``ignore_as_background``). Unlike there, several episodes with several
+    supports each may share a batch, and images need be neither square nor a multiple of 8.
+
+    Example:
+        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DCAMA
+        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
+        >>> logits = model.segment(queries, support)  # any number of queries
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        attention_levels: Sequence[str] = ("res3", "res4", "res5"),
+        skip_levels: Sequence[str] = ("res2", "res3"),
+        kshot: str = "one_pass",
+        head: dict[str, Any] | None = None,
+        ignore_as_background: bool = True,
+        **base: Any,
+    ) -> None:
+        """
+        Args:
+            backbone: its blocks are `FeatureBackbone.blocks(level)`.
+            attention_levels: levels whose blocks are all cross-attended (Table S4), fine to coarse.
+            skip_levels: levels whose last block is joined to the masks (Table S3), fine to coarse.
+            kshot: "one_pass", or one of `FUSIONS`, at inference, of K one-shot predictions (Table 4).
+            head: further arguments of `DCAMAHead`.
+            ignore_as_background: target pixels marked 255 count as background in the loss.
+            base: see `FewShotSegmentor`.
+
+        Raises:
+            ValueError: unknown strategy.
+            KeyError: the backbone lacks a level.
+        """
+        if kshot not in STRATEGIES:
+            raise ValueError(f"unknown MODEL.DCAMA.KSHOT {kshot!r}: choose from {', '.join(STRATEGIES)}")
+        super().__init__(
+            backbone=backbone, ignore_as_background=ignore_as_background, align_corners=True, **base
+        )
+        self.kshot = kshot
+        blocks = {level: backbone.blocks(level) for level in attention_levels}
+        skips = [backbone.blocks(level)[-1] for level in skip_levels]
+        channels = {name: spec.channels for name, spec in backbone.available.items()}
+        self.head = DCAMAHead(
+            {level: {name: channels[name] for name in names} for level, names in blocks.items()},
+            {name: channels[name] for name in skips},
+            **(head or {}),
+        )
+        names = [name for level in blocks.values() for name in level]
+        backbone.select(list(dict.fromkeys([*skips, *names])))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        c = cfg.MODEL.DCAMA
+        return {
+            **cls.base_arguments(cfg),
+            "backbone": build_few_shot_backbone(cfg),
+            "attention_levels": c.ATTENTION_LEVELS,
+            "skip_levels": c.SKIP_LEVELS,
+            "kshot": c.KSHOT,
+            "ignore_as_background": c.IGNORE_AS_BACKGROUND,
+            "head": {
+                "skip_support": c.SKIP_SUPPORT,
+                "support_background": c.SUPPORT_BACKGROUND,
+                "region_pixels": c.REGION_PIXELS,
+                "num_heads": c.NUM_HEADS,
+                "projection": c.PROJECTION,
+                "temperature": c.TEMPERATURE,
+                "position_encoding": c.POSITION_ENCODING,
+                "dropout": c.DROPOUT,
+                "fused": c.FUSED_ATTENTION,
+                "widths": c.WIDTHS,
+                "mixer_widths": c.MIXER_WIDTHS,
+            },
+        }
+
+    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        features = self.extract(images.flatten(0, 1))  # block -> (B*K, C, h, w)
+        support = self.head.encode(features, (masks == 1).float(), joint=self.kshot == "one_pass")
+        if self.kshot == "cross_guided":
+            support["weights"] = self._guidance(features, support, masks)  # (B, K)
+        return support
+
+    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        features = self.extract(images)
+        size = images.shape[-2:]
+        if self.kshot == "one_pass":
+            logits, aggregated = self.head(features, _shot(support.tensors, 0), size)
+        elif self.training and support.shots > 1:
+            raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
+        else:
+            logits, aggregated = self._fuse(features, support, size)
+        return logits, {f"aggregated_{level}": masks for level, masks in aggregated.items()}
+
+    def _fuse(
+        self, features: dict[str, Tensor], support: SupportSet, size: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Join K one-shot predictions; a softmax over the logits returned gives the joint probability."""
+        shots = [self.head(features, _shot(support.tensors, s), size) for s in range(support.shots)]
+        aggregated = {level: torch.stack([a[level] for _, a in shots]).mean(dim=0) for level in shots[0][1]}
+        if len(shots) == 1:
+            return shots[0][0], aggregated
+        probability = torch.stack([_foreground(logits) for logits, _ in shots], dim=1)  # (B, K, H, W)
+        weights = [support.tensors["weights"]] if self.kshot == "cross_guided" else []
+        joint = FUSIONS[self.kshot](probability, *weights).clamp(1e-4, 1 - 1e-4)
+        return torch.stack([1 - joint, joint], dim=1).log(), aggregated
+
+    def _guidance(self, features: dict[str, Tensor], support: dict[str, Tensor], masks: Tensor) -> Tensor:
+        """Segment every support with every support: the weights (B, K) of cross-guided averaging."""
+        B, K = masks.shape[:2]
+        guided = []
+        for shot in range(K):
+            guide = {name: t.repeat_interleave(K, dim=0) for name, t in _shot(support, shot).items()}
+            logits = self.head(features, guide, masks.shape[-2:])[0]  # (B*K, 2, H, W)
+            guided.append(_foreground(logits).unflatten(0, (B, K)))
+        return guidance_weights(torch.stack(guided, dim=1), masks)
+
+    @torch.no_grad()
+    def attention_map(self, images: Tensor, support: SupportSet, point: tuple[float, float]) -> Tensor:
+        """Where in the supports the query pixel at ``point`` looks (Fig. S5).
+
+        Args:
+            images: (B, 3, H, W) RGB queries, 0 to 255.
+            support: of B episodes, or of one.
+            point: (y, x) as fractions of the query's height and width, in [0, 1).
+
+        Returns:
+            (B, K, Hs, Ws), at the supports' size, before which each layer's weights of all K supports sum to 1.
+        """
+        features = self.extract(self._normalise(images))
+        tensors = support.expand(images.shape[0]).tensors
+        passes = 1 if self.kshot == "one_pass" else support.shots
+        maps = [
+            self.head.attention_map(features, _shot(tensors, s), point, support.size) for s in range(passes)
+        ]
+        return torch.cat(maps, dim=1)
+
+
+def _shot(tensors: Any, index: int) -> dict[str, Tensor]:
+    """Slice [:, index] of what `DCAMAHead.encode` made."""
+    return {name: t[:, index] for name, t in tensors.items() if name != "weights"}
+
+
+def _foreground(logits: Tensor) -> Tensor:
+    """Foreground probability: (B, 2, H, W) to (B, H, W)."""
+    return logits.softmax(dim=1)[:, 1]

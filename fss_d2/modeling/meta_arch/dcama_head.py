@@ -1,0 +1,209 @@
+"""DCAMA's learned part: mask aggregation at several levels, their integration, the mask-feature mixer."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fss_d2.modeling.layers import MaskAggregation, balanced_regions, conv_pair, conv_stack, resize
+
+__all__ = ["DCAMAHead"]
+
+Tensors = Mapping[str, Tensor]
+
+
+class DCAMAHead(nn.Module):
+    """From backbone features of query and supports to logits (DCAMA, Sec. 3.2).
+
+    What depends on the supports alone is done in `encode`: "key.<block>" projected tokens, "mask.<level>"
+    the masks at a level's size, "skip.<block>" features for the mixer. Any map size works, and supports may
+    differ in size from the query.
+    """
+
+    def __init__(
+        self,
+        attention: Mapping[str, Mapping[str, int]],
+        skips: Mapping[str, int],
+        *,
+        skip_support: bool = True,
+        support_background: bool = True,
+        region_pixels: int = 0,
+        num_heads: int = 8,
+        projection: str = "linear",
+        temperature: float = 0.1,
+        position_encoding: bool = True,
+        dropout: float = 0.5,
+        fused: bool = True,
+        widths: Sequence[int] = (16, 64, 128),
+        mixer_widths: Sequence[int] = (128, 64, 16),
+    ) -> None:
+        """
+        Args:
+            attention: level -> {block: channels}; levels from fine to coarse, blocks shallow to deep.
+            skips: block -> channels of the features joined to the masks, fine to coarse (Table S3).
+            skip_support: join the supports' features as well (Table S5 (a)).
+            support_background: False zeroes the supports' background before attention (Table 3).
+            region_pixels: bring object and background to this many pixels each (Table S5 (b)); 0 keeps all.
+            num_heads, projection, temperature, position_encoding, dropout, fused: see `MaskAggregation`.
+            widths: of the three convolutions that take a level's masks to features.
+            mixer_widths: of the three mixer blocks; the last one's second convolution gives the two logits.
+
+        Raises:
+            ValueError: no attention level.
+        """
+        super().__init__()
+        if not attention:
+            raise ValueError("DCAMA has no attention level: name at least one in ATTENTION_LEVELS")
+        self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
+        self.skips = tuple(skips)
+        self.skip_support = skip_support
+        self.support_background = support_background
+        self.region_pixels = region_pixels
+
+        self.attention = nn.ModuleDict()
+        self.squeeze = nn.ModuleDict()
+        self.merge = nn.ModuleDict()
+        width = widths[-1]
+        for depth, (level, blocks) in enumerate(reversed(attention.items())):  # coarse to fine
+            self.attention[level] = MaskAggregation(
+                tuple(blocks.values()),
+                num_heads=num_heads,
+                projection=projection,
+                temperature=temperature,
+                position_encoding=position_encoding,
+                dropout=dropout,
+                fused=fused,
+            )
+            kernels = [5 if i < min(depth, 2) else 3 for i in range(len(widths))]
+            self.squeeze[level] = conv_stack(len(blocks), widths, kernels)
+            if depth:
+                self.merge[level] = conv_stack(width, [width] * 3, [3] * 3)
+
+        mixed = width + sum(skips.values()) * (2 if skip_support else 1)
+        first, second, third = mixer_widths
+        self.mixers = nn.ModuleList(
+            [
+                conv_pair(mixed, first, second),
+                conv_pair(second, second, third),
+                conv_pair(third, third, 2, last_relu=False),
+            ]
+        )
+
+    def encode(self, features: Tensors, masks: Tensor, *, joint: bool = True) -> dict[str, Tensor]:
+        """Do all that needs no query.
+
+        Args:
+            features: block -> (B*K, C, h, w).
+            masks: (B, K, H, W) float, 1 object, 0 background.
+            joint: collect the tokens of all supports, and take the largest of their skip features, for one
+                pass (Sec. 3.3); otherwise the supports stay apart.
+
+        Returns:
+            Tensors (B, S, ...), S = 1 if joint, else K: "key.<block>" (B, S, N, C), "mask.<level>"
+            (B, S, K/S, h, w), "skip.<block>" (B, S, C, h, w). With ``region_pixels`` = n, N is 2n and the
+            masks are (B, S, 1, 1, 2n).
+        """
+        B, K = masks.shape[:2]
+        S = 1 if joint else K
+        encoded: dict[str, Tensor] = {}
+        for level, blocks in self.blocks.items():
+            h, w = features[blocks[0]].shape[-2:]
+            mask = resize(masks.flatten(0, 1)[:, None], (h, w))  # (B*K, 1, h, w)
+            values = mask.view(B, S, K // S, h, w)
+            chosen = None
+            if self.region_pixels:
+                flat = values.flatten(2)  # (B, S, K/S*h*w)
+                chosen = balanced_regions(flat.flatten(0, 1), self.region_pixels).view(B, S, -1)
+                values = flat.gather(2, chosen)[:, :, None, None]
+            encoded[f"mask.{level}"] = values
+            for name in blocks:
+                tokens = features[name] if self.support_background else features[name] * mask
+                keys = self.attention[level].keys(tokens).view(B, S, K // S * h * w, -1)
+                if chosen is not None:
+                    keys = keys.gather(2, chosen[..., None].expand(-1, -1, -1, keys.shape[3]))
+                encoded[f"key.{name}"] = keys
+        for name in self.skips if self.skip_support else ():
+            skip = features[name].unflatten(0, (B, K))
+            encoded[f"skip.{name}"] = skip.amax(dim=1, keepdim=True) if joint else skip
+        return encoded
+
+    def forward(
+        self, features: Tensors, support: Tensors, size: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Segment queries.
+
+        Args:
+            features: block -> (B, C, h, w) of the queries.
+            support: one slice [:, s] of what `encode` returns.
+            size: (H, W) of the query images.
+
+        Returns:
+            Logits (B, 2, H, W), and level -> (B, layers, h, w) the aggregated masks.
+        """
+        aggregated = self.aggregate(features, support)
+        return self.mix(self.integrate(aggregated), features, support, size), aggregated
+
+    def aggregate(self, features: Tensors, support: Tensors) -> dict[str, Tensor]:
+        """Cross attention of every layer: level -> (B, layers, h, w) query masks, shallow to deep."""
+        aggregated = {}
+        for level, blocks in self.blocks.items():
+            attention = self.attention[level]
+            values = support[f"mask.{level}"].flatten(1)  # (B, Ns)
+            masks = [
+                attention(attention.queries(features[name]), support[f"key.{name}"], values)
+                for name in blocks
+            ]
+            aggregated[level] = torch.stack(masks, dim=1).unflatten(2, features[blocks[0]].shape[-2:])
+        return aggregated
+
+    def integrate(self, aggregated: Tensors) -> Tensor:
+        """From the coarse level down, add the levels up: (B, widths[-1], h, w) at the finest one's size."""
+        mingled = None
+        for level in reversed(self.blocks):
+            masks = self.squeeze[level](aggregated[level])
+            if mingled is None:
+                mingled = masks
+            else:
+                mingled = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+        return mingled
+
+    def mix(self, mingled: Tensor, features: Tensors, support: Tensors, size: Sequence[int]) -> Tensor:
+        """Join features to the masks, coarse to fine, and mix them up to (B, 2, H, W) logits."""
+        for name in reversed(self.skips):
+            joined = [features[name]]
+            if self.skip_support:
+                joined.append(support[f"skip.{name}"])
+            finer = max(mingled.shape[-2:], joined[0].shape[-2:])
+            mingled = torch.cat([resize(x, finer) for x in (mingled, *joined)], dim=1)
+        for mixer, stride in zip(self.mixers, (4, 2, 1), strict=True):
+            mingled = mixer(resize(mingled, [-(-side // stride) for side in size]))
+        return mingled
+
+    def attention_map(
+        self, features: Tensors, support: Tensors, point: tuple[float, float], size: Sequence[int]
+    ) -> Tensor:
+        """Where in the supports one query pixel looks: mean over levels, layers and heads (Fig. S5).
+
+        Args:
+            features, support: as in `forward`.
+            point: (y, x) of the pixel as fractions of the query's height and width, in [0, 1).
+            size: height and width of the maps wanted.
+
+        Returns:
+            (B, K/S, height, width).
+
+        Raises:
+            ValueError: only some support pixels were kept, so there is no map.
+        """
+        if self.region_pixels:
+            raise ValueError("no attention map of a subset of the support pixels: set REGION_PIXELS to 0")
+        maps = []
+        for level, blocks in self.blocks.items():
+            grid = support[f"mask.{level}"].shape[1:]  # (K/S, h, w)
+            for name in blocks:
+                h, w = features[name].shape[-2:]
+                pixel = int(point[0] * h) * w + int(point[1] * w)
+                query = self.attention[level].queries(features[name])[:, pixel : pixel + 1]
+                weights = self.attention[level].weights(query, support[f"key.{name}"])  # (B, heads, 1, Ns)
+                maps.append(resize(weights.mean(dim=1)[:, 0].unflatten(1, grid), size))
+        return torch.stack(maps).mean(dim=0)

@@ -1,0 +1,233 @@
+"""The base class of every method: episodes in, losses or scores out."""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss_d2.modeling.layers import resize
+
+from .support import SupportSet
+
+__all__ = ["FewShotSegmentor"]
+
+Episode = dict[str, Any]
+
+
+class FewShotSegmentor(nn.Module):
+    """Few-shot segmentation split into `encode_support` and `segment`.
+
+    A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode` and `_decode`.
+
+    Attributes:
+        trainable: the method has something to learn.
+        permutation_invariant: the order of the supports makes no difference.
+    """
+
+    trainable: ClassVar[bool] = True
+    permutation_invariant: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        pixel_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        freeze_backbone: bool = True,
+        bn_train_stats: bool = False,
+        ignore_as_background: bool = False,
+        align_corners: bool = False,
+    ) -> None:
+        """
+        Args:
+            backbone: the feature extractor.
+            pixel_mean, pixel_std: normalisation, RGB, on the scale of the images (0 to 255).
+            freeze_backbone: no gradient for the backbone, and eval mode also while training.
+            bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
+            ignore_as_background: target pixels marked 255 count as background in the loss.
+            align_corners: how scores are resized to the frame asked for.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.freeze_backbone = freeze_backbone
+        self.bn_train_stats = bn_train_stats
+        self.ignore_as_background = ignore_as_background
+        self.align_corners = align_corners
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1).float(), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1).float(), persistent=False)
+        if freeze_backbone:
+            backbone.requires_grad_(False)
+
+    @staticmethod
+    def base_arguments(cfg: CfgNode) -> dict[str, Any]:
+        """Read the arguments that all methods share, the backbone apart."""
+        return {
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "freeze_backbone": cfg.MODEL.BACKBONE.FREEZE,
+            "bn_train_stats": cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "FewShotSegmentor":
+        """Set the mode; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.freeze_backbone and not self.bn_train_stats:
+            self.backbone.eval()
+        return self
+
+    # -- what a method defines ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, K, 3, H, W), masks (B, K, H, W) in {0, 1, 255}: tensors of a `SupportSet`."""
+
+    @abstractmethod
+    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalised queries (B, 3, H, W): logits (B, 2, H, W) and maps for visualisation, episodes first."""
+
+    def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Softmax cross entropy over two channels, mean over the pixels: (B, 2, H, W) against (B, H, W)."""
+        if self.ignore_as_background:
+            target = target.masked_fill(target == 255, 0)
+        total = F.cross_entropy(logits.float(), target, ignore_index=255, reduction="sum")
+        return {"loss_seg": total / (target != 255).sum().clamp(min=1)}
+
+    # -- encode once, segment many times -----------------------------------------------------------------
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportSet:
+        """Encode the supports of B episodes.
+
+        Args:
+            images: (B, K, 3, H, W) RGB, 0 to 255, uint8 or float.
+            masks: (B, K, H, W), 1 object, 0 background, 255 neither.
+
+        Raises:
+            ValueError: shapes that do not go together.
+        """
+        if images.dim() != 5 or images.shape[2] != 3 or images.shape[1] == 0:
+            raise ValueError(f"support images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
+        if masks.shape != (*images.shape[:2], *images.shape[3:]):
+            raise ValueError(f"support masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
+        tensors = self._encode(self._normalise(images), masks.to(self.device))
+        return SupportSet(type(self).__name__, images.shape[1], tuple(images.shape[3:]), tensors)
+
+    def segment(self, images: Tensor, support: SupportSet) -> Tensor:
+        """Segment queries with encoded supports.
+
+        Args:
+            images: (B, 3, H, W) RGB, 0 to 255, uint8 or float.
+            support: of B episodes, or of one that serves all queries.
+
+        Returns:
+            (B, 2, H, W) logits: background, object.
+
+        Raises:
+            ValueError: the support set is another method's or of another batch size.
+        """
+        return self._segment(images, support)[0]
+
+    def _segment(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
+        if support.method != type(self).__name__:
+            raise ValueError(f"support set of {support.method} given to {type(self).__name__}: encode it again")
+        return self._decode(self._normalise(images), support.expand(images.shape[0]))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        """Selected backbone features of normalised images (N, 3, H, W); without gradient if frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return self.backbone(images)
+
+    # -- Detectron2's interface --------------------------------------------------------------------------
+
+    def forward(self, batched_inputs: list[Episode]) -> dict[str, Tensor] | list[Episode]:
+        """Run episodes, which may differ in number of supports and in sizes.
+
+        Args:
+            batched_inputs: one dict an episode:
+                "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
+                "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
+                "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
+                "height", "width": size of the scores wanted, the query's own if absent;
+                "valid_size": (h, w) of the part of the query that is not padding, optional.
+
+        Returns:
+            Training: dict of losses, averaged over the episodes. Inference: one dict an episode:
+            "sem_seg": (2, height, width) float logits of background and object;
+            "aux": dict of the method's maps (C, h, w) for visualisation.
+
+        Raises:
+            ValueError: an episode without support, or without target in training.
+        """
+        if self.training:
+            return self._training_losses(batched_inputs)
+        outputs: list[Episode] = [{}] * len(batched_inputs)
+        for indices in _group(batched_inputs):
+            logits, aux = self._run([batched_inputs[i] for i in indices])
+            for row, i in enumerate(indices):
+                scores = self._to_frame(logits[row], batched_inputs[i])
+                outputs[i] = {"sem_seg": scores, "aux": {name: t[row] for name, t in aux.items()}}
+        return outputs
+
+    def _training_losses(self, batched_inputs: list[Episode]) -> dict[str, Tensor]:
+        if not self.trainable:
+            raise RuntimeError(f"{type(self).__name__} is training-free: evaluate it, or choose another method")
+        losses: dict[str, Tensor] = {}
+        for indices in _group(batched_inputs):
+            episodes = [batched_inputs[i] for i in indices]
+            if any("sem_seg" not in e for e in episodes):
+                raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
+            target = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
+            for name, value in self._losses(self._run(episodes)[0], target).items():
+                losses[name] = losses.get(name, 0) + value * (len(indices) / len(batched_inputs))
+        return losses
+
+    def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
+        supports = [_stack_supports(e["support"]) for e in episodes]
+        support = self.encode_support(torch.stack([s[0] for s in supports]), torch.stack([s[1] for s in supports]))
+        return self._segment(torch.stack([e["image"] for e in episodes]), support)
+
+    def _to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
+        """Crop the padding of (2, H, W) logits and resize them to the frame asked for."""
+        h, w = episode.get("valid_size", logits.shape[1:])
+        size = (episode.get("height", h), episode.get("width", w))
+        return resize(logits[None, :, :h, :w].float(), size, align_corners=self.align_corners)[0]
+
+
+def _name(episode: Episode) -> str:
+    return f"episode {episode.get('episode_index', '?')} (query {episode.get('image_id', '?')})"
+
+
+def _group(episodes: list[Episode]) -> list[list[int]]:
+    """Indices of the episodes that can run as one batch, group by group."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for i, episode in enumerate(episodes):
+        if not episode.get("support"):
+            raise ValueError(f"{_name(episode)}: no support, give at least one image with its mask")
+        supports = episode["support"]
+        groups[len(supports), episode["image"].shape, supports[0]["image"].shape].append(i)
+    return list(groups.values())
+
+
+def _stack_supports(supports: list[Episode]) -> tuple[Tensor, Tensor]:
+    """Stack the supports of an episode at the first one's size: (K, 3, H, W) and (K, H, W)."""
+    size = supports[0]["image"].shape[1:]
+    if all(s["image"].shape[1:] == size for s in supports):
+        return torch.stack([s["image"] for s in supports]), torch.stack([s["mask"] for s in supports])
+    images = [resize(s["image"][None].float(), size, align_corners=False)[0] for s in supports]
+    masks = [F.interpolate(s["mask"][None, None].float(), size=size, mode="nearest")[0, 0] for s in supports]
+    return torch.stack(images), torch.stack(masks).to(supports[0]["mask"].dtype)

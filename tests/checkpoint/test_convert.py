@@ -1,0 +1,176 @@
+"""Reading, converting and writing official checkpoints."""
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
+from fss_d2.checkpoint.convert import convert_dcama, read_official, write_converted
+from fss_d2.modeling import DCAMA
+from fss_d2.modeling.backbone.resnet import ResNetBackbone
+
+ROOT = Path(__file__).parents[2]
+
+
+def official(backbone: str, prefix: str = "module.") -> dict[str, Tensor]:
+    """Names and shapes of a published state dict, on no device: nothing is computed."""
+    keys = json.loads((ROOT / "tests" / "golden" / f"dcama_{backbone}_keys.json").read_text())
+    return {
+        prefix + name: torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]), device="meta")
+        for name, spec in keys.items()
+    }
+
+
+def command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "convert_checkpoint", ROOT / "tools" / "convert_checkpoint.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("backbone", "architecture", "dropped"),
+    [
+        ("r50", "DCAMA ResNet-50", 5),  # fc and three position tables
+        ("r101", "DCAMA ResNet-101", 5),
+        ("swinb", "DCAMA Swin-B", 42),  # 24 + 11 attention tables, norm, head, three position tables
+    ],
+)
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_every_published_layout(backbone: str, architecture: str, dropped: int, prefix: str) -> None:
+    state = official(backbone, prefix)
+    conversion = convert_dcama(state)
+    assert conversion.architecture == architecture
+    assert len(conversion.dropped) == dropped
+    assert len(conversion.model) == len(state) - dropped
+    assert conversion.missing == ()
+    assert conversion.summary() == (
+        f"{architecture}: {len(conversion.model)} tensors matched, {dropped} dropped, 0 missing"
+    )
+
+
+def test_projections_and_stacks_go_to_their_places() -> None:
+    state = official("r50")
+    model = convert_dcama(state).model
+    for ours, theirs in {
+        "head.attention.res3.query.512.weight": "DCAMA_blocks.0.linears.0.weight",
+        "head.attention.res5.key.2048.bias": "DCAMA_blocks.2.linears.1.bias",
+        "head.squeeze.res5.0.weight": "conv1.0.weight",
+        "head.squeeze.res3.7.bias": "conv3.7.bias",
+        "head.merge.res4.3.weight": "conv4.3.weight",
+        "head.mixers.2.2.bias": "mixer3.2.bias",
+    }.items():
+        assert model[ours] is state[f"module.model.{theirs}"]
+
+
+def test_batch_counters_may_be_missing() -> None:
+    state = {n: t for n, t in official("r50").items() if not n.endswith("num_batches_tracked")}
+    assert len(convert_dcama(state).missing) == 53
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {}, "no DCAMA checkpoint"),
+        (
+            lambda s: {"a": torch.ones(1), "b": torch.ones(1)},
+            r"no DCAMA checkpoint: none of its 2 .*\(found a, b\)",
+        ),
+        (
+            lambda s: {n: t for n, t in s.items() if "model.conv5" not in n},
+            "12 tensors missing .head.merge.res3",
+        ),
+        (
+            lambda s: {n: t for n, t in s.items() if "layer2.1" not in n},
+            "missing .backbone.layer2.1.conv1.weight",
+        ),
+        (
+            lambda s: s | {"module.feature_extractor.extra": torch.ones(1)},
+            "1 tensors unknown .backbone.extra",
+        ),
+        (
+            lambda s: s | {"module.model.conv1.0.weight": torch.ones(16, 9, 3, 3)},
+            r"head.squeeze.res5.0.weight is \(16, 9, 3, 3\) instead of \(16, 3, 3, 3\)",
+        ),
+    ],
+    ids=["empty", "foreign", "part of the head", "part of the backbone", "too much", "other shape"],
+)
+def test_what_does_not_fit_is_named(change: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        convert_dcama(change(official("r50")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_state_dicts_are_unwrapped(tmp_path: Path, wrapper: str | None) -> None:
+    state = {"a": torch.ones(2)}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "x.pt")
+    assert read_official(tmp_path / "x.pt").keys() == {"a"}
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (print, ("code of a pickle was run",))
+
+
+def test_files_that_are_no_plain_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_official(tmp_path / "none.pt")
+    torch.save({"a": torch.ones(1), "b": Evil()}, tmp_path / "code.pt")
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "text.pt").write_text("not found")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("code.pt", "code.pkl", "text.pt", "empty.pt"):
+        with pytest.raises(ValueError, match=f"{name} is broken or holds more than tensors") as error:
+            read_official(tmp_path / name)
+        assert "\n" not in str(error.value)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_official(tmp_path / "list.pt")
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_the_command_writes_what_our_checkpointer_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {
+        name: torch.full(t.shape, 0.5).to(t.dtype) for name, t in official("r50").items() if "pe" not in name
+    }
+    source, target = tmp_path / "official.pt", tmp_path / "ours.pth"
+    torch.save(state, source)
+    arguments = ["--method", "dcama", str(source), str(target)]
+    assert command().main([*arguments, "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("DCAMA ResNet-50: ")
+    assert "dropped feature_extractor.fc.weight" in out
+    model = DCAMA(backbone=ResNetBackbone(depth=50))
+    FewShotCheckpointer(model).load(str(target))
+    assert all((p == 0.5).all() for p in model.parameters())
+
+    assert command().main(arguments) == 1
+    assert "--force to overwrite" in capsys.readouterr().err
+    assert command().main([*arguments, "--force"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["official.pt", "ours.pth"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversion = convert_dcama(official("r50"))
+
+    def fail(content: object, path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_converted(tmp_path / "ours.pth", conversion)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
+        write_converted(tmp_path / "missing" / "ours.pth", conversion)

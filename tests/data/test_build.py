@@ -1,0 +1,203 @@
+"""Loaders: the same episodes for any number of workers and processes, exact resume, manifests."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from fss_d2.config import get_cfg
+from fss_d2.data.build import (
+    build_few_shot_test_loader,
+    build_few_shot_train_loader,
+    build_test_episodes,
+    dataset_pairs,
+)
+from fss_d2.data.episode import Episode, write_manifest
+from fss_d2.data.hsnet_episodes import hsnet_pascal
+
+MakeRecords = Callable[..., list[dict[str, Any]]]
+NAME = "tiny_for_loader_tests"
+NAMES = ["cat", "dog", "owl"]
+
+
+@pytest.fixture
+def records(make_records: MakeRecords) -> Iterator[list[dict[str, Any]]]:
+    made = make_records(count=12, classes=3)
+    DatasetCatalog.register(NAME, lambda: made)
+    MetadataCatalog.get(NAME).set(stuff_classes=NAMES, class_ids=[0, 1, 2], ignore_label=255)
+    yield made
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture
+def cfg(records: list[dict[str, Any]]) -> CfgNode:
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (NAME,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.INPUT.FEW_SHOT_SIZE = (24, 24)
+    cfg.INPUT.TRAIN_AUGMENTATIONS = ("random_resized_crop", "flip", "color")
+    cfg.FEW_SHOT.TRAIN.SHOTS = (1, 2)
+    cfg.FEW_SHOT.TEST.EPISODES = 7
+    return cfg
+
+
+def _flat(batches: Any) -> list[tuple[Any, ...]]:
+    """Everything of each episode in a form that compares bit by bit."""
+    return [
+        (
+            item["episode_index"],
+            item["class_id"],
+            item["image_id"],
+            item["image"].numpy().tobytes(),
+            item["sem_seg"].numpy().tobytes(),
+            *(
+                (s["image_id"], s["image"].numpy().tobytes(), s["mask"].numpy().tobytes())
+                for s in item["support"]
+            ),
+        )
+        for batch in batches
+        for item in batch
+    ]
+
+
+def _train(cfg: CfgNode, batches: int, start_iter: int = 0) -> list[tuple[Any, ...]]:
+    return _flat(itertools.islice(build_few_shot_train_loader(cfg, start_iter=start_iter), batches))
+
+
+def _on_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+
+
+def test_training_batches_have_one_number_of_shots(cfg: CfgNode) -> None:
+    batches = list(itertools.islice(build_few_shot_train_loader(cfg), 10))
+    assert all(len(batch) == 4 for batch in batches)
+    shots = [{len(item["support"]) for item in batch} for batch in batches]
+    assert all(len(s) == 1 for s in shots) and set().union(*shots) == {1, 2}
+
+
+@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+def test_training_does_not_depend_on_workers_or_global_seeds(cfg: CfgNode, rule: str) -> None:
+    cfg.FEW_SHOT.TRAIN.QUERY_RULE = rule
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    alone = _train(cfg, 3)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert _train(cfg, 3) == alone
+    assert torch.equal(torch.get_rng_state(), state)  # the loaders leave torch's generator alone
+
+
+def test_training_resumes_exactly(cfg: CfgNode) -> None:
+    assert _train(cfg, 6)[2 * 4 :] == _train(cfg, 4, start_iter=2)
+
+
+def test_training_processes_share_the_batches(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = _train(cfg, 3)
+    shares = []
+    for rank in range(2):
+        _on_rank(monkeypatch, rank, 2)
+        shares.append(_train(cfg, 3))
+    assert [item for pair in zip(*shares, strict=True) for item in pair] == single
+
+
+def test_training_needs_one_dataset_and_an_even_batch(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    _on_rank(monkeypatch, 0, 3)
+    with pytest.raises(ValueError, match="IMS_PER_BATCH 4 must be a multiple of the 3 processes"):
+        build_few_shot_train_loader(cfg)
+    cfg.DATASETS.TRAIN = (NAME, NAME)
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN must name exactly one dataset"):
+        build_few_shot_train_loader(cfg)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_does_not_depend_on_workers_or_processes(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    single = _flat(build_few_shot_test_loader(cfg, NAME, shots=2))
+    assert [row[0] for row in single] == list(range(7))
+    cfg.DATALOADER.NUM_WORKERS = workers
+    shares = []
+    for rank in range(2):
+        _on_rank(monkeypatch, rank, 2)
+        loader = build_few_shot_test_loader(cfg, NAME, shots=2)
+        shares.append(_flat(loader))
+        assert len(loader) == len(shares[-1])
+    assert [len(share) for share in shares] == [4, 3]
+    assert sorted(shares[0] + shares[1]) == single
+
+
+def test_number_of_test_episodes(cfg: CfgNode) -> None:
+    assert len(build_test_episodes(cfg, NAME, 1)) == 7
+    assert build_test_episodes(cfg, NAME, 1, episodes=3) == build_test_episodes(cfg, NAME, 1)[:3]
+    every = build_test_episodes(cfg, NAME, 1, episodes=0)
+    assert len(every) == len({(e.query, e.class_id) for e in every}) == 16  # 12 images, 4 of them with two
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        build_test_episodes(cfg, NAME, 1, episodes=-1)
+
+
+def test_only_the_split_s_classes_are_drawn(cfg: CfgNode) -> None:
+    metadata = MetadataCatalog.get(NAME)
+    del metadata.class_ids
+    metadata.class_ids = [1]
+    assert {e.class_id for e in build_test_episodes(cfg, NAME, 1)} == {1}
+
+
+def test_repeated_supports_are_a_switch(cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match="no class has the 9 images"):
+        build_test_episodes(cfg, NAME, 8)
+    cfg.FEW_SHOT.REPEAT_SUPPORTS = True
+    assert all(len(e.supports) == 8 for e in build_test_episodes(cfg, NAME, 8))
+
+
+def test_hsnet_rules_take_the_records_order(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    cfg.FEW_SHOT.TEST.QUERY_RULE = "hsnet_pascal"
+    pairs = [(r["image_id"], c) for r in records for c in r["classes"]]
+    assert dataset_pairs(NAME, records) == pairs
+    assert build_test_episodes(cfg, NAME, 5) == hsnet_pascal(pairs, 5, episodes=7)
+
+
+def test_unknown_rule_is_refused_with_the_choices(cfg: CfgNode) -> None:
+    cfg.FEW_SHOT.TEST.QUERY_RULE = "hsnet"
+    with pytest.raises(ValueError, match="choose one of class, pair, image, hsnet_pascal"):
+        build_test_episodes(cfg, NAME, 1)
+
+
+def _manifest(tmp_path: Path, cfg: CfgNode, shots: int) -> tuple[str, list[Episode]]:
+    episodes = build_test_episodes(cfg, NAME, shots)
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, episodes, dataset=NAME, class_names=NAMES)
+    return str(path), episodes
+
+
+def test_manifest_replaces_drawing_and_lends_its_first_supports(cfg: CfgNode, tmp_path: Path) -> None:
+    drawn = _flat(build_few_shot_test_loader(cfg, NAME, shots=2))
+    path, episodes = _manifest(tmp_path, cfg, shots=2)
+    cfg.FEW_SHOT.TEST.SEED = 1
+    assert _flat(build_few_shot_test_loader(cfg, NAME, shots=2)) != drawn
+    assert _flat(build_few_shot_test_loader(cfg, NAME, shots=2, manifest=path)) == drawn
+    cfg.FEW_SHOT.TEST.MANIFEST = path
+    one_shot = [batch[0] for batch in build_few_shot_test_loader(cfg, NAME, shots=1, episodes=3)]
+    assert [item["support"][0]["image_id"] for item in one_shot] == [e.supports[0] for e in episodes[:3]]
+    assert all(len(item["support"]) == 1 for item in one_shot)
+
+
+def test_manifest_with_too_few_shots_is_named(cfg: CfgNode, tmp_path: Path) -> None:
+    path, _ = _manifest(tmp_path, cfg, shots=1)
+    with pytest.raises(ValueError, match=r"manifest\.jsonl: has 1 supports an episode, 5 shots are wanted"):
+        build_few_shot_test_loader(cfg, NAME, shots=5, manifest=path)
+
+
+def test_broken_image_is_named_through_the_workers(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        Path(record["file_name"]).write_bytes(b"broken")
+    cfg.DATALOADER.NUM_WORKERS = 1
+    with pytest.raises(ValueError, match=r"image file .*image\d+\.png cannot be read"):
+        next(iter(build_few_shot_train_loader(cfg)))

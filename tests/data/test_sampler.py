@@ -1,0 +1,147 @@
+"""Episode drawing: validity, uniformity, purity in (seed, i), and sharding over processes."""
+
+import itertools
+import logging
+from collections import Counter
+
+import pytest
+
+from fss_d2.data.sampler import (
+    EpisodeDrawer,
+    InferenceEpisodeSampler,
+    Pair,
+    TrainingEpisodeSampler,
+    pairs_of,
+)
+
+# Class 0: a b c d; class 1: c d e; class 4: a e f g h.
+PAIRS: list[Pair] = [(image, 0) for image in "abcd"]
+PAIRS += [(image, 1) for image in "cde"] + [(image, 4) for image in "aefgh"]
+
+
+@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+@pytest.mark.parametrize("shots", [1, 2])
+def test_episodes_are_valid(rule: str, shots: int) -> None:
+    drawer = EpisodeDrawer(PAIRS, shots=shots, rule=rule)
+    for index in range(200):
+        episode = drawer.draw(index)
+        images = {episode.query, *episode.supports}
+        assert episode.index == index
+        assert len(episode.supports) == shots
+        assert len(images) == shots + 1  # all distinct
+        assert all((image, episode.class_id) in PAIRS for image in images)
+
+
+@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+def test_episode_depends_on_seed_and_index_alone(rule: str) -> None:
+    drawer = EpisodeDrawer(PAIRS, rule=rule, seed=3)
+    in_order = [drawer.draw(i) for i in range(60)]
+    fresh = EpisodeDrawer(PAIRS, rule=rule, seed=3)
+    assert [fresh.draw(i) for i in reversed(range(60))] == in_order[::-1]
+    other = EpisodeDrawer(PAIRS, rule=rule, seed=4)
+    assert [other.draw(i) for i in range(60)] != in_order
+
+
+@pytest.mark.parametrize("rule", ["pair", "image"])
+def test_every_query_comes_once_an_epoch_in_a_new_order(rule: str) -> None:
+    drawer = EpisodeDrawer(PAIRS, rule=rule)
+    epochs = []
+    for epoch in range(3):
+        drawn = [drawer.draw(epoch * drawer.epoch_length + i) for i in range(drawer.epoch_length)]
+        epochs.append([(e.query, e.class_id) if rule == "pair" else e.query for e in drawn])
+    expected = PAIRS if rule == "pair" else list("abcdefgh")
+    assert all(sorted(epoch, key=str) == sorted(expected, key=str) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_class_rule_is_uniform_over_classes_and_supports_over_images() -> None:
+    drawer = EpisodeDrawer(PAIRS, shots=2)
+    episodes = [drawer.draw(i) for i in range(6000)]
+    classes = Counter(e.class_id for e in episodes)
+    assert all(abs(count - 2000) < 150 for count in classes.values())  # 4 standard deviations
+    supports = Counter(image for e in episodes if e.class_id == 4 for image in e.supports)
+    assert set(supports) == set("aefgh")
+    assert all(abs(count - 2 * classes[4] / 5) < 150 for count in supports.values())
+
+
+def test_image_rule_draws_the_class_uniformly_among_the_image_s_classes() -> None:
+    drawer = EpisodeDrawer(PAIRS, rule="image")
+    classes = Counter(e.class_id for e in map(drawer.draw, range(8000)) if e.query == "e")  # in 1 and 4
+    assert set(classes) == {1, 4}
+    assert abs(classes[1] - 500) < 70
+
+
+def test_repeats_only_when_asked_for() -> None:
+    with_repeats = EpisodeDrawer(PAIRS, shots=5, repeat_supports=True)
+    episodes = [with_repeats.draw(i) for i in range(100)]
+    assert {e.class_id for e in episodes} == {0, 1, 4}  # class 1 has three images and still gives 5 shots
+    assert any(len(set(e.supports)) < 5 for e in episodes)
+    assert all(e.query not in e.supports for e in episodes)
+
+
+def test_several_shots_change_by_batch_and_never_within() -> None:
+    drawer = EpisodeDrawer(PAIRS, shots=(1, 2), batch_size=4)
+    shots = [len(drawer.draw(i).supports) for i in range(400)]
+    batches = [set(shots[i : i + 4]) for i in range(0, 400, 4)]
+    assert all(len(batch) == 1 for batch in batches)
+    assert 30 < sum(batch == {1} for batch in batches) < 70
+
+
+def test_small_classes_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        drawer = EpisodeDrawer(PAIRS, shots=3, class_names=["cat", "dog", "", "", "owl"])
+    assert drawer.class_ids == [0, 4]
+    assert len(caplog.messages) == 1 and "fewer than 4 images each: dog" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 5}, "no class has the 6 images"),
+        ({"shots": 0}, "shots must be positive"),
+        ({"shots": ()}, "shots must be positive"),
+        ({"seed": -1}, "must not be negative"),
+        ({"rule": "random"}, "unknown query rule 'random'; choose one of class, pair, image"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EpisodeDrawer(PAIRS, **options)  # type: ignore[arg-type]
+
+
+def test_no_pairs_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="no class has"):
+        EpisodeDrawer([])
+
+
+def test_draw_every_pair_takes_each_once_in_list_order() -> None:
+    episodes = EpisodeDrawer(PAIRS, shots=2, rule="class").draw_every_pair()
+    assert [(e.query, e.class_id) for e in episodes] == PAIRS
+    assert [e.index for e in episodes] == list(range(12))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_training_ranks_together_are_the_single_process_order(world_size: int) -> None:
+    def first(count: int, start: int, rank: int, world: int) -> list[object]:
+        sampler = TrainingEpisodeSampler(
+            EpisodeDrawer(PAIRS, rule="pair"), start=start, rank=rank, world_size=world
+        )
+        return list(itertools.islice(sampler, count))
+
+    single = first(30, 6, 0, 1)
+    ranks = [first(30 // world_size, 6, rank, world_size) for rank in range(world_size)]
+    assert [episode for step in zip(*ranks, strict=True) for episode in step] == single
+    assert single == first(36, 0, 0, 1)[6:]  # resuming is starting later
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 20])
+def test_inference_ranks_partition_the_list(world_size: int) -> None:
+    episodes = EpisodeDrawer(PAIRS).draw_every_pair()
+    shares = [InferenceEpisodeSampler(episodes, rank=r, world_size=world_size) for r in range(world_size)]
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    assert sorted((e for share in shares for e in share), key=lambda e: e.index) == episodes
+
+
+def test_pairs_of_keeps_record_order_and_the_wanted_classes() -> None:
+    records = [{"image_id": 9, "classes": [3, 1]}, {"image_id": 2, "classes": [0, 1]}]
+    assert pairs_of(records, [1, 3]) == [(9, 3), (9, 1), (2, 1)]

@@ -1,0 +1,83 @@
+"""Configs from files and command lines, and what is said about wrong ones."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+
+from fss_d2.engine.arguments import argument_parser, load_config, parse_command_line, plan_from
+
+
+def _write(folder: Path, text: str, name: str = "a.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_file_base_and_overrides(tmp_path: Path) -> None:
+    _write(tmp_path, "VERSION: 2\nSOLVER:\n  MAX_ITER: 5\n  BASE_LR: 0.5\n", "base.yaml")
+    path = _write(tmp_path, '_BASE_: "base.yaml"\nSOLVER:\n  MAX_ITER: 7\n')
+    cfg = load_config(path, ["FEW_SHOT.TEST.SHOTS", "(1, 5)", "SOLVER.OPTIMIZER", "ADAMW"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER) == (7, 0.5, "ADAMW")
+    assert cfg.FEW_SHOT.TEST.SHOTS == (1, 5)
+    assert cfg.is_frozen()
+
+
+def test_num_gpus_zero_is_the_cpu(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "VERSION: 2\n"), num_gpus=0).MODEL.DEVICE == "cpu"
+
+
+def test_the_house_defaults_load() -> None:
+    cfg: CfgNode = load_config(str(Path(__file__).parents[2] / "configs/Base-FewShot.yaml"))
+    assert cfg.SEED == 0
+    assert cfg.SOLVER.LR_SCHEDULER_NAME == "ConstantLR"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  DCAMA:\n    HEADS: 4\n", "no config key MODEL.DCAMA.HEADS; did you mean MODEL.DCAMA"),
+        ("SOLVR:\n  MAX_ITER: 4\n", "no config key SOLVR.MAX_ITER; did you mean SOLVER.MAX_ITER"),
+        ("SOLVER:\n  MAX_ITER: many\n", "SOLVER.MAX_ITER"),
+        ("SOLVER: [1\n", "not a config"),
+        ("just text", "not a config"),
+        ("", "not a config"),
+        ('_BASE_: "nowhere.yaml"\n', "nowhere.yaml does not exist"),
+        ("SOLVER: !!python/object/apply:os.getcwd []\n", "not a config"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"a\.yaml") as caught:
+        load_config(path)
+    assert message in str(caught.value)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match=r"config file nowhere\.yaml does not exist"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.MAX_ITR", "4"], "did you mean SOLVER.MAX_ITER"),
+        (["solver.max_iter", "4"], "did you mean SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+        (["SOLVER.MAX_ITER", "four"], "SOLVER.MAX_ITER four"),
+        (["SOLVER", "4"], "SOLVER"),
+    ],
+)
+def test_wrong_overrides(tmp_path: Path, opts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(_write(tmp_path, "VERSION: 2\n"), opts)
+
+
+def test_flags_and_overrides_in_any_order() -> None:
+    parser = argument_parser("test")
+    parser.add_argument("--folds", type=int, nargs="+")
+    flags = ["--config-file", "A.yaml", "--folds", "0", "1"]
+    words = [*flags, "SOLVER.MAX_ITER", "-4", "--eval-only", "SEED", "3", "--num-gpus", "0"]
+    args = parse_command_line(parser, words)
+    assert (args.config_file, args.folds, args.eval_only) == ("A.yaml", [0, 1], True)
+    assert args.opts == ["SOLVER.MAX_ITER", "-4", "SEED", "3"]
+    assert plan_from(args).per_machine == 1

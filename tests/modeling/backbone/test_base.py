@@ -1,0 +1,150 @@
+"""The contract of FeatureBackbone on a toy, then on every kind of backbone."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor
+
+from fss_d2.modeling.backbone import (
+    STAGES,
+    FeatureBackbone,
+    ResNetBackbone,
+    SwinBackbone,
+    VGGBackbone,
+    create_timm_backbone,
+    map_size,
+)
+
+BUILDERS: dict[str, Callable[[], FeatureBackbone]] = {
+    "resnet50": lambda: ResNetBackbone(depth=50),
+    "resnet50_after_relu": lambda: ResNetBackbone(depth=50, taps_before_relu=False),
+    "resnet50_pspnet": lambda: ResNetBackbone(depth=50, stem="deep", dilation="pspnet"),
+    "resnet50_torchvision": lambda: ResNetBackbone(depth=50, dilation="torchvision"),
+    "vgg16": lambda: VGGBackbone(batch_norm=False),
+    "vgg16_bn": lambda: VGGBackbone(),
+    "swin_tiny": lambda: SwinBackbone(size="tiny"),
+    **{
+        name: lambda name=name: create_timm_backbone(name)
+        for name in (
+            "tf_efficientnet_lite0",
+            "convnext_atto",
+            "edgenext_xx_small",
+            "mobilenetv3_small_050",
+            "regnetx_002",
+            "resnet10t",
+            "densenet121",
+            "pvt_v2_b0",
+            "swin_tiny_patch4_window7_224",
+            "vit_tiny_patch16_224",
+            "vit_small_patch14_dinov2",
+            "vit_small_patch16_dinov3",
+        )
+    },
+}
+every_backbone = pytest.mark.parametrize("name", BUILDERS)
+
+
+@cache
+def build(name: str) -> FeatureBackbone:
+    torch.manual_seed(0)
+    return BUILDERS[name]()
+
+
+def images(height: int, width: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+class CountingBackbone(FeatureBackbone):
+    """Two stages of two blocks; map number i is the image times i. Remembers how many it computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("res4.0", "res4.1", "res4", "res5.0", "res5.1", "res5")
+        self._declare({name: ShapeSpec(channels=3, stride=1) for name in names})
+        self.computed = 0
+
+    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        for i, name in enumerate(self.available):
+            self.computed += 1
+            yield name, x * i
+
+
+def test_stages_are_selected_at_first_and_order_is_the_callers() -> None:
+    backbone = CountingBackbone()
+    assert isinstance(backbone, Backbone)
+    assert backbone.selected == ("res4", "res5")
+    assert backbone.size_divisibility == 0
+    backbone.select(["res5.0", "res4.1", "res5.0"])
+    outputs = backbone(torch.ones(1, 3, 2, 2))
+    assert list(outputs) == list(backbone.output_shape()) == ["res5.0", "res4.1"]
+    assert outputs["res5.0"].unique().item() == 3
+    assert outputs["res4.1"].unique().item() == 1
+
+
+def test_nothing_behind_the_deepest_selected_map_is_computed() -> None:
+    backbone = CountingBackbone()
+    backbone.select(["res4.1"])
+    backbone(torch.ones(1, 3, 2, 2))
+    assert backbone.computed == 2
+
+
+def test_wrong_names_are_named() -> None:
+    backbone = CountingBackbone()
+    with pytest.raises(KeyError, match=r"no feature 'res3\.0' .*res4 \(res4\.0 \.\.\. res4\.1\), res5"):
+        backbone.select(["res4", "res3.0"])
+    with pytest.raises(KeyError, match=r"no stage 'res3' .*: choose from res4, res5"):
+        backbone.blocks("res3")
+    with pytest.raises(ValueError, match="not 'res4'"):
+        backbone.select("res4")
+    with pytest.raises(ValueError, match="at least one"):
+        backbone.select([])
+    assert backbone.selected == ("res4", "res5")
+    assert backbone.blocks("res5") == ["res5.0", "res5.1"]
+
+
+def test_map_size_rounds_up() -> None:
+    assert map_size((97, 128), 32) == (4, 4)
+    assert map_size((473, 1), 8) == (60, 1)
+
+
+@every_backbone
+def test_every_map_has_the_announced_shape(name: str) -> None:
+    backbone = build(name).eval()
+    assert [stage for stage in STAGES if stage in backbone.available] == list(STAGES)
+    backbone.select(list(backbone.available))
+    x = images(97, 131)
+    before = x.clone()
+    with torch.no_grad():
+        outputs = backbone(x)
+    for feature, spec in backbone.available.items():
+        assert outputs[feature].shape == (1, spec.channels, *map_size((97, 131), spec.stride)), feature
+        assert outputs[feature].isfinite().all(), feature
+    assert torch.equal(x, before)
+
+
+@every_backbone
+def test_a_selection_gives_the_same_maps_as_everything(name: str) -> None:
+    backbone = build(name).eval()
+    some = [backbone.blocks("res3")[0], "res2", backbone.blocks("res4")[0]]
+    with torch.no_grad():
+        backbone.select(list(backbone.available))
+        everything = backbone(images(64, 80))
+        for selection in (some, ["res2"], [backbone.blocks("res2")[0]]):
+            backbone.select(selection)
+            outputs = backbone(images(64, 80))
+            assert list(outputs) == selection
+            for feature in selection:
+                assert torch.equal(outputs[feature], everything[feature]), feature
+
+
+@every_backbone
+def test_gradients_reach_every_parameter(name: str) -> None:
+    backbone = build(name).train()
+    backbone.select(list(backbone.available))
+    sum(value.square().mean() for value in backbone(images(64, 64, batch=2)).values()).backward()
+    assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
+    backbone.zero_grad()

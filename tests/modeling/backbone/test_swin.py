@@ -1,0 +1,81 @@
+"""Swin: parameter counts, timm's own forward, window shifts, reference taps."""
+
+import pytest
+import timm
+import torch
+from detectron2.modeling import build_backbone
+
+from fss_d2.checkpoint import rename_microsoft_swin
+from fss_d2.config import get_cfg
+from fss_d2.modeling.backbone import STAGES, SwinBackbone, build_fss_swin_backbone
+from tests.golden.official import image, load_case, official_dcama_state
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "channels"),
+    [("base", 87_903_584 - 1_025_000 - 2_048, 128), ("large", 195_198_516 - 3_072, 192)],
+)
+def test_parameter_counts(size: str, parameters: int, channels: int) -> None:
+    with torch.device("meta"):
+        backbone = SwinBackbone(size=size)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
+    assert [len(backbone.blocks(stage)) for stage in STAGES] == [2, 2, 18, 2]
+    assert [backbone.available[stage].channels for stage in STAGES] == [channels * 2**i for i in range(4)]
+
+
+def test_equal_to_the_fixed_size_model_at_its_size() -> None:
+    """At 224 pixels the last stage is one window, which the fixed-size model does not shift."""
+    torch.manual_seed(0)
+    library = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
+    backbone = SwinBackbone(size="tiny").eval()
+    assert backbone.library_module.load_state_dict(library.state_dict(), strict=False).missing_keys == []
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = library.forward_intermediates(x, intermediates_only=True)
+        outputs = backbone(x)
+    for stage, value in zip(STAGES, expected, strict=True):
+        torch.testing.assert_close(outputs[stage], value)
+
+
+def test_windows_shift_only_along_axes_with_several() -> None:
+    backbone = SwinBackbone(size="tiny").eval()
+    blocks = backbone.model.layers[1].blocks
+    for size, shift in (((56, 120), (0, 3)), ((224, 224), (3, 3)), ((40, 40), (0, 0))):
+        backbone.select(["res3"])
+        backbone(torch.randn(1, 3, *size))
+        assert blocks[0].shift_size == (0, 0)
+        assert blocks[1].shift_size == shift
+
+
+def test_taps_equal_the_reference() -> None:
+    arrays, meta = load_case("full_swinb_1shot")
+    state = official_dcama_state("swinb", meta["adjust"])
+    weights = {
+        key.removeprefix("feature_extractor."): value
+        for key, value in state.items()
+        if key.startswith("feature_extractor.")
+    }
+    backbone = SwinBackbone(size="base").eval()
+    result = backbone.library_module.load_state_dict(rename_microsoft_swin(weights), strict=False)
+    assert result.missing_keys == []
+    backbone.select([block for stage in STAGES for block in backbone.blocks(stage)])
+    with torch.no_grad():
+        taps = backbone(image("query", meta["size"])[None])
+    assert len(taps) == len(arrays["tap_shape"])
+    for i, tap in enumerate(taps.values()):
+        assert list(tap.shape[1:]) == arrays["tap_shape"][i].tolist()
+        torch.testing.assert_close(tap.flatten()[:64], arrays["tap_first64"][i], rtol=1e-4, atol=1e-4)
+        statistics = torch.stack([tap.mean(), tap.std(), tap.min()]).double()
+        expected = torch.stack([arrays[f"tap_{key}"][i] for key in ("mean", "std", "min")])
+        torch.testing.assert_close(statistics, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_built_from_a_config() -> None:
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = build_fss_swin_backbone.__name__
+    cfg.MODEL.FSS_SWIN.SIZE = "large"
+    with torch.device("meta"):
+        backbone = build_backbone(cfg)
+    assert backbone.output_shape()["res5"].channels == 1536
+    with pytest.raises(ValueError, match="SIZE 'huge' is not one of tiny, small, base, large"):
+        SwinBackbone(size="huge")

@@ -1,0 +1,56 @@
+"""Small random episodes and models."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from fss_d2.config import get_cfg
+from fss_d2.modeling import FewShotSegmentor
+from tests.modeling.fake_backbone import register_fake_backbone
+
+
+def make_episode(
+    seed: int = 0, shots: int = 1, size: tuple[int, int] = (48, 48), support_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """An episode of noise with blobs for masks, some pixels 255."""
+    g = torch.Generator().manual_seed(seed)
+
+    def image(h: int, w: int) -> torch.Tensor:
+        coarse = torch.randint(0, 256, (1, 3, 4, 4), generator=g).float()
+        return torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")[0].to(torch.uint8)
+
+    def mask(h: int, w: int) -> torch.Tensor:
+        result = torch.zeros(h, w, dtype=torch.uint8)
+        top, left = (int(x) for x in torch.randint(2, 10, (2,), generator=g))
+        result[top : top + h // 2, left : left + w // 2] = 1
+        result[-2:] = 255
+        return result
+
+    h, w = support_size or size
+    return {
+        "image": image(*size),
+        "sem_seg": mask(*size),
+        "height": size[0],
+        "width": size[1],
+        "image_id": f"image{seed}",
+        "episode_index": seed,
+        "support": [{"image": image(h, w), "mask": mask(h, w)} for _ in range(shots)],
+    }
+
+
+def make_cfg(meta_arch: str, *overrides: Any) -> CfgNode:
+    """Config of a method on the fake backbone, with KEY, VALUE, ... overrides."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = meta_arch
+    cfg.MODEL.BACKBONE.NAME = register_fake_backbone()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def make_model(meta_arch: str, *overrides: Any) -> FewShotSegmentor:
+    """Build a method in evaluation mode, always with the same weights."""
+    torch.manual_seed(0)
+    return build_model(make_cfg(meta_arch, *overrides)).eval()

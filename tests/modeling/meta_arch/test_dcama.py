@@ -1,0 +1,214 @@
+"""DCAMA: invariances, settings of the ablation tables, sizes of the published models."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fss_d2.modeling import DCAMA
+from fss_d2.modeling.backbone.resnet import ResNetBackbone
+from fss_d2.modeling.backbone.swin import SwinBackbone
+from tests.modeling.episodes import make_episode, make_model
+from tests.modeling.fake_backbone import FakeBackbone
+
+
+def dcama(**arguments: Any) -> DCAMA:
+    torch.manual_seed(0)
+    arguments.setdefault("pixel_std", [60.0] * 3)
+    return DCAMA(backbone=FakeBackbone(), **arguments).eval()
+
+
+@torch.no_grad()
+def scores(model: DCAMA, episode: dict[str, Any]) -> torch.Tensor:
+    return model([episode])[0]["sem_seg"]
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "learnt", "projections"),
+    [
+        (lambda: ResNetBackbone(depth=50), 14_215_394, 11_017_216),
+        (lambda: ResNetBackbone(depth=101), 14_222_194, 11_017_216),
+        (lambda: SwinBackbone(size="base"), 5_073_394, 2_756_096),
+    ],
+)
+def test_parameter_counts_of_the_published_models(backbone: Any, learnt: int, projections: int) -> None:
+    with torch.device("meta"):
+        model = DCAMA(backbone=backbone())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == learnt
+    assert sum(p.numel() for p in model.head.attention.parameters()) == projections
+
+
+def test_fused_and_plain_attention_agree() -> None:
+    episode = make_episode(0, shots=3)
+    gradients = []
+    for fused in (True, False):
+        model = dcama(head={"fused": fused, "dropout": 0.0}).train()
+        model([episode])["loss_seg"].backward()
+        gradients.append({n: p.grad for n, p in model.head.named_parameters() if ".key." not in n})
+    close(scores(dcama(head={"fused": True}), episode), scores(dcama(head={"fused": False}), episode))
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name])
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model, episode = dcama(), make_episode(0)
+    close(scores(model, episode), scores(model, episode), 0)
+    model.train()
+    assert model([episode])["loss_seg"] != model([episode])["loss_seg"]
+
+
+def test_a_support_given_twice_changes_nothing() -> None:
+    model, episode = dcama(), make_episode(0, shots=2)
+    close(scores(model, episode), scores(model, {**episode, "support": episode["support"] * 2}))
+
+
+def test_one_value_everywhere_is_aggregated_to_that_value() -> None:
+    model = dcama()
+    images, query = torch.rand(1, 2, 3, 48, 48) * 255, torch.rand(1, 3, 48, 48) * 255
+    with torch.no_grad():
+        support = model.encode_support(images, torch.ones(1, 2, 48, 48))
+        aux = model._segment(query, support)[1]
+    assert set(aux) == {"aggregated_res3", "aggregated_res4", "aggregated_res5"}
+    for masks in aux.values():
+        close(masks, torch.ones_like(masks))
+    assert aux["aggregated_res4"].shape == (1, 2, 3, 3)
+
+
+@pytest.mark.parametrize("strategy", ["vote", "average", "normalized_vote", "cross_guided"])
+def test_ensembles_of_one_shot_predictions(strategy: str) -> None:
+    one_pass, ensemble = dcama(), dcama(kshot=strategy)
+    single, several = make_episode(0), make_episode(0, shots=3)
+    close(scores(ensemble, single), scores(one_pass, single))
+    result = scores(ensemble, several)
+    close(result.softmax(dim=0)[1], result[1].exp())
+    same = {**several, "support": several["support"][:1] * 3}
+    expected = scores(one_pass, {**several, "support": several["support"][:1]})
+    assert (scores(ensemble, same).argmax(dim=0) == expected.argmax(dim=0)).all()
+    with pytest.raises(RuntimeError, match="train with 'one_pass'"):
+        ensemble.train()([several])
+
+
+def test_average_of_one_shot_predictions() -> None:
+    episode = make_episode(0, shots=2)
+    one_pass = dcama()
+    each = [scores(one_pass, {**episode, "support": [s]}).softmax(dim=0) for s in episode["support"]]
+    close(scores(dcama(kshot="average"), episode).softmax(dim=0), sum(each) / 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_levels": ["res4", "res5"]},
+        {"attention_levels": ["res5"]},
+        {"skip_levels": []},
+        {"skip_levels": ["res2"]},
+        {"skip_levels": ["res2", "res3", "res4"]},
+        {"head": {"skip_support": False}},
+        {"head": {"support_background": False}},
+        {"head": {"region_pixels": 10}},
+        {"head": {"region_pixels": 10}, "kshot": "average"},
+        {"head": {"projection": "cosine"}},
+        {"head": {"position_encoding": False}},
+        {"head": {"widths": (8, 8, 16), "mixer_widths": (16, 8, 4)}},
+    ],
+    ids=str,
+)
+def test_settings_run_and_matter(settings: dict[str, Any]) -> None:
+    episode = make_episode(0, shots=2, size=(40, 64))
+    result = scores(dcama(**settings), episode)
+    assert result.shape == (2, 40, 64)
+    assert result.isfinite().all()
+    assert not torch.allclose(result, scores(dcama(), episode))
+    if "kshot" not in settings:
+        model = dcama(**settings).train()
+        model([episode])["loss_seg"].backward()
+        assert all(p.grad is not None for p in model.head.parameters())
+
+
+def test_without_background_only_the_object_counts() -> None:
+    episode = make_episode(0, size=(64, 64))
+    image = episode["support"][0]["image"].clone()
+    mask = torch.zeros(64, 64)
+    mask[:, :32] = 1  # whole cells at every stride
+    other = image.clone()
+    other[:, :, 32:] = image[:, :, :32]
+    pair = [{**episode, "support": [{"image": i, "mask": mask}]} for i in (image, other)]
+    without = dcama(head={"support_background": False, "skip_support": False})
+    close(scores(without, pair[0]), scores(without, pair[1]))
+    full = dcama(head={"skip_support": False})
+    assert (scores(full, pair[0]) - scores(full, pair[1])).abs().max() > 1e-4
+
+
+def test_cosine_attention_has_nothing_to_learn() -> None:
+    assert not list(dcama(head={"projection": "cosine"}).head.attention.parameters())
+
+
+def test_attention_maps_explain_the_aggregated_masks() -> None:
+    model = dcama(attention_levels=["res4"])
+    images, query = torch.rand(1, 2, 3, 64, 48) * 255, torch.rand(1, 3, 48, 64) * 255
+    masks = (torch.rand(1, 2, 64, 48) > 0.5).long()
+    with torch.no_grad():
+        support = model.encode_support(images, masks)
+        aggregated = model._segment(query, support)[1]["aggregated_res4"].mean(dim=1)  # (1, 3, 4)
+        features = model.extract(model._normalise(query))
+        tensors = {name: t[:, 0] for name, t in support.tensors.items()}
+        weights = model.head.attention_map(features, tensors, (0.5, 0.3), (4, 3))  # row 1, column 1
+    values = support.tensors["mask.res4"][:, 0]
+    close(weights.sum(dim=(1, 2, 3)), torch.ones(1))
+    # layers share their mask values, so the mean of their maps gives the mean of their masks
+    close((weights * values).sum(dim=(1, 2, 3)), aggregated[:, 1, 1])
+    assert model.attention_map(query, support, (0.0, 0.99)).shape == (1, 2, 64, 48)
+    ensemble = dcama(kshot="average")
+    maps = ensemble.attention_map(query, ensemble.encode_support(images, masks), (0.5, 0.5))
+    assert maps.shape == (1, 2, 64, 48)
+    sampled = dcama(head={"region_pixels": 4})
+    with pytest.raises(ValueError, match="REGION_PIXELS"):
+        sampled.attention_map(query, sampled.encode_support(images, masks), (0.5, 0.5))
+
+
+def test_what_is_stored_of_the_supports() -> None:
+    support = dcama().encode_support(torch.rand(2, 3, 3, 48, 48), torch.ones(2, 3, 48, 48))
+    shapes = {name: tuple(t.shape) for name, t in support.tensors.items()}
+    assert shapes["key.res3.0"] == (2, 1, 3 * 36, 16)
+    assert shapes["mask.res3"] == (2, 1, 3, 6, 6)
+    assert shapes["skip.res2.1"] == (2, 1, 8, 12, 12)
+    assert not any(shape[-3:] == (3, 48, 48) for shape in shapes.values())
+
+
+def test_config_reaches_the_head() -> None:
+    model = make_model(
+        "DCAMA",
+        "MODEL.DCAMA.FUSED_ATTENTION", False,
+        "MODEL.DCAMA.WIDTHS", (8, 8, 16),
+        "MODEL.DCAMA.NUM_HEADS", 4,
+        "MODEL.DCAMA.DROPOUT", 0.1,
+        "MODEL.DCAMA.IGNORE_AS_BACKGROUND", False,
+    )  # fmt: skip
+    attention = model.head.attention["res3"]
+    assert (attention.fused, attention.num_heads, attention.dropout) == (False, 4, 0.1)
+    assert model.head.squeeze["res3"][6].out_channels == 16
+    assert not model.ignore_as_background
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("MODEL.DCAMA.KSHOT", "best"), "unknown MODEL.DCAMA.KSHOT 'best': choose from one_pass, vote"),
+        (("MODEL.DCAMA.PROJECTION", "mlp"), "unknown projection 'mlp': choose from linear, cosine"),
+        (("MODEL.DCAMA.NUM_HEADS", 7), "7 heads do not divide"),
+        (("MODEL.DCAMA.WIDTHS", (10, 8, 8)), "width 10 is not a multiple of the 4 norm groups"),
+        (("MODEL.DCAMA.ATTENTION_LEVELS", ()), "no attention level"),
+    ],
+)
+def test_wrong_settings(override: tuple[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model("DCAMA", *override)
+
+
+def test_unknown_level() -> None:
+    with pytest.raises(KeyError, match="res6"):
+        make_model("DCAMA", "MODEL.DCAMA.SKIP_LEVELS", ("res6",))

@@ -1,0 +1,270 @@
+"""Training, resuming and evaluating on a tiny `glyphs`, and what is said when something is wrong."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fss_d2.data.datasets.glyphs import write_glyphs
+from fss_d2.engine.arguments import argument_parser, parse_command_line
+from fss_d2.engine.errors import TRACEBACK_VARIABLE, run_command
+from fss_d2.engine.step import EpisodeStep
+
+_ROOT = Path(__file__).parents[1]
+_CONFIG = """
+_BASE_: "{base}"
+MODEL:
+  META_ARCHITECTURE: DCAMA
+  BACKBONE:
+    NAME: build_timm_backbone
+  TIMM:
+    NAME: tf_efficientnet_lite0
+DATASETS:
+  TRAIN: ("glyphs_fold0_train",)
+  TEST: ("glyphs_fold0_val",)
+INPUT:
+  FEW_SHOT_SIZE: (64, 64)
+FEW_SHOT:
+  TEST:
+    EPISODES: 5
+SOLVER:
+  IMS_PER_BATCH: 2
+  MAX_ITER: 4
+  BASE_LR: 0.01
+  CHECKPOINT_PERIOD: 2
+  LOG_PERIOD: 1
+DATALOADER:
+  NUM_WORKERS: 0
+TEST:
+  EVAL_PERIOD: 3
+  PERIODIC_EPISODES: 2
+  PICTURES: 1
+  BOOTSTRAP: 10
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Glyphs of 64 pixels as $DETECTRON2_DATASETS."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_glyphs(root, seed=0, size=64, images_per_class=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        patch.delenv(TRACEBACK_VARIABLE, raising=False)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def config(data: Path) -> Path:
+    path = data / "tiny.yaml"
+    path.write_text(_CONFIG.format(base=_ROOT / "configs" / "Base-FewShot.yaml"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logs() -> Iterator[None]:
+    """Each run opens log files; close them again."""
+    yield
+    for name in ("detectron2", "fvcore", "fss_d2"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _run(config: Path, folder: Path, *more: str) -> None:
+    import train_net
+
+    words = ["--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(folder), *more]
+    train_net.main(parse_command_line(argument_parser("test"), words))
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of four uninterrupted iterations, with two workers."""
+    folder = tmp_path_factory.mktemp("trained")
+    _run(config, folder, "DATALOADER.NUM_WORKERS", "2")
+    return folder
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Deep equality, tensors to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def _losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
+
+
+def _episodes(folder: Path) -> str:
+    return (folder / "inference" / "glyphs_fold0_val_1shot" / "episodes.jsonl").read_text()
+
+
+def test_a_training_leaves_its_files(trained: Path) -> None:
+    assert [iteration for iteration, _ in _losses(trained)] == [0, 1, 2, 3]
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+    for name in ("model_0000001.pth", "model_final.pth", "model_best.pth"):
+        assert "model" in _load(trained / name)
+    folder = trained / "inference" / "glyphs_fold0_val_1shot"
+    header, *episodes = (folder / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(header)["dataset"] == "glyphs_fold0_val"
+    assert len(episodes) == 5
+    results = json.loads((trained / "results.json").read_text())
+    assert results["weights"] == str(trained / "model_final.pth")
+    assert 0 <= results["results"]["glyphs_fold0_val/1shot"]["few_shot_seg"]["mIoU"] <= 100
+
+
+def test_tensorboard_has_curves_and_pictures(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained)).Reload()
+    assert "total_loss" in events.Tags()["scalars"]
+    assert "periodic/glyphs_fold0_val/1shot/few_shot_seg/mIoU" in events.Tags()["scalars"]
+    assert events.Tags()["images"] == ["episodes/0000"]
+
+
+def test_only_the_head_is_trained(trained: Path) -> None:
+    first, last = (_load(trained / name)["model"] for name in ("model_0000001.pth", "model_final.pth"))
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], last[name])}
+    assert changed == {"head"}
+
+
+def test_stop_and_resume_is_exact(
+    config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the fourth iteration, resumed from the checkpoint after two, without workers."""
+    run_step = EpisodeStep.run_step
+
+    def stop_at_the_fourth(step: EpisodeStep) -> None:
+        if step.iter == 3:
+            raise KeyboardInterrupt
+        run_step(step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpisodeStep, "run_step", stop_at_the_fourth)
+        _run(config, tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not (tmp_path / "inference").exists()  # a training that broke off is not evaluated
+    _run(config, tmp_path, "--resume")
+    assert _equal(_load(tmp_path / "model_final.pth"), _load(trained / "model_final.pth"))
+    assert _losses(tmp_path) == _losses(trained)
+    assert _episodes(tmp_path) == _episodes(trained)
+
+
+def test_the_checkpoint_holds_the_momentum(trained: Path) -> None:
+    state = _load(trained / "model_final.pth")["trainer"]["_trainer"]["optimizer"]["state"]
+    assert state
+    assert all(entry["momentum_buffer"].abs().sum() > 0 for entry in state.values())
+
+
+def test_two_processes_count_as_one(config: Path, trained: Path, tmp_path: Path) -> None:
+    """Trained by two processes, then the same weights evaluated by two and by one."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", str(config), "--num-gpus", "0"]
+    done = subprocess.run(
+        [*command, "--num-processes", "2", "OUTPUT_DIR", str(two), "SOLVER.MAX_ITER", "2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    _run(config, one, "--eval-only", "MODEL.WEIGHTS", str(two / "model_final.pth"))
+    assert _episodes(two) == _episodes(one)
+    # The gradient is the mean over the same two episodes, whoever has computed them.
+    assert _losses(two)[0][1] == pytest.approx(_losses(trained)[0][1], rel=0.05)
+
+
+def test_evaluation_on_a_written_manifest(config: Path, trained: Path, tmp_path: Path) -> None:
+    manifest = trained / "inference" / "glyphs_fold0_val_1shot" / "manifest.jsonl"
+    weights = str(trained / "model_final.pth")
+    opts = ["FEW_SHOT.TEST.MANIFEST", str(manifest), "FEW_SHOT.TEST.SEED", "9"]
+    _run(config, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights, *opts)
+    assert _episodes(tmp_path) == _episodes(trained)
+    again = tmp_path / "inference" / "glyphs_fold0_val_1shot" / "manifest.jsonl"
+    assert again.read_text() == manifest.read_text()
+
+
+def test_the_baseline_is_evaluated_untrained(config: Path, tmp_path: Path) -> None:
+    _run(config, tmp_path, "--eval-only", "MODEL.META_ARCHITECTURE", "Prototype", "TEST.PICTURES", "0")
+    assert "glyphs_fold0_val/1shot" in json.loads((tmp_path / "results.json").read_text())["results"]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--num-gpus", "99"], "--num-gpus 99"),
+        (["SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER", "three"], "SOLVER.MAX_ITER three"),
+        (["DATASETS.TRAIN", "('glyphs_fold7_train',)"], "glyphs_fold7_train"),
+        (["DATASETS.TEST", "('glyfs_fold0_val',)", "--eval-only"], "glyfs_fold0_val"),
+        (["MODEL.META_ARCHITECTURE", "DKAMA"], "did you mean DCAMA"),
+        (["MODEL.META_ARCHITECTURE", "Prototype"], "--eval-only"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["OUTPUT_DIR", "/dev/null/out"], "/dev/null"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
+        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER"),
+        (["FEW_SHOT.TEST.MANIFEST", "nowhere.jsonl", "--eval-only"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    config: Path,
+    tmp_path: Path,
+    words: list[str],
+    culprit: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import train_net
+
+    program = ["train_net.py", "--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*program, *words])
+    assert run_command(train_net.run) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert culprit in line
+    assert not list(tmp_path.glob("**/*.pth"))
+
+
+def test_a_broken_image_in_a_worker(
+    config: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line names the file; neither the console nor the log has a traceback."""
+    import train_net
+
+    images = sorted((data / "glyphs" / "images").iterdir())
+    kept = {path: path.read_bytes() for path in images}
+    for path in images:
+        path.write_bytes(kept[path][:200])
+    words = ["--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *words, "DATALOADER.NUM_WORKERS", "1"])
+    try:
+        assert run_command(train_net.run) == 1
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1].startswith("error: ")
+    assert str(data / "glyphs" / "images") in output.err.splitlines()[-1]
+    assert "Traceback" not in output.err + output.out + (tmp_path / "log.txt").read_text()

@@ -1,0 +1,137 @@
+"""Pictures: what is drawn where, and how large."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from fss_d2.visualization import (
+    IGNORE_COLOR,
+    PREDICTION_COLOR,
+    SUPPORT_COLOR,
+    draw_mask,
+    episode_panel,
+    picture_grid,
+    save_picture,
+)
+
+
+def _episode(size: tuple[int, int] = (48, 64), shots: int = 2, **extra: Any) -> dict[str, Any]:
+    mask = torch.zeros(size, dtype=torch.uint8)
+    mask[10:30, 20:50] = 1
+    image = torch.full((3, *size), 90, dtype=torch.uint8)
+    support = [{"image": image, "mask": mask, "image_id": i} for i in range(shots)]
+    frame = {"height": size[0], "width": size[1]}
+    return {"image": image, "target": mask, "support": support, **frame, **extra}
+
+
+def _ring(inner: int) -> np.ndarray:
+    """A square region of a 40x60 picture, with a square hole of side ``inner``."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[8:30, 12:44] = 1
+    mask[18 : 18 + inner, 22 : 22 + inner] = 0
+    return mask
+
+
+@pytest.mark.parametrize("inner", [0, 7])  # Detectron2 draws regions with and without holes differently
+def test_mask_pixels_change_and_others_do_not(inner: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    before, mask = image.copy(), _ring(inner)
+    drawn = draw_mask(image, mask, PREDICTION_COLOR, alpha=0.5)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    assert (image == before).all()  # the input is left alone
+    outside = ndimage.binary_dilation(mask, iterations=2) == 0
+    assert (drawn[outside] == image[outside]).all()
+    inside = ndimage.binary_erosion(mask, iterations=3)
+    blend = 0.5 * image[inside] + 0.5 * 255 * np.array(PREDICTION_COLOR)
+    np.testing.assert_allclose(drawn[inside], blend, atol=2)
+
+
+def test_ignored_pixels_are_grey_and_an_empty_mask_changes_nothing() -> None:
+    image = np.full((40, 60, 3), 20, np.uint8)
+    assert (draw_mask(image, np.zeros((40, 60), np.uint8)) == image).all()
+    drawn = draw_mask(image, 255 * _ring(0), alpha=1.0)
+    np.testing.assert_allclose(drawn[20, 20], 255 * np.array(IGNORE_COLOR), atol=2)
+
+
+def test_mask_of_another_size_is_an_error() -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        draw_mask(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), np.uint8))
+
+
+@pytest.mark.parametrize(("shots", "with_output", "tiles"), [(1, False, 3), (3, False, 5), (2, True, 5)])
+def test_panel_has_a_tile_for_each_part(shots: int, with_output: bool, tiles: int) -> None:
+    episode = _episode(shots=shots)
+    output = {"sem_seg": torch.stack([torch.zeros(48, 64), torch.ones(48, 64)])} if with_output else None
+    panel = episode_panel(episode, output, height=96)
+    assert panel.dtype == np.uint8
+    assert panel.shape == (96 + 18, tiles * 128 + (tiles - 1) * 4, 3)
+
+
+def test_panel_draws_each_mask_in_its_tile() -> None:
+    episode = _episode(shots=1)
+    pred = np.zeros((48, 64), bool)
+    pred[40:46, 2:8] = True
+    panel = episode_panel(episode, pred, height=48)
+    tiles = [panel[18:, i * 68 : i * 68 + 64].astype(int) for i in range(4)]
+    changed = [np.abs(tile - 90).max(axis=2) > 30 for tile in tiles]
+    assert changed[0][20, 35] and changed[3][20, 35]  # support and truth
+    assert not changed[0][43, 5] and not changed[3][43, 5]
+    assert not changed[1].any()  # the query is bare
+    assert changed[2][43, 5] and not changed[2][20, 35]  # prediction
+    expected = 45 + 127.5 * np.array([SUPPORT_COLOR, PREDICTION_COLOR])
+    np.testing.assert_allclose([tiles[0][20, 35], tiles[2][43, 5]], expected, atol=2)
+
+
+def test_scores_and_mask_draw_the_same_and_ties_are_background() -> None:
+    episode = _episode(shots=1)
+    margin = torch.zeros(48, 64)
+    margin[5:20, 5:20] = 1.0
+    scores = {"sem_seg": torch.stack([torch.zeros_like(margin), margin])}
+    assert (episode_panel(episode, scores) == episode_panel(episode, (margin > 0).numpy())).all()
+
+
+def test_caption_shows_name_and_score() -> None:
+    episode = _episode(shots=1)
+    right = episode["target"].numpy() == 1
+    captions = [
+        episode_panel(episode, pred, class_name=name)[:18]
+        for pred, name in ((right, None), (right, "dog"), (~right, "dog"))
+    ]
+    support, prediction = slice(0, 256), slice(520, 776)  # a tile is 192 * 64 / 48 = 256 wide
+    assert (captions[0][:, support] != captions[1][:, support]).any()
+    assert (captions[1][:, prediction] != captions[2][:, prediction]).any()
+    assert (captions[1][:, support] == captions[2][:, support]).all()
+
+
+def test_query_is_shown_in_the_frame_of_its_scores() -> None:
+    """Padding is cut off and the squashed query takes its own proportions again."""
+    image = torch.zeros((3, 64, 64), dtype=torch.uint8)
+    image[:, :32] = 200  # the lower half is padding
+    target = torch.zeros((30, 90), dtype=torch.uint8)
+    episode = _episode(shots=1) | {"image": image, "valid_size": (32, 64), "target": target}
+    panel = episode_panel(episode | {"height": 30, "width": 90}, height=48)
+    query = panel[18:, 68 : 68 + 144]
+    assert (query == 200).all()
+    assert panel.shape[1] == 64 + 4 + 144 + 4 + 144
+
+
+def test_grid_pads_rows_with_white() -> None:
+    rows = [np.full((5, 9, 3), 10, np.uint8), np.full((7, 4, 3), 20, np.uint8)]
+    grid = picture_grid(rows)
+    assert grid.shape == (5 + 4 + 7, 9, 3)
+    assert (grid[:5] == 10).all() and (grid[9:, :4] == 20).all()
+    assert (grid[5:9] == 255).all() and (grid[9:, 4:] == 255).all()
+    with pytest.raises(ValueError, match="at least one row"):
+        picture_grid([])
+
+
+def test_saved_picture_is_the_picture(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    save_picture(tmp_path / "new" / "p.png", picture)
+    assert (np.asarray(Image.open(tmp_path / "new" / "p.png")) == picture).all()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["p.png"]

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Convert an official checkpoint: convert_checkpoint.py --method dcama IN OUT.
+
+OUT loads with MODEL.WEIGHTS. Nothing pickled in IN is run.
+"""
+
+import argparse
+import sys
+
+from fss_d2.checkpoint.convert import CONVERTERS, read_official, write_converted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one file; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", required=True, choices=sorted(CONVERTERS))
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--verbose", action="store_true", help="list the dropped and missing names")
+    parser.add_argument("input", metavar="IN", help="official checkpoint")
+    parser.add_argument("output", metavar="OUT", help="file to write")
+    args = parser.parse_args(arguments)
+    try:
+        conversion = CONVERTERS[args.method](read_official(args.input))
+        write_converted(args.output, conversion, force=args.force)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{conversion.summary()}; wrote {args.output}")
+    if args.verbose:
+        for name in conversion.dropped:
+            print(f"dropped {name}")
+        for name in conversion.missing:
+            print(f"missing {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
