@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train and evaluate a few-shot segmentation model.
 
-python train_net.py --config-file configs/dcama/glyphs.yaml
+python train_net.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml --num-gpus 0
 python train_net.py --config-file configs/dcama/pascal5i_r50.yaml --num-gpus 4 OUTPUT_DIR ./output/fold0
 python train_net.py --config-file configs/dcama/pascal5i_r50.yaml --eval-only MODEL.WEIGHTS model.pth
 torchrun --nproc-per-node 4 train_net.py --config-file configs/dcama/pascal5i_r50.yaml

@@ -1,7 +1,8 @@
 """Prepare COCO-20i from the instances JSON files; see datasets/README.md.
 
-The sets of images per class follow from the data. The order in which HSNet's lists name them, on which its
-test episodes depend, does not: give the folder of its lists with --lists to get the `coco20i_hsnet_*` sets.
+The sets of images per class are rebuilt from the data by a rule. The order in which HSNet's lists name
+them, on which its test episodes depend, cannot be: give the folder of its lists with --lists to get the
+`coco20i_hsnet_*` sets.
 """
 
 import sys

@@ -50,7 +50,7 @@ def _add_episode_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.TEST.SHOTS = (1,)
     # Episodes per evaluation; 0 means one per (image, class) pair.
     cfg.FEW_SHOT.TEST.EPISODES = 1000
-    # One evaluation per seed listed; counts are reported per seed and joined.
+    # Seed of the evaluation episodes.
     cfg.FEW_SHOT.TEST.SEED = 0
     # "class", "pair", "image" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
     # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md).

@@ -177,9 +177,10 @@ def test_the_checkpoint_holds_the_momentum(trained: Path) -> None:
 def test_two_processes_count_as_one(config: Path, trained: Path, tmp_path: Path) -> None:
     """Trained by two processes, then the same weights evaluated by two and by one."""
     two, one = tmp_path / "two", tmp_path / "one"
+    quick = ["TEST.EVAL_PERIOD", "0", "TEST.PICTURES", "0"]
     command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", str(config), "--num-gpus", "0"]
     done = subprocess.run(
-        [*command, "--num-processes", "2", "OUTPUT_DIR", str(two), "SOLVER.MAX_ITER", "2"],
+        [*command, "--num-processes", "2", "OUTPUT_DIR", str(two), "SOLVER.MAX_ITER", "2", *quick],
         capture_output=True,
         text=True,
         timeout=300,
@@ -216,6 +217,7 @@ def test_the_baseline_is_evaluated_untrained(config: Path, tmp_path: Path) -> No
         (["SOLVER.MAX_ITER", "three"], "SOLVER.MAX_ITER three"),
         (["DATASETS.TRAIN", "('glyphs_fold7_train',)"], "glyphs_fold7_train"),
         (["DATASETS.TEST", "('glyfs_fold0_val',)", "--eval-only"], "glyfs_fold0_val"),
+        (["DATASETS.TEST", "('fss1000_test',)"], "fss1000"),
         (["MODEL.META_ARCHITECTURE", "DKAMA"], "did you mean DCAMA"),
         (["MODEL.META_ARCHITECTURE", "Prototype"], "--eval-only"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth does not exist"),

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Time and memory of DCAMA with its attention maps written out, and with fused attention.
 
-Both run on this machine, each case in a process of its own, with random weights and noise for images:
+Both run on this machine with random weights, and noise for images:
 
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json
 
-Peak memory is what the forward pass adds to the process (CPU: resident set; GPU: allocated tensors).
+Times are medians of runs that alternate between the two in one process, so that other work on the machine
+weighs on both. Peak memory is what one forward pass adds to a process of its own (CPU: resident set; GPU:
+allocated tensors).
 """
 
 import argparse
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,92 +35,119 @@ BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class Setting:
     """What is measured."""
 
     backbone: str
     shots: int
     size: int
-    fused: bool
     device: str
     threads: int
     repeats: int
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What came out: seconds (median) of a whole episode and of its backbone, MiB added at the peak."""
+class Result:
+    """What came out; times are medians of a whole episode and of its backbone alone."""
 
+    shots: int
+    attention: str
     seconds: float
     backbone_seconds: float
     peak_mib: float
 
 
-def measure(case: Case) -> Measurement:
-    """Run a case in a fresh process, so that no other case's memory is counted."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure_here, (case,))
+def measure(setting: Setting) -> list[Result]:
+    """Measure plain and fused attention, in fresh processes."""
+    seconds = _in_fresh_process(_seconds, setting)
+    return [
+        Result(
+            shots=setting.shots,
+            attention=attention,
+            seconds=seconds[attention],
+            backbone_seconds=seconds["backbone"],
+            peak_mib=_in_fresh_process(_peak_mib, setting, attention == "fused"),
+        )
+        for attention in ("plain", "fused")
+    ]
+
+
+def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @torch.inference_mode()
-def _measure_here(case: Case) -> Measurement:
-    torch.set_num_threads(case.threads)
-    torch.manual_seed(0)
-    device = torch.device(case.device)
-    model = DCAMA(backbone=BACKBONES[case.backbone](), head={"fused": case.fused}).eval().to(device)
-    side, shots = case.size, case.shots
-    images = torch.rand(1, shots, 3, side, side, device=device)
-    masks = (torch.rand(1, shots, side, side, device=device) > 0.5).to(torch.uint8)
-    query = torch.rand(1, 3, side, side, device=device)
+def _seconds(setting: Setting) -> dict[str, float]:
+    """Median seconds of "plain" and "fused" episodes and of "backbone"."""
+    model, images, masks, query = _prepare(setting)
 
-    def episode() -> None:
+    def episode(fused: bool) -> None:
+        for attention in model.head.attention.values():
+            attention.fused = fused
         model.segment(query, model.encode_support(images, masks))
 
     def backbone() -> None:
-        model.extract(images.flatten(0, 1))
-        model.extract(query)
+        for image in (*images.split(1, dim=1), query[:, None]):
+            model.extract(image[:, 0])
 
-    model.extract(query[..., :32, :32])  # loads libraries, which are not the forward pass's memory
-    before = _peak_bytes(device)
-    episode()
-    peak = _peak_bytes(device) - before
-    seconds = _median_seconds(episode, case.repeats, device)
-    return Measurement(seconds, _median_seconds(backbone, case.repeats, device), peak / 2**20)
+    runs = {"plain": lambda: episode(False), "fused": lambda: episode(True), "backbone": backbone}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(setting.repeats + 1):  # the first round warms up
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if setting.device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+@torch.inference_mode()
+def _peak_mib(setting: Setting, fused: bool) -> float:
+    """MiB that one episode adds at its peak."""
+    model, images, masks, query = _prepare(setting, fused)
+    before = _peak_bytes(setting.device)
+    model.segment(query, model.encode_support(images, masks))
+    return (_peak_bytes(setting.device) - before) / 2**20
+
+
+def _prepare(setting: Setting, fused: bool = True) -> tuple[DCAMA, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A model, support images and masks, and a query, on the device."""
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    model = DCAMA(backbone=BACKBONES[setting.backbone](), head={"fused": fused}).eval()
+    model = model.to(setting.device)
+    shape = (setting.size, setting.size)
+    images = torch.rand(1, setting.shots, 3, *shape, device=setting.device)
+    masks = (torch.rand(1, setting.shots, *shape, device=setting.device) > 0.5).to(torch.uint8)
+    query = torch.rand(1, 3, *shape, device=setting.device)
+    model.extract(query[..., :32, :32])  # loads libraries, which are not the episode's memory
+    return model, images, masks, query
+
+
+def _peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _median_seconds(run: Callable[[], None], repeats: int, device: torch.device) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def table(results: list[tuple[Case, Measurement]]) -> str:
-    """Markdown: plain and fused of each number of shots, and fused over plain."""
+def table(results: list[Result]) -> str:
+    """Markdown: plain and fused of each number of shots, and their ratios."""
     lines = [
         "| shots | attention | seconds | of which backbone | peak MiB | time ratio | memory ratio |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    plain = {case.shots: result for case, result in results if not case.fused}
-    for case, result in results:
-        reference = plain[case.shots]
+    plain = {result.shots: result for result in results if result.attention == "plain"}
+    for r in results:
+        time_ratio = r.seconds / plain[r.shots].seconds
+        memory_ratio = r.peak_mib / max(plain[r.shots].peak_mib, 1e-9)
         lines.append(
-            f"| {case.shots} | {'fused' if case.fused else 'plain'} | {result.seconds:.2f} "
-            f"| {result.backbone_seconds:.2f} ({result.backbone_seconds / result.seconds:.0%}) "
-            f"| {result.peak_mib:.0f} | {result.seconds / reference.seconds:.2f} "
-            f"| {result.peak_mib / max(reference.peak_mib, 1e-9):.2f} |"
+            f"| {r.shots} | {r.attention} | {r.seconds:.2f} "
+            f"| {r.backbone_seconds:.2f} ({r.backbone_seconds / r.seconds:.0%}) "
+            f"| {r.peak_mib:.0f} | {time_ratio:.2f} | {memory_ratio:.2f} |"
         )
     return "\n".join(lines)
 
@@ -128,7 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet50")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--size", type=int, default=384, help="side of the square images, pixels")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    devices = ("cpu", "cuda")
+    parser.add_argument("--device", choices=devices, default=devices[torch.cuda.is_available()])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
@@ -137,14 +168,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"folder {args.output.parent} does not exist: make it first")
     results = []
     for shots in args.shots:
-        for fused in (False, True):
-            case = Case(args.backbone, shots, args.size, fused, args.device, args.threads, args.repeats)
-            results.append((case, measure(case)))
+        print(f"measuring {shots} shot ...", file=sys.stderr, flush=True)
+        setting = Setting(args.backbone, shots, args.size, args.device, args.threads, args.repeats)
+        results += measure(setting)
     print(f"DCAMA, {args.backbone}, {args.size}x{args.size}, {args.device}, {args.threads} threads\n")
     print(table(results))
     if args.output:
-        rows = [asdict(case) | asdict(result) for case, result in results]
-        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+        content = {"arguments": vars(args) | {"output": None}, "results": [asdict(r) for r in results]}
+        args.output.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

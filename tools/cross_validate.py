@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train and evaluate on all folds with several seeds, and report mean and deviation.
 
-    python tools/cross_validate.py --config-file configs/dcama/glyphs.yaml --folds 0 1 2 3 --shots 1 5 \\
-        --seeds 0 1 2 --baseline configs/prototype/glyphs.yaml
+    python tools/cross_validate.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \\
+        --baseline configs/prototype/glyphs_efficientnet_lite0.yaml --folds 0 1 2 3 --shots 1 5 --seeds 0 1 2
 
 Each (fold, seed) is one run of train_net.py in a folder of its own. Started again, the command skips the runs
 that are finished and resumes the one that was interrupted. A seed stands for the initial weights, the
@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_command_line, plan_from
 from fss_d2.engine.errors import run_command
+from fss_d2.engine.fold_report import METRICS, markdown, summarize
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.report import TASK
 from fss_d2.evaluation.rows import write_atomic
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fss_d2.cross_validate")
 
 _PROGRAM = Path(__file__).resolve().parents[1] / "train_net.py"
-_METRICS = ("mIoU", "FB_IoU")
 # What a baseline takes over, so that it answers the same questions on the same pixels.
 _SHARED_KEYS = (
     "DATASETS.TEST",
@@ -100,7 +97,7 @@ class Run:
                 "test_set": without_fold(name.rpartition("/")[0]),
                 "shots": int(name.rpartition("/")[2].removesuffix("shot")),
             }
-            | {metric: tasks[TASK][metric] for metric in _METRICS}
+            | {metric: tasks[TASK][metric] for metric in METRICS}
             for name, tasks in results.items()
         ]
 
@@ -191,74 +188,6 @@ def start(run: Run, args: argparse.Namespace) -> None:
     code = subprocess.run(command, check=False).returncode
     if code:
         raise ValueError(f"{run.folder}: the run failed with exit code {code}; see log.txt there")
-
-
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per method, test set, shots and metric: each fold's mean over the seeds, their mean, the deviations.
-
-    "deviation_seeds" is the sample standard deviation, over the seeds that have all folds, of the mean over
-    the folds; "deviation_folds" that of the folds' means. Both are None for fewer than two values.
-    """
-    summary = []
-    for method, test_set, shots in dict.fromkeys((r["method"], r["test_set"], r["shots"]) for r in rows):
-        group = [r for r in rows if (r["method"], r["test_set"], r["shots"]) == (method, test_set, shots)]
-        for metric in _METRICS:
-            by_fold = _grouped(group, "fold", metric)
-            folds = {fold: statistics.fmean(values) for fold, values in by_fold.items()}
-            seeds = [
-                statistics.fmean(values)
-                for values in _grouped(group, "seed", metric).values()
-                if len(values) == len(folds)
-            ]
-            summary.append(
-                {
-                    "method": method,
-                    "test_set": test_set,
-                    "shots": shots,
-                    "metric": metric,
-                    "folds": folds,
-                    "mean": statistics.fmean(folds.values()),
-                    "deviation_seeds": _deviation(seeds),
-                    "deviation_folds": _deviation(list(folds.values())),
-                }
-            )
-    return summary
-
-
-def _grouped(rows: Iterable[dict[str, Any]], key: str, metric: str) -> dict[int, list[float]]:
-    groups: dict[int, list[float]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row[metric])
-    return dict(sorted(groups.items()))
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def markdown(summary: Sequence[dict[str, Any]], planned: int, done: int) -> str:
-    """The report: one table per metric, a row per method, test set and number of shots."""
-    parts = [f"{done} of {planned} runs.\n"]
-    folds = sorted({fold for entry in summary for fold in entry["folds"]})
-    headers = ["method", "test set", "shots", *(f"fold {fold}" for fold in folds)]
-    headers += ["mean", "± seeds", "± folds"]
-    for metric in _METRICS:
-        lines = [
-            [
-                *(entry[key] for key in ("method", "test_set", "shots")),
-                *(_number(entry["folds"].get(fold)) for fold in folds),
-                *(_number(entry[key]) for key in ("mean", "deviation_seeds", "deviation_folds")),
-            ]
-            for entry in summary
-            if entry["metric"] == metric
-        ]
-        table = tabulate(lines, headers=headers, tablefmt="pipe", disable_numparse=True)
-        parts.append(f"## {metric} (%)\n\n{table}\n")
-    return "\n".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def run_all(args: argparse.Namespace, starter: Callable[[Run, argparse.Namespace], None] = start) -> str:

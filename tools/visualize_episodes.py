@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw episodes of a dataset: supports with their masks, the query, the truth. One picture each, and a grid.
 
-    python tools/visualize_episodes.py --config-file configs/dcama/glyphs_effnet.yaml \
+    python tools/visualize_episodes.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \
         --dataset glyphs_fold0_val --shots 5 --num 8 --output output/episodes
 """
 
@@ -17,11 +17,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from fss_d2.config import get_cfg
 from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
+from fss_d2.engine.arguments import load_config
 from fss_d2.engine.errors import run_command
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.visualization import episode_panel, picture_grid, save_picture
+
+BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 
 logger = logging.getLogger("fss_d2.tools.visualize_episodes")
 
@@ -51,7 +53,7 @@ def draw_episodes(
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="", help="yaml file with FEW_SHOT.TEST, INPUT and so on")
+    parser.add_argument("--config-file", default=str(BASE_CONFIG), help="its FEW_SHOT.TEST, INPUT, ...")
     parser.add_argument("--dataset", required=True, help="registered name, e.g. glyphs_fold0_val")
     parser.add_argument("--shots", type=int, default=1, help="supports per episode")
     parser.add_argument("--num", type=int, default=8, help="episodes to draw")
@@ -69,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     setup_logger(name="fss_d2")
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
     files = draw_episodes(cfg, args.dataset, args.output, shots=args.shots, num=args.num, height=args.height)
     logger.info("Drew %d episodes; all of them: %s", len(files) - 1, files[-1])

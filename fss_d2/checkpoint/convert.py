@@ -120,14 +120,16 @@ def _check(architecture: str, model: State, expected: State) -> tuple[str, ...]:
     missing = [name for name in expected if name not in model]
     required = [name for name in missing if not name.endswith("num_batches_tracked")]
     if required:
-        raise ValueError(f"{architecture}: {len(required)} tensors missing ({_quote(required)}); get the whole file")
+        found = f"{len(required)} tensors missing ({_quote(required)})"
+        raise ValueError(f"{architecture}: {found}; get the whole file")
     foreign = [name for name in model if name not in expected]
     if foreign:
-        raise ValueError(f"{architecture}: {len(foreign)} tensors unknown ({_quote(foreign)}); check --method")
+        found = f"{len(foreign)} tensors unknown ({_quote(foreign)})"
+        raise ValueError(f"{architecture}: {found}; check --method")
     wrong = [name for name in model if model[name].shape != expected[name].shape]
     if wrong:
         shapes = f"{tuple(model[wrong[0]].shape)} instead of {tuple(expected[wrong[0]].shape)}"
-        raise ValueError(f"{architecture}: {wrong[0]} is {shapes}; this variant of the method is not supported")
+        raise ValueError(f"{architecture}: {wrong[0]} is {shapes}; this variant is not supported")
     return tuple(missing)
 
 

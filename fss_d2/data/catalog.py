@@ -94,6 +94,3 @@ def _register_entry(
         raise ValueError(f"{key}: {error} in {dict(entry)}") from error
     located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
     register(**{**arguments, **located})
-
-
-register_all()

@@ -7,7 +7,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from fss_d2.data.catalog import register_datasets_from_cfg
+from fss_d2.data.catalog import get_records, register_datasets_from_cfg
 
 from .arguments import load_config
 from .errors import hide_tracebacks
@@ -20,9 +20,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Args:
         args: what `argument_parser` parses; ``OUTPUT_DIR`` receives ``config.yaml`` and ``log.txt``.
+
+    Raises:
+        ValueError: a wrong config, or an unknown data set.
+        FileNotFoundError: a data set that has not been prepared; nothing has been written then.
     """
     cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
     register_datasets_from_cfg(cfg)
+    for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        get_records(name)  # a missing test set should not come to light at the first evaluation
     default_setup(cfg, args)
     start_log(cfg.OUTPUT_DIR)
     hide_tracebacks()

@@ -109,7 +109,8 @@ class Trainer(DefaultTrainer):
         return self.results
 
     def after_train(self) -> None:
-        """Run the closing hooks; a training that broke off has nothing to evaluate."""
+        """End the loader, run the closing hooks; a training that broke off has nothing to evaluate."""
+        self._trainer.close()
         if self.iter < self.max_iter:
             unfinished = (hooks.EvalHook, hooks.BestCheckpointer)
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, unfinished)]

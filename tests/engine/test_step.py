@@ -86,3 +86,20 @@ def test_a_loss_that_became_nan_stops_the_training() -> None:
     nn.init.constant_(model.linear.weight, float("nan"))
     with EventStorage(), pytest.raises(FloatingPointError, match="iteration=0"):
         _step(model).run_step()
+
+
+def test_close_ends_the_loader_at_once() -> None:
+    ended = []
+
+    def loader() -> Iterator[list[torch.Tensor]]:
+        try:
+            yield from _loader()
+        finally:
+            ended.append(True)
+
+    model = _Line()
+    step = EpisodeStep(model, loader(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with EventStorage():
+        step.run_step()
+    step.close()
+    assert ended == [True]

@@ -33,7 +33,9 @@ def load_case(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {key: torch.from_numpy(array) for key, array in arrays.items()}, meta
 
 
-def official_dcama_state(backbone: str, adjust: list[tuple[str, float]], prefix: str = "") -> dict[str, Tensor]:
+def official_dcama_state(
+    backbone: str, adjust: list[tuple[str, float]], prefix: str = ""
+) -> dict[str, Tensor]:
     """State dict of the official DCAMA ("r50", "r101" or "swinb") with recipe weights."""
     keys = json.loads((FOLDER / f"dcama_{backbone}_keys.json").read_text())
     state = {}

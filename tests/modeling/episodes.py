@@ -12,7 +12,10 @@ from tests.modeling.fake_backbone import register_fake_backbone
 
 
 def make_episode(
-    seed: int = 0, shots: int = 1, size: tuple[int, int] = (48, 48), support_size: tuple[int, int] | None = None
+    seed: int = 0,
+    shots: int = 1,
+    size: tuple[int, int] = (48, 48),
+    support_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """An episode of noise with blobs for masks, some pixels 255."""
     g = torch.Generator().manual_seed(seed)

@@ -6,7 +6,8 @@ import torch
 from fss_d2.modeling.kshot import average, cross_guided, guidance_weights, normalized_vote, vote
 
 # (1, K = 3, 1, 4): four pixels with 0, 1, 2, 2 votes
-PROBABILITY = torch.tensor([[0.1, 0.6, 0.9, 0.7], [0.2, 0.4, 0.6, 0.9], [0.0, 0.5, 0.0, 0.2]]).view(1, 3, 1, 4)
+PROBABILITY = torch.tensor([[0.1, 0.6, 0.9, 0.7], [0.2, 0.4, 0.6, 0.9], [0.0, 0.5, 0.0, 0.2]])
+PROBABILITY = PROBABILITY.view(1, 3, 1, 4)
 
 
 def close(result: torch.Tensor, expected: list[float]) -> None:

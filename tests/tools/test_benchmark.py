@@ -17,8 +17,8 @@ def test_a_tiny_run_prints_ratios_and_writes_numbers(tmp_path: Path) -> None:
     assert lines[0] == "DCAMA, resnet50, 32x32, cpu, 1 threads"
     plain, fused = (line.split(" | ") for line in lines[-2:])
     assert (plain[1], plain[5], fused[1]) == ("plain", "1.00", "fused")
-    rows = json.loads(output.read_text())
-    assert [row["fused"] for row in rows] == [False, True]
+    rows = json.loads(output.read_text())["results"]
+    assert [row["attention"] for row in rows] == ["plain", "fused"]
     assert all(0 < row["backbone_seconds"] < 60 and 0 < row["seconds"] < 60 for row in rows)
 
 

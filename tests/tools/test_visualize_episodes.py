@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 

@@ -77,9 +77,9 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 
     ``classes`` holds the split's classes that cover at least 2048 pixels of the flattened class map
     (``coco20i_hsnet``: those whose list has the image), also where the masks are not flattened, so
-    that all variants draw from the published image sets. ``annotations`` has one RLE per class (the
-    union of its objects) and one per class of crowd regions; the flat variants have
-    ``sem_seg_file_name`` instead.
+    that all variants draw from the same image sets, meant to be the published ones. ``annotations``
+    has one RLE per class (the union of its objects) and one per class of crowd regions; the flat
+    variants have ``sem_seg_file_name`` instead.
 
     Raises:
         KeyError: unknown name.

@@ -30,8 +30,8 @@ def draw_class_map(
 
     Later annotations overwrite earlier ones, crowd regions are left out, and polygons are filled by
     OpenCV, border included, with their corners truncated to whole pixels. With the 2048-pixel rule
-    this gives, image by image, the sets of HSNet's published lists (pycocotools' thinner rendering
-    does not).
+    this gives the membership in HSNet's published lists on every photograph of the sample it was
+    found on; pycocotools' thinner rendering does not (datasets/README.md).
     """
     canvas = np.zeros((height, width), dtype=np.uint8)
     for annotation in annotations:

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .files import atomic_path, require, write_class_map, write_text_if_changed
+from .files import atomic_path, png_is_whole, require, write_class_map, write_text_if_changed
 from .folds import NUM_FOLDS, fold_metadata, held_out_classes
 from .glyph_drawing import GlyphGenerator
 from .glyph_symbols import CLASS_NAMES
@@ -166,7 +166,7 @@ def _map(function: Any, items: Iterable[int], workers: int) -> Iterator[list[int
 def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[int]:
     """Draw and write one image unless it is there; return the class ids that it shows."""
     image_path, mask_path = _paths(folder, index)
-    if image_path.exists():  # the mask was written first
+    if image_path.exists() and png_is_whole(mask_path):
         class_map = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
     else:
         image, class_map = generator.generate(index)

@@ -29,7 +29,8 @@ class TimmPyramidBackbone(FeatureBackbone):
     (tokens, for instance) has one block, the stage itself. Parameters live under `model.`.
 
     Models that round map sizes down (ConvNeXt) get the image padded with zeros to a multiple of 32, the
-    maps being cropped; models bound to one image size get the image resized to it, the maps being resized.
+    maps being cropped (and resized where convolutions without padding made them smaller still); models
+    bound to one image size get the image resized to it, the maps being resized.
 
     Args:
         model: a timm model with `forward_intermediates`; its classifier is removed in place.
@@ -50,7 +51,6 @@ class TimmPyramidBackbone(FeatureBackbone):
         model.prune_intermediate_layers(list(self._stage_index.values()), prune_norm=True, prune_head=True)
         self.model = model
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        self._modules_of: dict[str, str] = {}  # block name -> name of the module that gives it
         self._declare(self._probe(_candidate_units(model)))
 
     @property
@@ -58,32 +58,34 @@ class TimmPyramidBackbone(FeatureBackbone):
         """timm's model."""
         return self.model
 
-    @torch.no_grad()
     def _probe(self, candidates: list[str]) -> dict[str, ShapeSpec]:
-        """Run a black image to find how sizes round, and stride and channels of every unit."""
+        """Run black images to find how sizes round, and stride and channels of every unit."""
         self.model.eval()
-        native = tuple(self.model.pretrained_cfg["input_size"][-2:])
         try:
-            size = (_PROBE_SIDE, _PROBE_SIDE)
-            maps, units = self._run(torch.zeros(1, 3, *size), STAGES, candidates)
             self._native_size = None
+            available = self._probe_at((_PROBE_SIDE, _PROBE_SIDE), candidates)
         except (RuntimeError, AssertionError, ValueError):  # a model bound to its own image size
-            size = native
-            maps, units = self._run(torch.zeros(1, 3, *size), STAGES, candidates)
-            self._native_size = native
+            self._native_size = tuple(self.model.pretrained_cfg["input_size"][-2:])
+            available = self._probe_at(self._native_size, candidates)
         self.model.train()
-        self._pads = any(
-            maps[stage].shape[-1] != -(-size[1] // stride)
-            for stage, stride in zip(STAGES, _STRIDES, strict=True)
-            if stage in maps
-        )
+        return available
 
+    @torch.no_grad()
+    def _probe_at(self, size: tuple[int, int], candidates: list[str]) -> dict[str, ShapeSpec]:
         available: dict[str, ShapeSpec] = {}
+        self._modules_of: dict[str, str] = {}  # block name -> name of the module that gives it
+        self._pads = False
         for stage, stride in zip(STAGES, _STRIDES, strict=True):
-            if stage not in maps:
+            if stage not in self._stage_index:
                 continue
-            sides = {size[1] // stride, -(-size[1] // stride)}
-            found = [name for name, unit in units.items() if unit.ndim == 4 and unit.shape[-1] in sides]
+            maps, units = self._run(torch.zeros(1, 3, *size), [stage], candidates)
+            rounded_up, rounded_down = -(-size[1] // stride), size[1] // stride
+            self._pads |= maps[stage].shape[-1] < rounded_up
+            found = [
+                name
+                for name, unit in units.items()
+                if unit.ndim == 4 and unit.shape[-1] in (rounded_up, rounded_down)
+            ]
             for i, module_name in enumerate(found):
                 self._modules_of[f"{stage}.{i}"] = module_name
                 available[f"{stage}.{i}"] = ShapeSpec(channels=units[module_name].shape[1], stride=stride)
@@ -133,10 +135,9 @@ class TimmPyramidBackbone(FeatureBackbone):
         for name in self.selected:
             value = units[modules[name]] if name in modules else maps[name.split(".")[0]]
             height, width = map_size(size, self.available[name].stride)
-            if self._native_size is not None:
-                yield name, _resize(value, (height, width))
-            else:
-                yield name, value[..., :height, :width]
+            if self._native_size is None:
+                value = value[..., :height, :width]
+            yield name, _resize(value, (height, width))
 
 
 class TimmPlainBackbone(FeatureBackbone):
@@ -205,33 +206,41 @@ def _name(model: nn.Module) -> str:
 
 
 def _candidate_units(model: nn.Module) -> list[str]:
-    """Return the names of the submodules that look like blocks, in the order in which they are registered."""
+    """Return the names of the submodules that look like blocks, in the order in which they are registered.
+
+    Where timm's stages are attributes of the model ("layer1", "s2"), they hold the blocks; where they are
+    members of a container ("stages.0", "blocks.4", "features.7"), they and their siblings hold blocks in
+    sequences, or are blocks themselves. Single layers (modules without children) are no blocks.
+    """
     modules = dict(model.named_modules())
-    roots: dict[str, None] = {}
+    roots: dict[str, bool] = {}  # name -> whether it is a member of a container
     for info in model.feature_info:
         parent, _, _ = info["module"].rpartition(".")
-        siblings = [f"{parent}.{child}" for child, _ in modules[parent].named_children()]
-        roots |= dict.fromkeys(siblings if parent else [info["module"]])
-    return [name for root in roots if root in modules for name in _units(root, modules[root], is_stage=True)]
+        if parent in modules and parent:
+            roots |= {f"{parent}.{child}": True for child, _ in modules[parent].named_children()}
+        elif info["module"] in modules and info["module"]:
+            roots[info["module"]] = False
+
+    units: list[str] = []
+    for root, is_member in roots.items():
+        module = modules[root]
+        children = [(f"{root}.{key}", child) for key, child in module.named_children()]
+        found = [unit for key, child in children if _is_sequence(child) for unit in _flatten(key, child)]
+        if _is_sequence(module) or (not found and not is_member):
+            found = [unit for key, child in children for unit in _flatten(key, child)]
+        units += found or ([root] if children else [])
+    return units
 
 
-def _units(name: str, module: nn.Module, *, is_stage: bool) -> list[str]:
-    """Return the blocks in a module: those in its sequences or, for a stage without any, its children.
+def _flatten(name: str, module: nn.Module) -> list[str]:
+    """Return the names of the composite modules in nested sequences, or of the module itself."""
+    if _is_sequence(module):
+        return [unit for key, child in module.named_children() for unit in _flatten(f"{name}.{key}", child)]
+    return [name] if any(True for _ in module.children()) else []
 
-    Single layers (modules without children) are no blocks.
-    """
-    if not any(True for _ in module.children()):
-        return []
-    is_sequence = isinstance(module, (nn.Sequential, nn.ModuleList))
-    if not is_sequence and not is_stage:
-        return [name]
-    children = [(f"{name}.{key}", child) for key, child in module.named_children()]
-    if not is_sequence:
-        sequences = [item for item in children if isinstance(item[1], (nn.Sequential, nn.ModuleList))]
-        nested = [unit for key, child in sequences for unit in _units(key, child, is_stage=False)]
-        if nested:
-            return nested
-    return [unit for key, child in children for unit in _units(key, child, is_stage=False)]
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList))
 
 
 def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:

@@ -15,8 +15,8 @@ Tensors = Mapping[str, Tensor]
 class DCAMAHead(nn.Module):
     """From backbone features of query and supports to logits (DCAMA, Sec. 3.2).
 
-    What depends on the supports alone is done in `encode`: "key.<block>" projected tokens, "mask.<level>"
-    the masks at a level's size, "skip.<block>" features for the mixer. Any map size works, and supports may
+    What depends on the supports alone is done in `encode` and `collect`: "key.<block>" projected tokens,
+    "mask.<level>" the masks at a level's size, "skip.<block>" features for the mixer. Any map size works, and supports may
     differ in size from the query.
     """
 
@@ -89,12 +89,33 @@ class DCAMAHead(nn.Module):
             ]
         )
 
-    def encode(self, features: Tensors, masks: Tensor, *, joint: bool = True) -> dict[str, Tensor]:
-        """Do all that needs no query.
+    def encode(self, features: Tensors, masks: Tensor) -> dict[str, Tensor]:
+        """Do for every support what needs no query.
 
         Args:
             features: block -> (B*K, C, h, w).
             masks: (B, K, H, W) float, 1 object, 0 background.
+
+        Returns:
+            "key.<block>" (B, K, h*w, C), "mask.<level>" (B, K, h, w), "skip.<block>" (B, K, C, h, w).
+        """
+        shape = masks.shape[:2]
+        encoded: dict[str, Tensor] = {}
+        for level, blocks in self.blocks.items():
+            mask = resize(masks.flatten(0, 1)[:, None], features[blocks[0]].shape[-2:])  # (B*K, 1, h, w)
+            encoded[f"mask.{level}"] = mask[:, 0].unflatten(0, shape)
+            for name in blocks:
+                tokens = features[name] if self.support_background else features[name] * mask
+                encoded[f"key.{name}"] = self.attention[level].keys(tokens).unflatten(0, shape)
+        for name in self.skips if self.skip_support else ():
+            encoded[f"skip.{name}"] = features[name].unflatten(0, shape)
+        return encoded
+
+    def collect(self, parts: Sequence[dict[str, Tensor]], *, joint: bool = True) -> dict[str, Tensor]:
+        """Bring together what `encode` gave for parts of the supports; the parts are emptied.
+
+        Args:
+            parts: from `encode`, one after the other in the order of the supports.
             joint: collect the tokens of all supports, and take the largest of their skip features, for one
                 pass (Sec. 3.3); otherwise the supports stay apart.
 
@@ -103,29 +124,29 @@ class DCAMAHead(nn.Module):
             (B, S, K/S, h, w), "skip.<block>" (B, S, C, h, w). With ``region_pixels`` = n, N is 2n and the
             masks are (B, S, 1, 1, 2n).
         """
-        B, K = masks.shape[:2]
-        S = 1 if joint else K
-        encoded: dict[str, Tensor] = {}
+        collected = {}
+        for name in list(parts[0]):
+            x = torch.cat([part.pop(name) for part in parts], dim=1) if parts[1:] else parts[0].pop(name)
+            if name.startswith("skip."):
+                collected[name] = x.amax(dim=1, keepdim=True) if joint else x
+            elif name.startswith("key."):
+                collected[name] = x.flatten(1, 2)[:, None] if joint else x
+            else:
+                collected[name] = x[:, None] if joint else x[:, :, None]
+        if self.region_pixels:
+            self._balance(collected)
+        return collected
+
+    def _balance(self, collected: dict[str, Tensor]) -> None:
+        """Keep ``region_pixels`` support pixels of the object and of the background."""
         for level, blocks in self.blocks.items():
-            h, w = features[blocks[0]].shape[-2:]
-            mask = resize(masks.flatten(0, 1)[:, None], (h, w))  # (B*K, 1, h, w)
-            values = mask.view(B, S, K // S, h, w)
-            chosen = None
-            if self.region_pixels:
-                flat = values.flatten(2)  # (B, S, K/S*h*w)
-                chosen = balanced_regions(flat.flatten(0, 1), self.region_pixels).view(B, S, -1)
-                values = flat.gather(2, chosen)[:, :, None, None]
-            encoded[f"mask.{level}"] = values
+            values = collected[f"mask.{level}"].flatten(2)  # (B, S, N)
+            chosen = balanced_regions(values.flatten(0, 1), self.region_pixels).view(*values.shape[:2], -1)
+            collected[f"mask.{level}"] = values.gather(2, chosen)[:, :, None, None]
             for name in blocks:
-                tokens = features[name] if self.support_background else features[name] * mask
-                keys = self.attention[level].keys(tokens).view(B, S, K // S * h * w, -1)
-                if chosen is not None:
-                    keys = keys.gather(2, chosen[..., None].expand(-1, -1, -1, keys.shape[3]))
-                encoded[f"key.{name}"] = keys
-        for name in self.skips if self.skip_support else ():
-            skip = features[name].unflatten(0, (B, K))
-            encoded[f"skip.{name}"] = skip.amax(dim=1, keepdim=True) if joint else skip
-        return encoded
+                keys = collected[f"key.{name}"]
+                index = chosen[..., None].expand(-1, -1, -1, keys.shape[3])
+                collected[f"key.{name}"] = keys.gather(2, index)
 
     def forward(
         self, features: Tensors, support: Tensors, size: Sequence[int]
@@ -134,7 +155,7 @@ class DCAMAHead(nn.Module):
 
         Args:
             features: block -> (B, C, h, w) of the queries.
-            support: one slice [:, s] of what `encode` returns.
+            support: one slice [:, s] of what `collect` returns.
             size: (H, W) of the query images.
 
         Returns:

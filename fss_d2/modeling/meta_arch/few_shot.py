@@ -141,7 +141,8 @@ class FewShotSegmentor(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
         if support.method != type(self).__name__:
-            raise ValueError(f"support set of {support.method} given to {type(self).__name__}: encode it again")
+            names = f"support set of {support.method} given to {type(self).__name__}"
+            raise ValueError(f"{names}: encode it again")
         return self._decode(self._normalise(images), support.expand(images.shape[0]))
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -185,7 +186,8 @@ class FewShotSegmentor(nn.Module):
 
     def _training_losses(self, batched_inputs: list[Episode]) -> dict[str, Tensor]:
         if not self.trainable:
-            raise RuntimeError(f"{type(self).__name__} is training-free: evaluate it, or choose another method")
+            name = type(self).__name__
+            raise RuntimeError(f"{name} is training-free: evaluate it, or choose another method")
         losses: dict[str, Tensor] = {}
         for indices in _group(batched_inputs):
             episodes = [batched_inputs[i] for i in indices]
@@ -197,8 +199,8 @@ class FewShotSegmentor(nn.Module):
         return losses
 
     def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
-        supports = [_stack_supports(e["support"]) for e in episodes]
-        support = self.encode_support(torch.stack([s[0] for s in supports]), torch.stack([s[1] for s in supports]))
+        images, masks = zip(*(_stack_supports(e["support"]) for e in episodes), strict=True)
+        support = self.encode_support(torch.stack(images), torch.stack(masks))
         return self._segment(torch.stack([e["image"] for e in episodes]), support)
 
     def _to_frame(self, logits: Tensor, episode: Episode) -> Tensor:

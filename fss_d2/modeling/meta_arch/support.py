@@ -50,7 +50,7 @@ class SupportSet:
         return replace(self, tensors={n: t.expand(batch_size, *t.shape[1:]) for n, t in self.tensors.items()})
 
     def state(self) -> dict[str, Any]:
-        """Return plain strings, numbers and CPU tensors: `torch.save`, then load with ``weights_only=True``."""
+        """Return plain strings, numbers and CPU tensors, which `torch.load` reads with ``weights_only``."""
         tensors = {name: t.detach().cpu() for name, t in self.tensors.items()}
         return {"method": self.method, "shots": self.shots, "size": list(self.size), "tensors": tensors}
 

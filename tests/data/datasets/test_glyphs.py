@@ -1,3 +1,4 @@
+import doctest
 import json
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.data.datasets import glyphs
+from fss_d2.data.datasets import glyph_drawing, glyphs
 from fss_d2.data.datasets.glyph_symbols import CLASS_NAMES, SYMBOLS, fonts_of, glyph_bitmap
 from fss_d2.data.datasets.glyphs import GlyphGenerator, check_glyphs, load_records, write_glyphs
 from tests.data.datasets.archives import snapshot
@@ -106,7 +107,7 @@ def test_second_run_keeps_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
     before = snapshot(tmp_path / "glyphs")
     write_glyphs(tmp_path, size=SIZE, images_per_class=1)
     assert snapshot(tmp_path / "glyphs") == before
-    for name in ("index.json", "images/000003.jpg", "masks/000004.png", "images/000004.jpg"):
+    for name in ("index.json", "images/000003.jpg", "masks/000004.png"):
         (tmp_path / "glyphs" / name).unlink()
     write_glyphs(tmp_path, size=SIZE, images_per_class=1)
     assert contents(tmp_path) == {name: content for name, (_, content) in before.items()}
@@ -140,3 +141,8 @@ def test_check_counts_and_finds_faults(tmp_path: Path) -> None:
 def test_refuses_settings(root: Path, settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_glyphs(root, **{"size": SIZE, **settings})
+
+
+def test_example_in_the_documentation() -> None:
+    failed, attempted = doctest.testmod(glyph_drawing)
+    assert (failed, attempted) == (0, 2)

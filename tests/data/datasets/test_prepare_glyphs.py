@@ -12,7 +12,7 @@ def test_prepares_checks_and_counts(
     tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script("glyphs", "--root", tmp_path, *SMALL) == 0
-    assert "glyphs_fold2_val         20 images, 20 classes" in capsys.readouterr().out.splitlines()
+    assert "glyphs_fold2_val        20 images, 20 classes" in capsys.readouterr().out.splitlines()
     before = snapshot(tmp_path)
     assert script("glyphs", "--root", tmp_path, "--check") == 0
     assert snapshot(tmp_path) == before

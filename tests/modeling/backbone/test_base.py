@@ -1,7 +1,6 @@
 """The contract of FeatureBackbone on a toy, then on every kind of backbone."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import pytest
 import torch
@@ -45,13 +44,13 @@ BUILDERS: dict[str, Callable[[], FeatureBackbone]] = {
         )
     },
 }
-every_backbone = pytest.mark.parametrize("name", BUILDERS)
 
 
-@cache
-def build(name: str) -> FeatureBackbone:
+@pytest.fixture(scope="module", params=BUILDERS)
+def backbone(request: pytest.FixtureRequest) -> FeatureBackbone:
+    """Each kind of backbone in turn, one at a time in memory."""
     torch.manual_seed(0)
-    return BUILDERS[name]()
+    return BUILDERS[request.param]()
 
 
 def images(height: int, width: int, batch: int = 1) -> Tensor:
@@ -111,9 +110,8 @@ def test_map_size_rounds_up() -> None:
     assert map_size((473, 1), 8) == (60, 1)
 
 
-@every_backbone
-def test_every_map_has_the_announced_shape(name: str) -> None:
-    backbone = build(name).eval()
+def test_every_map_has_the_announced_shape(backbone: FeatureBackbone) -> None:
+    backbone.eval()
     assert [stage for stage in STAGES if stage in backbone.available] == list(STAGES)
     backbone.select(list(backbone.available))
     x = images(97, 131)
@@ -126,9 +124,8 @@ def test_every_map_has_the_announced_shape(name: str) -> None:
     assert torch.equal(x, before)
 
 
-@every_backbone
-def test_a_selection_gives_the_same_maps_as_everything(name: str) -> None:
-    backbone = build(name).eval()
+def test_a_selection_gives_the_same_maps_as_everything(backbone: FeatureBackbone) -> None:
+    backbone.eval()
     some = [backbone.blocks("res3")[0], "res2", backbone.blocks("res4")[0]]
     with torch.no_grad():
         backbone.select(list(backbone.available))
@@ -141,9 +138,8 @@ def test_a_selection_gives_the_same_maps_as_everything(name: str) -> None:
                 assert torch.equal(outputs[feature], everything[feature]), feature
 
 
-@every_backbone
-def test_gradients_reach_every_parameter(name: str) -> None:
-    backbone = build(name).train()
+def test_gradients_reach_every_parameter(backbone: FeatureBackbone) -> None:
+    backbone.train()
     backbone.select(list(backbone.available))
     sum(value.square().mean() for value in backbone(images(64, 64, batch=2)).values()).backward()
     assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []

@@ -62,7 +62,8 @@ def test_head(shots: int, batch: int, fused: bool) -> None:
         support = {name: torch.cat([e[name] for e in each]) for name in query}
         mask = masks(1, shots, 96)[None]
     with torch.no_grad():
-        encoded = {name: t[:, 0] for name, t in head.encode(support, mask.float()).items()}
+        encoded = head.collect([head.encode(support, mask.float())])
+        encoded = {name: t[:, 0] for name, t in encoded.items()}
         logits, aggregated = head(query, encoded, (96, 96))
     for scale, level in LEVELS.items():
         close(aggregated[level], golden[f"aggregated_{scale}"], 2e-5)

@@ -1,0 +1,222 @@
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools import mask as rle
+
+from fss_d2.data.catalog import get_records
+from fss_d2.data.datasets.custom import register_coco_json
+from fss_d2.data.masks import load_mask
+
+HEIGHT, WIDTH = 20, 30
+DEV_DATA = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[4] / "shared/data"))
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs() -> Iterator[None]:
+    """Take off what a test registers."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def square(x: int, y: int, side: int) -> list[list[int]]:
+    """A polygon that covers side * side pixels."""
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def annotation(image: int, category: int, segmentation: Any, iscrowd: int = 0) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": iscrowd}
+
+
+def content() -> dict[str, Any]:
+    """Categories 5 p, 7 q, 10 r, 90 s become ids 0 to 3; s overlaps p in image 1."""
+    blob = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    blob[3:9, 2:12] = 1
+    packed = rle.encode(blob)
+    packed["counts"] = packed["counts"].decode()
+    runs = [2 * HEIGHT, 5 * HEIGHT, 23 * HEIGHT]  # columns 2 to 6
+    rows = [
+        annotation(1, 5, square(0, 0, 4)),
+        annotation(1, 5, square(10, 10, 5)),
+        annotation(1, 90, square(0, 0, 8)),
+        annotation(2, 7, packed),
+        annotation(2, 90, {"size": [HEIGHT, WIDTH], "counts": runs}, iscrowd=1),
+        annotation(3, 10, {"size": [HEIGHT, WIDTH], "counts": runs}),
+        annotation(3, 5, []),
+    ]
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in (1, 2, 3, 4)
+        ],
+        "categories": [{"id": i, "name": n} for i, n in ((90, "s"), (10, "r"), (5, "p"), (7, "q"))],
+        "annotations": [{"id": number, **row} for number, row in enumerate(rows)],
+    }
+
+
+Register = Callable[..., None]
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Register:
+    """Return a function that registers `content`, or what is given, with any arguments."""
+    for i in (1, 2, 3, 4):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"{i}.jpg")
+
+    def register(name: str, data: dict[str, Any] | None = None, **arguments: Any) -> None:
+        (tmp_path / "my.json").write_text(json.dumps(data or content()))
+        register_coco_json(name, tmp_path / "my.json", tmp_path, **arguments)
+
+    return register
+
+
+def classes_of(name: str) -> dict[int | str, list[int]]:
+    return {record["image_id"]: record["classes"] for record in get_records(name)}
+
+
+def test_coco_classes_and_masks(coco: Register) -> None:
+    coco("mine")
+    assert classes_of("mine") == {1: [0, 3], 2: [1], 3: [2]}  # not the crowd, not the empty outline
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.stuff_classes == ["p", "q", "r", "s"]
+    assert metadata.class_ids == [0, 1, 2, 3]
+    one, two, three = get_records("mine")
+    assert (load_mask(one, 0) == 1).sum() == 16 + 25  # s, drawn later, hides nothing
+    assert (load_mask(one, 3) == 1).sum() == 64
+    assert (load_mask(two, 1) == 1).sum() == 60
+    assert (load_mask(two, 3) == 255).sum() == 5 * HEIGHT
+    assert np.argwhere(load_mask(three, 2).any(0)).ravel().tolist() == [2, 3, 4, 5, 6]
+
+
+def test_coco_min_area_counts_pixels_of_the_union(coco: Register) -> None:
+    coco("union", min_area=41)
+    assert classes_of("union") == {1: [0, 3], 2: [1], 3: [2]}
+    coco("above", min_area=42)
+    assert classes_of("above") == {1: [3], 2: [1], 3: [2]}
+
+
+def test_coco_class_list_keeps_the_order_of_categories(coco: Register) -> None:
+    coco("some", classes=["s", "q"])
+    assert classes_of("some") == {1: [1], 2: [0]}
+    assert MetadataCatalog.get("some").stuff_classes == ["q", "s"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "train", "val"),
+    [
+        ("interleaved", {1: [0], 3: [2]}, {1: [3], 2: [1]}),
+        ("contiguous", {1: [0], 2: [1]}, {1: [3], 3: [2]}),
+    ],
+)
+def test_coco_folds_share_images(
+    coco: Register, rule: str, train: dict[int, list[int]], val: dict[int, list[int]]
+) -> None:
+    for split, expected in (("train", train), ("val", val)):
+        coco(split, fold=1, num_folds=2, fold_rule=rule, split=split)
+        assert classes_of(split) == expected
+
+
+def test_coco_without_images_that_show_novel_classes(coco: Register) -> None:
+    novel = {"novel_classes": ["s"], "exclude_images_with_novel": True}
+    coco("train", split="train", **novel)
+    assert classes_of("train") == {3: [2]}  # image 2 has a crowd of s
+    coco("val", split="val", **novel)
+    assert classes_of("val") == {1: [3]}
+
+
+def test_coco_held_out_images_are_never_trained_on(tmp_path: Path, coco: Register) -> None:
+    data = content()
+    data["images"] = [{**data["images"][0], "id": i, "file_name": "1.jpg"} for i in range(400)]
+    data["annotations"] = [
+        annotation(i, category, square(0, 0, 4)) for i in range(400) for category in (5, 90)
+    ]
+    held_out = {}
+    for fraction in (0.25, 0.5):
+        shown = {}
+        for split in ("train", "val"):
+            name = f"{split}{fraction}"
+            coco(name, data, novel_classes=["s"], split=split, val_fraction=fraction)
+            shown[split] = set(classes_of(name))
+        assert not shown["train"] & shown["val"]
+        assert shown["train"] | shown["val"] == set(range(400))
+        assert abs(len(shown["val"]) - 400 * fraction) < 40
+        held_out[fraction] = shown["val"]
+    assert held_out[0.25] < held_out[0.5]
+
+
+def spoiled(**parts: Any) -> dict[str, Any]:
+    return copy.deepcopy(content()) | parts
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (spoiled(annotations=None), "there is no list 'annotations'"),
+        (spoiled(images=[{"id": 1, "file_name": "1.jpg", "height": 3}]), r"images\[0\] has no 'width'"),
+        (spoiled(images=content()["images"] * 2), "id 1 comes twice in 'images'"),
+        (spoiled(annotations=[annotation(77, 5, [])]), "annotation number 0 is of image 77"),
+        (spoiled(annotations=[annotation(1, 6, [])]), "annotation number 0 has category 6"),
+        (spoiled(annotations=[annotation(1, 5, [])]), "no image of .* shows a class of split 'all'"),
+        (
+            spoiled(categories=[{"id": i, "name": "p"} for i in (5, 7, 10, 90)]),
+            "two categories are called 'p'",
+        ),
+    ],
+)
+def test_coco_names_the_wrong_entry(coco: Register, data: dict[str, Any], message: str) -> None:
+    coco("wrong", data)
+    with pytest.raises(ValueError, match=message) as error:
+        get_records("wrong")
+    assert "my.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"val_fraction": 1.0, "split": "val", "fold": 0}, "val_fraction 1.0 must be"),
+        ({"val_fraction": 0.5}, "val_fraction sets train apart from val"),
+        ({"exclude_images_with_novel": True}, "exclude_images_with_novel sets train apart"),
+        ({"min_area": -1}, "min_area -1 must not be negative"),
+        ({"fold_rule": "random"}, "fold_rule 'random' is not one of"),
+    ],
+)
+def test_coco_refuses_arguments(coco: Register, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        coco("wrong", **arguments)
+
+
+def test_coco_missing_or_broken_files(tmp_path: Path, coco: Register) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
+        register_coco_json("none", tmp_path / "none.json", tmp_path)
+    coco("cut")
+    (tmp_path / "my.json").write_text("{")
+    with pytest.raises(ValueError, match=r"my\.json is not valid JSON"):
+        get_records("cut")
+    coco("unnamed", classes=["z"])
+    with pytest.raises(ValueError, match="unnamed: classes: there is no class 'z'"):
+        get_records("unnamed")
+    register_coco_json("elsewhere", tmp_path / "my.json", tmp_path / "images")
+    with pytest.raises(FileNotFoundError, match=r"images/1\.jpg does not exist; mend image_root"):
+        get_records("elsewhere")
+
+
+@pytest.mark.skipif(not (DEV_DATA / "coco_mini").is_dir(), reason="no development photographs")
+def test_genuine_coco_annotations() -> None:
+    coco = DEV_DATA / "coco_mini"
+    json_file, images = coco / "annotations/instances_train2017.json", coco / "train2017"
+    for split, extra in (("train", {"exclude_images_with_novel": True}), ("val", {"min_area": 1024})):
+        register_coco_json(split, json_file, images, fold=0, split=split, **extra)
+    train, val = get_records("train"), get_records("val")
+    assert not {r["image_id"] for r in train} & {r["image_id"] for r in val}
+    assert MetadataCatalog.get("val").class_ids == list(range(0, 80, 4))
+    assert len({c for r in val for c in r["classes"]}) >= 19
+    assert all((load_mask(r, r["classes"][0]) == 1).sum() >= 1024 for r in val[:20])

@@ -1,0 +1,150 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from fss_d2.data.catalog import get_records
+from fss_d2.data.datasets.custom import register_folder
+from fss_d2.data.masks import load_mask
+
+HEIGHT, WIDTH = 20, 30
+DEV_DATA = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[4] / "shared/data"))
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs() -> Iterator[None]:
+    """Take off what a test registers."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Classes ant, bee, cow, dog, two images each."""
+    root = tmp_path / "animals"
+    for class_name in ("cow", "ant", "dog", "bee"):
+        for part in ("images", "masks"):
+            (root / class_name / part).mkdir(parents=True)
+        for stem in ("b", "a"):
+            Image.new("RGB", (WIDTH, HEIGHT)).save(root / class_name / "images" / f"{stem}.jpg")
+            Image.new("L", (WIDTH, HEIGHT), 255).save(root / class_name / "masks" / f"{stem}.png")
+    return root
+
+
+def test_folder_records_and_metadata(folder: Path) -> None:
+    register_folder("animals", folder)
+    records = get_records("animals")
+    assert [r["image_id"] for r in records[:3]] == ["ant/a", "ant/b", "bee/a"]
+    assert records[2] == {
+        "file_name": str(folder / "bee/images/a.jpg"),
+        "image_id": "bee/a",
+        "height": HEIGHT,
+        "width": WIDTH,
+        "classes": [1],
+        "sem_seg_file_name": str(folder / "bee/masks/a.png"),
+        "mask_encoding": "binary",
+    }
+    metadata = MetadataCatalog.get("animals")
+    assert metadata.stuff_classes == ["ant", "bee", "cow", "dog"]
+    assert metadata.class_ids == metadata.base_class_ids == [0, 1, 2, 3]
+    assert metadata.novel_class_ids == []
+
+
+def test_folder_size_is_upright(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "ant/images/a.jpg", exif=exif)
+    register_folder("turned", folder)
+    assert [(r["height"], r["width"]) for r in get_records("turned")[:2]] == [
+        (WIDTH, HEIGHT),
+        (HEIGHT, WIDTH),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "train", "val"),
+    [
+        ({"fold": 1, "num_folds": 2}, [0, 2], [1, 3]),
+        ({"novel_classes": ["dog"]}, [0, 1, 2], [3]),
+        ({"base_classes": ["bee", "ant"]}, [0, 1], [2, 3]),
+        ({"base_classes": ["ant"], "novel_classes": ["cow"]}, [0], [2]),
+        ({"classes": ["dog", "ant"], "novel_classes": ["dog"]}, [1], [0]),
+    ],
+)
+def test_folder_splits(folder: Path, arguments: dict[str, Any], train: list[int], val: list[int]) -> None:
+    for split, expected in (("train", train), ("val", val)):
+        register_folder(split, folder, split=split, **arguments)
+        assert sorted({c for r in get_records(split) for c in r["classes"]}) == expected
+        metadata = MetadataCatalog.get(split)
+        assert (metadata.base_class_ids, metadata.novel_class_ids) == (train, val)
+        assert metadata.class_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fold": 4, "split": "train"}, "fold 4 does not exist, use 0 to 3"),
+        ({"split": "test"}, "split 'test' is not one of"),
+        ({"split": "val"}, "split 'val' needs fold"),
+        ({"fold": 0, "novel_classes": ["ant"]}, "either fold or base_classes"),
+        ({"novel_classes": ["cows"]}, "no class 'cows'; perhaps cow"),
+        ({"base_classes": ["ant"], "novel_classes": ["ant"]}, "'ant' is in base_classes and novel_classes"),
+        ({"classes": ["ant", "ant"]}, "'ant' is listed twice"),
+        ({"fold": 3, "classes": ["ant", "bee"], "split": "val"}, "no class is left for split 'val'"),
+        ({"mask_encoding": "rgb"}, "mask_encoding 'rgb' is not one of"),
+    ],
+)
+def test_folder_refuses_arguments(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        register_folder("wrong", folder, **arguments)
+    assert "wrong" not in DatasetCatalog
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda root: (root / "cow/masks/b.png").unlink(),
+            r"images/b\.jpg has no mask: add .*cow/masks/b\.png",
+        ),
+        (lambda root: (root / "cow/images/b.jpg").unlink(), r"cow/masks/b\.png has no image"),
+        (lambda root: [p.unlink() for p in (root / "cow").rglob("*.*")], r"cow/images holds no image"),
+        (lambda root: (root / "cow/images/b.jpg").write_bytes(b"no"), r"b\.jpg cannot be read"),
+        (lambda root: Image.new("L", (3, 3)).save(root / "cow/images/b.png"), "two images are called 'b'"),
+    ],
+)
+def test_folder_names_the_wrong_file(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(folder)
+    register_folder("animals", folder)
+    with pytest.raises(ValueError, match=message) as error:
+        get_records("animals")
+    assert "\n" not in str(error.value)
+
+
+def test_folder_that_is_missing_or_holds_no_class(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        register_folder("missing", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no <class>/images folder"):
+        register_folder("empty", tmp_path)
+
+
+def test_registering_twice(folder: Path) -> None:
+    register_folder("animals", folder, fold=0, split="train")
+    register_folder("animals", folder, fold=0, split="train")
+    with pytest.raises(ValueError, match="'animals' is registered already with another fold: choose"):
+        register_folder("animals", folder, fold=1, split="train")
+
+
+@pytest.mark.skipif(not (DEV_DATA / "voc_coseg").is_dir(), reason="no development photographs")
+def test_genuine_folder_of_photographs() -> None:
+    register_folder("coseg", DEV_DATA / "voc_coseg", fold=0, split="val")
+    records = get_records("coseg")
+    assert sorted({r["classes"][0] for r in records}) == [0, 4, 8, 12, 16]
+    assert load_mask(records[0], 0).shape == (records[0]["height"], records[0]["width"])
