@@ -15,7 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from fss_d2.evaluation.metrics import IGNORE_LABEL, count_areas, iou
-from fss_d2.evaluation.rows import write_atomic
+from fss_d2.files import write_atomic
 
 __all__ = ["draw_mask", "episode_panel", "picture_grid", "save_picture"]
 
@@ -107,7 +107,6 @@ def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture as PNG, all or nothing; the folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())

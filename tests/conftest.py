@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+import fss_d2  # noqa: F401  (before anything imports detectron2)
+
 torch.set_num_threads(1)
 
 

@@ -6,8 +6,8 @@ Both run on this machine with random weights, and noise for images:
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json
 
 Times are medians of runs that alternate between the two in one process, so that other work on the machine
-weighs on both. Peak memory is what one forward pass adds to a process of its own (CPU: resident set; GPU:
-allocated tensors).
+weighs on both: a whole episode, and a query whose supports are encoded already. Peak memory is what one
+episode adds to a process of its own (CPU: resident set; GPU: allocated tensors).
 """
 
 import argparse
@@ -48,11 +48,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out; times are medians of a whole episode and of its backbone alone."""
+    """What came out: median seconds of an episode, of its query alone, and of the backbone on all images."""
 
     shots: int
     attention: str
     seconds: float
+    query_seconds: float
     backbone_seconds: float
     peak_mib: float
 
@@ -65,6 +66,7 @@ def measure(setting: Setting) -> list[Result]:
             shots=setting.shots,
             attention=attention,
             seconds=seconds[attention],
+            query_seconds=seconds[f"{attention} query"],
             backbone_seconds=seconds["backbone"],
             peak_mib=_in_fresh_process(_peak_mib, setting, attention == "fused"),
         )
@@ -79,19 +81,26 @@ def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @torch.inference_mode()
 def _seconds(setting: Setting) -> dict[str, float]:
-    """Median seconds of "plain" and "fused" episodes and of "backbone"."""
+    """Median seconds of "plain", "plain query", "fused", "fused query" and "backbone"."""
     model, images, masks, query = _prepare(setting)
+    support = model.encode_support(images, masks)
 
-    def episode(fused: bool) -> None:
+    def segment(fused: bool, encode: bool) -> None:
         for attention in model.head.attention.values():
             attention.fused = fused
-        model.segment(query, model.encode_support(images, masks))
+        model.segment(query, model.encode_support(images, masks) if encode else support)
 
     def backbone() -> None:
         for image in (*images.split(1, dim=1), query[:, None]):
             model.extract(image[:, 0])
 
-    runs = {"plain": lambda: episode(False), "fused": lambda: episode(True), "backbone": backbone}
+    runs = {
+        "plain": lambda: segment(False, True),
+        "fused": lambda: segment(True, True),
+        "plain query": lambda: segment(False, False),
+        "fused query": lambda: segment(True, False),
+        "backbone": backbone,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(setting.repeats + 1):  # the first round warms up
         for name, run in runs.items():
@@ -137,17 +146,19 @@ def _peak_bytes(device: str) -> int:
 def table(results: list[Result]) -> str:
     """Markdown: plain and fused of each number of shots, and their ratios."""
     lines = [
-        "| shots | attention | seconds | of which backbone | peak MiB | time ratio | memory ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| shots | attention | episode, s | of which backbone | query alone, s | peak MiB "
+        "| episode ratio | query ratio | memory ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     plain = {result.shots: result for result in results if result.attention == "plain"}
     for r in results:
-        time_ratio = r.seconds / plain[r.shots].seconds
-        memory_ratio = r.peak_mib / max(plain[r.shots].peak_mib, 1e-9)
+        base = plain[r.shots]
         lines.append(
             f"| {r.shots} | {r.attention} | {r.seconds:.2f} "
             f"| {r.backbone_seconds:.2f} ({r.backbone_seconds / r.seconds:.0%}) "
-            f"| {r.peak_mib:.0f} | {time_ratio:.2f} | {memory_ratio:.2f} |"
+            f"| {r.query_seconds:.2f} | {r.peak_mib:.0f} "
+            f"| {r.seconds / base.seconds:.2f} | {r.query_seconds / base.query_seconds:.2f} "
+            f"| {r.peak_mib / max(base.peak_mib, 1e-9):.2f} |"
         )
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ from fss_d2.engine.errors import run_command
 from fss_d2.engine.fold_report import METRICS, markdown, summarize
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.report import TASK
-from fss_d2.evaluation.rows import write_atomic
+from fss_d2.files import write_atomic
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

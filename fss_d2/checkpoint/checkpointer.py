@@ -11,6 +11,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from fss_d2.files import atomic_path, write_atomic
+
 __all__ = ["FewShotCheckpointer"]
 
 logger = logging.getLogger(__name__)
@@ -45,21 +47,15 @@ class FewShotCheckpointer(DetectionCheckpointer):
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        partial = _partial(path)
-        try:
-            torch.save(content | kwargs, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(content | kwargs, temporary)
         if self._tag_last:
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from, once that file is complete."""
         path = Path(self.save_dir) / "last_checkpoint"
-        partial = _partial(path)
-        partial.write_text(last_filename_basename)
-        os.replace(partial, path)
+        write_atomic(path, last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; an empty path loads nothing.
@@ -121,10 +117,6 @@ class FewShotCheckpointer(DetectionCheckpointer):
                 f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}; check the MODEL.* keys"
             )
         return super()._load_model(checkpoint)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _quote(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fss_d2.files import atomic_path
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
 from fss_d2.modeling.meta_arch import DCAMA
@@ -175,9 +176,5 @@ def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, for
         raise FileExistsError(f"{path} exists: give another name, or --force to overwrite it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist: make it first")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save({"model": conversion.model}, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save({"model": conversion.model}, temporary)

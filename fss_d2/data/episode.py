@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fss_d2.files import atomic_path
 
 __all__ = ["Episode", "ImageId", "episode_seed", "read_manifest", "read_manifest_header", "write_manifest"]
 
@@ -77,20 +77,8 @@ def write_manifest(
         }
         for episode in episodes
     )
-    _write_lines(Path(path), [header, *rows])
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (header, *rows))
 
 
 def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:

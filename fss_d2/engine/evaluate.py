@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import FewShotEvaluator, format_table
-from fss_d2.evaluation.rows import write_atomic
+from fss_d2.files import write_atomic
 from fss_d2.visualization import episode_panel
 
 __all__ = ["Results", "evaluate", "evaluate_periodically", "evaluation_name", "write_summary"]

@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
 
-from fss_d2.evaluation.rows import write_atomic
+from fss_d2.files import write_atomic
 
 __all__ = ["KeepBest", "SeedIterations", "cut_metrics", "seed_iteration"]
 

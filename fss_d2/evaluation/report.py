@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .rows import write_atomic
+from fss_d2.files import write_atomic
 
 __all__ = ["CLASS_PREFIX", "TASK", "format_class_table", "format_table", "write_results"]
 

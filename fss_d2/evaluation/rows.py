@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["EpisodeCounts", "check_writable", "read_rows", "stack_rows", "write_atomic", "write_rows"]
+from fss_d2.files import write_atomic
+
+__all__ = ["EpisodeCounts", "check_writable", "read_rows", "stack_rows", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,6 @@ def _parse_row(fields: dict[str, Any]) -> EpisodeCounts:
         rom=fields.get("rom"),
         rum=fields.get("rum"),
     )
-
-
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Write a whole file or none: a reader never meets half of it, a failure leaves the old one."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def check_writable(folder: str | Path) -> None:

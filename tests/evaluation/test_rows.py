@@ -1,6 +1,5 @@
 """Files of episode counts."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from fss_d2.evaluation.rows import (
     check_writable,
     read_rows,
     stack_rows,
-    write_atomic,
     write_rows,
 )
 
@@ -42,22 +40,6 @@ def test_a_bad_line_is_named(tmp_path: Path, make_rows: Rows, line: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist"):
         read_rows(tmp_path / "none.jsonl")
-
-
-def test_write_atomic_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "f"
-    write_atomic(path, b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_check_writable(tmp_path: Path) -> None:

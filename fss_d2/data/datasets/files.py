@@ -3,15 +3,15 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fss_d2.files import atomic_path
+
 __all__ = [
-    "atomic_path",
     "png_is_whole",
     "prepared_dir",
     "read_ids",
@@ -36,18 +36,6 @@ def require(path: Path, mend: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} not found: {mend}")
     return path
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text_if_changed(path: Path, text: str) -> bool:

@@ -26,7 +26,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .files import atomic_path, png_is_whole, require, write_class_map, write_text_if_changed
+from fss_d2.files import atomic_path
+
+from .files import png_is_whole, require, write_class_map, write_text_if_changed
 from .folds import NUM_FOLDS, fold_metadata, held_out_classes
 from .glyph_drawing import GlyphGenerator
 from .glyph_symbols import CLASS_NAMES

@@ -2,6 +2,7 @@
 
 from .attention import MaskAggregation
 from .blocks import conv_pair, conv_stack, resize
+from .losses import dice_loss
 from .pooling import area_fraction, masked_average
 from .position import sine_position_code
 from .sampling import balanced_regions
@@ -12,6 +13,7 @@ __all__ = [
     "balanced_regions",
     "conv_pair",
     "conv_stack",
+    "dice_loss",
     "masked_average",
     "resize",
     "sine_position_code",

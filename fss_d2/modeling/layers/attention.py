@@ -82,7 +82,7 @@ class MaskAggregation(nn.Module):
         return self._project(features, self.key)
 
     def _project(self, features: Tensor, projections: nn.ModuleDict) -> Tensor:
-        _, C, h, w = features.shape
+        B, C, h, w = features.shape
         tokens = features.flatten(2).transpose(1, 2)  # (B, h*w, C)
         if self.position_encoding:
             tokens = tokens + sine_position_code(h * w, C, tokens.device).to(tokens.dtype)

@@ -29,7 +29,7 @@ def sine_position_code(length: int, channels: int, device: torch.device) -> Tens
         even = torch.arange(0, channels, 2, dtype=torch.float32)
         frequencies = torch.exp(even * (-math.log(10000.0) / channels))
         angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies  # (length, ceil(C/2))
-        code = torch.empty(length, channels)
+        code = torch.empty(channels, length).T  # laid out like flattened feature maps, which it is added to
         code[:, 0::2] = angles.sin()
         code[:, 1::2] = angles[:, : channels // 2].cos()
         return code.to(device)

@@ -16,8 +16,8 @@ class DCAMAHead(nn.Module):
     """From backbone features of query and supports to logits (DCAMA, Sec. 3.2).
 
     What depends on the supports alone is done in `encode` and `collect`: "key.<block>" projected tokens,
-    "mask.<level>" the masks at a level's size, "skip.<block>" features for the mixer. Any map size works, and supports may
-    differ in size from the query.
+    "mask.<level>" the masks at a level's size, "skip.<block>" features for the mixer. Any map size works,
+    and supports may differ in size from the query.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_d2.modeling.layers import resize
+from fss_d2.modeling.layers import dice_loss, resize
 
 from .support import SupportSet
 
@@ -43,6 +43,8 @@ class FewShotSegmentor(nn.Module):
         bn_train_stats: bool = False,
         ignore_as_background: bool = False,
         align_corners: bool = False,
+        foreground_weight: float = 1.0,
+        dice_weight: float = 0.0,
     ) -> None:
         """
         Args:
@@ -52,6 +54,8 @@ class FewShotSegmentor(nn.Module):
             bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
             ignore_as_background: target pixels marked 255 count as background in the loss.
             align_corners: how scores are resized to the frame asked for.
+            foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
+            dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
         """
         super().__init__()
         self.backbone = backbone
@@ -59,6 +63,9 @@ class FewShotSegmentor(nn.Module):
         self.bn_train_stats = bn_train_stats
         self.ignore_as_background = ignore_as_background
         self.align_corners = align_corners
+        self.dice_weight = dice_weight
+        class_weights = torch.tensor([1.0, foreground_weight])
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1).float(), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1).float(), persistent=False)
         if freeze_backbone:
@@ -72,6 +79,8 @@ class FewShotSegmentor(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "freeze_backbone": cfg.MODEL.BACKBONE.FREEZE,
             "bn_train_stats": cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
+            "foreground_weight": cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
+            "dice_weight": cfg.MODEL.LOSS.DICE_WEIGHT,
         }
 
     @property
@@ -97,11 +106,21 @@ class FewShotSegmentor(nn.Module):
         """Normalised queries (B, 3, H, W): logits (B, 2, H, W) and maps for visualisation, episodes first."""
 
     def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Softmax cross entropy over two channels, mean over the pixels: (B, 2, H, W) against (B, H, W)."""
+        """Losses of logits (B, 2, H, W) against target (B, H, W) in {0, 1, 255}.
+
+        "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that count; "loss_dice" the
+        soft Dice loss of the object, where it has a weight.
+        """
         if self.ignore_as_background:
             target = target.masked_fill(target == 255, 0)
-        total = F.cross_entropy(logits.float(), target, ignore_index=255, reduction="sum")
-        return {"loss_seg": total / (target != 255).sum().clamp(min=1)}
+        logits, counts = logits.float(), target != 255
+        total = F.cross_entropy(logits, target, self.class_weights, ignore_index=255, reduction="sum")
+        weight = self.class_weights[target.masked_fill(~counts, 0)][counts].sum()
+        losses = {"loss_seg": total / weight.clamp(min=1)}
+        if self.dice_weight:
+            foreground = logits.softmax(dim=1)[:, 1] * counts
+            losses["loss_dice"] = self.dice_weight * dice_loss(foreground, (target == 1).float()).mean()
+        return losses
 
     # -- encode once, segment many times -----------------------------------------------------------------
 

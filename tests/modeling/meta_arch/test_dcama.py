@@ -8,6 +8,7 @@ import torch
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
+from fss_d2.modeling.backbone.timm import create_timm_backbone
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
@@ -177,6 +178,15 @@ def test_what_is_stored_of_the_supports() -> None:
     assert shapes["mask.res3"] == (2, 1, 3, 6, 6)
     assert shapes["skip.res2.1"] == (2, 1, 8, 12, 12)
     assert not any(shape[-3:] == (3, 48, 48) for shape in shapes.values())
+
+
+def test_a_level_whose_blocks_differ_in_width() -> None:
+    torch.manual_seed(0)
+    model = DCAMA(backbone=create_timm_backbone("tf_efficientnet_lite0")).train()
+    assert set(model.head.attention["res4"].query) == {"80", "112"}
+    assert model.head.squeeze["res4"][0].in_channels == len(model.backbone.blocks("res4"))
+    model([make_episode(0, size=(64, 64))])["loss_seg"].backward()
+    assert all(p.grad.isfinite().all() for p in model.head.parameters())
 
 
 def test_config_reaches_the_head() -> None:
