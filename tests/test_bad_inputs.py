@@ -34,9 +34,9 @@ DATASETS:
   - {name: toy_fold0_val, root: toy, fold: 0, num_folds: 2, split: val}
   COCO_JSON:
   - {name: toy_coco, json_file: coco.json, image_root: toy/cat/images}
-  TRAIN: ("toy_fold0_train",)
-  TEST: ("toy_fold0_val",)
-INPUT: {FEW_SHOT_SIZE: (32, 32)}
+  TRAIN: [toy_fold0_train]
+  TEST: [toy_fold0_val]
+INPUT: {FEW_SHOT_SIZE: [32, 32]}
 FEW_SHOT: {TEST: {EPISODES: 2}}
 SOLVER: {IMS_PER_BATCH: 1, MAX_ITER: 1}
 DATALOADER: {NUM_WORKERS: 0}

