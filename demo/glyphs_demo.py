@@ -35,11 +35,14 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Run the demo."""
+    from detectron2.utils.logger import setup_logger
+
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
     from fss_d2.engine.setup import start_log
 
     args = parse()
+    setup_logger()
     start_log()
     logger.info("1/4 Drawing the glyphs set in %s (once)", dataset_root() / "glyphs")
     write_glyphs(dataset_root(), workers=2)
@@ -53,6 +56,7 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
     from fss_d2.evaluation import format_table
+    from fss_d2.evaluation.rows import check_writable
 
     output = Path(args.output)
     shared = [
@@ -65,6 +69,7 @@ def compare(args: argparse.Namespace) -> None:
     cfg = _config("dcama", output / "dcama", shared)
 
     logger.info("2/4 Training DCAMA on 60 classes, then evaluating it on 20 others")
+    check_writable(cfg.OUTPUT_DIR)
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)

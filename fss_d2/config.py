@@ -126,6 +126,8 @@ def _add_method_keys(cfg: CN) -> None:
     cfg.MODEL.DCAMA.SKIP_SUPPORT = True  # Table S5 (a): also skip-connect the support features
     cfg.MODEL.DCAMA.SUPPORT_BACKGROUND = True  # Table 3: False zeroes the support's background
     cfg.MODEL.DCAMA.REGION_PIXELS = 0  # Table S5 (b): pixels of each region kept; 0 keeps all
+    # Aggregate each layer also over the mean object and the mean background token (not in the paper).
+    cfg.MODEL.DCAMA.REGION_MEANS = False
     # Table 4: "one_pass", "vote", "average", "normalized_vote" (HSNet), "cross_guided" (SCL).
     cfg.MODEL.DCAMA.KSHOT = "one_pass"
     cfg.MODEL.DCAMA.NUM_HEADS = 8

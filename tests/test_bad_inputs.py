@@ -2,14 +2,14 @@
 
 import json
 import logging
+import os
+import pickle
 import re
 import runpy
-import shlex
 import shutil
+import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 from fss_d2.engine.errors import TRACEBACK_VARIABLE
+from tests.bad_input_cases import CASES, Case, Code
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = """
@@ -45,12 +46,13 @@ OUTPUT_DIR: out
 SEED: 0
 """
 # What each program is given before the words of a case; later flags and keys win.
-_PROGRAMS = {
+PROGRAMS = {
     "train": "train_net.py --config-file tiny.yaml --num-gpus 0",
     "eval": "train_net.py --config-file tiny.yaml --num-gpus 0 --eval-only",
     "convert": "tools/convert_checkpoint.py",
     "folds": "tools/cross_validate.py --config-file tiny.yaml --num-gpus 0 --folds 0 --output out",
     "draw": "tools/visualize_episodes.py --dataset toy_fold0_val --output out --config-file tiny.yaml",
+    "benchmark": "tools/benchmark.py --shots 1 --size 32 --repeats 1 --threads 1",
     "glyphs": "datasets/prepare_glyphs.py --root . --workers 0",
     "pascal5i": "datasets/prepare_pascal5i.py --root . --workers 0",
     "coco20i": "datasets/prepare_coco20i.py --root . --workers 0",
@@ -77,80 +79,6 @@ _MANIFEST = [
 _STARTED = {"log.txt", "config.yaml", "metrics.json"}  # logs of a run that began, and TensorBoard's
 _ONE_ERROR = re.compile(r"(?:\w+\.py: )?error: (.+)")  # argparse puts the program's name before it
 
-Break = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One bad input.
-
-    Attributes:
-        command: a name of `_PROGRAMS`, and the words that follow.
-        culprit: must be named by the error.
-        spoil: makes the input bad, run in the folder of the case; None where the command alone is bad.
-    """
-
-    command: str
-    culprit: str
-    spoil: Break | None = None
-
-    def __str__(self) -> str:
-        return f"{self.command} {self.culprit}"[:80]
-
-
-class _Code:
-    """Pickles into a call that leaves a file behind."""
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
-        return open, ("code_was_run", "w")
-
-
-def _write(name: str, content: str | bytes) -> Break:
-    return lambda: Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _cut(name: str, size: int) -> Break:
-    return lambda: Path(name).write_bytes(Path(name).read_bytes()[:size])
-
-
-def _replace(name: str, old: str, new: str) -> Break:
-    return lambda: Path(name).write_text(Path(name).read_text().replace(old, new))
-
-
-def _mask(name: str, side: int, value: int) -> Break:
-    return lambda: Image.new("L", (side, side), value).save(name)
-
-
-def _save(name: str, content: object) -> Break:
-    return lambda: torch.save(content, name)
-
-
-def _remove(name: str) -> Break:
-    return lambda: Path(name).unlink()
-
-
-def _all_images(spoil: Callable[[str], Break]) -> Break:
-    """Whatever is drawn, it is spoilt."""
-    return lambda: [spoil(str(path))() for path in Path("toy").glob("*/images/*")]
-
-
-def _all_masks(spoil: Callable[[str], Break]) -> Break:
-    return lambda: [spoil(str(path))() for path in Path("toy").glob("*/masks/*")]
-
-
-CASES = [
-    # Images and masks.
-    Case("train", "toy/dog/images", _all_images(lambda p: _cut(p, 1200))),
-    Case("eval MODEL.META_ARCHITECTURE Prototype", "toy/cat/images", _all_images(lambda p: _cut(p, 1200))),
-    Case("draw", "toy/cat/images", _all_images(lambda p: _cut(p, 1200))),
-    Case("train", "toy/dog/images/1.png", _write("toy/dog/images/1.png", "a text")),
-    Case("train", "toy/dog/masks", _all_masks(lambda p: _mask(p, 20, 255))),
-    Case("eval", "toy/cat/masks", _all_masks(lambda p: _mask(p, 32, 0))),
-    Case("draw", "toy/cat/masks", _all_masks(lambda p: _write(p, "a text"))),
-    Case("train", "toy/dog/images/2.png has no mask", _remove("toy/dog/masks/2.png")),
-    Case("train", "toy/dog/masks/2.png has no image", _remove("toy/dog/images/2.png")),
-]
-
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -174,7 +102,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of `pristine` as working folder and $DETECTRON2_DATASETS; catalogs and logs as before after it."""
+    """A copy of `pristine` to work in; catalogs and logs are cleared after it."""
     root = shutil.copytree(pristine, tmp_path / "work")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -195,8 +123,8 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def _run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
     """Run a program as `python PROGRAM WORDS` does, in this process; return its exit code."""
-    name, *words = shlex.split(command)
-    program, *first = shlex.split(_PROGRAMS[name])
+    name, *words = command.split()
+    program, *first = PROGRAMS[name].split()
     monkeypatch.setattr(sys, "argv", [program, *first, *words])
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(_ROOT / program), run_name="__main__")
@@ -213,9 +141,16 @@ def _is_whole(path: Path, content: bytes) -> bool:
         return True
     if path.suffix == ".pth":
         return bool(torch.load(path, weights_only=True))
+    if path.suffix == ".json":
+        return bool(json.loads(content))
     if path.suffix == ".png":
         return content.endswith(b"IEND\xaeB`\x82")
-    return path.suffix == ".jsonl" and all(json.loads(line) for line in content.splitlines())
+    # ".partial": an index that the next run goes on with, of whole lines.
+    return (
+        path.suffix in (".jsonl", ".partial")
+        and content.endswith(b"\n")
+        and all(json.loads(line) for line in content.splitlines())
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -244,3 +179,33 @@ def test_the_input_is_good_before_it_is_spoilt(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _run(command, monkeypatch) in (0, None)
+
+
+def test_the_pickled_code_would_leave_a_file(place: Path) -> None:
+    """That `test_bad_input` finds none shows that the code was not run."""
+    pickle.loads(pickle.dumps(Code())).close()
+    assert (place / "code_was_run").is_file()
+
+
+def test_a_batch_that_the_processes_cannot_share(place: Path) -> None:
+    """In processes of its own: the error of a spawned process is told in one line as well."""
+    command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", "tiny.yaml", "--num-gpus", "0"]
+    command += ["--num-processes", "2", "SOLVER.IMS_PER_BATCH", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "SOLVER.IMS_PER_BATCH 3" in line
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(place.rglob("*.pth"))
+
+
+def test_the_environment_check_fails_where_a_module_does(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    command = [sys.executable, "-m", "fss_d2.check_env"]
+    path = os.pathsep.join([str(tmp_path), str(_ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "import cv2" in line]
+    assert line.startswith("WRONG") and "libGL.so.1" in line and "opencv-python-headless" in line
+    assert "Traceback" not in done.stderr + done.stdout

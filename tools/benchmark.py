@@ -175,8 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(arguments)
+    if min(*args.shots, args.size, args.threads, args.repeats) < 1:
+        parser.error("--shots, --size, --threads and --repeats must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    if args.output and args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder: name a file")
     if args.output and not args.output.parent.is_dir():
-        parser.error(f"folder {args.output.parent} does not exist: make it first")
+        parser.error(f"--output: folder {args.output.parent} does not exist: make it first")
     results = []
     for shots in args.shots:
         print(f"measuring {shots} shot ...", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ OUT loads with MODEL.WEIGHTS. Nothing pickled in IN is run.
 import argparse
 import sys
 
-from fss_d2.checkpoint.convert import CONVERTERS, read_official, write_converted
+from fss_d2.checkpoint.convert import CONVERTERS, check_output, read_official, write_converted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", help="file to write")
     args = parser.parse_args(arguments)
     try:
+        check_output(args.output, force=args.force)
         conversion = CONVERTERS[args.method](read_official(args.input))
         write_converted(args.output, conversion, force=args.force)
     except (ValueError, OSError) as error:

@@ -25,6 +25,7 @@ from fss_d2.engine.errors import run_command
 from fss_d2.engine.fold_report import METRICS, markdown, summarize
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.report import TASK
+from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import write_atomic
 
 if TYPE_CHECKING:
@@ -122,9 +123,12 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
     """All runs that the arguments ask for, fold by fold, the baseline's first.
 
     Raises:
-        ValueError: several folds of a config whose data sets carry no fold in their names.
+        ValueError: several folds of a config whose data sets carry no fold in their names; a number that
+            is out of range.
     """
     main = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
+    if min(args.seeds) < 0 or min(args.shots or [1]) < 1:
+        raise ValueError(f"--seeds {args.seeds} must not be negative, --shots {args.shots} be 1 or more")
     names = [*main.DATASETS.TRAIN, *main.DATASETS.TEST]
     if len(args.folds) > 1 and not any(re.search(r"fold\d", name) for name in names):
         raise ValueError(f'{args.config_file}: no "fold<N>" in the names of {names}; give one --folds only')
@@ -161,7 +165,10 @@ def _main_run(
     folder = output / f"fold{fold}_seed{seed}"
     opts = [*args.opts, *shared, *_pairs(main, ("DATASETS.TRAIN",), fold), "OUTPUT_DIR", str(folder)]
     if args.weights:
-        opts += ["MODEL.WEIGHTS", args.weights.format(fold=fold, seed=seed)]
+        try:
+            opts += ["MODEL.WEIGHTS", args.weights.format(fold=fold, seed=seed)]
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"--weights {args.weights}: only {{fold}} and {{seed}} are filled in") from error
     name = main.MODEL.META_ARCHITECTURE
     return Run(name, fold, seed, args.config_file, tuple(opts), folder, args.eval_only)
 
@@ -179,22 +186,28 @@ def start(run: Run, args: argparse.Namespace) -> None:
     """Run train_net.py in a process of its own.
 
     Raises:
-        ValueError: it failed.
+        ValueError: it failed; the message has its error.
     """
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
     command += ["--num-processes", str(args.num_processes), *run.opts]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise ValueError(f"{run.folder}: the run failed with exit code {code}; see log.txt there")
+    reason = "the run failed"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if line.startswith("error: "):
+                reason = line.removeprefix("error: ").strip()  # is told once, by this program
+            else:
+                sys.stderr.write(line)
+    if process.returncode:
+        raise ValueError(f"{run.folder}: {reason} (exit code {process.returncode})")
 
 
 def run_all(args: argparse.Namespace, starter: Callable[[Run, argparse.Namespace], None] = start) -> str:
     """Do what is left to do, writing the report after each run; return it."""
     runs = plan_runs(args)
     output = runs[0].folder.parent
-    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     rows: list[dict[str, Any]] = []
     text = ""
     for number, run in enumerate(runs, start=1):

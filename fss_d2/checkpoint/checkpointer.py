@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from fss_d2.files import atomic_path, write_atomic
+
+from .reading import UNREADABLE, load_plain
 
 __all__ = ["FewShotCheckpointer"]
 
@@ -66,7 +67,10 @@ class FewShotCheckpointer(DetectionCheckpointer):
                 tensor has another shape.
         """
         if path:
-            path = self.path_manager.get_local_path(path)
+            try:
+                path = self.path_manager.get_local_path(path)
+            except OSError as error:
+                raise FileNotFoundError(f"cannot download MODEL.WEIGHTS {path} ({error})") from error
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS")
         return super().load(path, *args, **kwargs)
@@ -85,8 +89,8 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            loaded = load_plain(filename)
+        except UNREADABLE as error:
             raise ValueError(
                 f"{filename} is not a checkpoint of plain tensors, or it is broken; "
                 "bring a published one into shape with tools/convert_checkpoint.py"
@@ -94,7 +98,9 @@ class FewShotCheckpointer(DetectionCheckpointer):
         if isinstance(loaded, Mapping) and "model" not in loaded:
             loaded = {"model": loaded.get("state_dict", loaded)}
         weights = loaded.get("model") if isinstance(loaded, Mapping) else None
-        if not isinstance(weights, Mapping) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        if not isinstance(weights, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+        ):
             raise ValueError(f"{filename} holds no dict of named tensors; it is no checkpoint of a model")
         return dict(loaded) | {"__file__": filename}
 

@@ -1,7 +1,6 @@
 """Official checkpoints to ours, tensor by tensor and by name."""
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from fss_d2.modeling.backbone.swin import SwinBackbone
 from fss_d2.modeling.meta_arch import DCAMA
 
 from .pretrained import rename_microsoft_swin
+from .reading import UNREADABLE, load_plain
 
-__all__ = ["CONVERTERS", "Conversion", "convert_dcama", "read_official", "write_converted"]
+__all__ = ["CONVERTERS", "Conversion", "check_output", "convert_dcama", "read_official", "write_converted"]
 
 State = Mapping[str, Tensor]
 
@@ -153,19 +153,21 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        content = load_plain(path)
+    except UNREADABLE as error:
         raise ValueError(f"{path} is broken or holds more than tensors: save its state dict alone") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise ValueError(f"{path} holds no state dict of named tensors: save the model's state dict")
     return dict(content)
 
 
-def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, force: bool = False) -> None:
-    """Write {"model": state dict}, which MODEL.WEIGHTS takes; the file appears whole or not at all.
+def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Check that a file can be written, before the work.
 
     Raises:
         FileExistsError: the file exists and ``force`` is False.
@@ -176,5 +178,14 @@ def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, for
         raise FileExistsError(f"{path} exists: give another name, or --force to overwrite it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist: make it first")
+
+
+def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, force: bool = False) -> None:
+    """Write {"model": state dict}, which MODEL.WEIGHTS takes; the file appears whole or not at all.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as `check_output`.
+    """
+    check_output(path, force=force)
     with atomic_path(path) as temporary:
         torch.save({"model": conversion.model}, temporary)

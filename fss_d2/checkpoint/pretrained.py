@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from torch import Tensor
+
+from .reading import UNREADABLE, load_plain
 
 if TYPE_CHECKING:
     from ..modeling.backbone.base import FeatureBackbone
@@ -153,11 +154,9 @@ def _read_file(path: Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}: check MODEL.BACKBONE.WEIGHTS")
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        is_safetensors = path.suffix == ".safetensors"
+        state = safetensors.torch.load_file(path) if is_safetensors else load_plain(path)
+    except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(
             f"{path} is no readable weights file ({type(error).__name__}): save a state dict of tensors only"
         ) from error
@@ -168,7 +167,7 @@ def _read_file(path: Path) -> State:
         state = state[nested]
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}: save a state dict of tensors instead")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _read_torchvision(name: str) -> State:

@@ -90,7 +90,7 @@ def _register_entry(
 ) -> None:
     try:
         arguments = inspect.signature(register).bind(**entry).arguments
-    except TypeError as error:
-        raise ValueError(f"{key}: {error} in {dict(entry)}") from error
-    located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
-    register(**{**arguments, **located})
+        located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
+        register(**{**arguments, **located})
+    except TypeError as error:  # a wrong name, or a value of a wrong type
+        raise ValueError(f"{key}: {error} in {entry}") from error

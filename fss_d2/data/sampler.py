@@ -68,8 +68,10 @@ class EpisodeDrawer:
         if rule not in QUERY_RULES:
             raise ValueError(f"unknown query rule {rule!r}; choose one of {', '.join(QUERY_RULES)}")
         self.shots = (shots,) if isinstance(shots, int) else tuple(shots)
-        if not self.shots or min(self.shots) < 1:
-            raise ValueError(f"shots must be positive numbers, got {shots!r}")
+        if not self.shots or not all(isinstance(number, int) and number > 0 for number in self.shots):
+            raise ValueError(
+                f"shots must be positive numbers, got {shots!r}; check FEW_SHOT.TRAIN.SHOTS or TEST.SHOTS"
+            )
         if seed < 0:
             raise ValueError(f"the seed of episodes must not be negative, got {seed}")
         self.rule = rule

@@ -260,8 +260,11 @@ def build_resize(cfg: CfgNode) -> T.Augmentation:
     """Build the resize of evaluation and of un-augmented training from cfg.INPUT.TEST_RESIZE.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, or INPUT.FEW_SHOT_SIZE is no (height, width).
     """
+    size = tuple(cfg.INPUT.FEW_SHOT_SIZE)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"INPUT.FEW_SHOT_SIZE {size} is not a height and a width in pixels")
     kind = cfg.INPUT.TEST_RESIZE
     if kind not in RESIZES:
         raise ValueError(f"unknown INPUT.TEST_RESIZE {kind!r}; choose one of {', '.join(RESIZES)}")
@@ -272,14 +275,21 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """Build cfg.INPUT.TRAIN_AUGMENTATIONS in order, plus the test resize where they leave the size open.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or settings that it refuses.
     """
     names = tuple(cfg.INPUT.TRAIN_AUGMENTATIONS)
     known = sorted(name for name, _ in AUGMENTATION_REGISTRY)
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {name!r} in INPUT.TRAIN_AUGMENTATIONS; choose from {', '.join(known)}")
-    augmentations = [AUGMENTATION_REGISTRY.get(name)(cfg) for name in names]
+    augmentations = [_build(name, cfg) for name in names]
     sizing = [name for name in names if name in _FIX_SIZE | _CHANGE_SIZE]
     fixed = bool(sizing) and sizing[-1] in _FIX_SIZE
     return augmentations if fixed else [*augmentations, build_resize(cfg)]
+
+
+def _build(name: str, cfg: CfgNode) -> T.Augmentation:
+    try:
+        return AUGMENTATION_REGISTRY.get(name)(cfg)
+    except (AssertionError, TypeError, ValueError) as error:  # Detectron2's augmentations assert
+        raise ValueError(f"INPUT.TRAIN_AUGMENTATIONS {name!r}: {error}; check its INPUT.AUG keys") from error

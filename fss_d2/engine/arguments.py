@@ -20,6 +20,19 @@ from .launch import LaunchPlan
 __all__ = ["add_launch_arguments", "argument_parser", "load_config", "parse_command_line", "plan_from"]
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # SOLVER.BASE_LR
+# Numbers whose use says nothing clear, or comes late, when they are too small.
+_LEAST = {
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "FEW_SHOT.SEED": 0,
+    "FEW_SHOT.TEST.SEED": 0,
+    "FEW_SHOT.TEST.EPISODES": 0,
+    "TEST.PERIODIC_EPISODES": 0,
+    "TEST.PICTURES": 0,
+    "MODEL.DCAMA.NUM_HEADS": 1,
+    "MODEL.DCAMA.REGION_PIXELS": 0,
+}
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -102,7 +115,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
     Raises:
         FileNotFoundError: no such file, or no such base.
         ValueError: an unknown key (the message has the closest one), a value of the wrong type, YAML that
-            does not parse, a key without value.
+            does not parse, a key without value, a number below what its key allows.
     """
     cfg = get_cfg()
     loaded = _read_yaml(config_file)
@@ -122,8 +135,18 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
             raise ValueError(f"command line: {key} {value}: {error}") from error
     if num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    _check_limits(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check_limits(cfg: CfgNode) -> None:
+    for key, least in _LEAST.items():
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value < least:
+            raise ValueError(f"{key} is {value}; it must be at least {least}")
 
 
 def _read_yaml(config_file: str) -> dict[str, Any]:
@@ -133,7 +156,7 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
         loaded = CfgNode.load_yaml_with_base(config_file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
-    except (yaml.YAMLError, TypeError, AssertionError) as error:
+    except (yaml.YAMLError, TypeError, AssertionError, ValueError, RecursionError) as error:
         raise ValueError(f"{config_file}: not a config: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{config_file}: not a config: it holds no keys")
@@ -156,6 +179,10 @@ def _check_key(cfg: CfgNode, key: str, where: str) -> None:
             break
         node = node[part]
     else:
+        if isinstance(node, CfgNode):
+            raise ValueError(
+                f"{where}: {key} is a group of keys; give one of them, like {key}.{next(iter(node))}"
+            )
         return
     known = {name.upper(): name for name in _keys(cfg)}
     close = difflib.get_close_matches(key.upper(), known, n=1)

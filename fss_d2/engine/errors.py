@@ -78,7 +78,8 @@ def _traceback_wanted() -> bool:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        name = error.filename if error.filename2 is None else error.filename2  # a renamed temporary file
+        return f"{name}: {error.strerror}"
     if isinstance(error, KeyError) and len(error.args) == 1:  # str() would put it in quotes
         return str(error.args[0])
     return str(error)

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from fss_d2.data.catalog import get_records, register_datasets_from_cfg
+from fss_d2.evaluation.rows import check_writable
 
 from .arguments import load_config
 from .errors import hide_tracebacks
@@ -22,13 +23,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: what `argument_parser` parses; ``OUTPUT_DIR`` receives ``config.yaml`` and ``log.txt``.
 
     Raises:
-        ValueError: a wrong config, or an unknown data set.
+        ValueError: a wrong config, an unknown data set, or an OUTPUT_DIR that cannot be written to.
         FileNotFoundError: a data set that has not been prepared; nothing has been written then.
     """
     cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST names no test set; there is nothing to evaluate")
+    if cfg.DATASETS.TEST and not cfg.FEW_SHOT.TEST.SHOTS:
+        raise ValueError("FEW_SHOT.TEST.SHOTS is empty; give the numbers of supports to evaluate with")
     register_datasets_from_cfg(cfg)
     for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         get_records(name)  # a missing test set should not come to light at the first evaluation
+    check_writable(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     start_log(cfg.OUTPUT_DIR)
     hide_tracebacks()

@@ -95,5 +95,6 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"cannot write to the output folder {folder} ({error.strerror}); choose another OUTPUT_DIR"
+            f"cannot write to the output folder {str(folder) or '(empty name)'} ({error.strerror}); "
+            "choose another OUTPUT_DIR"
         ) from error

@@ -58,6 +58,13 @@ def load_coco_json(settings: CocoSettings) -> list[dict[str, Any]]:
         FileNotFoundError: the first image is not where it should be.
         ValueError: the JSON is broken or contradicts itself, or nothing of the split is in it.
     """
+    try:
+        return _load(settings)
+    except (AttributeError, TypeError) as error:  # a number where there should be a list, and the like
+        raise ValueError(f"{settings.json_file} is not in COCO's format ({error}); mend it") from error
+
+
+def _load(settings: CocoSettings) -> list[dict[str, Any]]:
     content = _read(settings.json_file)
     class_of, class_names = _classes(settings, content["categories"])
     name = settings.division.dataset

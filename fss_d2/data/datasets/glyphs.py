@@ -61,7 +61,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     Raises FileNotFoundError where the set has not been prepared.
     """
     folder, (_, split) = root / "glyphs", _SPLITS[name]
-    index = _read_json(folder / "index.json")
+    index = _read_json(folder / "index.json", "seed", "size", "images")
     drawn = set(metadata(name)["class_ids"])
     novel = set(metadata(name)["novel_class_ids"])
     return [
@@ -116,7 +116,7 @@ def check_glyphs(root: Path) -> dict[str, tuple[int, int]]:
     generator draws. Raises FileNotFoundError or ValueError naming the first file that is wrong.
     """
     folder = Path(root) / "glyphs"
-    index = _read_json(folder / "index.json")
+    index = _read_json(folder / "index.json", "seed", "size", "images")
     generator = GlyphGenerator(index["seed"], index["size"])
     for entry in index["images"]:
         image_path, mask_path = _paths(folder, entry["id"])
@@ -150,7 +150,7 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         write_text_if_changed(path, json.dumps(settings))
-    elif (found := json.loads(path.read_text())) != settings:
+    elif (found := _read_json(path)) != settings:
         raise ValueError(
             f"{folder} holds glyphs made with {found}, not {settings}: remove it or choose another root"
         )
@@ -178,5 +178,12 @@ def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[in
     return _shown(class_map)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(require(path, f"run `{_PREPARE}`").read_text())
+def _read_json(path: Path, *keys: str) -> dict[str, Any]:
+    text = require(path, f"run `{_PREPARE}`").read_text()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise ValueError(f"{path} is broken: delete it and run `{_PREPARE}` again")
+    return content

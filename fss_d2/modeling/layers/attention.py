@@ -91,6 +91,13 @@ class MaskAggregation(nn.Module):
             return F.normalize(tokens, dim=2).contiguous()
         return projections[str(C)](tokens)
 
+    def region_means(self, keys: Tensor, values: Tensor) -> Tensor:
+        """Mean key tokens of object and background: (..., N, C) and (..., N) in [0, 1] give (..., 2, C)."""
+        shares = torch.stack([values, 1 - values], dim=-2)  # (..., 2, N)
+        shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-6)
+        means = shares.to(keys.dtype) @ keys
+        return means if self.query else F.normalize(means, dim=-1)
+
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Aggregate mask values for every query token, averaged over the heads.
 

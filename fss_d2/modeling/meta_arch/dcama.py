@@ -93,6 +93,7 @@ class DCAMA(FewShotSegmentor):
                 "skip_support": c.SKIP_SUPPORT,
                 "support_background": c.SUPPORT_BACKGROUND,
                 "region_pixels": c.REGION_PIXELS,
+                "region_means": c.REGION_MEANS,
                 "num_heads": c.NUM_HEADS,
                 "projection": c.PROJECTION,
                 "temperature": c.TEMPERATURE,

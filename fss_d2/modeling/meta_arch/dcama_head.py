@@ -28,6 +28,7 @@ class DCAMAHead(nn.Module):
         skip_support: bool = True,
         support_background: bool = True,
         region_pixels: int = 0,
+        region_means: bool = False,
         num_heads: int = 8,
         projection: str = "linear",
         temperature: float = 0.1,
@@ -44,21 +45,28 @@ class DCAMAHead(nn.Module):
             skip_support: join the supports' features as well (Table S5 (a)).
             support_background: False zeroes the supports' background before attention (Table 3).
             region_pixels: bring object and background to this many pixels each (Table S5 (b)); 0 keeps all.
+            region_means: aggregate each layer a second time over just two support tokens, the means of object
+                and background (not in the paper; learns from less data).
             num_heads, projection, temperature, position_encoding, dropout, fused: see `MaskAggregation`.
             widths: of the three convolutions that take a level's masks to features.
             mixer_widths: of the three mixer blocks; the last one's second convolution gives the two logits.
 
         Raises:
-            ValueError: no attention level.
+            ValueError: no attention level, or a wrong number of widths.
         """
         super().__init__()
         if not attention:
             raise ValueError("DCAMA has no attention level: name at least one in ATTENTION_LEVELS")
+        if not widths or len(mixer_widths) != 3:
+            raise ValueError(
+                f"MODEL.DCAMA.WIDTHS {widths} is empty, or MIXER_WIDTHS {mixer_widths} not three"
+            )
         self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
         self.skips = tuple(skips)
         self.skip_support = skip_support
         self.support_background = support_background
         self.region_pixels = region_pixels
+        self.region_means = region_means
 
         self.attention = nn.ModuleDict()
         self.squeeze = nn.ModuleDict()
@@ -75,7 +83,7 @@ class DCAMAHead(nn.Module):
                 fused=fused,
             )
             kernels = [5 if i < min(depth, 2) else 3 for i in range(len(widths))]
-            self.squeeze[level] = conv_stack(len(blocks), widths, kernels)
+            self.squeeze[level] = conv_stack(len(blocks) * (1 + region_means), widths, kernels)
             if depth:
                 self.merge[level] = conv_stack(width, [width] * 3, [3] * 3)
 
@@ -122,7 +130,7 @@ class DCAMAHead(nn.Module):
         Returns:
             Tensors (B, S, ...), S = 1 if joint, else K: "key.<block>" (B, S, N, C), "mask.<level>"
             (B, S, K/S, h, w), "skip.<block>" (B, S, C, h, w). With ``region_pixels`` = n, N is 2n and the
-            masks are (B, S, 1, 1, 2n).
+            masks are (B, S, 1, 1, 2n). With ``region_means``, also "mean.<block>" (B, S, 2, C).
         """
         collected = {}
         for name in list(parts[0]):
@@ -135,7 +143,16 @@ class DCAMAHead(nn.Module):
                 collected[name] = x[:, None] if joint else x[:, :, None]
         if self.region_pixels:
             self._balance(collected)
+        if self.region_means:
+            self._add_means(collected)
         return collected
+
+    def _add_means(self, collected: dict[str, Tensor]) -> None:
+        for level, blocks in self.blocks.items():
+            values = collected[f"mask.{level}"].flatten(2)  # (B, S, N)
+            for name in blocks:
+                means = self.attention[level].region_means(collected[f"key.{name}"], values)
+                collected[f"mean.{name}"] = means
 
     def _balance(self, collected: dict[str, Tensor]) -> None:
         """Keep ``region_pixels`` support pixels of the object and of the background."""
@@ -165,15 +182,21 @@ class DCAMAHead(nn.Module):
         return self.mix(self.integrate(aggregated), features, support, size), aggregated
 
     def aggregate(self, features: Tensors, support: Tensors) -> dict[str, Tensor]:
-        """Cross attention of every layer: level -> (B, layers, h, w) query masks, shallow to deep."""
+        """Cross attention of every layer: level -> (B, layers, h, w) query masks, shallow to deep.
+
+        With ``region_means`` every layer gives two masks, one after the other.
+        """
         aggregated = {}
         for level, blocks in self.blocks.items():
             attention = self.attention[level]
             values = support[f"mask.{level}"].flatten(1)  # (B, Ns)
-            masks = [
-                attention(attention.queries(features[name]), support[f"key.{name}"], values)
-                for name in blocks
-            ]
+            masks = []
+            for name in blocks:
+                queries = attention.queries(features[name])
+                masks.append(attention(queries, support[f"key.{name}"], values))
+                if self.region_means:
+                    object_first = values.new_tensor([1.0, 0.0]).expand(values.shape[0], 2)
+                    masks.append(attention(queries, support[f"mean.{name}"], object_first))
             aggregated[level] = torch.stack(masks, dim=1).unflatten(2, features[blocks[0]].shape[-2:])
         return aggregated
 

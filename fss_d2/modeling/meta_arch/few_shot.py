@@ -56,7 +56,15 @@ class FewShotSegmentor(nn.Module):
             align_corners: how scores are resized to the frame asked for.
             foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
             dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
+
+        Raises:
+            ValueError: a normalisation that is not three numbers each, or divides by 0.
         """
+        if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
+            raise ValueError(
+                f"MODEL.PIXEL_MEAN {list(pixel_mean)} and PIXEL_STD {list(pixel_std)}: give three numbers "
+                f"each (RGB), the deviations above 0"
+            )
         super().__init__()
         self.backbone = backbone
         self.freeze_backbone = freeze_backbone

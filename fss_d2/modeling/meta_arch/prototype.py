@@ -37,7 +37,16 @@ class Prototype(FewShotSegmentor):
             in_features: backbone outputs, the first gives the size.
             temperature: divides the cosines to give logits.
             base: see `FewShotSegmentor`.
+
+        Raises:
+            ValueError: no backbone output, or a temperature that is not positive.
+            KeyError: the backbone lacks an output.
         """
+        if not in_features or temperature <= 0:
+            raise ValueError(
+                f"MODEL.PROTOTYPE.IN_FEATURES {tuple(in_features)} needs a name, "
+                f"MODEL.PROTOTYPE.TEMPERATURE {temperature} must be above 0"
+            )
         super().__init__(**base)
         self.in_features = tuple(in_features)
         self.temperature = temperature

@@ -109,3 +109,19 @@ def test_positions_count_from_zero_in_every_support() -> None:
     assert torch.equal(keys[0], keys[1])
     moved = F.linear(one.flatten(2).transpose(1, 2), layer.key["8"].weight, layer.key["8"].bias)
     assert not torch.allclose(keys[:1], moved)
+
+
+def test_region_means_by_hand() -> None:
+    keys = torch.tensor([[[3.0, 4.0], [0.0, 2.0], [6.0, 0.0]]])
+    values = torch.tensor([[1.0, 1.0, 0.0]])
+    linear = MaskAggregation([2], num_heads=1, projection="linear")
+    assert linear.region_means(keys, values)[0].tolist() == [[1.5, 3.0], [6.0, 0.0]]
+    cosine = MaskAggregation([2], projection="cosine")
+    expected = torch.tensor([[1.5, 3.0], [6.0, 0.0]])
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(cosine.region_means(keys, values)[0], expected)
+
+
+def test_region_means_of_an_empty_region_are_zero() -> None:
+    means = MaskAggregation([2], projection="cosine").region_means(torch.rand(1, 3, 2), torch.zeros(1, 3))
+    assert means[0, 0].tolist() == [0.0, 0.0]

@@ -111,6 +111,8 @@ def test_average_of_one_shot_predictions() -> None:
         {"head": {"skip_support": False}},
         {"head": {"support_background": False}},
         {"head": {"region_pixels": 10}},
+        {"head": {"region_means": True}},
+        {"head": {"region_means": True, "region_pixels": 10, "projection": "cosine"}},
         {"head": {"region_pixels": 10}, "kshot": "average"},
         {"head": {"projection": "cosine"}},
         {"head": {"position_encoding": False}},
