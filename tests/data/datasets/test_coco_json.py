@@ -1,13 +1,12 @@
 import copy
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -15,18 +14,9 @@ from fss_d2.data.catalog import get_records
 from fss_d2.data.datasets.custom import register_coco_json
 from fss_d2.data.masks import load_mask
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 HEIGHT, WIDTH = 20, 30
-DEV_DATA = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[4] / "shared/data"))
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs() -> Iterator[None]:
-    """Take off what a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
 
 
 def square(x: int, y: int, side: int) -> list[list[int]]:
@@ -209,9 +199,8 @@ def test_coco_missing_or_broken_files(tmp_path: Path, coco: Register) -> None:
         get_records("elsewhere")
 
 
-@pytest.mark.skipif(not (DEV_DATA / "coco_mini").is_dir(), reason="no development photographs")
-def test_genuine_coco_annotations() -> None:
-    coco = DEV_DATA / "coco_mini"
+def test_genuine_coco_annotations(photographs: Path) -> None:
+    coco = photographs / "coco_mini"
     json_file, images = coco / "annotations/instances_train2017.json", coco / "train2017"
     for split, extra in (("train", {"exclude_images_with_novel": True}), ("val", {"min_area": 1024})):
         register_coco_json(split, json_file, images, fold=0, split=split, **extra)

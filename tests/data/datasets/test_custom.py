@@ -1,5 +1,4 @@
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,9 @@ from fss_d2.data.catalog import get_records
 from fss_d2.data.datasets.custom import register_folder
 from fss_d2.data.masks import load_mask
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 HEIGHT, WIDTH = 20, 30
-DEV_DATA = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[4] / "shared/data"))
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs() -> Iterator[None]:
-    """Take off what a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture
@@ -142,9 +132,8 @@ def test_registering_twice(folder: Path) -> None:
         register_folder("animals", folder, fold=1, split="train")
 
 
-@pytest.mark.skipif(not (DEV_DATA / "voc_coseg").is_dir(), reason="no development photographs")
-def test_genuine_folder_of_photographs() -> None:
-    register_folder("coseg", DEV_DATA / "voc_coseg", fold=0, split="val")
+def test_genuine_folder_of_photographs(photographs: Path) -> None:
+    register_folder("coseg", photographs / "voc_coseg", fold=0, split="val")
     records = get_records("coseg")
     assert sorted({r["classes"][0] for r in records}) == [0, 4, 8, 12, 16]
     assert load_mask(records[0], 0).shape == (records[0]["height"], records[0]["width"])

@@ -168,13 +168,7 @@ def test_foreign_lists_are_refused(
     assert not (coco_root / OUT / "lists/hsnet").exists()
 
 
-def photographs() -> Path:
-    default = Path(__file__).parents[3].parent / "shared/data"
-    return Path(os.environ.get("FSS_D2_DEV_DATA", default)) / "coco_mini"
-
-
-@pytest.mark.skipif(not photographs().is_dir(), reason="no development photographs (FSS_D2_DEV_DATA)")
-def test_genuine_annotations(tmp_path: Path, script: Script) -> None:
+def test_genuine_annotations(tmp_path: Path, script: Script, photographs: Path) -> None:
     for split in ("train", "val"):
         for link, target in (
             (f"annotations/instances_{split}2017.json", "annotations/instances_train2017.json"),
@@ -182,7 +176,7 @@ def test_genuine_annotations(tmp_path: Path, script: Script) -> None:
         ):
             path = tmp_path / "coco" / link
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(photographs() / target)
+            path.symlink_to(photographs / "coco_mini" / target)
     assert script("coco20i", "--root", tmp_path, "--workers", 2, "--year", 2017) == 0
     classes = {
         (fold, record["image_id"]): record["classes"]
