@@ -27,6 +27,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--output", default="output/demo", help="folder of tables, checkpoint and pictures")
     parser.add_argument("--fold", type=int, default=0, choices=range(4), help="whose classes are held out")
+    parser.add_argument("--iterations", type=int, default=300, help="of training; the config has more")
     parser.add_argument("--episodes", type=int, default=200, help="per evaluation")
     parser.add_argument("--rows", type=int, default=8, help="episodes in the picture grid")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, in turn")
@@ -60,6 +61,7 @@ def compare(args: argparse.Namespace) -> None:
 
     output = Path(args.output)
     shared = [
+        *("SOLVER.MAX_ITER", str(args.iterations)),
         *("MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"),
         *("DATASETS.TRAIN", f"('glyphs_fold{args.fold}_train',)"),
         *("DATASETS.TEST", f"('glyphs_fold{args.fold}_val',)"),
