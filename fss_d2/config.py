@@ -20,6 +20,8 @@ def add_fss_config(cfg: CN) -> None:
     _add_input_keys(cfg)
     _add_backbone_keys(cfg)
     _add_method_keys(cfg)
+    _add_proposal_keys(cfg)
+    _add_mm_former_keys(cfg)
     _add_solver_and_test_keys(cfg)
 
 
@@ -71,6 +73,15 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.TRAIN_AUGMENTATIONS = ()
     # Supports go through TRAIN_AUGMENTATIONS as well, drawn independently of the query's.
     cfg.INPUT.AUGMENT_SUPPORTS = True
+    # Also give a training query's "segments", one mask each: "" (none), "semantic" (each base class in the
+    # image and the background; pixels of novel classes are in none) or "instance" (each object of a base
+    # class; needs data sets with annotations). The proposal segmenter is trained on them.
+    cfg.INPUT.SEGMENTS = ""
+    # Augmentations of a training query (support) are drawn anew while its object covers fewer pixels,
+    # at most so many times. Query 0, support 1: only a support that lost its object is drawn anew.
+    cfg.INPUT.QUERY_MIN_PIXELS = 0
+    cfg.INPUT.SUPPORT_MIN_PIXELS = 1
+    cfg.INPUT.REDRAWS = 10
     cfg.INPUT.AUG = CN()
     cfg.INPUT.AUG.SCALE_RANGE = (0.9, 1.1)  # factor on both sides
     cfg.INPUT.AUG.ROTATE_DEGREES = 10.0  # uniform in [-x, x]
@@ -144,8 +155,64 @@ def _add_method_keys(cfg: CN) -> None:
     cfg.MODEL.DCAMA.IGNORE_AS_BACKGROUND = True
 
 
+def _add_proposal_keys(cfg: CN) -> None:
+    # The class-agnostic proposal segmenter: Mask2Former without classifier (MM-Former's stage 1).
+    cfg.MODEL.PROPOSALS = CN()
+    cfg.MODEL.PROPOSALS.NUM_QUERIES = 100  # proposals an image (MM-Former, Table 4b: 10, 50, 100)
+    cfg.MODEL.PROPOSALS.DIM = 256  # channels of tokens, queries and mask features
+    cfg.MODEL.PROPOSALS.ENCODER_LAYERS = 6  # of the MSDeformAttn pixel decoder
+    cfg.MODEL.PROPOSALS.ENCODER_FEEDFORWARD = 1024
+    cfg.MODEL.PROPOSALS.DECODER_LAYERS = 9  # masked cross attention, self attention, feed-forward
+    cfg.MODEL.PROPOSALS.DECODER_FEEDFORWARD = 2048
+    cfg.MODEL.PROPOSALS.NUM_HEADS = 8
+    # How deformable attention samples: "gather" (fast on a CPU), "grid_sample", or "auto" (by device).
+    cfg.MODEL.PROPOSALS.SAMPLING = "auto"
+    # Maps that a dilated backbone gives at stride 8 are resized to strides 16 and 32 (MM-Former's later
+    # code); False takes them as they are (its variant with trained singular values).
+    cfg.MODEL.PROPOSALS.RESIZE_DILATED = True
+    # Table 4a: True also classifies each proposal among the base classes and the background.
+    cfg.MODEL.PROPOSALS.MASK_CLASSIFICATION = False
+    cfg.MODEL.PROPOSALS.NUM_CLASSES = 81  # of that classifier: largest class id + 2, 0 is the background
+    cfg.MODEL.PROPOSALS.LOSS = CN()
+    cfg.MODEL.PROPOSALS.LOSS.MASK_WEIGHT = 5.0  # cross entropy on points, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.DICE_WEIGHT = 5.0  # Dice on the same points, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.CLASS_WEIGHT = 2.0  # of MASK_CLASSIFICATION, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.NO_OBJECT_WEIGHT = 0.1  # of an unmatched proposal in the classification
+    # Reference code, not in the paper: Dice between the drawn class's mask and the proposal that fits it
+    # best; 0 leaves it out. FEW_SHOT_RANK 2 takes the second best, as MM-Former's later code does.
+    cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_WEIGHT = 10.0
+    cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK = 1
+    cfg.MODEL.PROPOSALS.LOSS.DEEP_SUPERVISION = True  # the same losses after every decoder layer
+    cfg.MODEL.PROPOSALS.LOSS.NUM_POINTS = 12544  # sampled a mask
+    cfg.MODEL.PROPOSALS.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates a point kept for its uncertainty
+    cfg.MODEL.PROPOSALS.LOSS.IMPORTANCE_RATIO = 0.75  # share of points kept for their uncertainty
+
+
+def _add_mm_former_keys(cfg: CN) -> None:
+    # MM-Former (Jiao et al., NeurIPS 2022), stage 2: the mask matching module.
+    cfg.MODEL.MM_FORMER = CN()
+    # Table 3b: features matched, "backbone" (before MSDeformAttn) or "pixel_decoder" (after it).
+    cfg.MODEL.MM_FORMER.FEATURES = "backbone"
+    cfg.MODEL.MM_FORMER.SELF_ALIGNMENT = True  # Table 3a: SA
+    # Table 3a: CA "learned", "parameter_free" (CA*) or "none".
+    cfg.MODEL.MM_FORMER.CROSS_ALIGNMENT = "learned"
+    # Table 3a: LM; False takes the proposal most similar to the support.
+    cfg.MODEL.MM_FORMER.LEARNABLE_MATCHING = True
+    cfg.MODEL.MM_FORMER.DIM = 256  # channels of the aligned features
+    cfg.MODEL.MM_FORMER.NUM_HEADS = 4
+    cfg.MODEL.MM_FORMER.NUM_LAYERS = 2
+    cfg.MODEL.MM_FORMER.FEEDFORWARD = 512
+    cfg.MODEL.MM_FORMER.MATCHING_WIDTH = 500  # hidden units of the matching MLP
+    cfg.MODEL.MM_FORMER.MEMORY_SIDE = 15  # shorter side of the maps attended to, pixels
+    cfg.MODEL.MM_FORMER.DICE_WEIGHT = 10.0  # lambda_1, of the fused mask's Dice loss
+    cfg.MODEL.MM_FORMER.CONTRASTIVE_WEIGHT = 6.0  # lambda_2, of L_co (Eq. 5); 0 leaves it out
+    # Table 3c: False freezes the proposal segmenter (stage 2), True trains both together (end to end).
+    cfg.MODEL.MM_FORMER.TRAIN_PROPOSALS = False
+
+
 def _add_solver_and_test_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
     # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Iterations between two lines on the console, in metrics.json and in TensorBoard.
@@ -156,6 +223,9 @@ def _add_solver_and_test_keys(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
 
+    # What is evaluated: "few_shot_seg" (the episodes' scores), "oracle" (the proposal that fits the truth
+    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals); the last two need proposals.
+    cfg.TEST.EVALUATORS = ("few_shot_seg",)
     # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
     # "pfenet_square": at the square of the longer side, as PFENet's released code.
     cfg.TEST.FRAME = "original"
@@ -169,5 +239,5 @@ def _add_solver_and_test_keys(cfg: CN) -> None:
     cfg.TEST.REGION_WISE = False  # also ROM and RUM, region-wise measures (DCAMA, Table S1)
     # Episodes drawn as pictures: to TensorBoard while training, to OUTPUT_DIR at evaluation.
     cfg.TEST.PICTURES = 4
-    # Keep model_best.pth by this metric of the last test set; "" keeps none.
+    # Keep model_best.pth by this metric of the first evaluator on the last test set; "" keeps none.
     cfg.TEST.BEST_METRIC = "mIoU"

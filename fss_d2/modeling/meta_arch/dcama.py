@@ -164,7 +164,7 @@ class DCAMA(FewShotSegmentor):
         Returns:
             (B, K, Hs, Ws): resized to the supports' size, before which a layer's weights sum to 1.
         """
-        features = self.extract(self._normalise(images))
+        features = self.extract(self.normalise(images))
         tensors = support.expand(images.shape[0]).tensors
         passes = 1 if self.kshot == "one_pass" else support.shots
         maps = [

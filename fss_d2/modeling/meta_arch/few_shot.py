@@ -2,17 +2,17 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import Backbone
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.layers import dice_loss, resize
 
+from .image_model import ImageModel
 from .support import SupportSet
 
 __all__ = ["FewShotSegmentor"]
@@ -20,7 +20,7 @@ __all__ = ["FewShotSegmentor"]
 Episode = dict[str, Any]
 
 
-class FewShotSegmentor(nn.Module):
+class FewShotSegmentor(ImageModel):
     """Few-shot segmentation split into `encode_support` and `segment`.
 
     A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode` and `_decode`.
@@ -36,72 +36,38 @@ class FewShotSegmentor(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        pixel_mean: Sequence[float] = (0.0, 0.0, 0.0),
-        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
-        freeze_backbone: bool = True,
-        bn_train_stats: bool = False,
         ignore_as_background: bool = False,
         align_corners: bool = False,
         foreground_weight: float = 1.0,
         dice_weight: float = 0.0,
+        **image_model: Any,
     ) -> None:
         """
         Args:
-            backbone: the feature extractor.
-            pixel_mean, pixel_std: normalisation, RGB, on the scale of the images (0 to 255).
-            freeze_backbone: no gradient for the backbone, and eval mode also while training.
-            bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
             ignore_as_background: target pixels marked 255 count as background in the loss.
             align_corners: how scores are resized to the frame asked for.
             foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
             dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
+            image_model: see `ImageModel`; "backbone" is required.
 
         Raises:
-            ValueError: a normalisation that is not three numbers each, or divides by 0.
+            ValueError: as `ImageModel`.
         """
-        if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
-            raise ValueError(
-                f"MODEL.PIXEL_MEAN {list(pixel_mean)} and PIXEL_STD {list(pixel_std)}: give three numbers "
-                f"each (RGB), the deviations above 0"
-            )
-        super().__init__()
-        self.backbone = backbone
-        self.freeze_backbone = freeze_backbone
-        self.bn_train_stats = bn_train_stats
+        super().__init__(**image_model)
         self.ignore_as_background = ignore_as_background
         self.align_corners = align_corners
         self.dice_weight = dice_weight
         class_weights = torch.tensor([1.0, foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1).float(), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1).float(), persistent=False)
-        if freeze_backbone:
-            backbone.requires_grad_(False)
 
-    @staticmethod
-    def base_arguments(cfg: CfgNode) -> dict[str, Any]:
+    @classmethod
+    def base_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read the arguments that all methods share, the backbone apart."""
         return {
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "freeze_backbone": cfg.MODEL.BACKBONE.FREEZE,
-            "bn_train_stats": cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
+            **cls.image_arguments(cfg),
             "foreground_weight": cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
             "dice_weight": cfg.MODEL.LOSS.DICE_WEIGHT,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "FewShotSegmentor":
-        """Set the mode; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if self.freeze_backbone and not self.bn_train_stats:
-            self.backbone.eval()
-        return self
 
     # -- what a method defines ---------------------------------------------------------------------------
 
@@ -113,8 +79,8 @@ class FewShotSegmentor(nn.Module):
     def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
         """Normalised queries (B, 3, H, W): logits (B, 2, H, W) and maps for visualisation, episodes first."""
 
-    def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Losses of logits (B, 2, H, W) against target (B, H, W) in {0, 1, 255}.
+    def _losses(self, logits: Tensor, aux: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Losses of what `_decode` returned against target (B, H, W) in {0, 1, 255}.
 
         "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that count; "loss_dice" the
         soft Dice loss of the object, where it has a weight.
@@ -146,7 +112,7 @@ class FewShotSegmentor(nn.Module):
             raise ValueError(f"support images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
         if masks.shape != (*images.shape[:2], *images.shape[3:]):
             raise ValueError(f"support masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
-        tensors = self._encode(self._normalise(images), masks.to(self.device))
+        tensors = self._encode(self.normalise(images), masks.to(self.device))
         return SupportSet(type(self).__name__, images.shape[1], tuple(images.shape[3:]), tensors)
 
     def segment(self, images: Tensor, support: SupportSet) -> Tensor:
@@ -170,15 +136,7 @@ class FewShotSegmentor(nn.Module):
         if support.method != type(self).__name__:
             names = f"support set of {support.method} given to {type(self).__name__}"
             raise ValueError(f"{names}: encode it again")
-        return self._decode(self._normalise(images), support.expand(images.shape[0]))
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
-
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Selected backbone features of normalised images (N, 3, H, W); without gradient if frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return self.backbone(images)
+        return self._decode(self.normalise(images), support.expand(images.shape[0]))
 
     # -- Detectron2's interface --------------------------------------------------------------------------
 
@@ -217,13 +175,16 @@ class FewShotSegmentor(nn.Module):
             raise RuntimeError(f"{name} is training-free: evaluate it, or choose another method")
         losses: dict[str, Tensor] = {}
         for indices in _group(batched_inputs):
-            episodes = [batched_inputs[i] for i in indices]
-            if any("sem_seg" not in e for e in episodes):
-                raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
-            target = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
-            for name, value in self._losses(self._run(episodes)[0], target).items():
+            for name, value in self._group_losses([batched_inputs[i] for i in indices]).items():
                 losses[name] = losses.get(name, 0) + value * (len(indices) / len(batched_inputs))
         return losses
+
+    def _group_losses(self, episodes: list[Episode]) -> dict[str, Tensor]:
+        """Losses of episodes that run as one batch; extend it where `_losses` gets too little."""
+        if any("sem_seg" not in e for e in episodes):
+            raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
+        target = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
+        return self._losses(*self._run(episodes), target)
 
     def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
         images, masks = zip(*(_stack_supports(e["support"]) for e in episodes), strict=True)

@@ -157,7 +157,7 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
     with torch.no_grad():
         support = model.encode_support(images, masks)
         aggregated = model._segment(query, support)[1]["aggregated_res4"].mean(dim=1)  # (1, 3, 4)
-        features = model.extract(model._normalise(query))
+        features = model.extract(model.normalise(query))
         tensors = {name: t[:, 0] for name, t in support.tensors.items()}
         weights = model.head.attention_map(features, tensors, (0.5, 0.3), (4, 3))  # row 1, column 1
     values = support.tensors["mask.res4"][:, 0]

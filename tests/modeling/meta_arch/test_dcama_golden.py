@@ -158,7 +158,7 @@ def test_target_pixels_marked_255_are_background_as_in_the_reference() -> None:
     target = torch.tensor([0, 1, 255, 1] * 4).view(1, 4, 4)
     model = load_model("r50")
     as_background = F.cross_entropy(logits, target.where(target != 255, 0))
-    assert model._losses(logits, target)["loss_seg"].item() == pytest.approx(as_background.item())
+    assert model._losses(logits, {}, target)["loss_seg"].item() == pytest.approx(as_background.item())
     model.ignore_as_background = False
     left_out = F.cross_entropy(logits, target, ignore_index=255)
-    assert model._losses(logits, target)["loss_seg"].item() == pytest.approx(left_out.item())
+    assert model._losses(logits, {}, target)["loss_seg"].item() == pytest.approx(left_out.item())
