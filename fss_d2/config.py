@@ -55,7 +55,7 @@ def _add_episode_keys(cfg: CN) -> None:
     # Seed of the evaluation episodes.
     cfg.FEW_SHOT.TEST.SEED = 0
     # "class", "pair", "image" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
-    # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md).
+    # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md), or "mmformer".
     cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
     # A manifest file (JSON lines) to score on instead of drawing episodes; "" draws.
     cfg.FEW_SHOT.TEST.MANIFEST = ""
@@ -115,6 +115,7 @@ def _add_backbone_keys(cfg: CN) -> None:
     # "tiny", "small" (window 7, made for 224 pixels), "base" or "large" (window 12, made for 384); other
     # image sizes run too, maps padded to whole windows.
     cfg.MODEL.FSS_SWIN.SIZE = "base"
+    cfg.MODEL.FSS_SWIN.OUT_NORM = False  # a layer norm on each stage given out (Mask2Former's Swin)
     # Weights are loaded under the images' own mean and deviation: see PIXEL_MEAN, PIXEL_STD (0-255, RGB).
 
 
@@ -165,7 +166,7 @@ def _add_proposal_keys(cfg: CN) -> None:
     cfg.MODEL.PROPOSALS.DECODER_LAYERS = 9  # masked cross attention, self attention, feed-forward
     cfg.MODEL.PROPOSALS.DECODER_FEEDFORWARD = 2048
     cfg.MODEL.PROPOSALS.NUM_HEADS = 8
-    # How deformable attention samples: "gather" (fast on a CPU), "grid_sample", or "auto" (by device).
+    # How deformable attention samples: "gather" (fast on a CPU), "grid", or "auto" (by device).
     cfg.MODEL.PROPOSALS.SAMPLING = "auto"
     # Maps that a dilated backbone gives at stride 8 are resized to strides 16 and 32 (MM-Former's later
     # code); False takes them as they are (its variant with trained singular values).

@@ -13,7 +13,7 @@ from fss_d2.engine.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
-RULES = {*build.QUERY_RULES, *build.HSNET_RULES}
+RULES = {*build.QUERY_RULES, *build.PUBLISHED_RULES}
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -48,6 +48,32 @@ TEST:
   BOOTSTRAP: 10
 """
 
+_STAGE_1 = """
+_BASE_: "tiny.yaml"
+MODEL:
+  META_ARCHITECTURE: PotentialObjectsSegmenter
+  PROPOSALS:
+    NUM_QUERIES: 10
+    DIM: 32
+    ENCODER_LAYERS: 1
+    ENCODER_FEEDFORWARD: 32
+    DECODER_LAYERS: 3
+    DECODER_FEEDFORWARD: 32
+    NUM_HEADS: 4
+    LOSS:
+      NUM_POINTS: 64
+FEW_SHOT:
+  TRAIN:
+    SHOTS: (0,)
+INPUT:
+  SEGMENTS: semantic
+SOLVER:
+  OPTIMIZER: ADAMW
+  BASE_LR: 0.001
+TEST:
+  EVALUATORS: ("oracle", "proposal_recall")
+"""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -64,6 +90,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def config(data: Path) -> Path:
     path = data / "tiny.yaml"
     path.write_text(_CONFIG.format(base=_ROOT / "configs" / "Base-FewShot.yaml"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stage_1(config: Path) -> Path:
+    path = config.with_name("stage1.yaml")
+    path.write_text(_STAGE_1)
     return path
 
 
@@ -146,9 +179,7 @@ def test_only_the_head_is_trained(trained: Path) -> None:
     assert changed == {"head"}
 
 
-def test_stop_and_resume_is_exact(
-    config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _run_with_a_stop(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the fourth iteration, resumed from the checkpoint after two, without workers."""
     run_step = EpisodeStep.run_step
 
@@ -159,13 +190,39 @@ def test_stop_and_resume_is_exact(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(EpisodeStep, "run_step", stop_at_the_fourth)
-        _run(config, tmp_path)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    assert not (tmp_path / "inference").exists()  # a training that broke off is not evaluated
-    _run(config, tmp_path, "--resume")
+        _run(config, folder)
+    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not (folder / "inference").exists()  # a training that broke off is not evaluated
+    _run(config, folder, "--resume")
+
+
+def test_stop_and_resume_is_exact(
+    config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run_with_a_stop(config, tmp_path, monkeypatch)
     assert _equal(_load(tmp_path / "model_final.pth"), _load(trained / "model_final.pth"))
     assert _losses(tmp_path) == _losses(trained)
     assert _episodes(tmp_path) == _episodes(trained)
+
+
+def test_proposals_are_trained_resumed_and_judged(
+    stage_1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped, again = (tmp_path / name for name in ("whole", "stopped", "again"))
+    _run(stage_1, whole)
+    _run_with_a_stop(stage_1, stopped, monkeypatch)
+    assert _equal(_load(stopped / "model_final.pth"), _load(whole / "model_final.pth"))
+    assert _losses(stopped) == _losses(whole)
+    scores = json.loads((whole / "results.json").read_text())["results"]["glyphs_fold0_val/1shot"]
+    assert list(scores) == ["oracle", "proposal_recall"]
+    assert 0 < scores["oracle"]["mIoU"] <= 100
+    assert 0 <= scores["proposal_recall"]["AR@10"] == scores["proposal_recall"]["AR@100"]  # 10 proposals
+    best = json.loads((whole / "model_best.json").read_text())
+    assert best["metric"] == "periodic/glyphs_fold0_val/1shot/oracle/mIoU"
+    assert list((whole / "inference" / "glyphs_fold0_val_1shot" / "oracle" / "pictures").iterdir())
+    _run(stage_1, again, "--eval-only", "MODEL.WEIGHTS", str(whole / "model_final.pth"))
+    files = [f / "inference" / "glyphs_fold0_val_1shot" / "oracle" / "episodes.jsonl" for f in (whole, again)]
+    assert files[0].read_text() == files[1].read_text()
 
 
 def test_the_checkpoint_holds_the_momentum(trained: Path) -> None:
@@ -220,6 +277,7 @@ def test_the_baseline_is_evaluated_untrained(config: Path, tmp_path: Path) -> No
         (["DATASETS.TEST", "('fss1000_test',)"], "fss1000"),
         (["MODEL.META_ARCHITECTURE", "DKAMA"], "did you mean DCAMA"),
         (["MODEL.META_ARCHITECTURE", "Prototype"], "--eval-only"),
+        (["TEST.EVALUATORS", "('oracle',)"], "TEST.EVALUATORS: DCAMA gives nothing for oracle"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth does not exist"),
         (["OUTPUT_DIR", "/dev/null/out"], "/dev/null"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),

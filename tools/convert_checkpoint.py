@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Convert an official checkpoint: convert_checkpoint.py --method dcama IN OUT.
+"""Convert an official checkpoint: convert_checkpoint.py --method dcama|mask2former|mmformer IN OUT.
 
-OUT loads with MODEL.WEIGHTS. Nothing pickled in IN is run.
+OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN may be a file of PyTorch's or, as
+Mask2Former's, a pickle of numpy arrays. Nothing pickled in it is run.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from torch import nn
 
 from fss_d2.files import atomic_path, write_atomic
 
-from .reading import UNREADABLE, load_plain
+from .reading import UNREADABLE, ForbiddenPickle, load_plain
 
 __all__ = ["FewShotCheckpointer"]
 
@@ -90,6 +90,8 @@ class FewShotCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             loaded = load_plain(filename)
+        except ForbiddenPickle:
+            raise
         except UNREADABLE as error:
             raise ValueError(
                 f"{filename} is not a checkpoint of plain tensors, or it is broken; "

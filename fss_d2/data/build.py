@@ -14,6 +14,7 @@ from .catalog import get_records
 from .episode import Episode, read_manifest
 from .hsnet_episodes import HSNET_RULES
 from .mapper import EpisodeMapper
+from .mmformer_episodes import mmformer_episodes
 from .sampler import (
     QUERY_RULES,
     EpisodeDrawer,
@@ -24,12 +25,17 @@ from .sampler import (
 )
 
 __all__ = [
+    "PUBLISHED_RULES",
     "EpisodeDataset",
     "build_few_shot_test_loader",
     "build_few_shot_train_loader",
     "build_test_episodes",
     "dataset_pairs",
 ]
+
+
+# Rules of published test lists: (pairs, shots, episodes, seed) -> episodes.
+PUBLISHED_RULES = {**HSNET_RULES, "mmformer": mmformer_episodes}
 
 
 class EpisodeDataset(Dataset[dict[str, Any]]):
@@ -80,7 +86,9 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
         class_names=MetadataCatalog.get(name).get("stuff_classes"),
     )
     sampler = TrainingEpisodeSampler(drawer, start=start_iter * total_batch)
-    mapper = EpisodeMapper(cfg, is_train=True, records=records)
+    metadata = MetadataCatalog.get(name)
+    class_ids = metadata.get("base_class_ids", metadata.class_ids)
+    mapper = EpisodeMapper(cfg, is_train=True, records=records, class_ids=class_ids)
     return _loader(mapper, sampler, total_batch // world_size, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -90,7 +98,7 @@ def build_test_episodes(
     """Draw the episodes of an evaluation: the same list in every process.
 
     Args:
-        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the "hsnet_*" rules do not heed).
+        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the published rules do not heed).
         dataset_name: registered name.
         shots: K.
         episodes: how many; None = FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
@@ -102,11 +110,13 @@ def build_test_episodes(
     count = test.EPISODES if episodes is None else episodes
     if count < 0:
         raise ValueError(f"the number of episodes must not be negative, got {count}")
+    if shots < 1:
+        raise ValueError(f"FEW_SHOT.TEST.SHOTS must be positive numbers, got {shots}")
     pairs = dataset_pairs(dataset_name, get_records(dataset_name))
-    if test.QUERY_RULE in HSNET_RULES:
-        return HSNET_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED)
+    if test.QUERY_RULE in PUBLISHED_RULES:
+        return PUBLISHED_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED)
     if test.QUERY_RULE not in QUERY_RULES:
-        rules = ", ".join((*QUERY_RULES, *HSNET_RULES))
+        rules = ", ".join((*QUERY_RULES, *PUBLISHED_RULES))
         raise ValueError(f"unknown FEW_SHOT.TEST.QUERY_RULE {test.QUERY_RULE!r}; choose one of {rules}")
     drawer = EpisodeDrawer(
         pairs,
@@ -146,7 +156,8 @@ def build_few_shot_test_loader(
         drawn = _manifest_episodes(path, dataset_name, records, shots)[: episodes or None]
     else:
         drawn = build_test_episodes(cfg, dataset_name, shots, episodes)
-    mapper = EpisodeMapper(cfg, is_train=False, records=records)
+    class_ids = MetadataCatalog.get(dataset_name).class_ids
+    mapper = EpisodeMapper(cfg, is_train=False, records=records, class_ids=class_ids)
     return _loader(mapper, InferenceEpisodeSampler(drawn), 1, cfg.DATALOADER.NUM_WORKERS)
 
 

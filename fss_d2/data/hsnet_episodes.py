@@ -13,7 +13,7 @@ import numpy as np
 from .episode import Episode, ImageId, episode_seed
 from .sampler import Pair
 
-__all__ = ["HSNET_RULES", "hsnet_coco", "hsnet_fss", "hsnet_pascal"]
+__all__ = ["HSNET_RULES", "hsnet_coco", "hsnet_fss", "hsnet_pascal", "members_of"]
 
 
 def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
@@ -28,7 +28,7 @@ def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: 
     Raises:
         ValueError: no pairs, or a class with one image only.
     """
-    members = _members(pairs)
+    members = members_of(pairs)
     rng = np.random.RandomState(seed)
     drawn = []
     for index in range(episodes or len(pairs)):
@@ -42,7 +42,7 @@ def hsnet_coco(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: in
 
     Arguments and errors as in `hsnet_pascal`; only the order of the images within each class matters.
     """
-    members = _members(pairs)
+    members = members_of(pairs)
     class_ids = sorted(members)
     rng = np.random.RandomState(seed)
     drawn = []
@@ -60,7 +60,7 @@ def hsnet_fss(pairs: Sequence[Pair], shots: int, episodes: int = 0, seed: int = 
     `hsnet_pascal`, save that the order of `pairs` does not matter.
     """
     walk = sorted(pairs, key=lambda pair: (pair[1], str(pair[0])))
-    members = {c: sorted(images, key=_by_number) for c, images in _members(walk).items()}
+    members = {c: sorted(images, key=_by_number) for c, images in members_of(walk).items()}
     rng = np.random.RandomState(seed)
     drawn = []
     for index in range(episodes or len(walk)):
@@ -76,7 +76,12 @@ HSNET_RULES: dict[str, Callable[[Sequence[Pair], int, int, int], list[Episode]]]
 }
 
 
-def _members(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
+def members_of(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
+    """Return the images of each class in list order.
+
+    Raises:
+        ValueError: no pairs, or a class with one image only.
+    """
     if not pairs:
         raise ValueError("no (image, class) pairs to draw episodes from; check the dataset's list")
     members: dict[int, list[ImageId]] = {}
@@ -84,7 +89,7 @@ def _members(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
         members.setdefault(class_id, []).append(image)
     for class_id, images in members.items():
         if len(set(images)) < 2:
-            raise ValueError(f"class {class_id} has one image only; the HSNet rules need two or more")
+            raise ValueError(f"class {class_id} has one image only; the published rules need two or more")
     return members
 
 

@@ -1,9 +1,7 @@
 """From an episode (ids) to the model's input (pixels)."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,33 +12,16 @@ from detectron2.data import transforms as T
 
 from .episode import Episode, ImageId
 from .masks import IGNORE, load_sample
+from .samples import Sample, seeded, transform_sample
+from .segments import Segment, load_segments
 from .transforms import build_augmentations, build_resize
 
-__all__ = ["FRAMES", "EpisodeMapper", "Sample", "transform_sample"]
+__all__ = ["FRAMES", "SEGMENTS", "EpisodeMapper"]
 
 FRAMES = ("original", "network", "pfenet_square")
+SEGMENTS = ("", "semantic", "instance")
 
-_SUPPORT_REDRAWS = 10  # augmentations tried before a support that loses its object is resized only
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One transformed image: image (3, H, W) uint8 RGB, mask (H, W) uint8 in {0, 1, 255}.
-
-    `valid_size`: (height, width) of the part, top left, that is not padding; None where all is image.
-    """
-
-    image: torch.Tensor
-    mask: torch.Tensor
-    valid_size: tuple[int, int] | None = None
-
-
-def transform_sample(augmentation: T.Augmentation, image: np.ndarray, mask: np.ndarray) -> Sample:
-    """Take an image (H, W, 3) uint8 and its mask (H, W) uint8 through an augmentation together."""
-    inputs = T.AugInput(image, sem_seg=mask)
-    transform = augmentation(inputs)
-    pixels = torch.from_numpy(inputs.image.transpose(2, 0, 1).copy())  # (3, H, W)
-    return Sample(pixels, torch.from_numpy(inputs.sem_seg.copy()), getattr(transform, "valid_size", None))
+_CLASS_STREAM = 1  # of the seed of the class that is drawn anew, apart from the augmentations' seeds
 
 
 class EpisodeMapper:
@@ -50,9 +31,12 @@ class EpisodeMapper:
     generators seeded by (episode.seed, 0 for the query or the support's number), and the state of the
     global generators is put back afterwards.
 
-    A support whose object is lost by augmentation is drawn anew up to ten times, then resized only. An object
-    so small that the resize itself loses it gives an all-background mask, as in the reference codes: models
-    must bear that. A query may lose its object, too.
+    Augmentations are drawn anew while the object covers too few pixels, then the image is resized only. An
+    object so small that the resize itself loses it gives an all-background mask, as in the reference codes:
+    models must bear that. By default a support must keep a pixel of its object; a query may lose it.
+
+    With segments and no supports (training of a proposal segmenter), the episode's class is drawn anew among
+    the classes that the augmented query shows; the augmentations are drawn anew while it shows none.
     """
 
     @configurable
@@ -65,6 +49,12 @@ class EpisodeMapper:
         augment_supports: bool = True,
         frame: str = "original",
         is_train: bool = False,
+        segments: str = "",
+        target_segments: bool = False,
+        class_ids: Sequence[int] = (),
+        query_min_pixels: int = 0,
+        support_min_pixels: int = 1,
+        redraws: int = 10,
     ) -> None:
         """
         Args:
@@ -74,17 +64,30 @@ class EpisodeMapper:
             augment_supports: augment supports as well (independently of the query).
             frame: in which frame evaluation compares: "original", "network" or "pfenet_square".
             is_train: augment, and give no "target".
+            segments: give "segments" in training: "semantic" or "instance" (`load_segments`); "" gives none.
+            target_segments: give "target_segments" in evaluation.
+            class_ids: classes of the segments (the episode's is always one of them).
+            query_min_pixels: of its object that an augmented query must keep.
+            support_min_pixels: of its object that an augmented support must keep.
+            redraws: of augmentations that keep less, before an image is resized only.
 
         Raises:
-            ValueError: unknown frame, or two records of one image id.
+            ValueError: unknown frame or kind of segments, or two records of one image id.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
+        if segments not in SEGMENTS:
+            raise ValueError(f"unknown INPUT.SEGMENTS {segments!r}; use '', 'semantic' or 'instance'")
         self.resize = resize
         self.augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
         self.augment_supports = augment_supports
         self.frame = frame
         self.is_train = is_train
+        self.segments = segments if is_train else "objects" if target_segments else ""
+        self.class_ids = frozenset(class_ids)
+        self.query_min_pixels = query_min_pixels
+        self.support_min_pixels = support_min_pixels
+        self.redraws = redraws
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -92,9 +95,9 @@ class EpisodeMapper:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]]
+        cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Arguments from cfg.INPUT and cfg.TEST.FRAME."""
+        """Arguments from cfg.INPUT, cfg.TEST.FRAME and cfg.TEST.EVALUATORS."""
         return {
             "records": records,
             "resize": build_resize(cfg),
@@ -102,6 +105,12 @@ class EpisodeMapper:
             "augment_supports": cfg.INPUT.AUGMENT_SUPPORTS,
             "frame": cfg.TEST.FRAME,
             "is_train": is_train,
+            "segments": cfg.INPUT.SEGMENTS,
+            "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
+            "class_ids": class_ids,
+            "query_min_pixels": cfg.INPUT.QUERY_MIN_PIXELS,
+            "support_min_pixels": cfg.INPUT.SUPPORT_MIN_PIXELS,
+            "redraws": cfg.INPUT.REDRAWS,
         }
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
@@ -114,33 +123,52 @@ class EpisodeMapper:
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only where letterboxed, in the original frame;
             - class_id, image_id, episode_index;
-            - support: K dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id.
+            - support: K dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id;
+            - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
+              class id + 1; only in training with `segments`;
+            - target_segments: (M, height, width) bool; only in evaluation with `target_segments`.
 
         Raises:
             KeyError: an image id is not in the dataset.
             FileNotFoundError, ValueError: a file is missing or wrong; names the file.
         """
+        image, mask, segments = self._load_query(episode)
+        prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
         class_id = episode.class_id
-        image, mask = load_sample(self._record(episode.query), class_id)
-        query = self._prepare(image, mask, (episode.seed, 0), self.is_train, redraws=0)
-        supports = []
-        for number, image_id in enumerate(episode.supports, start=1):
-            sample = self._prepare(
-                *load_sample(self._record(image_id), class_id),
-                (episode.seed, number),
-                self.is_train and self.augment_supports,
-                redraws=_SUPPORT_REDRAWS,
-            )
-            supports.append({"image": sample.image, "mask": sample.mask, "image_id": image_id})
+        if self.is_train and self.segments and not episode.supports:
+            enough = max(self.query_min_pixels, 1)
+            query = prepare(lambda sample: bool(sample.shown_classes(enough)))
+            if shown := query.shown_classes(enough):
+                rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
+                class_id = shown[rng.integers(len(shown))]
+                query = query.of_class(class_id)
+        else:
+            query = prepare(lambda sample: sample.shows(self.query_min_pixels))
         return {
             "image": query.image,
             "sem_seg": query.mask,
             **self._frame_of(mask, query),
+            **self._segments_of(segments, query),
             "class_id": class_id,
             "image_id": episode.query,
             "episode_index": episode.index,
-            "support": supports,
+            "support": [self._support(episode, number) for number in range(len(episode.supports))],
         }
+
+    def _load_query(self, episode: Episode) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
+        record = self._record(episode.query)
+        if self.segments:
+            return load_segments(record, episode.class_id, self.class_ids, self.segments)
+        return *load_sample(record, episode.class_id), []
+
+    def _support(self, episode: Episode, number: int) -> dict[str, Any]:
+        image_id = episode.supports[number]
+        image, mask = load_sample(self._record(image_id), episode.class_id)
+        augment = self.is_train and self.augment_supports
+        seed = (episode.seed, number + 1)
+        keeps = self.support_min_pixels
+        sample = self._prepare(image, mask, (), seed, augment, lambda sample: sample.shows(keeps))
+        return {"image": sample.image, "mask": sample.mask, "image_id": image_id}
 
     def _record(self, image_id: ImageId) -> Mapping[str, Any]:
         if image_id not in self._place:
@@ -150,27 +178,26 @@ class EpisodeMapper:
         return self._records[self._place[image_id]]
 
     def _prepare(
-        self, image: np.ndarray, mask: np.ndarray, seed: tuple[int, int], augment: bool, redraws: int
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        segments: Sequence[Segment],
+        seed: tuple[int, int],
+        augment: bool,
+        keeps: Callable[[Sample], bool],
     ) -> Sample:
-        if self.augmentation is None or not augment:
-            return transform_sample(self.resize, image, mask)
-        with _seeded(seed):
-            for _ in range(redraws + 1):
-                sample = transform_sample(self.augmentation, image, mask)
-                if redraws == 0 or (sample.mask == 1).any():
-                    return sample
-        return transform_sample(self.resize, image, mask)
+        """Augment until `keeps` is content, else resize only."""
+        if self.augmentation is not None and augment:
+            with seeded(seed):
+                for _ in range(self.redraws + 1):
+                    sample = transform_sample(self.augmentation, image, mask, segments)
+                    if keeps(sample):
+                        return sample
+        return transform_sample(self.resize, image, mask, segments)
 
     def _frame_of(self, mask: np.ndarray, query: Sample) -> dict[str, Any]:
         """Size, and in evaluation target, of the frame in which predictions are compared."""
-        if self.is_train or self.frame == "network":
-            target = query.mask
-        elif self.frame == "original":
-            target = torch.from_numpy(mask)
-        else:  # PFENet: the label top left in a square of ignored pixels
-            side = max(mask.shape)
-            target = torch.full((side, side), IGNORE, dtype=torch.uint8)
-            target[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
+        target = self._in_frame(mask, query.mask)
         frame: dict[str, Any] = {"height": target.shape[0], "width": target.shape[1]}
         if not self.is_train:
             frame["target"] = target
@@ -178,16 +205,30 @@ class EpisodeMapper:
                 frame["valid_size"] = query.valid_size
         return frame
 
+    def _segments_of(self, segments: Sequence[Segment], query: Sample) -> dict[str, Any]:
+        """The query's segments in the frame of its image (training) or of the target (evaluation)."""
+        if not self.segments:
+            return {}
+        found = [
+            (before.label, self._in_frame(before.mask, torch.from_numpy(after.mask)) == 1)
+            for before, after in zip(segments, query.segments, strict=True)
+        ]
+        kept = [(label, mask) for label, mask in found if mask.any()]
+        masks = torch.stack([mask for _, mask in kept]) if kept else found[0][1][None][:0]
+        if not self.is_train:
+            return {"target_segments": masks}
+        return {
+            "segments": masks,
+            "segment_labels": torch.tensor([label for label, _ in kept], dtype=torch.int64),
+        }
 
-@contextmanager
-def _seeded(seed: tuple[int, int]) -> Iterator[None]:
-    """Seed numpy's and Python's global generators, which Detectron2's augmentations use, for a while."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    np.random.seed(number)
-    random.seed(number)
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+    def _in_frame(self, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
+        """Of a mask at the original and at the network's size, the one in the frame of comparison."""
+        if self.is_train or self.frame == "network":
+            return network
+        if self.frame == "original":
+            return torch.from_numpy(original)
+        side = max(original.shape)  # PFENet: the label top left in a square of ignored pixels
+        square = torch.full((side, side), IGNORE, dtype=torch.uint8)
+        square[: original.shape[0], : original.shape[1]] = torch.from_numpy(original)
+        return square

@@ -10,7 +10,17 @@ from PIL import Image
 
 from .images import open_image, orient, read_image
 
-__all__ = ["IGNORE", "binary_mask", "load_mask", "load_sample", "mask_source"]
+__all__ = [
+    "IGNORE",
+    "binary_mask",
+    "check_shows",
+    "class_of_map",
+    "load_mask",
+    "load_sample",
+    "mask_source",
+    "read_class_map",
+    "upright_mask",
+]
 
 IGNORE = 255
 
@@ -29,7 +39,19 @@ def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, n
         ValueError: a file is broken, the sizes differ, or no pixel shows the class; names the file.
     """
     image, orientation = read_image(record["file_name"])
-    mask = load_mask(record, class_id)
+    mask = upright_mask(load_mask(record, class_id), image, orientation, record)
+    check_shows(mask, record, class_id)
+    return image, mask
+
+
+def upright_mask(
+    mask: np.ndarray, image: np.ndarray, orientation: int, record: Mapping[str, Any]
+) -> np.ndarray:
+    """Turn a stored mask as its image (H, W, 3) was turned, unless it has the upright size already.
+
+    Raises:
+        ValueError: it has the image's size neither way; names the file.
+    """
     if mask.shape != image.shape[:2]:
         turned = orient(mask, orientation)
         if turned.shape != image.shape[:2]:
@@ -38,12 +60,16 @@ def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, n
                 f"{record['file_name']} is {_size(image)}; make the two sizes equal"
             )
         mask = turned
+    return np.ascontiguousarray(mask)
+
+
+def check_shows(mask: np.ndarray, record: Mapping[str, Any], class_id: int) -> None:
+    """Raise ValueError, naming the file, where no pixel of a class's mask shows the class."""
     if not (mask == 1).any():
         raise ValueError(
             f"{mask_source(record)}: no pixel shows class {class_id}; "
             f"mend the mask or take the class off image {record['image_id']!r}"
         )
-    return image, np.ascontiguousarray(mask)
 
 
 def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
@@ -59,12 +85,11 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     if path is None:
         raise ValueError(f"image {record['file_name']} has neither sem_seg_file_name nor annotations")
     encoding = record.get("mask_encoding", "class_map")
+    if encoding == "class_map":
+        return class_of_map(read_class_map(path), class_id)
     pixels, _ = open_image(path, "mask")
     if encoding == "binary":
         return binary_mask(pixels).astype(np.uint8)
-    if encoding == "class_map":
-        values = _single_channel(pixels, path)
-        return np.select([values == class_id + 1, values == IGNORE], [1, IGNORE], 0).astype(np.uint8)
     if encoding == "trimap":
         values = _single_channel(pixels, path)
         odd = np.setdiff1d(np.unique(values), [0, 1, IGNORE])
@@ -72,6 +97,21 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
             raise ValueError(f"mask file {path} has the value {odd[0]}; a trimap holds 0, 1 and 255 only")
         return values.astype(np.uint8)
     raise ValueError(f"{path}: unknown mask_encoding {encoding!r}; use class_map, binary or trimap")
+
+
+def read_class_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a class map (H, W): 0 background, class id + 1, 255 ignored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read or has several channels.
+    """
+    return _single_channel(open_image(path, "mask")[0], path)
+
+
+def class_of_map(values: np.ndarray, class_id: int) -> np.ndarray:
+    """Return the mask (H, W) uint8 in {0, 1, 255} of one class of a class map."""
+    return np.select([values == class_id + 1, values == IGNORE], [1, IGNORE], 0).astype(np.uint8)
 
 
 def mask_source(record: Mapping[str, Any]) -> str:

@@ -52,7 +52,8 @@ class EpisodeDrawer:
         """
         Args:
             pairs: (image id, class id) pairs; their order is the list order of rules "pair" and "image".
-            shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes.
+            shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes;
+                0 alone gives episodes of a query without supports.
             rule: how the query comes about. "class": class uniform, then image uniform in the class;
                 "pair": each pair once an epoch; "image": each image once an epoch, its class uniform
                 among its classes. The order is new in every epoch.
@@ -67,18 +68,15 @@ class EpisodeDrawer:
         """
         if rule not in QUERY_RULES:
             raise ValueError(f"unknown query rule {rule!r}; choose one of {', '.join(QUERY_RULES)}")
-        self.shots = (shots,) if isinstance(shots, int) else tuple(shots)
-        if not self.shots or not all(isinstance(number, int) and number > 0 for number in self.shots):
-            raise ValueError(
-                f"shots must be positive numbers, got {shots!r}; check FEW_SHOT.TRAIN.SHOTS or TEST.SHOTS"
-            )
+        self.shots = _checked_shots(shots)
         if seed < 0:
             raise ValueError(f"the seed of episodes must not be negative, got {seed}")
         self.rule = rule
         self.seed = seed
         self.repeat_supports = repeat_supports
         self.batch_size = batch_size
-        needed = 2 if repeat_supports else max(self.shots) + 1
+        most = max(self.shots)
+        needed = min(most, 1) + 1 if repeat_supports else most + 1
         self.pairs = _drop_small_classes(list(dict.fromkeys(pairs)), needed, class_names)
         self.images_of: dict[int, list[ImageId]] = {}
         self._position: dict[Pair, int] = {}  # of an image in the list of its class
@@ -138,6 +136,16 @@ class EpisodeDrawer:
 
     def _rng(self, stream: int, number: int) -> np.random.Generator:
         return np.random.default_rng([stream, self.seed, number])
+
+
+def _checked_shots(shots: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = (shots,) if isinstance(shots, int) else tuple(shots)
+    if numbers != (0,) and not (numbers and all(isinstance(k, int) and k > 0 for k in numbers)):
+        raise ValueError(
+            f"shots must be positive numbers, or 0 alone, got {shots!r}; "
+            "check FEW_SHOT.TRAIN.SHOTS or TEST.SHOTS"
+        )
+    return numbers
 
 
 def _drop_small_classes(pairs: list[Pair], needed: int, class_names: Sequence[str] | None) -> list[Pair]:

@@ -4,10 +4,11 @@ import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -19,16 +20,64 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
-from fss_d2.evaluation import FewShotEvaluator, format_table
+from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, format_table
 from fss_d2.files import write_atomic
+from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel
 
-__all__ = ["Results", "evaluate", "evaluate_periodically", "evaluation_name", "write_summary"]
+__all__ = [
+    "EVALUATORS",
+    "Results",
+    "build_evaluators",
+    "check_evaluators",
+    "evaluate",
+    "evaluate_periodically",
+    "evaluation_name",
+    "write_summary",
+]
 
 logger = logging.getLogger(__name__)
 
-# {"<dataset>/<K>shot": {"few_shot_seg": {"mIoU": percent, ...}}}
+# {"<dataset>/<K>shot": {"few_shot_seg": {"mIoU": percent, ...}, "oracle": ...}}
 Results = OrderedDict[str, dict[str, dict[str, float]]]
+
+# Names for TEST.EVALUATORS, the keys of their scores.
+EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = {
+    evaluator.task: evaluator for evaluator in (FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator)
+}
+
+
+def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
+    """Find out before anything runs that TEST.EVALUATORS cannot be had.
+
+    Raises:
+        ValueError: it is empty, or names an evaluator that is unknown, repeated, or not for this model.
+    """
+    names = list(cfg.TEST.EVALUATORS)
+    if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
+        raise ValueError(
+            f"TEST.EVALUATORS is {tuple(names)}; give one or more of {', '.join(EVALUATORS)}, each once"
+        )
+    method = cfg.MODEL.META_ARCHITECTURE
+    lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
+    if isinstance(model, PotentialObjectsSegmenter):
+        lacking = {"few_shot_seg"}
+    wrong = [name for name in names if name in lacking]
+    if wrong:
+        possible = tuple(name for name in EVALUATORS if name not in lacking)
+        raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
+
+
+def build_evaluators(
+    cfg: CfgNode, dataset_name: str, output_dir: Path | None = None
+) -> list[FewShotEvaluator | ProposalRecallEvaluator]:
+    """Build TEST.EVALUATORS; "few_shot_seg" writes into ``output_dir``, others into folders below it."""
+    built = []
+    for name in cfg.TEST.EVALUATORS:
+        below = "" if name == FewShotEvaluator.task else name
+        folder = None if output_dir is None else output_dir / below
+        built.append(EVALUATORS[name].from_config(cfg, dataset_name, folder))
+    return built
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Results:
@@ -39,7 +88,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Re
 
     Args:
         cfg: the config.
-        model: a few-shot segmentor, also inside DistributedDataParallel; left in the mode it was in.
+        model: of episodes or of proposals, also inside DistributedDataParallel; left in the mode it was in.
         folder: of the files, under OUTPUT_DIR.
 
     Returns:
@@ -60,9 +109,8 @@ def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     small.TEST.BOOTSTRAP = 0
     small.TEST.PICTURES = 0
     small.freeze()
-    pictures = [EpisodePictures(cfg.TEST.PICTURES)] if cfg.TEST.PICTURES else []
     episodes = cfg.TEST.PERIODIC_EPISODES or None
-    return _evaluate_all(small, model, "periodic", episodes=episodes, extra=pictures)
+    return _evaluate_all(small, model, "periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
 
 
 def evaluation_name(dataset_name: str, shots: int) -> str:
@@ -87,10 +135,12 @@ class EpisodePictures(DatasetEvaluator):
 
     Args:
         count: episodes with an index below this are drawn, by the main process those that it sees.
+        predict: the mask (h, w) to draw, of an episode and the model's output.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], np.ndarray]) -> None:
         self._count = count
+        self._predict = predict
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Draw the chosen episodes of a batch."""
@@ -98,7 +148,7 @@ class EpisodePictures(DatasetEvaluator):
             return
         for episode, output in zip(inputs, outputs, strict=True):
             if episode["episode_index"] < self._count:
-                panel = torch.from_numpy(episode_panel(episode, output))
+                panel = torch.from_numpy(episode_panel(episode, self._predict(episode, output)))
                 name = f"episodes/{episode['episode_index']:04d}"
                 get_event_storage().put_image(name, panel.permute(2, 0, 1))
 
@@ -109,9 +159,11 @@ def _evaluate_all(
     folder: str,
     *,
     episodes: int | None = None,
-    extra: Sequence[DatasetEvaluator] = (),
+    shown: int = 0,
 ) -> Results:
+    """Evaluate; the first ``shown`` episodes of each evaluation go to the event storage."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
+    check_evaluators(cfg, model)
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:
@@ -119,21 +171,25 @@ def _evaluate_all(
             logger.info("Evaluating on %s", name)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / f"{dataset_name}_{shots}shot"
             loader = build_few_shot_test_loader(cfg, dataset_name, shots=shots, episodes=episodes)
-            evaluator = FewShotEvaluator.from_config(cfg, dataset_name, output_dir)
+            evaluators: list[DatasetEvaluator] = [*build_evaluators(cfg, dataset_name, output_dir)]
+            painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
+            evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = inference_on_dataset(model, loader, DatasetEvaluators([evaluator, *extra]))
+            results[name] = inference_on_dataset(model, loader, DatasetEvaluators(evaluators))
     if comm.is_main_process():
         _report(results)
     return results
 
 
 def _report(results: Results) -> None:
-    """Log the scores for copying, and one table where there are several evaluations."""
+    """Log the scores for copying, and where there are several evaluations one table a task."""
     for name, scores in results.items():
         logger.info("Scores of %s for copying:", name)
         print_csv_format(OrderedDict((task, _without_classes(s)) for task, s in scores.items()))
-    if len(results) > 1:
-        logger.info("Results:\n%s", format_table(results))
+    for task in EVALUATORS if len(results) > 1 else ():
+        of_task = {name: scores[task] for name, scores in results.items() if task in scores}
+        if of_task:
+            logger.info("Results of %s:\n%s", task, format_table(of_task))
 
 
 def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], output_dir: Path) -> None:

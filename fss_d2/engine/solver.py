@@ -1,12 +1,13 @@
 """Optimizers, learning-rate schedules and gradient clipping from ``cfg.SOLVER``."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
@@ -37,7 +38,8 @@ class PolyParamScheduler(ParamScheduler):
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that require a gradient; a frozen backbone's are not among them.
 
-    Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV.
+    Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV; the
+    tables of `nn.Embedding` have WEIGHT_DECAY_EMBED.
 
     Raises:
         ValueError: an unknown optimizer, or a model without anything to train.
@@ -52,6 +54,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
+    groups = _with_embedding_decay(model, groups, solver.WEIGHT_DECAY_EMBED)
     if not groups:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no parameter to train; "
@@ -62,6 +65,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, lr=learning_rate)
     raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {', '.join(_OPTIMIZERS)}")
+
+
+def _with_embedding_decay(
+    model: nn.Module, groups: list[dict[str, Any]], decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups in which embedding tables have their own weight decay."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
+    return reduce_param_groups(
+        [{**g, "weight_decay": decay} if id(g["params"][0]) in tables else g for g in single]
+    )
 
 
 def build_lr_scheduler(

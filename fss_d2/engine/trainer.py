@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -20,9 +20,16 @@ from torch.optim.lr_scheduler import LRScheduler
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data.build import build_few_shot_train_loader
-from fss_d2.evaluation import FewShotEvaluator
 
-from .evaluate import Results, evaluate, evaluate_periodically, evaluation_name, write_summary
+from .evaluate import (
+    Results,
+    build_evaluators,
+    check_evaluators,
+    evaluate,
+    evaluate_periodically,
+    evaluation_name,
+    write_summary,
+)
 from .hooks import KeepBest, SeedIterations, cut_metrics
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .step import EpisodeStep
@@ -75,6 +82,8 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.results: Results | None = None
         model = self.build_model(cfg)
+        if cfg.DATASETS.TEST:
+            check_evaluators(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._trainer = EpisodeStep(
@@ -136,7 +145,9 @@ class Trainer(DefaultTrainer):
             if test.BEST_METRIC and comm.is_main_process():
                 best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
                 name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
-                built.append(KeepBest(period, best, f"periodic/{name}/few_shot_seg/{test.BEST_METRIC}"))
+                built.append(
+                    KeepBest(period, best, f"periodic/{name}/{test.EVALUATORS[0]}/{test.BEST_METRIC}")
+                )
         built.append(hooks.EvalHook(0, self._test_finally))
         return built
 
@@ -201,9 +212,9 @@ class Trainer(DefaultTrainer):
         return build_few_shot_train_loader(cfg, start_iter=start_iter)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of one test set, without files."""
-        return FewShotEvaluator.from_config(cfg, dataset_name)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        """The evaluators of one test set, without files."""
+        return DatasetEvaluators(build_evaluators(cfg, dataset_name))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> Results:

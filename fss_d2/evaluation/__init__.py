@@ -2,6 +2,8 @@
 
 from .bootstrap import Comparison, compare
 from .few_shot_evaluation import FewShotEvaluator
+from .oracle import OracleEvaluator
+from .proposal_recall import ProposalRecallEvaluator
 from .report import format_class_table, format_table
 from .rows import EpisodeCounts, read_rows
 
@@ -9,6 +11,8 @@ __all__ = [
     "Comparison",
     "EpisodeCounts",
     "FewShotEvaluator",
+    "OracleEvaluator",
+    "ProposalRecallEvaluator",
     "compare",
     "format_class_table",
     "format_table",

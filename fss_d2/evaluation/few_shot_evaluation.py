@@ -5,7 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,9 +46,14 @@ class FewShotEvaluator(DatasetEvaluator):
         region_wise: also report ROM and RUM.
         settings: further entries for the "settings" of ``results.json``.
 
+    Attributes:
+        task: the key of its scores.
+
     Raises:
         ValueError: an unknown setting, no classes, or an ``output_dir`` that cannot be written to.
     """
+
+    task: ClassVar[str] = TASK
 
     def __init__(
         self,
@@ -116,6 +121,11 @@ class FewShotEvaluator(DatasetEvaluator):
             },
         )
 
+    @property
+    def method(self) -> str:
+        """The name of the model that is scored, as far as it was told."""
+        return self._settings.get("method", "the model")
+
     def reset(self) -> None:
         """Forget the episodes scored so far."""
         self._rows = []
@@ -129,12 +139,12 @@ class FewShotEvaluator(DatasetEvaluator):
             outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background.
 
         Raises:
-            ValueError: scores of another size than the target, or NaN among them.
+            ValueError: no scores, scores of another size than the target, or NaN among them.
         """
         for episode, output in zip(inputs, outputs, strict=True):
             index = int(episode["episode_index"])
             target = np.asarray(episode["target"])
-            pred = _foreground(output["sem_seg"], target.shape, index)
+            pred = self.predict(episode, output)
             intersection, union = count_areas(pred, target)
             rom, rum = region_wise_measures(pred, target) if self._region_wise else (None, None)
             self._rows.append(
@@ -151,6 +161,15 @@ class FewShotEvaluator(DatasetEvaluator):
             )
             if index < self._pictures:
                 self._draw(episode, pred, index)
+
+    def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
+        """The mask (h, w) bool that is scored; arguments and errors as `process`, of one episode."""
+        if "sem_seg" not in output:
+            raise ValueError(
+                f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; "
+                "set it to ('oracle', 'proposal_recall')"
+            )
+        return _foreground(output["sem_seg"], tuple(episode["target"].shape), int(episode["episode_index"]))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Join the episodes of all processes and score them.
@@ -174,7 +193,7 @@ class FewShotEvaluator(DatasetEvaluator):
         summary = summarise(rows, self._class_ids, **rule, resamples=self._bootstrap)
         per_class = score_classes(rows, self._class_ids, self._class_names, **rule)
         scores = summary | {CLASS_PREFIX + entry["name"]: entry["IoU"] for entry in per_class}
-        results = OrderedDict({TASK: scores})
+        results = OrderedDict({self.task: scores})
         if self._output_dir is not None:
             self._write(rows, summary, per_class)
         logger.info("%s, %d episodes:\n%s", self._dataset_name, len(rows), format_table(results))

@@ -13,22 +13,23 @@ __all__ = ["CLASS_PREFIX", "TASK", "format_class_table", "format_table", "write_
 
 TASK = "few_shot_seg"  # the key of an evaluator's scores, as "sem_seg" is in Detectron2
 CLASS_PREFIX = "IoU/"
-_COLUMNS = ("mIoU", "FB_IoU", "episode_IoU", "ROM", "RUM")
+_COLUMNS = ("mIoU", "FB_IoU", "episode_IoU", "ROM", "RUM", "AR@10", "AR@50", "AR@100", "recall50@100")
+_MAIN_COLUMNS = {"mIoU", "AR@100"}  # every evaluation has one of them
 
 
 def format_table(results: Mapping[str, Any]) -> str:
     """One line per evaluation: its name and its scores in percent, with their intervals.
 
     Args:
-        results: nested dict whose innermost dicts hold "mIoU" and so on: what one evaluator returns, or
-            several of those under names such as "glyphs_fold0_val/1shot".
+        results: nested dict whose innermost dicts hold "mIoU" or "AR@100" and so on: what one evaluator
+            returns, or several of those under names such as "glyphs_fold0_val/1shot".
 
     Raises:
-        ValueError: no innermost dict holds "mIoU".
+        ValueError: no innermost dict holds "mIoU" or "AR@100".
     """
     runs = list(_runs(results))
     if not runs:
-        raise ValueError("the results hold no mIoU; give what FewShotEvaluator.evaluate() returned")
+        raise ValueError("the results hold no mIoU and no AR@100; give what an evaluator returned")
     columns = [name for name in _COLUMNS if any(name in scores for _, scores in runs)]
     lines = [[name, *(_cell(scores, column) for column in columns)] for name, scores in runs]
     return tabulate(lines, headers=["", *columns], tablefmt="pipe", disable_numparse=True)
@@ -58,7 +59,7 @@ def write_results(
 def _runs(
     results: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Mapping[str, float]]]:
-    if "mIoU" in results:
+    if _MAIN_COLUMNS & results.keys():
         named = path[:-1] if len(path) > 1 and path[-1] == TASK else path
         yield "/".join(named), results
         return

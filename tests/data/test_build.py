@@ -20,6 +20,7 @@ from fss_d2.data.build import (
 )
 from fss_d2.data.episode import Episode, write_manifest
 from fss_d2.data.hsnet_episodes import hsnet_pascal
+from fss_d2.data.mmformer_episodes import mmformer_episodes
 
 MakeRecords = Callable[..., list[dict[str, Any]]]
 NAME = "tiny_for_loader_tests"
@@ -134,6 +135,32 @@ def test_evaluation_does_not_depend_on_workers_or_processes(
     assert sorted(shares[0] + shares[1]) == single
 
 
+def test_training_without_supports_gives_segments_of_the_base_classes(cfg: CfgNode) -> None:
+    MetadataCatalog.get(NAME).set(base_class_ids=[0, 1])  # class 2 is held out
+    del MetadataCatalog.get(NAME).class_ids
+    MetadataCatalog.get(NAME).set(class_ids=[0, 1])
+    cfg.FEW_SHOT.TRAIN.SHOTS = (0,)
+    cfg.FEW_SHOT.TRAIN.QUERY_RULE = "image"
+    cfg.INPUT.SEGMENTS = "semantic"
+    items = [i for batch in itertools.islice(build_few_shot_train_loader(cfg), 6) for i in batch]
+    labels = set()
+    for item in items:
+        assert item["support"] == [] and item["segments"].shape[1:] == item["image"].shape[1:]
+        labels.update(item["segment_labels"].tolist())
+        mine = item["segments"][item["segment_labels"] == item["class_id"] + 1]
+        assert torch.equal(mine[0], item["sem_seg"] == 1)
+    assert labels == {0, 1, 2}
+
+
+def test_evaluation_gives_the_objects_where_recall_is_wanted(cfg: CfgNode) -> None:
+    assert all("target_segments" not in b[0] for b in build_few_shot_test_loader(cfg, NAME, shots=1))
+    cfg.TEST.EVALUATORS = ("oracle", "proposal_recall")
+    for batch in build_few_shot_test_loader(cfg, NAME, shots=1):
+        objects = batch[0]["target_segments"]
+        assert objects.dtype == torch.bool and tuple(objects.shape[1:]) == (40, 56)
+        assert any(torch.equal(one, batch[0]["target"] == 1) for one in objects)
+
+
 def test_number_of_test_episodes(cfg: CfgNode) -> None:
     assert len(build_test_episodes(cfg, NAME, 1)) == 7
     assert build_test_episodes(cfg, NAME, 1, episodes=3) == build_test_episodes(cfg, NAME, 1)[:3]
@@ -141,6 +168,8 @@ def test_number_of_test_episodes(cfg: CfgNode) -> None:
     assert len(every) == len({(e.query, e.class_id) for e in every}) == 16  # 12 images, 4 of them with two
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         build_test_episodes(cfg, NAME, 1, episodes=-1)
+    with pytest.raises(ValueError, match=r"FEW_SHOT\.TEST\.SHOTS must be positive numbers, got 0"):
+        build_test_episodes(cfg, NAME, 0)
 
 
 def test_only_the_split_s_classes_are_drawn(cfg: CfgNode) -> None:
@@ -162,6 +191,11 @@ def test_hsnet_rules_take_the_records_order(cfg: CfgNode, records: list[dict[str
     pairs = [(r["image_id"], c) for r in records for c in r["classes"]]
     assert dataset_pairs(NAME, records) == pairs
     assert build_test_episodes(cfg, NAME, 5) == hsnet_pascal(pairs, 5, episodes=7)
+
+
+def test_mmformer_rule(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    cfg.FEW_SHOT.TEST.QUERY_RULE, cfg.FEW_SHOT.TEST.SEED = "mmformer", 11
+    assert build_test_episodes(cfg, NAME, 2) == mmformer_episodes(dataset_pairs(NAME, records), 2, 7, 11)
 
 
 def test_unknown_rule_is_refused_with_the_choices(cfg: CfgNode) -> None:

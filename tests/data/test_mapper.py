@@ -138,6 +138,108 @@ def test_support_that_no_draw_can_keep_is_resized_only(make_records: MakeRecords
     assert _equal(out["support"], plain["support"])
 
 
+def _pixels(mask: torch.Tensor) -> int:
+    return int((mask == 1).sum())
+
+
+def test_queries_and_supports_keep_as_many_pixels_as_asked_for(make_records: MakeRecords) -> None:
+    records = make_records()
+    window = RandomKeepCrop((12, 12), 0, (0, 0, 0))  # 144 pixels
+    limits = {"query_min_pixels": 60, "support_min_pixels": 100, "redraws": 200}
+    mapper = _training_mapper(records, window, **limits)
+    outs = [mapper(Episode(i, 0, "image0", ("image3",), seed=i)) for i in range(20)]
+    assert min(_pixels(out["sem_seg"]) for out in outs) >= 60
+    assert min(_pixels(out["support"][0]["mask"]) for out in outs) >= 100
+    hopeless = _training_mapper(records, window, query_min_pixels=145, redraws=2)(EPISODE)
+    plain = EpisodeMapper(records=records, resize=Squash((24, 24)))(EPISODE)
+    assert torch.equal(hopeless["image"], plain["image"])
+
+
+def test_zero_redraws_are_one_draw(make_records: MakeRecords) -> None:
+    records = make_records()
+    window = RandomKeepCrop((6, 6), 0, (0, 0, 0))
+    mapper = _training_mapper(records, window, redraws=0)
+    masks = [mapper(Episode(i, 0, "image0", ("image3",), seed=i))["support"][0]["mask"] for i in range(20)]
+    assert {tuple(mask.shape) for mask in masks} == {(6, 6), (24, 24)}  # kept, or resized only
+    assert all((mask == 1).any() for mask in masks)
+
+
+def _segment_mapper(records: list[Record], *augmentations: T.Augmentation, **kwargs: Any) -> EpisodeMapper:
+    return _training_mapper(
+        records, *augmentations, **{"segments": "semantic", "class_ids": (0, 1, 2), **kwargs}
+    )
+
+
+def test_segments_move_with_the_image(make_records: MakeRecords) -> None:
+    """The image is painted by its class map, so that every augmented pixel tells its segment."""
+    records = make_records()
+    values = np.asarray(Image.open(records[0]["sem_seg_file_name"]))
+    colour = np.select([values == 1, values == 2, values == 255], [50, 100, 250], 0).astype(np.uint8)
+    Image.fromarray(np.repeat(colour[..., None], 3, 2)).save(records[0]["file_name"])
+    crop = RandomKeepCrop((30, 44), 0, (150, 150, 150))
+    mapper = _segment_mapper(records, T.RandomFlip(0.5), crop)
+    for seed in range(10):
+        out = mapper(Episode(0, 0, "image0", (), seed=seed))
+        shown = dict(zip(out["segment_labels"].tolist(), out["segments"], strict=True))
+        assert out["segments"].dtype == torch.bool and out["segment_labels"].dtype == torch.int64
+        for label, value in {0: 0, 1: 50, 2: 100}.items():
+            expected = out["image"][0] == value
+            assert torch.equal(shown.get(label, torch.zeros_like(expected)), expected)
+        assert torch.equal(out["sem_seg"] == 255, out["image"][0] >= 150)
+
+
+def test_without_supports_the_class_is_drawn_among_those_in_the_crop(make_records: MakeRecords) -> None:
+    records = make_records()
+    mapper = _segment_mapper(records, RandomKeepCrop((12, 16), 0, (0, 0, 0)), redraws=100)
+    drawn = {0: 0, 1: 0}
+    for seed in range(150):
+        out = mapper(Episode(seed, 0, "image0", (), seed=seed))
+        shown = [int(label) - 1 for label in out["segment_labels"] if label > 0]
+        assert out["support"] == [] and out["class_id"] in shown
+        place = (out["segment_labels"] == out["class_id"] + 1).nonzero()[0, 0]
+        assert torch.equal(out["segments"][place], out["sem_seg"] == 1)
+        if len(shown) == 2:
+            drawn[out["class_id"]] += 1
+    both = sum(drawn.values())
+    assert both > 20 and abs(drawn[0] - both / 2) < 2 * both**0.5  # 4 standard deviations
+    assert _equal(out, mapper(Episode(149, 1, "image0", (), seed=149)))  # whatever class the sampler named
+
+
+def test_with_supports_the_class_stays(make_records: MakeRecords) -> None:
+    mapper = _segment_mapper(make_records())
+    outs = [mapper(Episode(i, 1, "image0", ("image1",), seed=i)) for i in range(20)]
+    assert {out["class_id"] for out in outs} == {1}
+    assert all("segments" in out and len(out["support"]) == 1 for out in outs)
+
+
+def test_held_out_classes_are_in_no_segment_and_no_class_of_a_crop(make_records: MakeRecords) -> None:
+    mapper = _segment_mapper(make_records(), Squash((40, 56)), class_ids=(0,))
+    out = mapper(Episode(0, 0, "image0", (), seed=0))
+    assert out["segment_labels"].tolist() == [0, 1] and out["class_id"] == 0
+    assert not out["segments"][:, 22:36, 20:50].any()  # class 1
+    assert not out["segments"][:, 0].any() and (out["sem_seg"][0] == 255).all()
+    assert not out["sem_seg"][22:36, 20:50].any()  # rest, not ignored
+
+
+def test_crop_that_never_shows_a_class_falls_back_to_the_resize(make_records: MakeRecords) -> None:
+    records = make_records()
+    gone = T.CropTransform(0, 38, 10, 2)
+    out = _segment_mapper(records, gone, redraws=3)(Episode(0, 0, "image0", (), seed=0))  # type: ignore[arg-type]
+    assert out["image"].shape == (3, 24, 24) and out["segment_labels"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("frame", ["original", "network", "pfenet_square"])
+def test_target_segments_are_in_the_frame_of_the_target(make_records: MakeRecords, frame: str) -> None:
+    mapper = EpisodeMapper(
+        records=make_records(), resize=Squash((32, 48)), frame=frame, target_segments=True, class_ids=(0, 1)
+    )
+    first, second = (mapper(Episode(0, c, "image0", ("image3",))) for c in (0, 1))
+    assert "segments" not in first
+    assert first["target_segments"].shape == (2, first["height"], first["width"])
+    assert torch.equal(first["target_segments"][0], first["target"] == 1)
+    assert torch.equal(first["target_segments"][1], second["target"] == 1)
+
+
 def test_object_that_the_resize_loses_gives_a_background_mask(tmp_path: Path) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[63, 63] = 1
@@ -166,6 +268,8 @@ def test_wrong_arguments_and_ids_are_named(make_records: MakeRecords) -> None:
     records = make_records()
     with pytest.raises(ValueError, match=r"unknown TEST.FRAME 'whole'; choose one of original"):
         EpisodeMapper(records=records, resize=Squash((8, 8)), frame="whole")
+    with pytest.raises(ValueError, match=r"unknown INPUT.SEGMENTS 'panoptic'; use '', 'semantic' or"):
+        EpisodeMapper(records=records, resize=Squash((8, 8)), segments="panoptic")
     with pytest.raises(ValueError, match="1 image ids occur twice"):
         EpisodeMapper(records=[*records, records[0]], resize=Squash((8, 8)))
     mapper = EpisodeMapper(records=records, resize=Squash((8, 8)))

@@ -87,6 +87,21 @@ def test_several_shots_change_by_batch_and_never_within() -> None:
     assert 30 < sum(batch == {1} for batch in batches) < 70
 
 
+@pytest.mark.parametrize("repeat_supports", [False, True])
+@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+def test_episodes_without_supports_need_one_image_a_class(rule: str, repeat_supports: bool) -> None:
+    pairs: list[Pair] = [("a", 0), ("b", 0), ("c", 1)]  # one image of class 1
+    drawer = EpisodeDrawer(pairs, shots=(0,), rule=rule, repeat_supports=repeat_supports, batch_size=4)
+    episodes = [drawer.draw(i) for i in range(30)]
+    assert {(e.query, e.class_id) for e in episodes} == set(pairs)
+    assert all(e.supports == () for e in episodes)
+
+
+def test_queries_do_not_depend_on_the_shots() -> None:
+    alone, shot = (EpisodeDrawer(PAIRS, shots=k, rule="image", seed=2) for k in (0, 1))
+    assert [alone.draw(i).query for i in range(40)] == [shot.draw(i).query for i in range(40)]
+
+
 def test_small_classes_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         drawer = EpisodeDrawer(PAIRS, shots=3, class_names=["cat", "dog", "", "", "owl"])
@@ -98,7 +113,9 @@ def test_small_classes_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixt
     ("options", "message"),
     [
         ({"shots": 5}, "no class has the 6 images"),
-        ({"shots": 0}, "shots must be positive"),
+        ({"shots": -1}, "shots must be positive"),
+        ({"shots": (0, 1)}, "or 0 alone"),
+        ({"shots": (1, -1)}, "shots must be positive"),
         ({"shots": ()}, "shots must be positive"),
         ({"seed": -1}, "must not be negative"),
         ({"rule": "random"}, "unknown query rule 'random'; choose one of class, pair, image"),

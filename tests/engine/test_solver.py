@@ -56,6 +56,21 @@ def test_frozen_parameters_are_left_out_and_norms_have_their_own_decay() -> None
     }
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_embedding_tables_have_their_own_decay(decay: float) -> None:
+    """Raw parameters do not; each parameter is in one group, and equal groups are one."""
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Embedding(3, 2))
+    model.register_parameter("level_embed", nn.Parameter(torch.zeros(2)))
+    model[3].requires_grad_(False)
+    cfg = _cfg(OPTIMIZER="ADAMW", WEIGHT_DECAY=0.05, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_EMBED=decay)
+    groups = build_optimizer(cfg, model).param_groups
+    found = [(id(p), group["weight_decay"]) for group in groups for p in group["params"]]
+    expected = {model[0].weight: decay, model[1].weight: 0.05, model[1].bias: 0.05, model.level_embed: 0.05}
+    expected |= {model[2].weight: 0.0, model[2].bias: 0.0}
+    assert sorted(found) == sorted((id(p), value) for p, value in expected.items())
+    assert len(groups) == len(set(expected.values()))
+
+
 def test_nesterov_step_by_hand() -> None:
     """v = m v + g; w -= lr (g + m v), twice with g = 1: w = 1 - 0.1 (1.9) - 0.1 (1 + 0.9 * 1.9)."""
     model = nn.Linear(1, 1, bias=False)

@@ -10,6 +10,21 @@ from fss_d2.config import get_cfg
 from fss_d2.modeling import FewShotSegmentor
 from tests.modeling.fake_backbone import register_fake_backbone
 
+# A size for tests of what is large by default.
+TINY = (
+    *("MODEL.PROPOSALS.DIM", 32),
+    *("MODEL.PROPOSALS.NUM_QUERIES", 12),
+    *("MODEL.PROPOSALS.ENCODER_LAYERS", 1),
+    *("MODEL.PROPOSALS.ENCODER_FEEDFORWARD", 32),
+    *("MODEL.PROPOSALS.DECODER_LAYERS", 2),
+    *("MODEL.PROPOSALS.DECODER_FEEDFORWARD", 32),
+    *("MODEL.PROPOSALS.NUM_HEADS", 4),
+    *("MODEL.PROPOSALS.LOSS.NUM_POINTS", 64),
+    *("MODEL.MM_FORMER.DIM", 32),
+    *("MODEL.MM_FORMER.FEEDFORWARD", 32),
+    *("MODEL.MM_FORMER.MATCHING_WIDTH", 16),
+)
+
 
 def make_episode(
     seed: int = 0,
@@ -49,7 +64,7 @@ def make_cfg(meta_arch: str, *overrides: Any) -> CfgNode:
     cfg.MODEL.META_ARCHITECTURE = meta_arch
     cfg.MODEL.BACKBONE.NAME = register_fake_backbone()
     cfg.MODEL.DEVICE = "cpu"
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list([*TINY, *overrides])
     return cfg
 
 

@@ -1,38 +1,145 @@
-"""The benchmark's table and one tiny run."""
+"""The benchmarks: tiny runs, tables by hand, the stopwatch, and arguments that are refused."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[2]
+Import = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Import:
+    """Import modules as ``python tools/benchmark.py`` does."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module
+
+
+def _run(output: Path, *words: str) -> tuple[list[str], dict]:
+    """Run the command at 32x32; the lines that it prints and the numbers that it writes."""
+    command = [sys.executable, ROOT / "tools" / "benchmark.py", "--size", "32", "--device", "cpu"]
+    options = ["--threads", "1", "--repeats", "1", "--output", output]
+    done = subprocess.run([*command, *options, *words], capture_output=True, text=True, cwd=ROOT, check=True)
+    return done.stdout.splitlines(), json.loads(output.read_text())
 
 
 def test_a_tiny_run_prints_ratios_and_writes_numbers(tmp_path: Path) -> None:
-    output = tmp_path / "numbers.json"
-    command = [sys.executable, ROOT / "tools" / "benchmark.py", "--shots", "2", "--size", "32"]
-    options = ["--device", "cpu", "--threads", "1", "--repeats", "1", "--output", output]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, check=True)
-    lines = done.stdout.splitlines()
+    lines, numbers = _run(tmp_path / "numbers.json", "--shots", "2")
     assert lines[0] == "DCAMA, resnet50, 32x32, cpu, 1 threads"
     plain, fused = (line.split(" | ") for line in lines[-2:])
     assert (plain[1], plain[6], fused[1]) == ("plain", "1.00", "fused")
-    rows = json.loads(output.read_text())["results"]
+    rows = numbers["results"]
     assert [row["attention"] for row in rows] == ["plain", "fused"]
     assert all(0 < row["backbone_seconds"] < 60 and 0 < row["seconds"] < 60 for row in rows)
 
 
-def test_a_folder_that_does_not_exist_is_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_tiny_run_of_the_proposal_segmenter(tmp_path: Path) -> None:
+    lines, numbers = _run(tmp_path / "numbers.json", "--method", "proposals")
+    assert lines[0] == "Proposal segmenter, resnet50, 32x32, cpu, 1 threads"
+    assert numbers["arguments"]["method"] == "proposals"
+    grid, gather = numbers["results"]
+    assert (grid["sampling"], gather["sampling"]) == ("grid", "gather")
+    for row in (grid, gather):
+        parts = row["part_seconds"]
+        assert all(seconds > 0 for seconds in parts.values())
+        assert sum(parts.values()) == pytest.approx(row["seconds"], rel=0.05)  # of a single run
+        assert row["attention_seconds"] > 0 and row["training_seconds"] > 0
+    assert 0 <= numbers["differences"]["output"] < 1e-5
+    assert 0 <= numbers["differences"]["gradients_relative"] < 1e-5
+
+
+def test_proposal_tables_by_hand(load: Import) -> None:
+    proposals = load("benchmarks.proposals")
+    slow = proposals.Result("grid", 2.0, {"backbone": 0.5, "rest": 1.5}, 100.0, 0.1, 0.4, 80.0)
+    fast = proposals.Result("gather", 1.0, {"backbone": 0.5, "rest": 0.5}, 50.0, 0.02, 0.1, 20.0)
+    text = proposals.tables([slow, fast], {"output": 1e-6, "gradients_relative": 2e-6}).splitlines()
+    assert text[0].startswith("| sampling | image, s | backbone | rest | peak MiB |")
+    assert text[3] == "| gather | 1.000 | 0.500 (50%) | 0.500 (50%) | 50 | 0.50 | 0.50 |"
+    assert text[8] == "| gather | 20.0 | 0.20 | 100.0 | 0.25 | 20 | 0.25 |"
+    assert len({line.count("|") for line in text[:4]}) == len({line.count("|") for line in text[5:9]}) == 1
+    assert "1.0e-06 in the output, 2.0e-06 of the largest gradient" in text[-1]
+
+
+class _Slow(nn.Module):
+    """Takes a while, before and after the module within."""
+
+    def __init__(self, seconds: float, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.seconds, self.inner = seconds, inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds / 2)
+        x = x if self.inner is None else self.inner(x)
+        time.sleep(self.seconds / 2)
+        return x
+
+
+def test_the_stopwatch_counts_a_part_within_a_part_once(load: Import) -> None:
+    inner = _Slow(0.1)
+    model = _Slow(0.04, inner)
+    watch = load("benchmarks.measure").Stopwatch({"outer": [model], "inner": [inner]}, "cpu")
+    for name in ("first", "first", "second", "second"):
+        with watch.lap(name):
+            model(torch.zeros(1))
+            time.sleep(0.02)
+    seconds = watch.medians("first")
+    assert list(seconds) == ["outer", "inner", "rest"]
+    # A busy machine sleeps longer, never shorter.
+    assert 0.04 <= seconds["outer"] < 0.1 <= seconds["inner"] and 0.02 <= seconds["rest"] < 0.1
+
+
+def test_runs_alternate_and_the_first_round_is_left_out(
+    load: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    """The clock advances by 10 in the first round, then by 1, 2, 6 in runs of "a": median 2."""
+    measure = load("benchmarks.measure")
+    calls, clock = [], iter([0, 10, 10, 20, 20, 21, 21, 21, 21, 23, 23, 24, 24, 30, 30, 35])
+    monkeypatch.setattr(measure, "_now", lambda device: next(clock))
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    assert measure.alternate(runs, repeats=3, device="cpu") == {"a": 2, "b": 1}
+    assert calls == list("abababab")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "none/x.json"], "make it first"),
+        (["--method", "proposals", "--shots", "1"], "--shots: proposals need no supports"),
+        (["--method", "proposals", "--size", "0"], "must be at least 1"),
+        (["--method", "none"], "invalid choice"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(
+    words: list[str],
+    message: str,
+    load: Import,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        module.main(["--output", str(tmp_path / "none" / "x.json")])
+        load("benchmark").main(words)
     assert stop.value.code == 2
-    assert "make it first" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_each_method_has_its_own_size_and_help_lists_them(
+    load: Import, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = load("benchmark")
+    assert benchmark.parse_args([]).size == 384
+    assert benchmark.parse_args([]).shots == [1, 5]
+    assert benchmark.parse_args(["--method", "proposals"]).size == 480
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    assert "384" in capsys.readouterr().out

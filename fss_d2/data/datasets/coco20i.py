@@ -39,6 +39,7 @@ __all__ = [
     "names",
     "novel_classes",
     "parse_class_lists",
+    "records_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -88,21 +89,39 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     spec = FoldName.parse(name, VARIANTS)
     root = Path(root)
     image_set = spec.split + ("2017" if spec.variant == "coco20i_2017" else "2014")
-    image_path = image_finder(root, image_set)
     flat = spec.variant in ("coco20i_flat", HSNET)
+    choose = _listed_chooser(root, spec) if spec.variant == HSNET else _rule_chooser(spec)
+    records = records_of(root, image_set, choose, flat=flat)
+    if spec.variant == HSNET:
+        records = _in_list_order(records, _read_class_lists(root, spec))
+    return records
+
+
+def records_of(
+    root: Path, image_set: str, choose: Callable[[Mapping[str, Any]], list[int]], *, flat: bool = False
+) -> list[dict[str, Any]]:
+    """Records of the images for which ``choose`` names a class, in the order of the index.
+
+    Args:
+        root: of the data.
+        image_set: "train2014" or the like.
+        choose: from an index row to the class ids that the image may be drawn for.
+        flat: take masks off the flattened class maps.
+
+    Raises:
+        FileNotFoundError: images or prepared files are missing.
+    """
+    image_path = image_finder(root, image_set)
     if flat:
         require(class_map_path(root, image_set, "").parent, PREPARE_MAPS)
-    choose = _listed_chooser(root, spec) if spec.variant == HSNET else _rule_chooser(spec)
     records = []
     for row in read_index(index_path(root, image_set), PREPARE):
         classes = choose(row)
         if classes:
             record = {key: row[key] for key in ("image_id", "height", "width")}
             record |= {"file_name": str(image_path(row)), "classes": classes}
-            record |= _flat_mask(root, image_set, row) if flat else {"annotations": _annotations(row)}
+            record |= _flat_mask(root, image_set, row) if flat else _joined_masks(row)
             records.append(record)
-    if spec.variant == HSNET:
-        records = _in_list_order(records, _read_class_lists(root, spec))
     return records
 
 
@@ -215,13 +234,14 @@ def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Pa
     return lambda row: folder / row["file_name"]
 
 
-def _annotations(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _joined_masks(row: Mapping[str, Any]) -> dict[str, Any]:
     size = [row["height"], row["width"]]
-    return [
+    annotations = [
         {"category_id": o["class"], "segmentation": {"size": size, "counts": o["rle"]}, "iscrowd": iscrowd}
         for iscrowd, regions in enumerate((row["objects"], row["crowds"]))
         for o in regions
     ]
+    return {"annotations": annotations, "objects_joined": True}
 
 
 def _flat_mask(root: Path, image_set: str, row: Mapping[str, Any]) -> dict[str, str]:

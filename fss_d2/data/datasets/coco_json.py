@@ -165,7 +165,7 @@ def _record(
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],
-        "annotations": mine,
+        "annotations": list(annotations),  # of every class: what is held out is no background either
     }
     classes = sorted({a["category_id"] for a in mine if not a["iscrowd"]})
     if settings.min_area:

@@ -36,9 +36,11 @@ class SwinBackbone(FeatureBackbone):
 
     Args:
         size: "tiny", "small" (window 7), "base" or "large" (window 12).
+        out_norm: whether each stage is layer-normalised where it is given out (detectors, Mask2Former); the
+            next stage and the blocks do not see it. Its parameters are `out_norms.res2` to `out_norms.res5`.
     """
 
-    def __init__(self, *, size: str = "base") -> None:
+    def __init__(self, *, size: str = "base", out_norm: bool = False) -> None:
         super().__init__()
         if size not in _NAMES:
             raise ValueError(f"MODEL.FSS_SWIN.SIZE {size!r} is not one of {', '.join(_NAMES)}")
@@ -53,6 +55,9 @@ class SwinBackbone(FeatureBackbone):
             available |= {f"{stage}.{i}": spec for i in range(len(layer.blocks))}
             available[stage] = spec
         self._declare(available)
+        self.out_norms = nn.ModuleDict()
+        if out_norm:
+            self.out_norms.update({stage: nn.LayerNorm(available[stage].channels) for stage in STAGES})
 
     @property
     def library_module(self) -> nn.Module:
@@ -66,11 +71,26 @@ class SwinBackbone(FeatureBackbone):
         for stage, layer in zip(STAGES, self.model.layers, strict=True):
             x = layer.downsample(x)
             for i, block in enumerate(layer.blocks):
-                _set_shift(block, x.shape[1], x.shape[2])
-                x = block(x)
+                x = _run_block(block, x)
                 features = x.permute(0, 3, 1, 2).contiguous()  # (B, C, h, w)
                 yield f"{stage}.{i}", features
+            if stage in self.out_norms:
+                features = self.out_norms[stage](x).permute(0, 3, 1, 2).contiguous()
             yield stage, features
+
+
+def _run_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Run a block on a (B, h, w, C) map of any size.
+
+    The map is padded to whole windows before it is shifted, as detectors with Swin do. timm's own forward
+    shifts first, and where windows are not full the mask then lets opposite edges attend to each other.
+    """
+    height, width = x.shape[1:3]
+    _set_shift(block, height, width)
+    rows, columns = block.window_size
+    padded = F.pad(block.norm1(x), (0, 0, 0, -width % columns, 0, -height % rows))
+    x = x + block._attn(padded)[:, :height, :width]
+    return x + block.mlp(block.norm2(x))
 
 
 def _set_shift(block: SwinTransformerBlock, height: int, width: int) -> None:
@@ -86,6 +106,6 @@ def _set_shift(block: SwinTransformerBlock, height: int, width: int) -> None:
 @BACKBONE_REGISTRY.register()
 def build_fss_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
     """Build MODEL.FSS_SWIN with the weights MODEL.BACKBONE.WEIGHTS."""
-    backbone = SwinBackbone(size=cfg.MODEL.FSS_SWIN.SIZE)
+    backbone = SwinBackbone(size=cfg.MODEL.FSS_SWIN.SIZE, out_norm=cfg.MODEL.FSS_SWIN.OUT_NORM)
     load_backbone_weights(backbone, cfg.MODEL.BACKBONE.WEIGHTS)
     return backbone

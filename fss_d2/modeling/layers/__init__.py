@@ -2,9 +2,9 @@
 
 from .attention import MaskAggregation
 from .blocks import conv_pair, conv_stack, resize
-from .losses import dice_loss
+from .losses import dice_loss, soft_iou, two_channel_dice
 from .pooling import area_fraction, masked_average
-from .position import sine_position_code
+from .position import sine_position_code, sine_position_map
 from .sampling import balanced_regions
 
 __all__ = [
@@ -17,4 +17,7 @@ __all__ = [
     "masked_average",
     "resize",
     "sine_position_code",
+    "sine_position_map",
+    "soft_iou",
+    "two_channel_dice",
 ]

@@ -1,8 +1,9 @@
 """Losses between masks."""
 
+import torch
 from torch import Tensor
 
-__all__ = ["dice_loss"]
+__all__ = ["dice_loss", "soft_iou", "two_channel_dice"]
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -18,3 +19,35 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     overlap = 2 * (probability * target).flatten(1).sum(dim=1)
     total = probability.flatten(1).sum(dim=1) + target.flatten(1).sum(dim=1)
     return 1 - (overlap + 1) / (total + 1)
+
+
+def soft_iou(masks: Tensor, target: Tensor) -> Tensor:
+    """IoU of soft masks with a hard one: sum(m t) / (sum(t) + sum(m) - sum(m t) + 1e-7).
+
+    Args:
+        masks: (B, N, H, W) in [0, 1].
+        target: (B, H, W), 1 object, anything else (255 too) background.
+
+    Returns:
+        (B, N) in [0, 1].
+    """
+    masks, target = masks.flatten(2), (target == 1).flatten(1).to(masks.dtype)  # (B, N, P), (B, P)
+    overlap = torch.einsum("bnp,bp->bn", masks, target)
+    return overlap / (target.sum(dim=1)[:, None] + masks.sum(dim=2) - overlap + 1e-7)
+
+
+def two_channel_dice(scores: Tensor, target: Tensor) -> Tensor:
+    """MM-Former's Dice loss on (background, object) scores, each taken through a sigmoid (reference code).
+
+    ``sum_c 1 - 2 sum(p_c t_c) / max(sum(p_c^2) + sum(t_c^2), 1e-8)``, mean over the images. As the scores are
+    near 0 or 1 before the sigmoid, the loss does not come near 0.
+
+    Args:
+        scores: (B, 2, H, W).
+        target: (B, H, W), 1 object, anything else (255 too) background.
+    """
+    foreground = (target == 1).to(scores.dtype)
+    p = scores.sigmoid().flatten(2)  # (B, 2, P)
+    t = torch.stack([1 - foreground, foreground], dim=1).flatten(2)
+    total = p.square().sum(dim=2) + t.square().sum(dim=2)
+    return (1 - 2 * (p * t).sum(dim=2) / total.clamp(min=1e-8)).sum(dim=1).mean()

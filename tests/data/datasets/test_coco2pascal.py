@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.data.datasets import build_coco, build_pascal, coco2pascal, coco20i
+from fss_d2.data.datasets import build_coco, build_pascal, coco2pascal, coco20i, pascal5i
 from tests.data.datasets.archives import write_coco
 
 # PASCAL classes that COCO-20i's interleaved folds hold out: 6, 4, 6 and 4 of them.
@@ -40,3 +40,34 @@ def test_records(voc_root: Path) -> None:
     assert [(r["image_id"], r["classes"]) for r in val[0]] == [("2007_000003", [0])]  # aeroplane
     assert [(r["image_id"], r["classes"]) for r in val[1]] == [("2007_000003", [5])]  # bus
     assert val[2] == val[3] == []
+
+
+def test_transfer_variants() -> None:
+    for fold in range(4):
+        test = pascal5i.metadata(f"pascal5i_fold{fold}_val")
+        tested = {test["stuff_classes"][c] for c in test["class_ids"]}
+        few = coco2pascal.metadata(f"coco15_fold{fold}_train")
+        many = coco2pascal.metadata(f"coco75sub_fold{fold}_train")
+        assert (len(few["class_ids"]), len(many["class_ids"])) == (15, 75)
+        assert set(few["class_ids"]) < set(many["class_ids"])
+        assert coco2pascal.metadata(f"coco75sub_fold{fold}_val") == test
+        in_coco = {coco2pascal._COCO_NAMES.get(name, name) for name in tested}
+        assert {many["stuff_classes"][c] for c in many["novel_class_ids"]} == in_coco
+
+
+def test_transfer_records(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(voc_root)
+    build_pascal.prepare(voc_root, workers=0, lists=None)
+    build_coco.prepare(voc_root, year=2014, workers=0, class_maps=False, lists=None)
+    many = coco2pascal.load_records("coco75sub_fold1_train", voc_root)
+    few = coco2pascal.load_records("coco15_fold1_train", voc_root)
+    assert {r["image_id"] for r in few} <= {r["image_id"] for r in many}
+    novel = set(coco2pascal.metadata("coco75sub_fold1_train")["novel_class_ids"])
+    assert many and not any(novel & set(r["classes"]) for r in many)
+    assert coco2pascal.load_records("coco15_fold0_val", voc_root) == pascal5i.load_records(
+        "pascal5i_fold0_val", voc_root
+    )
+    monkeypatch.setattr(coco2pascal, "SUBSET_IMAGES", 1)
+    (one,) = coco2pascal.load_records("coco75sub_fold1_train", voc_root)
+    assert one in many
+    assert [one] == coco2pascal.load_records("coco75sub_fold1_train", voc_root)

@@ -8,6 +8,7 @@ from detectron2.modeling import build_backbone
 from fss_d2.checkpoint import rename_microsoft_swin
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import STAGES, SwinBackbone, build_fss_swin_backbone
+from fss_d2.modeling.backbone.swin import _run_block
 from tests.golden.official import image, load_case, official_dcama_state
 
 
@@ -47,6 +48,49 @@ def test_windows_shift_only_along_axes_with_several() -> None:
         assert blocks[1].shift_size == shift
 
 
+def test_opposite_edges_do_not_see_each_other_where_windows_are_not_full() -> None:
+    """Windows of 7 on a 12 x 12 map: the shift brings the first rows beside the last ones."""
+    torch.manual_seed(0)
+    backbone = SwinBackbone(size="tiny").eval()
+    block = backbone.model.layers[0].blocks[1]
+    x = torch.randn(1, 12, 12, block.dim, requires_grad=True)
+    corner = _run_block(block, x)[0, -1, -1].sum()
+    assert block.shift_size == (3, 3)
+    seen = torch.autograd.grad(corner, x)[0].abs().sum(-1)[0] > 0
+    # Shifted by 3 the windows are rows 3 to 9, and 10, 11, two of padding, 0 to 2, of which 11 sees 10 and 11.
+    expected = torch.zeros(12, 12, dtype=torch.bool)
+    expected[10:, 10:] = True
+    assert torch.equal(seen, expected)
+
+
+def test_norms_on_what_is_given_out() -> None:
+    torch.manual_seed(0)
+    plain, normed = SwinBackbone(size="tiny").eval(), SwinBackbone(size="tiny", out_norm=True).eval()
+    normed.model.load_state_dict(plain.model.state_dict())
+    for stage, norm in normed.out_norms.items():
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        assert norm.normalized_shape == (plain.available[stage].channels,)
+    for backbone in (plain, normed):
+        backbone.select([*STAGES, "res4.5"])
+    with torch.no_grad():
+        x = torch.randn(1, 3, 60, 92)
+        expected, outputs = plain(x), normed(x)
+    torch.testing.assert_close(outputs["res4.5"], expected["res4.5"])
+    for stage in STAGES:
+        mean, variance = (
+            expected[stage].mean(1, keepdim=True),
+            expected[stage].var(1, keepdim=True, correction=0),
+        )
+        norm = normed.out_norms[stage]
+        by_hand = (expected[stage] - mean) / (variance + 1e-5).sqrt()
+        by_hand = by_hand * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+        torch.testing.assert_close(outputs[stage], by_hand, rtol=1e-4, atol=1e-5)
+    assert set(normed.state_dict()) - set(plain.state_dict()) == {
+        f"out_norms.{stage}.{part}" for stage in STAGES for part in ("weight", "bias")
+    }
+
+
 def test_taps_equal_the_reference() -> None:
     arrays, meta = load_case("full_swinb_1shot")
     state = official_dcama_state("swinb", meta["adjust"])
@@ -74,8 +118,10 @@ def test_built_from_a_config() -> None:
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = build_fss_swin_backbone.__name__
     cfg.MODEL.FSS_SWIN.SIZE = "large"
+    cfg.MODEL.FSS_SWIN.OUT_NORM = True
     with torch.device("meta"):
         backbone = build_backbone(cfg)
     assert backbone.output_shape()["res5"].channels == 1536
+    assert set(backbone.out_norms) == set(STAGES)
     with pytest.raises(ValueError, match="SIZE 'huge' is not one of tiny, small, base, large"):
         SwinBackbone(size="huge")

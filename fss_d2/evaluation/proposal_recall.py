@@ -1,0 +1,161 @@
+"""Average recall: how many of an image's objects are among its proposals."""
+
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+from .proposal_frame import THRESHOLD, proposals_in_frame
+from .report import format_table
+
+__all__ = [
+    "BUDGETS",
+    "IOU_THRESHOLDS",
+    "ProposalRecallEvaluator",
+    "mask_iou",
+    "mask_quality",
+    "ranks_of_finds",
+]
+
+logger = logging.getLogger(__name__)
+
+BUDGETS = (10, 50, 100)  # proposals an image
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def mask_quality(proposals: Tensor) -> Tensor:
+    """Mean probability inside each binarised proposal (N, H, W): (N,), 0 where that is empty."""
+    inside = proposals > THRESHOLD
+    return (proposals * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+
+
+def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
+    """IoU of N masks (N, H, W) with M others (M, H, W), all bool: (N, M) float64; 0 where both are empty."""
+    masks, others = masks.flatten(1).float(), others.flatten(1).float()  # exact below 2^24 pixels
+    overlap = masks @ others.T
+    union = masks.sum(dim=1)[:, None] + others.sum(dim=1) - overlap
+    return overlap.double() / union.double().clamp(min=1)
+
+
+def ranks_of_finds(iou: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
+    """At which rank each object is found, as COCO matches: in order of rank, each proposal takes the object
+    of highest IoU among those not taken, if that reaches the threshold.
+
+    Args:
+        iou: (N, M) of proposals, best first, with objects.
+        thresholds: (T,) of the IoU.
+
+    Returns:
+        (T, M) int64: 0 for the first proposal; N for an object that none finds.
+    """
+    found = np.full((len(thresholds), iou.shape[1]), len(iou), np.int64)
+    for row, threshold in zip(found, thresholds, strict=True):
+        for rank in np.flatnonzero((iou >= threshold).any(axis=1)):
+            free = np.where(row == len(iou), iou[rank], -1.0)
+            best = len(free) - 1 - free[::-1].argmax()  # the last of equals
+            if free[best] >= threshold:
+                row[best] = rank
+    return found
+
+
+@dataclass(frozen=True)
+class _ImageCounts:
+    """Objects of one image, and how many are found, by IoU threshold and by budget (T, 3)."""
+
+    image_id: int | str
+    objects: int
+    found: np.ndarray
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """Average recall of class-agnostic proposals, as COCO computes it (Hosang et al., TPAMI 2016).
+
+    The recall, pooled over all objects of the novel (test) classes in the query images, is averaged over the
+    IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and ranked by `mask_quality`. An image
+    counts once, however many episodes and processes see it.
+
+    Args:
+        dataset_name: for the log.
+        method: name of the model, for messages.
+    """
+
+    task: ClassVar[str] = "proposal_recall"
+
+    def __init__(self, dataset_name: str, *, method: str = "the model") -> None:
+        self._dataset_name = dataset_name
+        self._method = method
+        self._images: dict[int | str, _ImageCounts] = {}
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+    ) -> "ProposalRecallEvaluator":
+        """Build for MODEL.META_ARCHITECTURE; it writes nothing to ``output_dir``."""
+        return cls(dataset_name, method=cfg.MODEL.META_ARCHITECTURE)
+
+    def reset(self) -> None:
+        """Forget the images seen so far."""
+        self._images = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch of query images.
+
+        Args:
+            inputs: per image "image_id", "image" (3, H, W), "height", "width", "target_segments"
+                (M, height, width) bool, optionally "valid_size".
+            outputs: per image "aux" with "proposals" (N, h, w) in [0, 1].
+
+        Raises:
+            ValueError: no proposals, or no "target_segments".
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = image["image_id"]
+            if image_id in self._images:
+                continue
+            if "target_segments" not in image:
+                raise ValueError(
+                    f"image {image_id}: no 'target_segments', which TEST.EVALUATORS 'proposal_recall' needs; "
+                    "load it with the EpisodeMapper of a config that names this evaluator"
+                )
+            proposals = proposals_in_frame(image, output, method=self._method)
+            segments = torch.as_tensor(image["target_segments"], device=proposals.device)
+            order = mask_quality(proposals).argsort(descending=True, stable=True)[: max(BUDGETS)]
+            iou = mask_iou(proposals[order] > THRESHOLD, segments)
+            ranks = ranks_of_finds(iou.cpu().numpy())
+            missed = ranks == len(iou)
+            found = [((ranks < budget) & ~missed).sum(axis=1) for budget in BUDGETS]
+            self._images[image_id] = _ImageCounts(image_id, len(segments), np.stack(found, axis=1))
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Join the images of all processes.
+
+        Returns:
+            ``{"proposal_recall": {"AR@10": ..., "recall50@10": ...}}`` in percent, both for all of `BUDGETS`,
+            the second at the IoU threshold 0.5 alone; an image with fewer proposals gives all that it has.
+            Empty on every process but the main one, and where there are no objects.
+        """
+        gathered = comm.gather(list(self._images.values()))
+        if not comm.is_main_process():
+            return OrderedDict()
+        images = {row.image_id: row for row in itertools.chain.from_iterable(gathered)}
+        objects = sum(row.objects for row in images.values())
+        if not objects:
+            logger.warning("No object of %s was looked for; there is no recall.", self._dataset_name)
+            return OrderedDict()
+        recall = 100 * sum(row.found for row in images.values()) / objects  # (T, 3)
+        scores = {f"AR@{budget}": float(recall[:, i].mean()) for i, budget in enumerate(BUDGETS)}
+        scores |= {f"recall50@{budget}": float(recall[0, i]) for i, budget in enumerate(BUDGETS)}
+        results = OrderedDict({self.task: scores})
+        found_in = f"{self._dataset_name}, {objects} objects in {len(images)} images"
+        logger.info("%s:\n%s", found_in, format_table(results))
+        return results

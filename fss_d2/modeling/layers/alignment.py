@@ -1,0 +1,170 @@
+"""Bringing the features of query and support together: self-alignment and cross-alignment."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import resize
+from .position import sine_position_map
+
+__all__ = ["CROSS_ALIGNMENTS", "CrossAlignment", "memory_size", "self_alignment"]
+
+CROSS_ALIGNMENTS = ("learned", "parameter_free")
+Maps = tuple[Tensor, Tensor]  # features and position codes
+
+
+def self_alignment(features: Tensor) -> Tensor:
+    """Weigh each channel by how well it agrees with the mean channel (MM-Former, Sec. 2.3).
+
+    ``F * sigmoid(F a^T)``, ``a`` the softmax over the pixels of the mean over the channels; softmax and
+    sigmoid are the reference code's. Nothing is learned and images do not interact.
+
+    Args:
+        features: (B, C, h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
+    attention = features.mean(dim=1).flatten(1).softmax(dim=1)  # (B, h*w)
+    weights = torch.einsum("bcp,bp->bc", features.flatten(2), attention).sigmoid()
+    return features * weights[:, :, None, None]
+
+
+def memory_size(size: Sequence[int], side: int) -> tuple[int, int]:
+    """Size with shorter side ``side`` and the proportions of ``size``, both (height, width)."""
+    h, w = size
+    return (side * h // w, side) if h > w else (side, side * w // h)
+
+
+class CrossAlignment(nn.Module):
+    """Each support attends to the query and the query to each support (MM-Former, Eq. 2 and 3).
+
+    Both directions share the weights and see the other's features as they were. What is attended to is first
+    resized, with its position codes, to the shorter side ``memory_side`` (1/32 of 480 pixels, whatever the
+    image's size: reference code), unless a side of the query's map has that length already.
+    """
+
+    def __init__(
+        self,
+        dim: int = 256,
+        *,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        feedforward: int = 512,
+        memory_side: int = 15,
+        kind: str = "learned",
+    ) -> None:
+        """
+        Args:
+            dim: channels of the features, a multiple of 4.
+            num_heads, feedforward: of a layer; for "learned" only.
+            num_layers: layers one after the other.
+            memory_side: shorter side of the maps attended to, in cells.
+            kind: "learned", or "parameter_free" (Table 3a, CA*), see `ParameterFreeLayer`.
+
+        Raises:
+            ValueError: unknown kind, or heads that do not divide the channels.
+        """
+        super().__init__()
+        if kind not in CROSS_ALIGNMENTS:
+            raise ValueError(f"unknown cross-alignment {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
+        if kind == "learned" and dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change NUM_HEADS or DIM")
+        self.memory_side = memory_side
+        self.layers = nn.ModuleList(
+            CrossAttentionLayer(dim, num_heads, feedforward) if kind == "learned" else ParameterFreeLayer()
+            for _ in range(num_layers)
+        )
+
+    def memory(self, features: Tensor, positions: Tensor) -> Maps:
+        """Resize features (B, C, h, w) and position codes (B or 1, C, h, w) for being attended to."""
+        size = memory_size(features.shape[-2:], self.memory_side)
+        return resize(features, size, align_corners=False), resize(positions, size, align_corners=False)
+
+    def support_memory(self, support: Tensor, gate: Tensor) -> Maps:
+        """`memory` of supports (N, C, h, w), with the position codes times the mask ``gate`` (N, h, w)."""
+        return self.memory(support, _positions(support) * gate[:, None])
+
+    def forward(
+        self, query: Tensor, support: Tensor, gate: Tensor, memory: Maps | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Align B queries and their K supports each.
+
+        Args:
+            query: (B, C, h, w).
+            support: (B*K, C, hs, ws), episodes first; zero outside the object.
+            gate: (B*K, hs, ws) the mask that made it so, in [0, 1].
+            memory: `support_memory` of the two, where it was kept.
+
+        Returns:
+            (B*K, C, h, w) the query as each support aligns it, and (B*K, C, hs, ws) the supports.
+        """
+        shots = support.shape[0] // query.shape[0]
+        positions, support_positions = _positions(query), _positions(support) * gate[:, None]
+        if self.memory_side in query.shape[-2:]:
+            query_memory, memory = (query, positions), (support, support_positions)
+        else:
+            query_memory = self.memory(query, positions)
+            memory = memory or self.memory(support, support_positions)
+        seen, seen_positions = query_memory
+        aligned_query = self._attend((_repeat(query, shots), positions), memory)
+        aligned_support = self._attend((support, support_positions), (_repeat(seen, shots), seen_positions))
+        return aligned_query, aligned_support
+
+    def _attend(self, maps: Maps, memory: Maps) -> Tensor:
+        size = maps[0].shape[-2:]
+        x, positions = (_tokens(t) for t in maps)
+        seen, seen_positions = (_tokens(t) for t in memory)
+        for layer in self.layers:
+            x = layer(x, positions, seen, seen_positions)
+        return x.transpose(1, 2).unflatten(2, size)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Cross-attention, then a feed-forward network; each with a shortcut and a layer norm after it."""
+
+    def __init__(self, dim: int, num_heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.linear2 = nn.Linear(feedforward, dim)
+        self.norm = nn.LayerNorm(dim)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
+        """Tokens (B, N, C) attend to tokens (B, M, C); position codes are added to queries and keys only."""
+        attended, _ = self.attention(x + positions, memory + memory_positions, memory, need_weights=False)
+        x = self.attention_norm(x + attended)
+        return self.norm(x + self.linear2(self.linear1(x).relu()))
+
+
+class ParameterFreeLayer(nn.Module):
+    """What is left of `CrossAttentionLayer` without what it learns (MM-Former, Table 3a, CA*).
+
+    Attention of one head without projections, shortcut, and layer norm without scale and shift; no
+    feed-forward network. The paper gives no formula for it.
+    """
+
+    def forward(self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
+        """As `CrossAttentionLayer.forward`."""
+        query, key = x + positions, memory + memory_positions
+        attended = F.scaled_dot_product_attention(query, key, memory.to(key.dtype))
+        return F.layer_norm(x + attended, x.shape[-1:])
+
+
+def _positions(features: Tensor) -> Tensor:
+    """Position codes (1, C, h, w) of a feature map."""
+    return sine_position_map(tuple(features.shape[-2:]), features.shape[1], features.device)[None]
+
+
+def _tokens(maps: Tensor) -> Tensor:
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _repeat(maps: Tensor, shots: int) -> Tensor:
+    return maps.repeat_interleave(shots, dim=0) if shots > 1 else maps

@@ -1,0 +1,225 @@
+"""The class-agnostic proposal segmenter: Mask2Former without classifier (stage 1 of MM-Former)."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from torch import Tensor
+
+from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
+from fss_d2.modeling.proposals.criterion import ProposalCriterion
+from fss_d2.modeling.proposals.head import ProposalHead
+from fss_d2.modeling.proposals.predictions import MaskPredictions
+
+from .image_model import ImageModel
+
+__all__ = ["PotentialObjectsSegmenter", "proposal_criterion_arguments", "proposal_head_arguments"]
+
+
+def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `ProposalHead` from MODEL.PROPOSALS, but for the backbone's channels and strides."""
+    c = cfg.MODEL.PROPOSALS
+    return {
+        "dim": c.DIM,
+        "num_queries": c.NUM_QUERIES,
+        "encoder_layers": c.ENCODER_LAYERS,
+        "encoder_feedforward": c.ENCODER_FEEDFORWARD,
+        "decoder_layers": c.DECODER_LAYERS,
+        "decoder_feedforward": c.DECODER_FEEDFORWARD,
+        "num_heads": c.NUM_HEADS,
+        "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
+        "sampling": c.SAMPLING,
+        "resize_dilated": c.RESIZE_DILATED,
+    }
+
+
+def proposal_criterion_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `ProposalCriterion` from MODEL.PROPOSALS."""
+    c = cfg.MODEL.PROPOSALS
+    return {
+        "mask_weight": c.LOSS.MASK_WEIGHT,
+        "dice_weight": c.LOSS.DICE_WEIGHT,
+        "class_weight": c.LOSS.CLASS_WEIGHT if c.MASK_CLASSIFICATION else 0.0,
+        "no_object_weight": c.LOSS.NO_OBJECT_WEIGHT,
+        "deep_supervision": c.LOSS.DEEP_SUPERVISION,
+        "num_points": c.LOSS.NUM_POINTS,
+        "oversample_ratio": c.LOSS.OVERSAMPLE_RATIO,
+        "importance_ratio": c.LOSS.IMPORTANCE_RATIO,
+        "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
+    }
+
+
+@META_ARCH_REGISTRY.register()
+class PotentialObjectsSegmenter(ImageModel):
+    """Masks of whatever may be an object: Mask2Former (Cheng et al., CVPR 2022) without its classifier.
+
+    MM-Former (Jiao et al., NeurIPS 2022) trains it first, on the base classes' masks, and then learns to
+    choose among its proposals. It reads no supports. Images need be neither square nor a multiple of 32.
+
+    Example:
+        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: PotentialObjectsSegmenter
+        >>> masks = model.propose(images).masks[-1].sigmoid()  # (B, N, H/4, W/4) of images (B, 3, H, W)
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: Mapping[str, Any] | None = None,
+        criterion: Mapping[str, Any] | None = None,
+        few_shot_weight: float = 10.0,
+        few_shot_rank: int = 1,
+        **image_model: Any,
+    ) -> None:
+        """
+        Args:
+            backbone: gives res2 to res5.
+            head: arguments of `ProposalHead`, the channels and strides apart.
+            criterion: arguments of `ProposalCriterion`.
+            few_shot_weight: of the Dice loss between the episode's class mask and the proposal that fits it
+                best (reference code, not in the paper); 0 leaves it out.
+            few_shot_rank: 1 takes the best one for it, 2 the second best (MM-Former's later code).
+            image_model: see `ImageModel`.
+
+        Raises:
+            ValueError: a rank that no proposal has.
+            KeyError: the backbone lacks a stage.
+        """
+        queries = (head or {}).get("num_queries", 100)
+        if not 1 <= few_shot_rank <= queries:
+            raise ValueError(
+                f"MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK {few_shot_rank}: give 1 (the best proposal) to "
+                f"{queries}, the number of proposals"
+            )
+        super().__init__(backbone=backbone, **image_model)
+        backbone.select(STAGES)
+        shapes = backbone.output_shape()
+        self.proposals = ProposalHead(
+            {name: shape.channels for name, shape in shapes.items()},
+            strides={name: shape.stride for name, shape in shapes.items()},
+            **(head or {}),
+        )
+        self.criterion = ProposalCriterion(**(criterion or {}))
+        self.few_shot_weight = few_shot_weight
+        self.few_shot_rank = few_shot_rank
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        loss = cfg.MODEL.PROPOSALS.LOSS
+        return {
+            **cls.image_arguments(cfg),
+            "backbone": build_few_shot_backbone(cfg),
+            "head": proposal_head_arguments(cfg),
+            "criterion": proposal_criterion_arguments(cfg),
+            "few_shot_weight": loss.FEW_SHOT_WEIGHT,
+            "few_shot_rank": loss.FEW_SHOT_RANK,
+        }
+
+    def propose(self, images: Tensor) -> MaskPredictions:
+        """Predict the proposals of images (B, 3, H, W) RGB, 0 to 255, uint8 or float.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {tuple(images.shape)}: give (B, 3, H, W)")
+        return self.proposals(self.extract(self.normalise(images)))
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Run images, which may differ in size and in number of segments.
+
+        Args:
+            batched_inputs: one dict an image; "support" is not read:
+                "image": (3, H, W) RGB, 0 to 255, uint8 or float;
+                "segments": (M, H, W) bool masks to propose, training only;
+                "segment_labels": (M,) int64 classes of theirs, training with mask classification only;
+                "sem_seg": (H, W) in {0, 1, 255}, the episode's class; in training, optional.
+
+        Returns:
+            Training: dict of weighted losses, averaged over the images. Inference: one dict an image, "aux":
+            {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
+
+        Raises:
+            ValueError: an image without segments in training.
+        """
+        if self.training:
+            return self._training_losses(batched_inputs)
+        outputs: list[dict[str, Any]] = [{}] * len(batched_inputs)
+        for indices in _group(batched_inputs):
+            predictions = self.propose(torch.stack([batched_inputs[i]["image"] for i in indices]))
+            for i, masks in zip(indices, predictions.masks[-1].float().sigmoid(), strict=True):
+                outputs[i] = {"aux": {"proposals": masks}}
+        return outputs
+
+    def _training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        for image in batched_inputs:
+            if "segments" not in image:
+                raise ValueError(
+                    f"image {image.get('image_id', '?')}: no 'segments' to train on; "
+                    "set INPUT.SEGMENTS to 'semantic' or 'instance'"
+                )
+        groups = _group(batched_inputs)
+        parts = [self.propose(torch.stack([batched_inputs[i]["image"] for i in group])) for group in groups]
+        images = [batched_inputs[i] for group in groups for i in group]
+        segments = [image["segments"].to(self.device) for image in images]
+        classified = bool(parts[0].classes)
+        labels = [image["segment_labels"].to(self.device) for image in images] if classified else None
+        losses = dict(self.criterion(_join(parts), segments, labels))
+        if self.few_shot_weight and all("sem_seg" in image for image in images):
+            logits = [proposals for part in parts for proposals in part.masks[-1]]
+            targets = [image["sem_seg"].to(self.device) for image in images]
+            losses["loss_few_shot"] = self.few_shot_weight * self._few_shot_loss(logits, targets)
+        return losses
+
+    def _few_shot_loss(self, logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Mean over the images of the two-channel Dice of the proposal (N, h, w) that fits the target (H, W).
+
+        A class that has left its image counts 0.
+        """
+        total = logits[0].sum() * 0
+        for proposals, target in zip(logits, targets, strict=True):
+            if (target == 1).any():
+                probability = proposals.float().sigmoid()
+                best = self._fitting(probability.detach(), target)
+                mask = resize(
+                    probability[best][None, None], target.shape, align_corners=False
+                )  # (1, 1, H, W)
+                total = total + two_channel_dice(torch.cat([1 - mask, mask], dim=1), target[None])
+        return total / len(targets)
+
+    def _fitting(self, proposals: Tensor, target: Tensor) -> int:
+        """Index of the proposal (N, h, w) whose soft IoU with the target (H, W) has the rank asked for."""
+        masks = resize(proposals[None], target.shape, align_corners=False)
+        return int(soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1])
+
+
+def _group(images: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Indices of the images of one size, size by size."""
+    groups: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        groups[image["image"].shape].append(i)
+    return list(groups.values())
+
+
+def _join(parts: Sequence[MaskPredictions]) -> MaskPredictions:
+    """Predictions of images of several sizes as one, for one call of the criterion in every process.
+
+    The criterion samples logits at relative positions: smaller maps are resized to the largest.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    size = [max(part.masks[-1].shape[axis] for part in parts) for axis in (-2, -1)]
+    masks = zip(*(part.masks for part in parts), strict=True)  # layer by layer
+    classes = zip(*(part.classes for part in parts), strict=True)
+    return MaskPredictions(
+        masks=[torch.cat([resize(m, size, align_corners=False) for m in layer]) for layer in masks],
+        queries=torch.cat([part.queries for part in parts]),
+        levels=(),
+        classes=[torch.cat(layer) for layer in classes],
+    )
