@@ -118,6 +118,17 @@ def test_panel_without_scores_has_an_overview_and_the_best_first() -> None:
     assert panel.shape[0] == 2 * ROW - 4
 
 
+def test_the_overview_shows_small_proposals_on_large_ones() -> None:
+    """The best covers everything, and would hide the other one in the middle."""
+    proposals = torch.stack([torch.full((8, 16), 0.9), torch.zeros(8, 16)])
+    proposals[1, 2:6, 6:10] = 0.6
+    panel = proposal_panel(_episode(target=None), {"aux": {"proposals": proposals}}, height=32)
+    overview, small = _picture_of(panel, 0, 2), _picture_of(panel, 1, 1)
+    colour = small[16, 32] - 45  # half of it, as drawn on half of the grey
+    np.testing.assert_allclose(overview[16, 32], colour + overview[2, 2] / 2, atol=2)
+    assert np.abs(overview[16, 32] - overview[2, 2]).max() > 20
+
+
 def test_without_truth_nothing_is_marked() -> None:
     episode = _episode() | {"target": None}
     panel = proposal_panel(episode, {"aux": _aux()}, top=4, height=32)

@@ -1,6 +1,22 @@
 """Backbones, layers and the few-shot segmentation methods."""
 
 from . import backbone  # noqa: F401  (registers the backbones)
-from .meta_arch import DCAMA, FEW_SHOT_META_ARCHS, FewShotSegmentor, Prototype, SupportSet
+from .meta_arch import (
+    DCAMA,
+    FEW_SHOT_META_ARCHS,
+    FewShotSegmentor,
+    MMFormer,
+    PotentialObjectsSegmenter,
+    Prototype,
+    SupportSet,
+)
 
-__all__ = ["DCAMA", "FEW_SHOT_META_ARCHS", "FewShotSegmentor", "Prototype", "SupportSet"]
+__all__ = [
+    "DCAMA",
+    "FEW_SHOT_META_ARCHS",
+    "FewShotSegmentor",
+    "MMFormer",
+    "PotentialObjectsSegmenter",
+    "Prototype",
+    "SupportSet",
+]

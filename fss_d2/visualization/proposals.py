@@ -102,8 +102,9 @@ def proposal_panel(
     if "sem_seg" in output:
         header = episode_panel(inputs, output, class_name=class_name, height=height)
     else:
-        best_on_top = [(regions[i], colors[i]) for i in reversed(drawn)]
-        overview = draw_tile(f"{len(drawn)} proposals", draw_regions(query, best_on_top), height)
+        small_on_top = sorted(drawn, key=lambda i: regions[i].sum(), reverse=True)
+        together = draw_regions(query, [(regions[i], colors[i]) for i in small_on_top])
+        overview = draw_tile(f"{len(drawn)} proposals", together, height)
         header = picture_row([episode_panel(inputs, class_name=class_name, height=height), overview])
     width = max(1, round(query.shape[1] * height / query.shape[0]))
     grid = proposal_grid(

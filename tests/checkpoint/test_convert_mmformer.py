@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fss_d2.checkpoint.convert import convert_mmformer, read_official
 from fss_d2.checkpoint.convert_mmformer import merge_factors
+from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from tests.checkpoint.official import on_no_device
@@ -45,6 +46,7 @@ def test_versions_and_stages(
     conversion = convert_mmformer(state)
     assert conversion.architecture == name
     assert conversion.settings == settings
+    get_cfg().merge_from_list(" ".join(settings).split())  # KeyError for a key that there is not
     assert len(conversion.missing) == (53 if version == 1 else 0)
     assert set(conversion.dropped) == {n for n in key_shapes(version, stage) if n.startswith(DEAD)}
     factors = 2 * sum("vector_S" in n for n in state)  # three become one

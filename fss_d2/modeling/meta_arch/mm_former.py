@@ -1,6 +1,6 @@
 """MM-Former: segment everything first, then choose with the help of the supports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,8 +139,11 @@ class MMFormer(FewShotSegmentor):
 
     def propose(self, features: Mapping[str, Tensor]) -> MaskPredictions:
         """Proposals from backbone features; without gradient if they are frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals):
+        with self._proposal_gradient():
             return self.proposals(features)
+
+    def _proposal_gradient(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
     def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         # Support by support takes less memory, and on a CPU no more time.
@@ -149,7 +152,8 @@ class MMFormer(FewShotSegmentor):
         for some, theirs in zip(images.split(step, dim=1), masks.split(step, dim=1), strict=True):
             features = self.extract(some.flatten(0, 1))
             if self.features == "pixel_decoder":
-                features = _by_level(self.propose(features))
+                with self._proposal_gradient():
+                    features = _by_level(self.proposals.decode_pixels(features)[1])
             encoded = self.matching.encode(features, theirs.flatten(0, 1))
             parts.append({name: t.unflatten(0, some.shape[:2]) for name, t in encoded.items()})
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
@@ -159,7 +163,7 @@ class MMFormer(FewShotSegmentor):
         predictions = self.propose(features)
         proposals = predictions.masks[-1].float().sigmoid()  # (B, N, h, w)
         if self.features == "pixel_decoder":
-            features = _by_level(predictions)
+            features = _by_level(predictions.levels)
         matching = self.matching(features, proposals, support.tensors)
         fused = fuse_masks(matching.coefficients, proposals, images.shape[-2:])
         maps: dict[str, Any] = {
@@ -207,6 +211,6 @@ class MMFormer(FewShotSegmentor):
         return super()._training_losses(batched_inputs)
 
 
-def _by_level(predictions: MaskPredictions) -> dict[str, Tensor]:
+def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:
     """The pixel decoder's maps by the stages they come from."""
-    return dict(zip(LEVELS, predictions.levels, strict=True))
+    return dict(zip(LEVELS, maps, strict=True))

@@ -70,13 +70,17 @@ class ProposalHead(nn.Module):
         Args:
             features: res2, res3, res4, res5 of the backbone, (B, C, h, w) each; of any size.
         """
+        mask_features, levels = self.decode_pixels(features)
+        return self.predictor(levels, mask_features)
+
+    def decode_pixels(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The pixel decoder alone: mask features at stride 4 and the maps of res5, res4, res3."""
         height, width = features["res3"].shape[-2:]
         shrunk = {
             stage: resize(features[stage], (max(height // factor, 1), max(width // factor, 1)))
             for stage, factor in self.shrunk.items()
         }
-        mask_features, levels = self.pixel_decoder({**features, **shrunk})
-        return self.predictor(levels, mask_features)
+        return self.pixel_decoder({**features, **shrunk})
 
 
 def _dilated(strides: Mapping[str, int]) -> dict[str, int]:

@@ -57,7 +57,7 @@ def test_opposite_edges_do_not_see_each_other_where_windows_are_not_full() -> No
     corner = _run_block(block, x)[0, -1, -1].sum()
     assert block.shift_size == (3, 3)
     seen = torch.autograd.grad(corner, x)[0].abs().sum(-1)[0] > 0
-    # Shifted by 3 the windows are rows 3 to 9, and 10, 11, two of padding, 0 to 2, of which 11 sees 10 and 11.
+    # Shifted by 3 the windows are rows 3 to 9, and 10, 11, two of padding, 0 to 2; row 11 sees 10 and 11.
     expected = torch.zeros(12, 12, dtype=torch.bool)
     expected[10:, 10:] = True
     assert torch.equal(seen, expected)

@@ -23,7 +23,8 @@ STEPS = {"res2": 32, "res3": 64, "res4": 128, "res5": 128}
 
 
 # The attention mask is a threshold at 0. These logits are within 3e-5 of it, so that rounding may take them
-# to either side; all others are at least 2e-4 away. Version -> (layer, query, key, did the official run look).
+# to either side; all others are at least 2e-4 away. Version -> (layer, query, key, whether the
+# official run looked there).
 TIES = {1: ((2, 91, 170, False), (5, 83, 38, True)), 2: ()}
 
 
