@@ -125,8 +125,8 @@ def test_the_overview_shows_small_proposals_on_large_ones() -> None:
     panel = proposal_panel(_episode(target=None), {"aux": {"proposals": proposals}}, height=32)
     overview, small = _picture_of(panel, 0, 2), _picture_of(panel, 1, 1)
     colour = small[16, 32] - 45  # half of it, as drawn on half of the grey
-    np.testing.assert_allclose(overview[16, 32], colour + overview[2, 2] / 2, atol=2)
-    assert np.abs(overview[16, 32] - overview[2, 2]).max() > 20
+    np.testing.assert_allclose(overview[16, 32], colour + overview[16, 8] / 2, atol=2)
+    assert np.abs(overview[16, 32] - overview[16, 8]).max() > 20
 
 
 def test_without_truth_nothing_is_marked() -> None:
