@@ -124,11 +124,16 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
 
     Raises:
         ValueError: several folds of a config whose data sets carry no fold in their names; a number that
-            is out of range.
+            is out of range; a config that does not score episodes.
     """
     main = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1:
         raise ValueError(f"--seeds {args.seeds} must not be negative, --shots {args.shots} be 1 or more")
+    if TASK not in main.TEST.EVALUATORS:
+        raise ValueError(
+            f"{args.config_file}: TEST.EVALUATORS {tuple(main.TEST.EVALUATORS)} lacks {TASK!r}, whose "
+            "scores the table shows; cross-validate a config that segments episodes"
+        )
     names = [*main.DATASETS.TRAIN, *main.DATASETS.TEST]
     if len(args.folds) > 1 and not any(re.search(r"fold\d", name) for name in names):
         raise ValueError(f'{args.config_file}: no "fold<N>" in the names of {names}; give one --folds only')

@@ -157,3 +157,10 @@ def test_the_report_of_a_part(config: Path) -> None:
     text = (config.parent / "out" / "cross_validation.md").read_text()
     assert text.startswith("1 of 2 runs.")
     assert "| DCAMA    | toy_val    | 1       | 1.00     | 1.00   | -         | -         |" in text
+
+
+def test_a_config_that_scores_no_episodes_is_refused(config: Path) -> None:
+    with config.open("a") as file:
+        file.write('TEST:\n  EVALUATORS: ("oracle",)\n')
+    with pytest.raises(ValueError, match=r"TEST.EVALUATORS .* lacks 'few_shot_seg'"):
+        tool.plan_runs(_arguments(config))

@@ -181,7 +181,9 @@ class MultiScaleDeformableAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide {dim} channels: change NUM_HEADS or DIM")
         if sampling not in ("auto", *SAMPLERS):
-            raise ValueError(f"unknown sampling {sampling!r}: choose auto, {', '.join(SAMPLERS)}")
+            raise ValueError(
+                f"unknown MODEL.PROPOSALS.SAMPLING {sampling!r}: choose auto, {', '.join(SAMPLERS)}"
+            )
         self.shape = (num_heads, num_levels, num_points)
         self.sampling = sampling
         points = math.prod(self.shape)

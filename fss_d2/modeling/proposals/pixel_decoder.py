@@ -99,7 +99,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         super().__init__()
         if dim % GROUPS:
             raise ValueError(
-                f"the pixel decoder's {GROUPS} norm groups do not divide {dim} channels: change DIM"
+                f"the pixel decoder's {GROUPS} norm groups do not divide {dim} channels: "
+                "change MODEL.PROPOSALS.DIM"
             )
         self.input_proj = nn.ModuleList(_projection(in_channels[level], dim) for level in LEVELS)
         self.transformer = _DeformableEncoder(

@@ -161,7 +161,10 @@ def test_autocast_changes_nothing(sampling: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"dim": 20}, "8 heads do not divide 20 channels"), ({"sampling": "cuda"}, "unknown sampling 'cuda'")],
+    [
+        ({"dim": 20}, "8 heads do not divide 20 channels"),
+        ({"sampling": "cuda"}, "unknown MODEL.PROPOSALS.SAMPLING 'cuda'"),
+    ],
 )
 def test_wrong_arguments(arguments: dict[str, int | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
