@@ -23,13 +23,7 @@ __all__ = ["convert_mmformer", "merge_factors"]
 _DROPPED = re.compile(r"criterion\.empty_weight$|sem_seg_head\.pixel_decoder\.crossat_|crossat_3\.")
 _LEVELS = ("res5", "res4", "res3")  # in the order of the official numbers
 _LAYER0 = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}  # of the later version's stem
-_ALIGNMENT = {
-    "transformer_cross_attention_layers.{}.multihead_attn": "layers.{}.attention",
-    "transformer_cross_attention_layers.{}.norm": "layers.{}.attention_norm",
-    "transformer_ffn_layers.{}.linear1": "layers.{}.linear1",
-    "transformer_ffn_layers.{}.linear2": "layers.{}.linear2",
-    "transformer_ffn_layers.{}.norm": "layers.{}.norm",
-}
+_PARTS = {"transformer_cross_attention_layers": "attention", "transformer_ffn_layers": "feedforward"}
 
 
 def convert_mmformer(state: State) -> Conversion:
@@ -112,12 +106,8 @@ def _matching_name(name: str) -> str:
     kind, level, rest = found[1], _LEVELS[int(found[2])], found[3]
     if kind == "conv":
         return f"matching.reduce.{level}.{rest}"
-    for official, ours in _ALIGNMENT.items():
-        part = re.match(re.escape(official).replace(r"\{\}", r"(\d+)") + r"\.", rest)
-        if part:
-            # in_proj_weight, out_proj.weight, weight, ...
-            return f"matching.align.{level}.{ours.format(part[1])}.{rest[part.end() :]}"
-    return name
+    part = re.fullmatch(rf"({'|'.join(_PARTS)})\.(\d+)\.(.+)", rest)
+    return f"matching.align.{level}.layers.{part[2]}.{_PARTS[part[1]]}.{part[3]}" if part else name
 
 
 def merge_factors(state: State) -> dict[str, Tensor]:

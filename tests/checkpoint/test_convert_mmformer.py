@@ -66,10 +66,10 @@ def test_parts_of_the_matching_module_go_to_their_places() -> None:
     for ours, theirs in {
         "reduce.res5.weight": "conv_0.weight",
         "reduce.res3.weight": "conv_2.weight",
-        "align.res5.layers.0.attention.in_proj_weight": f"{first}.in_proj_weight",
-        "align.res4.layers.1.attention_norm.bias": f"crossat_1.{attention}.1.norm.bias",
-        "align.res3.layers.1.linear2.weight": f"crossat_2.{ffn}.1.linear2.weight",
-        "align.res3.layers.0.norm.weight": f"crossat_2.{ffn}.0.norm.weight",
+        "align.res5.layers.0.attention.multihead_attn.in_proj_weight": f"{first}.in_proj_weight",
+        "align.res4.layers.1.attention.norm.bias": f"crossat_1.{attention}.1.norm.bias",
+        "align.res3.layers.1.feedforward.linear2.weight": f"crossat_2.{ffn}.1.linear2.weight",
+        "align.res3.layers.0.feedforward.norm.weight": f"crossat_2.{ffn}.0.norm.weight",
         "fc1.weight": "fc1.weight",
         "fc2.bias": "fc2.bias",
     }.items():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import resize
+from .decoder_layers import FeedForwardLayer, MaskedAttentionLayer
 from .position import sine_position_map
 
 __all__ = ["CROSS_ALIGNMENTS", "CrossAlignment", "memory_size", "self_alignment"]
@@ -71,7 +72,9 @@ class CrossAlignment(nn.Module):
         if kind not in CROSS_ALIGNMENTS:
             raise ValueError(f"unknown cross-alignment {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
         if kind == "learned" and dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change NUM_HEADS or DIM")
+            raise ValueError(
+                f"{num_heads} heads do not divide {dim} channels: change MODEL.MM_FORMER.NUM_HEADS or DIM"
+            )
         self.memory_side = memory_side
         self.layers = nn.ModuleList(
             CrossAttentionLayer(dim, num_heads, feedforward) if kind == "learned" else ParameterFreeLayer()
@@ -127,20 +130,12 @@ class CrossAttentionLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, feedforward: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-        self.attention_norm = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, feedforward)
-        self.linear2 = nn.Linear(feedforward, dim)
-        self.norm = nn.LayerNorm(dim)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        self.attention = MaskedAttentionLayer(dim, num_heads)
+        self.feedforward = FeedForwardLayer(dim, feedforward)
 
     def forward(self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
         """Tokens (B, N, C) attend to tokens (B, M, C); position codes are added to queries and keys only."""
-        attended, _ = self.attention(x + positions, memory + memory_positions, memory, need_weights=False)
-        x = self.attention_norm(x + attended)
-        return self.norm(x + self.linear2(self.linear1(x).relu()))
+        return self.feedforward(self.attention(x, positions, memory + memory_positions, memory))
 
 
 class ParameterFreeLayer(nn.Module):

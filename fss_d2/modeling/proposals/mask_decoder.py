@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_d2.modeling.layers import resize, sine_position_map
-from fss_d2.modeling.proposals.decoder_layers import (
+from fss_d2.modeling.layers.decoder_layers import (
     FeedForwardLayer,
     MaskedAttentionLayer,
     SelfAttentionLayer,

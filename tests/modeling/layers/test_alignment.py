@@ -11,20 +11,15 @@ from fss_d2.modeling.layers import resize, sine_position_map
 from fss_d2.modeling.layers.alignment import CrossAlignment, memory_size, self_alignment
 from tests.golden.mmformer import ellipse, load, official_mmformer_state, random
 
-OURS = {
-    "transformer_cross_attention_layers": "layers",
-    "transformer_ffn_layers": "layers",
-    "multihead_attn": "attention",
-}
+OFFICIAL_PARTS = {"transformer_cross_attention_layers": "attention", "transformer_ffn_layers": "feedforward"}
 
 
 def official_cross_alignment(level: int = 0) -> CrossAlignment:
     """The published block with recipe weights."""
     state = {}
     for name, tensor in official_mmformer_state(1, 2, f"crossat_{level}.").items():
-        if "cross_attention" in name:
-            name = name.replace(".norm.", ".attention_norm.")
-        state[".".join(OURS.get(part, part) for part in name.split("."))] = tensor
+        part, layer, rest = name.split(".", 2)
+        state[f"layers.{layer}.{OFFICIAL_PARTS[part]}.{rest}"] = tensor
     block = CrossAlignment()
     block.load_state_dict(state, strict=True)
     return block.eval()

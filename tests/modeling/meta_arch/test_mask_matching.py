@@ -1,6 +1,7 @@
 """The matching module: reference numbers, numbers computed by hand, settings of the ablation tables."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -27,16 +28,13 @@ OURS = {
     "crossat_0": "align.res5",
     "crossat_1": "align.res4",
     "crossat_2": "align.res3",
-    "transformer_cross_attention_layers": "layers",
-    "transformer_ffn_layers": "layers",
-    "multihead_attn": "attention",
 }
 
 
 def our_name(official: str) -> str:
     """Name in `MaskMatching` of a parameter of the published model."""
-    if "cross_attention" in official:
-        official = official.replace(".norm.", ".attention_norm.")
+    official = re.sub(r"transformer_cross_attention_layers\.(\d)", r"layers.\1.attention", official)
+    official = re.sub(r"transformer_ffn_layers\.(\d)", r"layers.\1.feedforward", official)
     return ".".join(OURS.get(part, part) for part in official.split("."))
 
 

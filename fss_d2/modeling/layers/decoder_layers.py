@@ -1,4 +1,4 @@
-"""Layers of the mask decoder, norm after the sum, parameters named as in the published checkpoints."""
+"""Layers of transformer decoders, norm after the sum, parameters named as in the published checkpoints."""
 
 import torch
 from torch import Tensor, nn
