@@ -194,5 +194,5 @@ def _check_key(cfg: CfgNode, key: str, where: str) -> None:
         return
     known = {name.upper(): name for name in _keys(cfg)}
     close = difflib.get_close_matches(key.upper(), known, n=1)
-    hint = f"did you mean {known[close[0]]}?" if close else "fss_d2/config.py lists ours"
+    hint = f"did you mean {known[close[0]]}?" if close else "fss_d2/config lists ours"
     raise ValueError(f"{where}: there is no config key {key}; {hint}")
