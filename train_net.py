@@ -18,6 +18,7 @@ from fss_d2.engine.launch import launch
 def main(args: argparse.Namespace) -> None:
     """What every process runs; imported here, as wrong arguments should be told at once."""
     from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
+    from fss_d2.engine.base_prototypes import check_base_knowledge
     from fss_d2.engine.evaluate import write_summary
     from fss_d2.engine.setup import setup
     from fss_d2.engine.trainer import Trainer
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         resumed = args.resume and checkpointer.has_checkpoint()
         weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
+        check_base_knowledge(model)
         write_summary(cfg, Trainer.test(cfg, model), weights=weights)
     else:
         trainer = Trainer(cfg)

@@ -33,6 +33,7 @@ DATASETS:
   FOLDERS:
   - {name: toy_fold0_train, root: toy, fold: 0, num_folds: 2, split: train}
   - {name: toy_fold0_val, root: toy, fold: 0, num_folds: 2, split: val}
+  - {name: toy_both, root: toy}
   COCO_JSON:
   - {name: toy_coco, json_file: coco.json, image_root: toy/cat/images}
   TRAIN: [toy_fold0_train]
@@ -52,6 +53,10 @@ PROGRAMS = {
     "convert": "tools/convert_checkpoint.py",
     "folds": "tools/cross_validate.py --config-file tiny.yaml --num-gpus 0 --folds 0 --output out",
     "draw": "tools/visualize_episodes.py --dataset toy_fold0_val --output out --config-file tiny.yaml",
+    "proposals": "tools/visualize_proposals.py --dataset toy_fold0_val --num 1 --output out "
+    "--config-file tiny.yaml MODEL.META_ARCHITECTURE MMFormer MODEL.PROPOSALS.NUM_QUERIES 5 "
+    "MODEL.PROPOSALS.DIM 32 MODEL.MM_FORMER.DIM 32 INPUT.FEW_SHOT_SIZE (64,64) MODEL.DEVICE cpu",
+    "supports": "tools/check_support_use.py --config-file tiny.yaml --episodes 4 MODEL.DEVICE cpu",
     "benchmark": "tools/benchmark.py --shots 1 --size 32 --repeats 1 --threads 1",
     "glyphs": "datasets/prepare_glyphs.py --root . --workers 0",
     "pascal5i": "datasets/prepare_pascal5i.py --root . --workers 0",
@@ -109,7 +114,7 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.delenv(TRACEBACK_VARIABLE, raising=False)
     monkeypatch.syspath_prepend(str(_ROOT / "datasets"))
     yield root
-    for name in ("toy_fold0_train", "toy_fold0_val", "toy_coco"):
+    for name in ("toy_fold0_train", "toy_fold0_val", "toy_both", "toy_coco"):
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
     for name in ("detectron2", "fvcore", "fss_d2"):
@@ -174,7 +179,10 @@ def test_bad_input(
     assert not left
 
 
-@pytest.mark.parametrize("command", ["train", "eval MODEL.META_ARCHITECTURE Prototype", "draw"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "eval MODEL.META_ARCHITECTURE Prototype", "draw", "proposals", "supports --dataset toy_both"],
+)
 def test_the_input_is_good_before_it_is_spoilt(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,32 +20,28 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data import register_datasets_from_cfg
 from fss_d2.engine.arguments import load_config
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
-from fss_d2.engine.trainer import Trainer
+from fss_d2.engine.loading import load_model
 from fss_d2.visualization import proposal_panel
 
 logger = logging.getLogger("fss_d2.tools.visualize_proposals")
 
 
-def load_model(cfg: CfgNode) -> nn.Module:
-    """Build the method with MODEL.WEIGHTS, for inference.
+def load_proposing_model(cfg: CfgNode) -> nn.Module:
+    """As `load_model`.
 
     Raises:
         ValueError: a method without proposals.
     """
-    model = Trainer.build_model(cfg).eval()
+    model = load_model(cfg)
     if not hasattr(model, "proposals"):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} makes no proposals; choose a config of "
             "MMFormer or PotentialObjectsSegmenter"
         )
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("MODEL.WEIGHTS is empty: these are the proposals of an untrained model")
-    FewShotCheckpointer(model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return model
 
 
@@ -69,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logger(name="fss_d2")
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
-    panel = panel_of(load_model(cfg), top=args.proposals, height=args.height)
+    panel = panel_of(load_proposing_model(cfg), top=args.proposals, height=args.height)
     files = draw_episodes(cfg, args.dataset, args.output, panel, shots=args.shots, num=args.num)
     logger.info("Drew %d episodes; all of them: %s", len(files) - 1, files[-1])
 

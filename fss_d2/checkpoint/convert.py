@@ -6,6 +6,7 @@ from .conversion import Conversion, State, check_output, read_official, write_co
 from .convert_dcama import convert_dcama
 from .convert_mask2former import convert_mask2former
 from .convert_mmformer import convert_mmformer
+from .convert_pfenet import convert_pfenet
 
 __all__ = [
     "CONVERTERS",
@@ -14,6 +15,7 @@ __all__ = [
     "convert_dcama",
     "convert_mask2former",
     "convert_mmformer",
+    "convert_pfenet",
     "read_official",
     "write_converted",
 ]
@@ -22,5 +24,6 @@ CONVERTERS: dict[str, Callable[[State], Conversion]] = {
     "dcama": convert_dcama,
     "mask2former": convert_mask2former,
     "mmformer": convert_mmformer,
+    "pfenet": convert_pfenet,
 }
 """Method name -> converter; each raises ValueError for a checkpoint that is not its own."""

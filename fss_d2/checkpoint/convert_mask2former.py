@@ -17,7 +17,6 @@ from .renaming import rename_detectron2_resnet, rename_microsoft_swin
 
 __all__ = [
     "RecognisedBackbone",
-    "build_head",
     "convert_mask2former",
     "count_queries",
     "recognise_backbone",
@@ -81,20 +80,11 @@ def convert_mask2former(state: State) -> Conversion:
     queries, settings = count_queries(head)
     with torch.device("meta"):
         ours = backbone.build()
-        expected = named_tensors({"backbone": ours, "proposals": build_head(ours, queries)})
+        proposals = ProposalHead(ours.output_shape(), num_queries=queries)
+        expected = named_tensors({"backbone": ours, "proposals": proposals})
     missing = check_match(architecture, model, expected)
     dropped = tuple(name for name in state if name not in kept)
     return Conversion(architecture, model, dropped, missing, backbone.settings + settings)
-
-
-def build_head(backbone: FeatureBackbone, queries: int) -> ProposalHead:
-    """The published proposal head on a backbone whose four stages are selected."""
-    shapes = backbone.output_shape()
-    return ProposalHead(
-        {name: shape.channels for name, shape in shapes.items()},
-        strides={name: shape.stride for name, shape in shapes.items()},
-        num_queries=queries,
-    )
 
 
 def count_queries(head: State) -> tuple[int, tuple[str, ...]]:

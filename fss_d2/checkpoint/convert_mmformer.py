@@ -7,21 +7,16 @@ from torch import Tensor
 
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.meta_arch.mask_matching import MaskMatching
+from fss_d2.modeling.proposals.head import ProposalHead
+from fss_d2.modeling.proposals.predictions import LEVELS
 
 from .conversion import Conversion, State, check_match, named_tensors, quote
-from .convert_mask2former import (
-    RecognisedBackbone,
-    build_head,
-    count_queries,
-    recognise_backbone,
-    rename_head,
-)
+from .convert_mask2former import RecognisedBackbone, count_queries, recognise_backbone, rename_head
 
 __all__ = ["convert_mmformer", "merge_factors"]
 
 # Parameters that nothing uses, and weights of a loss that is not computed.
 _DROPPED = re.compile(r"criterion\.empty_weight$|sem_seg_head\.pixel_decoder\.crossat_|crossat_3\.")
-_LEVELS = ("res5", "res4", "res3")  # in the order of the official numbers
 _LAYER0 = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}  # of the later version's stem
 _PARTS = {"transformer_cross_attention_layers": "attention", "transformer_ffn_layers": "feedforward"}
 
@@ -83,10 +78,10 @@ def _expected(backbone: RecognisedBackbone, queries: int, stage: int) -> dict[st
     """Names and shapes of our model, on no device."""
     with torch.device("meta"):
         ours = backbone.build()
-        parts = {"backbone": ours, "proposals": build_head(ours, queries)}
+        shapes = ours.output_shape()
+        parts = {"backbone": ours, "proposals": ProposalHead(shapes, num_queries=queries)}
         if stage == 2:
-            shapes = ours.output_shape()
-            channels = {level: shapes[level].channels for level in _LEVELS}
+            channels = {level: shapes[level].channels for level in LEVELS}
             parts["matching"] = MaskMatching(channels, num_proposals=queries)
         return named_tensors(parts)
 
@@ -103,7 +98,7 @@ def _matching_name(name: str) -> str:
     found = re.fullmatch(r"(conv|crossat)_([012])\.(.+)", name)
     if not found:
         return name
-    kind, level, rest = found[1], _LEVELS[int(found[2])], found[3]
+    kind, level, rest = found[1], LEVELS[int(found[2])], found[3]  # the official numbers have their order
     if kind == "conv":
         return f"matching.reduce.{level}.{rest}"
     part = re.fullmatch(rf"({'|'.join(_PARTS)})\.(\d+)\.(.+)", rest)

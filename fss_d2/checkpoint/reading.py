@@ -92,6 +92,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        """The permitted object of that name; `ForbiddenPickle` for any other."""
         try:
             return _PERMITTED[module, name]
         except KeyError:

@@ -14,6 +14,12 @@ def add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.FREEZE = True
     # Frozen weights but batch statistics while training, as PFENet's released code does.
     cfg.MODEL.BACKBONE.BN_TRAIN_STATS = False
+    # What a method reads: the features of the "backbone", or those that a frozen MSDeformAttn "pixel_decoder"
+    # (sizes in MODEL.PROPOSALS) makes of them; MM-Former's Table 3b for all the others.
+    cfg.MODEL.BACKBONE.FEATURES = "backbone"
+    # Checkpoint of the PotentialObjectsSegmenter that backbone and pixel decoder come from; "" leaves the
+    # decoder random.
+    cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
     cfg.MODEL.RESNETS.STEM = "torchvision"  # or "deep": three 3x3 convolutions (PSPNet, PFENet)

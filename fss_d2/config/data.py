@@ -26,8 +26,12 @@ def add_episode_keys(cfg: CN) -> None:
     # Supports per training episode. More than one number: drawn uniformly per batch.
     cfg.FEW_SHOT.TRAIN.SHOTS = (1,)
     # How a query is drawn: "class" (class, then image), "pair" (each (image, class) pair once
-    # an epoch), "image" (each image once an epoch, class uniform among its classes).
+    # an epoch), "image" (each image once an epoch, class uniform among its classes), "pfenet" (as "image",
+    # but among all classes that the image shows, also where it is too small to be a support).
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = "class"
+    # What a support tells of its object: "mask", "box" (a filled box each connected part) or "scribble"
+    # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
+    cfg.FEW_SHOT.TRAIN.SUPPORT_ANNOTATION = "mask"
 
     cfg.FEW_SHOT.TEST = CN()
     # One evaluation per number of shots listed.
@@ -36,9 +40,11 @@ def add_episode_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.TEST.EPISODES = 1000
     # Seed of the evaluation episodes.
     cfg.FEW_SHOT.TEST.SEED = 0
-    # "class", "pair", "image" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
+    # "class", "pair", "image", "pfenet" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
     # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md), or "mmformer".
     cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
+    # "mask", "box" or "scribble", as above; "box" with models trained on masks is the usual comparison.
+    cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION = "mask"
     # A manifest file (JSON lines) to score on instead of drawing episodes; "" draws.
     cfg.FEW_SHOT.TEST.MANIFEST = ""
 

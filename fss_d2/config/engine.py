@@ -25,6 +25,10 @@ def add_solver_and_test_keys(cfg: CN) -> None:
     # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
     # "pfenet_square": at the square of the longer side, as PFENet's released code.
     cfg.TEST.FRAME = "original"
+    # Multi-scale testing: an episode runs at each of these sizes instead of INPUT.FEW_SHOT_SIZE, and the
+    # probabilities are averaged in TEST.FRAME. Sides, (473, 641), or heights and widths,
+    # ((480, 640), (600, 800)); () runs at INPUT.FEW_SHOT_SIZE alone.
+    cfg.TEST.SCALES = ()
     # How counts become scores: "hsnet" (union at least 1) or "pfenet" (union + 1e-10).
     cfg.TEST.COUNTING = "hsnet"
     # Classes that the episodes never draw: "zero" (count as IoU 0, both references) or "skip".

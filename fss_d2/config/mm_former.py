@@ -52,6 +52,8 @@ def add_mm_former_keys(cfg: CN) -> None:
     cfg.MODEL.MM_FORMER.NUM_HEADS = 4
     cfg.MODEL.MM_FORMER.NUM_LAYERS = 2
     cfg.MODEL.MM_FORMER.FEEDFORWARD = 512
+    # Not in the paper: similarities reach the matching network with mean 0 and deviation 1 an image.
+    cfg.MODEL.MM_FORMER.STANDARDIZE_SIMILARITY = False
     cfg.MODEL.MM_FORMER.MATCHING_WIDTH = 500  # hidden units of the matching MLP
     cfg.MODEL.MM_FORMER.MEMORY_SIDE = 15  # shorter side of the maps attended to, pixels
     cfg.MODEL.MM_FORMER.DICE_WEIGHT = 10.0  # lambda_1, of the fused mask's Dice loss

@@ -30,8 +30,10 @@ def add_base_knowledge_keys(cfg: CN) -> None:
     cfg.MODEL.BASE_KNOWLEDGE.NUM_CLASSES = 15  # base classes of a fold: 15 of PASCAL-5i, 60 of COCO-20i
     cfg.MODEL.BASE_KNOWLEDGE.SIMILARITY = "dot"  # Eq. 13; or "cosine"
     cfg.MODEL.BASE_KNOWLEDGE.NORMALIZATION = "min_max"  # of the map, an image at a time; "none", "sigmoid"
-    cfg.MODEL.BASE_KNOWLEDGE.MIN_PIXELS = 2048  # an instance of a base class counts from this area on
-    # Folder of the prototypes once built, in files named after all that they depend on; "" keeps none.
+    # Pixels of a class that an image must show (at its own size) to enter the class's prototype.
+    cfg.MODEL.BASE_KNOWLEDGE.MIN_PIXELS = 2048
+    # Folder of the prototypes once built, in files named after all that they depend on; "" keeps none. A
+    # checkpoint holds its prototypes: evaluation and resumed training build and read none.
     cfg.MODEL.BASE_KNOWLEDGE.CACHE_DIR = "./output/base_prototypes"
 
 
@@ -66,20 +68,20 @@ def add_jc2a_keys(cfg: CN) -> None:
     cfg.MODEL.JC2A.IN_FEATURES = ("res4", "res3")  # middle features, as in PFENET
     cfg.MODEL.JC2A.DIM = 256
     cfg.MODEL.JC2A.DROPOUT = 0.5
-    cfg.MODEL.JC2A.BINS = (60, 30, 15, 8)  # sides of the pyramid's levels, in cells
-    cfg.MODEL.JC2A.P2P = True  # Table 3: point-to-point attention
+    # Sides of the pyramid's levels, in cells; as learned position embeddings have them, no fractions.
+    cfg.MODEL.JC2A.BINS = (60, 30, 15, 8)
+    cfg.MODEL.JC2A.P2P = True  # Table 3: point-to-point attention (P2P and P2B together are HPAM)
     cfg.MODEL.JC2A.P2B = True  # Table 3: point-to-block attention
-    cfg.MODEL.JC2A.CKMM = True  # Table 3
-    cfg.MODEL.JC2A.BLOCK_SIDES = (3, 3, 3, 2)  # m, a level each, in cells
-    cfg.MODEL.JC2A.TOP_BLOCKS = (60, 20, 5, 3)  # k, a level each
+    cfg.MODEL.JC2A.CKMM = True  # Table 3: the class-agnostic map
+    cfg.MODEL.JC2A.BLOCK_SIDES = (3, 3, 3, 2)  # m of P2B's blocks, one a level, in cells
+    cfg.MODEL.JC2A.TOP_BLOCKS = (60, 20, 5, 3)  # k blocks that show most of the object, one a level
     # Table 4: "linear" (ours), "normalized_linear" (NLA), "softmax" (NA), "cosine".
     cfg.MODEL.JC2A.ATTENTION = "linear"
     cfg.MODEL.JC2A.POSITION_EMBEDDING = True  # of point-to-block attention
     cfg.MODEL.JC2A.ATTENTION_MERGE = "add"  # of P2P and P2B (Table 6): "multiply", "concat"
-    cfg.MODEL.JC2A.AGNOSTIC_MERGE = (
-        "concat"  # of attention and class-agnostic map (Table 6): "add", "multiply"
-    )
-    cfg.MODEL.JC2A.AUX_WEIGHT = 1.0
+    # Of the attention's answer and the class-agnostic map (Table 6): "concat", "add", "multiply".
+    cfg.MODEL.JC2A.AGNOSTIC_MERGE = "concat"
+    cfg.MODEL.JC2A.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
 
 
 def add_danet_keys(cfg: CN) -> None:
@@ -94,5 +96,6 @@ def add_danet_keys(cfg: CN) -> None:
     cfg.MODEL.DANET.PCA_RATIO = 16
     cfg.MODEL.DANET.PCA_MASKED = False  # soft pooling over the object only
     cfg.MODEL.DANET.USE_PRIOR = False  # PFENet's prior mask as a further channel
+    cfg.MODEL.DANET.PRIOR_FEATURE = "res5"  # compared for it; masked after that stage only
     cfg.MODEL.DANET.PPM_BINS = (1, 2, 3, 6)
     cfg.MODEL.DANET.CKMM = False  # JC2A's class-agnostic map as a further channel

@@ -48,9 +48,11 @@ class EpisodeDataset(Dataset[dict[str, Any]]):
         return self.mapper(episode)
 
 
-def dataset_pairs(dataset_name: str, records: Sequence[dict[str, Any]]) -> list[Pair]:
-    """Return the (image id, class id) pairs of the classes that a split draws, in record order."""
-    return pairs_of(records, MetadataCatalog.get(dataset_name).class_ids)
+def dataset_pairs(
+    dataset_name: str, records: Sequence[dict[str, Any]], *, of_queries: bool = False
+) -> list[Pair]:
+    """Return the (image id, class id) pairs of the classes that a split draws, as `pairs_of` does."""
+    return pairs_of(records, MetadataCatalog.get(dataset_name).class_ids, of_queries=of_queries)
 
 
 def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader[list[dict[str, Any]]]:
@@ -84,6 +86,7 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
         repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
         batch_size=total_batch,
         class_names=MetadataCatalog.get(name).get("stuff_classes"),
+        query_pairs=dataset_pairs(name, records, of_queries=True),
     )
     sampler = TrainingEpisodeSampler(drawer, start=start_iter * total_batch)
     metadata = MetadataCatalog.get(name)
@@ -112,7 +115,8 @@ def build_test_episodes(
         raise ValueError(f"the number of episodes must not be negative, got {count}")
     if shots < 1:
         raise ValueError(f"FEW_SHOT.TEST.SHOTS must be positive numbers, got {shots}")
-    pairs = dataset_pairs(dataset_name, get_records(dataset_name))
+    records = get_records(dataset_name)
+    pairs = dataset_pairs(dataset_name, records)
     if test.QUERY_RULE in PUBLISHED_RULES:
         return PUBLISHED_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED)
     if test.QUERY_RULE not in QUERY_RULES:
@@ -125,6 +129,7 @@ def build_test_episodes(
         seed=test.SEED,
         repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
         class_names=MetadataCatalog.get(dataset_name).get("stuff_classes"),
+        query_pairs=dataset_pairs(dataset_name, records, of_queries=True),
     )
     return [drawer.draw(i) for i in range(count)] if count else drawer.draw_every_pair()
 

@@ -119,7 +119,9 @@ def read_manifest(
     header = read_manifest_header(path)
     if dataset is not None and header["dataset"] != dataset:
         raise ValueError(f"{path}:1: written for dataset {header['dataset']!r}, not {dataset!r}")
-    classes_of = None if records is None else {r["image_id"]: frozenset(r["classes"]) for r in records}
+    classes_of = None
+    if records is not None:
+        classes_of = {r["image_id"]: frozenset([*r["classes"], *r.get("query_classes", ())]) for r in records}
     episodes: list[Episode] = []
     with open(path, encoding="utf-8-sig") as file:
         next(file)

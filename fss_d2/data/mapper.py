@@ -11,17 +11,20 @@ from detectron2.data import DatasetFromList
 from detectron2.data import transforms as T
 
 from .episode import Episode, ImageId
-from .masks import IGNORE, load_sample
+from .frames import FRAMES, in_frame
+from .masks import load_sample
 from .samples import Sample, seeded, transform_sample
 from .segments import Segment, load_segments
 from .transforms import build_augmentations, build_resize
+from .views import build_view_resizes, view_frame
+from .weak_masks import annotate, support_annotation
 
-__all__ = ["FRAMES", "SEGMENTS", "EpisodeMapper"]
+__all__ = ["SEGMENTS", "EpisodeMapper"]
 
-FRAMES = ("original", "network", "pfenet_square")
 SEGMENTS = ("", "semantic", "instance")
 
-_CLASS_STREAM = 1  # of the seed of the class that is drawn anew, apart from the augmentations' seeds
+# Of the seeds of the class that is drawn anew and of scribbles, apart from the augmentations' seeds.
+_CLASS_STREAM, _SCRIBBLE_STREAM = 1, 2
 
 
 class EpisodeMapper:
@@ -48,6 +51,8 @@ class EpisodeMapper:
         augmentations: Sequence[T.Augmentation] = (),
         augment_supports: bool = True,
         frame: str = "original",
+        views: Sequence[T.Augmentation] = (),
+        support_annotation: str = "mask",
         is_train: bool = False,
         segments: str = "",
         target_segments: bool = False,
@@ -63,6 +68,8 @@ class EpisodeMapper:
             augmentations: replace `resize` in training; empty = none.
             augment_supports: augment supports as well (independently of the query).
             frame: in which frame evaluation compares: "original", "network" or "pfenet_square".
+            views: resizes, one for each further size at which an evaluation wants the episode.
+            support_annotation: what a support tells of its object: "mask", "box" or "scribble".
             is_train: augment, and give no "target".
             segments: give "segments" in training: "semantic" or "instance" (`load_segments`); "" gives none.
             target_segments: give "target_segments" in evaluation.
@@ -82,6 +89,8 @@ class EpisodeMapper:
         self.augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
         self.augment_supports = augment_supports
         self.frame = frame
+        self.views = () if is_train else tuple(views)
+        self.support_annotation = support_annotation
         self.is_train = is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
@@ -97,13 +106,15 @@ class EpisodeMapper:
     def from_config(
         cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Arguments from cfg.INPUT, cfg.TEST.FRAME and cfg.TEST.EVALUATORS."""
+        """Arguments from cfg.INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
         return {
             "records": records,
             "resize": build_resize(cfg),
             "augmentations": build_augmentations(cfg) if is_train and cfg.INPUT.TRAIN_AUGMENTATIONS else (),
             "augment_supports": cfg.INPUT.AUGMENT_SUPPORTS,
             "frame": cfg.TEST.FRAME,
+            "views": build_view_resizes(cfg),
+            "support_annotation": support_annotation(cfg, is_train),
             "is_train": is_train,
             "segments": cfg.INPUT.SEGMENTS,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
@@ -126,25 +137,18 @@ class EpisodeMapper:
             - support: K dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
               class id + 1; only in training with `segments`;
-            - target_segments: (M, height, width) bool; only in evaluation with `target_segments`.
+            - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
+            - views: the episode at other sizes, dicts of image, support, class_id, image_id, episode_index,
+              and of height, width and valid_size for its scores (`view_frame`); in evaluation with `views`.
 
         Raises:
             KeyError: an image id is not in the dataset.
             FileNotFoundError, ValueError: a file is missing or wrong; names the file.
         """
         image, mask, segments = self._load_query(episode)
-        prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
-        class_id = episode.class_id
-        if self.is_train and self.segments and not episode.supports:
-            enough = max(self.query_min_pixels, 1)
-            query = prepare(lambda sample: bool(sample.shown_classes(enough)))
-            if shown := query.shown_classes(enough):
-                rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
-                class_id = shown[rng.integers(len(shown))]
-                query = query.of_class(class_id)
-        else:
-            query = prepare(lambda sample: sample.shows(self.query_min_pixels))
-        return {
+        query, class_id = self._query(episode, image, mask, segments)
+        supports = [self._support(episode, number) for number in range(len(episode.supports))]
+        mapped = {
             "image": query.image,
             "sem_seg": query.mask,
             **self._frame_of(mask, query),
@@ -152,8 +156,15 @@ class EpisodeMapper:
             "class_id": class_id,
             "image_id": episode.query,
             "episode_index": episode.index,
-            "support": [self._support(episode, number) for number in range(len(episode.supports))],
+            "support": [sizes[0] for sizes in supports],
         }
+        if self.views:
+            views = [transform_sample(resize, image, mask) for resize in self.views]
+            mapped["views"] = [
+                self._view(mapped, query, view, [sizes[number] for sizes in supports])
+                for number, view in enumerate(views, start=1)
+            ]
+        return mapped
 
     def _load_query(self, episode: Episode) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
         record = self._record(episode.query)
@@ -161,14 +172,42 @@ class EpisodeMapper:
             return load_segments(record, episode.class_id, self.class_ids, self.segments)
         return *load_sample(record, episode.class_id), []
 
-    def _support(self, episode: Episode, number: int) -> dict[str, Any]:
-        image_id = episode.supports[number]
+    def _query(
+        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
+    ) -> tuple[Sample, int]:
+        """The query at the network's size, and the episode's class, which may be drawn anew."""
+        prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
+        if not self.is_train or not self.segments or episode.supports:
+            return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
+        enough = max(self.query_min_pixels, 1)
+        query = prepare(lambda sample: bool(sample.shown_classes(enough)))
+        if not (shown := query.shown_classes(enough)):
+            return query, episode.class_id
+        rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
+        class_id = shown[rng.integers(len(shown))]
+        return query.of_class(class_id), class_id
+
+    def _support(self, episode: Episode, number: int) -> list[dict[str, Any]]:
+        """A support at the network's size, then at the size of each view."""
+        image_id, seed = episode.supports[number], (episode.seed, number + 1)
         image, mask = load_sample(self._record(image_id), episode.class_id)
+        mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
-        seed = (episode.seed, number + 1)
         keeps = self.support_min_pixels
         sample = self._prepare(image, mask, (), seed, augment, lambda sample: sample.shows(keeps))
-        return {"image": sample.image, "mask": sample.mask, "image_id": image_id}
+        samples = [sample, *(transform_sample(resize, image, mask) for resize in self.views)]
+        return [{"image": each.image, "mask": each.mask, "image_id": image_id} for each in samples]
+
+    def _view(
+        self, mapped: Mapping[str, Any], query: Sample, view: Sample, supports: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The episode at another size; `mapped` and `query` are what it is at the network's."""
+        return {
+            "image": view.image,
+            **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
+            **{name: mapped[name] for name in ("class_id", "image_id", "episode_index")},
+            "support": supports,
+        }
 
     def _record(self, image_id: ImageId) -> Mapping[str, Any]:
         if image_id not in self._place:
@@ -224,11 +263,4 @@ class EpisodeMapper:
 
     def _in_frame(self, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
         """Of a mask at the original and at the network's size, the one in the frame of comparison."""
-        if self.is_train or self.frame == "network":
-            return network
-        if self.frame == "original":
-            return torch.from_numpy(original)
-        side = max(original.shape)  # PFENet: the label top left in a square of ignored pixels
-        square = torch.full((side, side), IGNORE, dtype=torch.uint8)
-        square[: original.shape[0], : original.shape[1]] = torch.from_numpy(original)
-        return square
+        return in_frame("network" if self.is_train else self.frame, original, network)

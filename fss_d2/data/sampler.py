@@ -23,16 +23,23 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or support of the class
 
-QUERY_RULES = ("class", "pair", "image")
+QUERY_RULES = ("class", "pair", "image", "pfenet")
 
 # First word of the entropy of each random stream, so that no two share their numbers.
 _DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
 
 
-def pairs_of(records: Iterable[Mapping[str, Any]], class_ids: Iterable[int]) -> list[Pair]:
-    """Return all (image id, class id) pairs of the given classes, in the order of the dataset dicts."""
+def pairs_of(
+    records: Iterable[Mapping[str, Any]], class_ids: Iterable[int], *, of_queries: bool = False
+) -> list[Pair]:
+    """Return all (image id, class id) pairs of the given classes, in the order of the dataset dicts.
+
+    With `of_queries` the classes are those of the key "query_classes", where a record has it: all that the
+    image shows, however small.
+    """
     wanted = set(class_ids)
-    return [(r["image_id"], class_id) for r in records for class_id in r["classes"] if class_id in wanted]
+    key = "query_classes" if of_queries else "classes"
+    return [(r["image_id"], c) for r in records for c in r.get(key, r["classes"]) if c in wanted]
 
 
 class EpisodeDrawer:
@@ -48,19 +55,23 @@ class EpisodeDrawer:
         repeat_supports: bool = False,
         batch_size: int = 1,
         class_names: Sequence[str] | None = None,
+        query_pairs: Sequence[Pair] = (),
     ) -> None:
         """
         Args:
-            pairs: (image id, class id) pairs; their order is the list order of rules "pair" and "image".
+            pairs: (image id, class id) pairs; their order is the list order of all rules but "class".
             shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes;
                 0 alone gives episodes of a query without supports.
             rule: how the query comes about. "class": class uniform, then image uniform in the class;
                 "pair": each pair once an epoch; "image": each image once an epoch, its class uniform
-                among its classes. The order is new in every epoch.
+                among its classes; "pfenet": as "image", but its classes are also those of `query_pairs`.
+                The order is new in every epoch.
             seed: not negative.
             repeat_supports: draw supports with replacement. The query is never its own support.
             batch_size: episodes of one training step over all processes.
             class_names: used in messages only.
+            query_pairs: further pairs whose image can be query, but not support, of the class; those of
+                images and classes that `pairs` lacks are left out. Rule "pfenet" alone uses them.
 
         Raises:
             ValueError: an option out of range, or no class with enough images (classes with too few are
@@ -86,6 +97,9 @@ class EpisodeDrawer:
             self._position[image, class_id] = len(members)
             members.append(image)
             classes_of.setdefault(image, []).append(class_id)
+        for image, class_id in dict.fromkeys(query_pairs if rule == "pfenet" else ()):
+            if image in classes_of and class_id in self.images_of and class_id not in classes_of[image]:
+                classes_of[image].append(class_id)
         self.class_ids = sorted(self.images_of)
         self._image_classes = list(classes_of.items())
         self._cached_order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
@@ -93,7 +107,7 @@ class EpisodeDrawer:
     @property
     def epoch_length(self) -> int:
         """Episodes after which every query has come once (rule "class": the number of pairs)."""
-        return len(self._image_classes) if self.rule == "image" else len(self.pairs)
+        return len(self._image_classes) if self.rule in ("image", "pfenet") else len(self.pairs)
 
     def draw(self, index: int) -> Episode:
         """Return episode `index` (from 0, without end)."""
@@ -119,8 +133,10 @@ class EpisodeDrawer:
     def _with_supports(self, index: int, query: ImageId, class_id: int, rng: np.random.Generator) -> Episode:
         members = self.images_of[class_id]
         shots = self._shots_at(index)
-        chosen = rng.choice(len(members) - 1, shots, replace=self.repeat_supports)
-        chosen = chosen + (chosen >= self._position[query, class_id])  # steps over the query
+        place = self._position.get((query, class_id), len(members))
+        others = len(members) - (place < len(members))
+        chosen = rng.choice(others, shots, replace=self.repeat_supports)
+        chosen = chosen + (chosen >= place)  # steps over the query
         supports = tuple(members[i] for i in chosen)
         return Episode(index, class_id, query, supports, episode_seed(self.seed, index))
 

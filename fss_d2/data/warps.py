@@ -29,6 +29,7 @@ class _PixelTransform(Transform):
     """A transform of pixels; few-shot episodes have no boxes or key points to carry along."""
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Refuse; Detectron2 asks for it where there are boxes."""
         raise NotImplementedError(f"{type(self).__name__} moves pixels, not coordinates")
 
 
@@ -43,9 +44,11 @@ class SquashTransform(_PixelTransform):
         self.height, self.width = height, width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 to (height, width, 3)."""
         return np.array(Image.fromarray(img).resize((self.width, self.height), Image.Resampling.BILINEAR))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) uint8 to (height, width), values kept."""
         mask = torch.from_numpy(np.ascontiguousarray(segmentation))[None, None]
         return F.interpolate(mask, size=(self.height, self.width), mode="nearest")[0, 0].numpy()
 
@@ -58,9 +61,11 @@ class ScaleTransform(_PixelTransform):
         self.factor = factor
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to (round(factor h), round(factor w), 3)."""
         return cv2.resize(img, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_LINEAR)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to the image's new size, values kept."""
         return cv2.resize(segmentation, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_NEAREST)
 
 
@@ -72,9 +77,11 @@ class RotateTransform(_PixelTransform):
         self.degrees, self.fill = degrees, tuple(fill)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to the same size; corners that open are filled with `fill`."""
         return self._warp(img, cv2.INTER_LINEAR, self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to the same size; corners that open are 255."""
         return self._warp(segmentation, cv2.INTER_NEAREST, (IGNORE,))
 
     def _warp(self, array: np.ndarray, interpolation: int, border: Sequence[float]) -> np.ndarray:
@@ -94,9 +101,11 @@ class BlurTransform(_PixelTransform):
     """Gaussian blur with a 5x5 kernel whose deviation OpenCV derives from the size (1.1 pixels)."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to the same size and type."""
         return cv2.GaussianBlur(img, (5, 5), 0)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """The mask as it is."""
         return segmentation
 
 
@@ -108,11 +117,13 @@ class ColorTransform(_PixelTransform):
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 RGB to the same."""
         image = ImageEnhance.Brightness(Image.fromarray(img)).enhance(self.brightness)
         image = ImageEnhance.Contrast(image).enhance(self.contrast)
         return np.array(ImageEnhance.Color(image).enhance(self.saturation))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """The mask as it is."""
         return segmentation
 
 
@@ -128,10 +139,12 @@ class PadCrop(_PixelTransform):
         self.fill = tuple(fill)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 or float to (height, width, 3)."""
         fill = np.round(self.fill) if img.dtype == np.uint8 else self.fill
         return self._cut(img, fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to (height, width), 255 outside the image."""
         return self._cut(segmentation, IGNORE)
 
     def _cut(self, array: np.ndarray, fill: object) -> np.ndarray:
@@ -153,8 +166,10 @@ class LetterboxTransform(_PixelTransform):
         self._pad = PadCrop(0, 0, height, width, (0, 0, 0))
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to (height, width, 3), black right of and below `valid_size`."""
         return self._pad.apply_image(cv2.resize(img, self.valid_size[::-1], interpolation=cv2.INTER_LINEAR))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to (height, width), 255 right of and below `valid_size`."""
         small = cv2.resize(segmentation, self.valid_size[::-1], interpolation=cv2.INTER_NEAREST)
         return self._pad.apply_segmentation(small)

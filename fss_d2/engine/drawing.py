@@ -14,6 +14,8 @@ from fss_d2.data import build_few_shot_test_loader
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.visualization import picture_grid, save_picture
 
+from .arguments import parse_command_line
+
 __all__ = ["draw_episodes", "drawing_parser", "parse_drawing_arguments"]
 
 Panel = Callable[[dict[str, Any], str], np.ndarray]
@@ -33,9 +35,8 @@ def drawing_parser(description: str, *, num: int = 8) -> argparse.ArgumentParser
 def parse_drawing_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parse the command line with ``KEY VALUE`` pairs at its end; no number may be below 1."""
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
-    args = parser.parse_args(argv)
+    """As `parse_command_line`; no number may be below 1."""
+    args = parse_command_line(parser, argv)
     for name, value in vars(args).items():
         if isinstance(value, int) and value < 1:
             parser.error(f"--{name} must be at least 1")

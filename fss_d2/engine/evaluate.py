@@ -23,6 +23,7 @@ from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, format_table
 from fss_d2.files import write_atomic
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
+from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from fss_d2.visualization import episode_panel
 
 __all__ = [
@@ -51,7 +52,8 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     """Find out before anything runs that TEST.EVALUATORS cannot be had.
 
     Raises:
-        ValueError: it is empty, or names an evaluator that is unknown, repeated, or not for this model.
+        ValueError: it is empty, or names an evaluator that is unknown, repeated, or not for this model or
+            not for several TEST.SCALES.
     """
     names = list(cfg.TEST.EVALUATORS)
     if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
@@ -66,6 +68,12 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     if wrong:
         possible = tuple(name for name in EVALUATORS if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
+    unaveraged = [name for name in names if name != FewShotEvaluator.task]
+    if cfg.TEST.SCALES and unaveraged:
+        raise ValueError(
+            f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
+            f"{unaveraged[0]!r} needs; set TEST.SCALES to ()"
+        )
 
 
 def build_evaluators(
@@ -84,7 +92,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Re
     """Evaluate on all of DATASETS.TEST with each of FEW_SHOT.TEST.SHOTS supports.
 
     All processes must call it. Under ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` lie afterwards the scores, the
-    counts of each episode, pictures, and the manifest of the episodes that were scored.
+    counts of each episode, pictures, and the manifest of the episodes that were scored. With TEST.SCALES the
+    model runs at each of these sizes and its probabilities are averaged.
 
     Args:
         cfg: the config.
@@ -164,6 +173,7 @@ def _evaluate_all(
     """Evaluate; the first ``shown`` episodes of each evaluation go to the event storage."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
+    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:

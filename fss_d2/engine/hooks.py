@@ -10,10 +10,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
 from fss_d2.files import write_atomic
 
-__all__ = ["KeepBest", "SeedIterations", "cut_metrics", "seed_iteration"]
+__all__ = ["KeepBest", "SeedIterations", "TellIteration", "cut_metrics", "seed_iteration"]
 
 
 class SeedIterations(HookBase):
@@ -32,6 +33,16 @@ class SeedIterations(HookBase):
     def before_step(self) -> None:
         """Seed torch, numpy and Python's generator."""
         seed_iteration(self._seed, self.trainer.iter, comm.get_rank())
+
+
+class TellIteration(HookBase):
+    """Keep ``model.iteration`` up to date, for what a model starts to do late; a resume goes on rightly."""
+
+    def before_step(self) -> None:
+        """Tell the model, which may be wrapped for distributed training."""
+        model = self.trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        model.iteration = self.trainer.iter
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

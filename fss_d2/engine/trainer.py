@@ -21,6 +21,7 @@ import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data.build import build_few_shot_train_loader
 
+from .base_prototypes import fill_base_knowledge, has_base_knowledge
 from .evaluate import (
     Results,
     build_evaluators,
@@ -30,7 +31,7 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
-from .hooks import KeepBest, SeedIterations, cut_metrics
+from .hooks import KeepBest, SeedIterations, TellIteration, cut_metrics
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .step import EpisodeStep
 
@@ -97,9 +98,17 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Take up the last checkpoint in OUTPUT_DIR, if asked to and there is one, else MODEL.WEIGHTS."""
+        """Take up the last checkpoint in OUTPUT_DIR, if asked to and there is one, else MODEL.WEIGHTS.
+
+        A new training builds the prototypes of the base classes, of models that have such.
+        """
         super().resume_or_load(resume)
         self.data_loader.start_at(self.start_iter)
+        # A checkpoint to start from may know another fold's classes; one to go on with is taken to the bit.
+        if not (
+            resume and self.checkpointer.has_checkpoint() and has_base_knowledge(self.checkpointer.model)
+        ):
+            fill_base_knowledge(self.cfg, self.checkpointer.model)
 
     def train(self) -> Results | None:
         """Train, evaluate the final model, and write ``OUTPUT_DIR/results.json``.
@@ -129,7 +138,7 @@ class Trainer(DefaultTrainer):
         """Seeding, timing, learning rate, checkpoints, evaluation; `train` adds the writers after them."""
         cfg = self.cfg
         built: list[hooks.HookBase] = [SeedIterations(cfg.SEED)] if cfg.SEED >= 0 else []
-        built += [hooks.IterationTimer(), hooks.LRScheduler()]
+        built += [TellIteration(), hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
             # Before the evaluation: should that fail, the checkpoint is there.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
@@ -225,5 +234,7 @@ class Trainer(DefaultTrainer):
 def _distribute(model: nn.Module) -> nn.Module:
     """Wrap the model where several processes train it; on a CPU it has no device to name."""
     on_gpu = next(model.parameters()).is_cuda
-    device = {} if on_gpu else {"device_ids": None}
-    return create_ddp_model(model, broadcast_buffers=False, **device)
+    options: dict[str, Any] = {} if on_gpu else {"device_ids": None}
+    if getattr(model, "idle_parameters", False):
+        options["find_unused_parameters"] = True
+    return create_ddp_model(model, broadcast_buffers=False, **options)

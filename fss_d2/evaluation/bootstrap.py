@@ -96,6 +96,7 @@ def compare(
     rows_a: Sequence[EpisodeCounts],
     rows_b: Sequence[EpisodeCounts],
     *,
+    same_supports: bool = True,
     classes: Sequence[int] | None = None,
     counting: str = "hsnet",
     absent: str = "zero",
@@ -107,12 +108,13 @@ def compare(
 
     Args:
         rows_a, rows_b: what `read_rows` gives for the two; the order of the rows does not matter.
+        same_supports: False lets the two differ in supports, so that these are what is compared.
         classes: the classes of the split; None takes those that the episodes draw.
 
     Raises:
         ValueError: the two were not scored on the same episodes; the message names the first that differs.
     """
-    rows_a, rows_b = _pair(rows_a, rows_b)
+    rows_a, rows_b = _pair(rows_a, rows_b, same_supports)
     class_ids, *counts_a = stack_rows(rows_a)
     _, *counts_b = stack_rows(rows_b)
     classes = sorted(set(class_ids.tolist())) if classes is None else classes
@@ -139,7 +141,7 @@ def compare(
 
 
 def _pair(
-    rows_a: Sequence[EpisodeCounts], rows_b: Sequence[EpisodeCounts]
+    rows_a: Sequence[EpisodeCounts], rows_b: Sequence[EpisodeCounts], same_supports: bool
 ) -> tuple[list[EpisodeCounts], list[EpisodeCounts]]:
     """Sort both by episode and check that they hold the same ones."""
     if not rows_a:
@@ -150,7 +152,7 @@ def _pair(
         )
     rows_a, rows_b = (sorted(rows, key=lambda row: row.episode_index) for rows in (rows_a, rows_b))
     for a, b in zip(rows_a, rows_b, strict=True):
-        if _identity(a) != _identity(b):
+        if _query(a) != _query(b) or (same_supports and a.supports != b.supports):
             raise ValueError(
                 f"episode {a.episode_index} differs between the two: class {a.class_id}, query {a.query} "
                 f"against class {b.class_id}, query {b.query}; score both on one manifest"
@@ -158,8 +160,8 @@ def _pair(
     return rows_a, rows_b
 
 
-def _identity(row: EpisodeCounts) -> tuple[object, ...]:
-    return row.episode_index, row.class_id, row.query, row.supports
+def _query(row: EpisodeCounts) -> tuple[object, ...]:
+    return row.episode_index, row.class_id, row.query
 
 
 def _resample_weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -115,6 +115,8 @@ class FewShotEvaluator(DatasetEvaluator):
                 "frame": cfg.TEST.FRAME,
                 "input_size": list(cfg.INPUT.FEW_SHOT_SIZE),
                 "resize": cfg.INPUT.TEST_RESIZE,
+                "scales": list(cfg.TEST.SCALES),
+                "support_annotation": cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION,
                 "query_rule": cfg.FEW_SHOT.TEST.QUERY_RULE,
                 "manifest": cfg.FEW_SHOT.TEST.MANIFEST,
                 "seed": cfg.FEW_SHOT.TEST.SEED,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fss_d2.modeling.layers import soft_iou
+from fss_d2.soft_masks import soft_iou
 
 from .few_shot_evaluation import FewShotEvaluator
 from .proposal_frame import THRESHOLD, proposals_in_frame

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fss_d2.modeling.layers import resize
+from fss_d2.soft_masks import resize
 
 __all__ = ["THRESHOLD", "proposals_in_frame"]
 

@@ -24,6 +24,7 @@ __all__ = [
     "ProposalRecallEvaluator",
     "mask_iou",
     "mask_quality",
+    "ranked",
     "ranks_of_finds",
 ]
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 BUDGETS = (10, 50, 100)  # proposals an image
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+DUPLICATE_IOU = 0.7
 
 
 def mask_quality(proposals: Tensor) -> Tensor:
@@ -45,6 +47,28 @@ def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
     overlap = masks @ others.T
     union = masks.sum(dim=1)[:, None] + others.sum(dim=1) - overlap
     return overlap.double() / union.double().clamp(min=1)
+
+
+def ranked(proposals: Tensor) -> Tensor:
+    """Order in which proposals count: by `mask_quality`, those that repeat a better one after all others.
+
+    One repeats another if their IoU exceeds `DUPLICATE_IOU`: an image's background is proposed many times.
+
+    Args:
+        proposals: (N, H, W) in [0, 1].
+
+    Returns:
+        (N,) int64 indices, best first.
+    """
+    order = mask_quality(proposals).argsort(descending=True, stable=True)
+    inside = proposals[order] > THRESHOLD
+    similar = (mask_iou(inside, inside) > DUPLICATE_IOU).cpu()
+    kept: list[int] = []
+    for rank in range(len(order)):
+        if not similar[rank, kept].any():
+            kept.append(rank)
+    repeated = sorted(set(range(len(order))) - set(kept))
+    return order[torch.tensor(kept + repeated, device=order.device)]
 
 
 def ranks_of_finds(iou: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
@@ -81,7 +105,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     """Average recall of class-agnostic proposals, as COCO computes it (Hosang et al., TPAMI 2016).
 
     The recall, pooled over all objects of the novel (test) classes in the query images, is averaged over the
-    IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and ranked by `mask_quality`. An image
+    IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and `ranked`. An image
     counts once, however many episodes and processes see it.
 
     Args:
@@ -129,7 +153,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 )
             proposals = proposals_in_frame(image, output, method=self._method)
             segments = torch.as_tensor(image["target_segments"], device=proposals.device)
-            order = mask_quality(proposals).argsort(descending=True, stable=True)[: max(BUDGETS)]
+            order = ranked(proposals)[: max(BUDGETS)]
             iou = mask_iou(proposals[order] > THRESHOLD, segments)
             ranks = ranks_of_finds(iou.cpu().numpy())
             missed = ranks == len(iou)

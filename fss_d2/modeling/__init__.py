@@ -4,8 +4,11 @@ from . import backbone  # noqa: F401  (registers the backbones)
 from .meta_arch import (
     DCAMA,
     FEW_SHOT_META_ARCHS,
+    JC2A,
+    DANet,
     FewShotSegmentor,
     MMFormer,
+    PFENet,
     PotentialObjectsSegmenter,
     Prototype,
     SupportSet,
@@ -14,8 +17,11 @@ from .meta_arch import (
 __all__ = [
     "DCAMA",
     "FEW_SHOT_META_ARCHS",
+    "JC2A",
+    "DANet",
     "FewShotSegmentor",
     "MMFormer",
+    "PFENet",
     "PotentialObjectsSegmenter",
     "Prototype",
     "SupportSet",

@@ -1,29 +1,114 @@
 """Building what every method needs from a config."""
 
 import difflib
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 
-__all__ = ["build_few_shot_backbone"]
+from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.layers import BaseKnowledge
+from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
+
+__all__ = ["build_base_knowledge", "build_few_shot_backbone", "dynamic_convolution_arguments"]
+
+FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
+HAVE_PIXEL_DECODER = ("MMFormer", "PotentialObjectsSegmenter")
+# Keys under MODEL of settings that run a stage of the backbone alone, by method.
+RUN_A_STAGE = {
+    "PFENet": (("PFENET", "MASK_BEFORE_PRIOR"),),
+    "DPCN": (("DPCN", "TRAIN_LAST_STAGE"), ("DPCN", "MASK_BEFORE_SAM")),
+}
 
 
 def build_few_shot_backbone(cfg: CfgNode) -> Backbone:
     """Build MODEL.BACKBONE.NAME with the weights MODEL.BACKBONE.WEIGHTS.
 
+    MODEL.BACKBONE.FEATURES "pixel_decoder" puts a frozen pixel decoder behind it (`PixelDecoderBackbone`),
+    and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
+
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    MODEL.BACKBONE.WEIGHTS is neither read nor downloaded.
+    other weights are neither read nor downloaded.
 
     Raises:
-        ValueError: no backbone of that name.
+        ValueError: no backbone of that name, or settings that do not go together.
+        FileNotFoundError: no such weights.
     """
-    name = cfg.MODEL.BACKBONE.NAME
+    name, features = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FEATURES
     if name not in BACKBONE_REGISTRY:
         known = sorted(key for key, _ in BACKBONE_REGISTRY)
         near = difflib.get_close_matches(name, known, n=3) or known
         raise ValueError(f"MODEL.BACKBONE.NAME {name!r} does not exist; choose from {', '.join(near)}")
-    if cfg.MODEL.WEIGHTS:
+    if features not in FEATURES:
+        raise ValueError(f"unknown MODEL.BACKBONE.FEATURES {features!r}: choose from {', '.join(FEATURES)}")
+    decoded = features == "pixel_decoder"
+    if cfg.MODEL.WEIGHTS or (decoded and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.BACKBONE.WEIGHTS = ""
-    return build_backbone(cfg)
+    return _build_decoded_backbone(cfg) if decoded else build_backbone(cfg)
+
+
+def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
+    if cfg.MODEL.META_ARCHITECTURE in HAVE_PIXEL_DECODER:
+        raise ValueError(
+            f"{cfg.MODEL.META_ARCHITECTURE} has a pixel decoder of its own: set MODEL.BACKBONE.FEATURES to "
+            "'backbone' (of MMFormer, MODEL.MM_FORMER.FEATURES chooses what is matched)"
+        )
+    for section, key in RUN_A_STAGE.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        if cfg.MODEL[section][key]:
+            raise ValueError(
+                f"MODEL.{section}.{key} runs a stage of the backbone alone, and MODEL.BACKBONE.FEATURES "
+                f"'pixel_decoder' has none that can: set MODEL.{section}.{key} False"
+            )
+    if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
+        raise ValueError(
+            "MODEL.BACKBONE.FEATURES 'pixel_decoder' stays as it was trained: set MODEL.BACKBONE.FREEZE True "
+            "and MODEL.BACKBONE.BN_TRAIN_STATS False, or FEATURES to 'backbone'"
+        )
+    c, backbone = cfg.MODEL.PROPOSALS, build_backbone(cfg)
+    backbone.select(STAGES)
+    decoder = MSDeformAttnPixelDecoder(
+        {stage: shape.channels for stage, shape in backbone.output_shape().items()},
+        dim=c.DIM,
+        num_heads=c.NUM_HEADS,
+        num_layers=c.ENCODER_LAYERS,
+        feedforward=c.ENCODER_FEEDFORWARD,
+        sampling=c.SAMPLING,
+    )
+    decoded = PixelDecoderBackbone(backbone, decoder, c.DIM, resize_dilated=c.RESIZE_DILATED)
+    load_stage1_weights(decoded, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS)
+    return decoded
+
+
+def build_base_knowledge(cfg: CfgNode, backbone: Backbone) -> BaseKnowledge:
+    """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE, its prototypes not built yet.
+
+    Raises:
+        ValueError: a backbone that changes while training, for which prototypes built once do not hold.
+        KeyError: the backbone lacks an output of MODEL.BASE_KNOWLEDGE.IN_FEATURES.
+    """
+    c = cfg.MODEL.BASE_KNOWLEDGE
+    if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
+        raise ValueError(
+            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that stays as it is: set "
+            "MODEL.BACKBONE.BN_TRAIN_STATS False and MODEL.BACKBONE.FREEZE True, or the method's CKMM off"
+        )
+    available = backbone.available
+    for name in c.IN_FEATURES:
+        if name not in available:
+            stages = ", ".join(n for n in available if "." not in n)
+            raise KeyError(f"no backbone output {name!r} of MODEL.BASE_KNOWLEDGE.IN_FEATURES; have {stages}")
+    return BaseKnowledge(
+        {name: available[name].channels for name in c.IN_FEATURES},
+        c.NUM_CLASSES,
+        similarity=c.SIMILARITY,
+        normalization=c.NORMALIZATION,
+    )
+
+
+def dynamic_convolution_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `DynamicConvolution` from MODEL.DPCN, but for the channels."""
+    c = cfg.MODEL.DPCN
+    return {"kernel_size": c.KERNEL_SIZE, "kernels": c.KERNELS, "generation": c.KERNEL_GENERATION}

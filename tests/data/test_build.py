@@ -85,7 +85,7 @@ def test_training_batches_have_one_number_of_shots(cfg: CfgNode) -> None:
     assert all(len(s) == 1 for s in shots) and set().union(*shots) == {1, 2}
 
 
-@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+@pytest.mark.parametrize("rule", ["class", "pair", "image", "pfenet"])
 def test_training_does_not_depend_on_workers_or_global_seeds(cfg: CfgNode, rule: str) -> None:
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = rule
     torch.manual_seed(0)
@@ -200,7 +200,7 @@ def test_mmformer_rule(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
 
 def test_unknown_rule_is_refused_with_the_choices(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TEST.QUERY_RULE = "hsnet"
-    with pytest.raises(ValueError, match="choose one of class, pair, image, hsnet_pascal"):
+    with pytest.raises(ValueError, match="choose one of class, pair, image, pfenet, hsnet_pascal"):
         build_test_episodes(cfg, NAME, 1)
 
 

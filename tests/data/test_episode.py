@@ -34,6 +34,11 @@ def test_round_trip_keeps_ids_types_order_and_seeds(manifest: Path) -> None:
     assert isinstance(read[1].query, int) and isinstance(read[0].query, str)
 
 
+def test_a_class_that_only_queries_show_is_accepted(manifest: Path) -> None:
+    records = [*RECORDS[:3], {"image_id": 5, "classes": [1], "query_classes": [0, 1]}]
+    assert read_manifest(manifest, records=records) == EPISODES
+
+
 def test_file_layout_is_header_then_one_json_object_a_line(manifest: Path) -> None:
     header, first, _ = (json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines())
     assert header == read_manifest_header(manifest)

@@ -71,6 +71,39 @@ def test_image_rule_draws_the_class_uniformly_among_the_image_s_classes() -> Non
     assert abs(classes[1] - 500) < 70
 
 
+def test_pfenet_rule_also_draws_classes_too_small_for_a_support() -> None:
+    small: list[Pair] = [("a", 1), ("a", 0), ("z", 0), ("b", 7)]  # z is not listed, class 7 has no supports
+    drawer = EpisodeDrawer(PAIRS, rule="pfenet", shots=2, query_pairs=small)
+    episodes = [drawer.draw(i) for i in range(8000)]
+    assert drawer.epoch_length == 8
+    assert sorted(e.query for e in episodes[:8]) == list("abcdefgh")
+    classes = Counter(e.class_id for e in episodes if e.query == "a")
+    assert set(classes) == {0, 1, 4}
+    assert all(abs(count - 1000 / 3) < 70 for count in classes.values())
+    supports = Counter(s for e in episodes if (e.query, e.class_id) == ("a", 1) for s in e.supports)
+    assert set(supports) == set("cde")  # all of the class, and no image that is too small
+    assert {(e.query, e.class_id) for e in episodes} == {*PAIRS, ("a", 1)}
+    assert all(e.query not in e.supports and len(set(e.supports)) == 2 for e in episodes)
+
+
+def test_other_rules_draw_no_class_too_small() -> None:
+    for rule in ("class", "pair", "image"):
+        plain, given = (EpisodeDrawer(PAIRS, rule=rule, query_pairs=q) for q in ((), [("a", 1)]))
+        assert [plain.draw(i) for i in range(50)] == [given.draw(i) for i in range(50)]
+    alike = EpisodeDrawer(PAIRS, rule="pfenet")
+    image = EpisodeDrawer(PAIRS, rule="image")
+    assert [alike.draw(i) for i in range(50)] == [image.draw(i) for i in range(50)]
+
+
+def test_pairs_of_queries() -> None:
+    records = [
+        {"image_id": "a", "classes": [0], "query_classes": [0, 2, 3]},
+        {"image_id": "b", "classes": [2]},
+    ]
+    assert pairs_of(records, [0, 2]) == [("a", 0), ("b", 2)]
+    assert pairs_of(records, [0, 2], of_queries=True) == [("a", 0), ("a", 2), ("b", 2)]
+
+
 def test_repeats_only_when_asked_for() -> None:
     with_repeats = EpisodeDrawer(PAIRS, shots=5, repeat_supports=True)
     episodes = [with_repeats.draw(i) for i in range(100)]

@@ -11,7 +11,7 @@ from detectron2.engine import TrainerBase
 from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.engine.hooks import KeepBest, cut_metrics, seed_iteration
+from fss_d2.engine.hooks import KeepBest, TellIteration, cut_metrics, seed_iteration
 
 
 def _draw() -> tuple[float, float, float]:
@@ -85,3 +85,34 @@ def test_metrics_that_will_be_written_again_are_cut(tmp_path: Path, start: int, 
 def test_no_metrics_yet(tmp_path: Path) -> None:
     cut_metrics(tmp_path / "metrics.json", 0)
     assert not list(tmp_path.iterdir())
+
+
+class _Counts(TrainerBase):
+    """Notes the iteration that the model knows at each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen: list[int] = []
+        self.register_hooks([TellIteration()])
+
+    def run_step(self) -> None:
+        self.seen.append(getattr(self.model, "module", self.model).iteration)
+
+
+def test_the_model_knows_the_iteration_also_after_a_resume() -> None:
+    trainer = _Counts(nn.Linear(1, 1))
+    trainer.train(0, 2)
+    trainer.train(5, 7)
+    assert trainer.seen == [0, 1, 5, 6]
+
+
+def test_a_model_wrapped_for_distributed_training_knows_the_iteration(tmp_path: Path) -> None:
+    init = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    try:
+        trainer = _Counts(nn.parallel.DistributedDataParallel(nn.Linear(1, 1)))
+        trainer.train(3, 5)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert trainer.seen == [3, 4]

@@ -98,6 +98,18 @@ def test_pairing_finds_what_single_intervals_hide(make_rows: Rows) -> None:
     assert high - low > 3 * (result.high - result.low)
 
 
+def test_compare_of_supports(make_rows: Rows) -> None:
+    """Other supports are other episodes, unless they are what is compared."""
+    rows = make_rows(5)
+    others = [replace(row, supports=("t",)) for row in rows]
+    with pytest.raises(ValueError, match="episode 0 differs between the two"):
+        compare(rows, others)
+    assert compare(rows, others, same_supports=False) == compare(rows, rows)
+    others[2] = replace(others[2], class_id=9)
+    with pytest.raises(ValueError, match=r"episode 2 differs .* against class 9"):
+        compare(rows, others, same_supports=False)
+
+
 def test_compare_refuses_other_episodes(make_rows: Rows) -> None:
     rows = make_rows(5)
     with pytest.raises(ValueError, match="no episodes to compare"):

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fss_d2.evaluation import ProposalRecallEvaluator, format_table
-from fss_d2.evaluation.proposal_recall import mask_iou, mask_quality, ranks_of_finds
+from fss_d2.evaluation.proposal_recall import mask_iou, mask_quality, ranked, ranks_of_finds
 
 SIZE = (24, 32)
 
@@ -56,6 +56,15 @@ def test_quality_is_the_mean_probability_inside() -> None:
     torch.testing.assert_close(mask_quality(proposals), torch.tensor([0.7, 0.0, 0.9]))
 
 
+def test_repeated_proposals_come_last() -> None:
+    """Quality 0.9, 0.8, 0.7, 0.6; the second has an IoU of 3/4 with the first, the third one of 1/2."""
+    proposals = torch.zeros(4, 1, 6)
+    proposals[0, 0, :4], proposals[1, 0, :3] = 0.9, 0.8
+    proposals[2, 0, 2:5], proposals[3, 0, :2] = 0.7, 0.6
+    assert ranked(proposals).tolist() == [0, 2, 3, 1]
+    assert ranked(proposals[[3, 0]]).tolist() == [1, 0]
+
+
 def test_iou_by_hand() -> None:
     masks = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]]]).bool()
     others = torch.tensor([[[1, 0, 0, 0]], [[1, 1, 1, 1]], [[0, 0, 0, 0]]]).bool()
@@ -84,11 +93,12 @@ def test_recall_by_hand() -> None:
 
 
 def test_budgets_count_the_best_proposals_first() -> None:
-    """The object's own proposal is the least sure of sixty."""
+    """The object's own proposal is the least sure of sixty that share no pixel."""
     segments = torch.zeros((1, *SIZE), dtype=torch.bool)
     segments[0, :4] = True
     proposals = torch.zeros((60, *SIZE))
-    proposals[:, 10:] = 0.9
+    for i, proposal in enumerate(proposals):
+        proposal.view(-1)[320 + 7 * i : 327 + 7 * i] = 0.9
     proposals[7] = torch.where(segments[0], 0.6, 0.0)
     scores = score(make_image(0, proposals, segments))
     assert (scores["AR@10"], scores["AR@50"], scores["AR@100"]) == (0, 0, 100)
@@ -104,8 +114,8 @@ def test_it_agrees_with_coco() -> None:
             area, number = int(segment.sum()), len(annotations) + 1
             one = {"segmentation": _encode(segment), "iscrowd": 0, "area": area, "id": number}
             annotations.append(of_image | one)
-        for mask, quality in zip(proposals, mask_quality(proposals), strict=True):
-            detections.append(of_image | {"segmentation": _encode(mask > 0.5), "score": float(quality)})
+        for rank, mask in enumerate(proposals[ranked(proposals)]):
+            detections.append(of_image | {"segmentation": _encode(mask > 0.5), "score": 1 / (1 + rank)})
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {

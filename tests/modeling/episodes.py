@@ -23,6 +23,18 @@ TINY = (
     *("MODEL.MM_FORMER.DIM", 32),
     *("MODEL.MM_FORMER.FEEDFORWARD", 32),
     *("MODEL.MM_FORMER.MATCHING_WIDTH", 16),
+    *("MODEL.PFENET.DIM", 16),
+    *("MODEL.PFENET.BINS", (1.0, 0.5, 3.0, 2.0)),
+    *("MODEL.PFENET.MASK_BEFORE_PRIOR", False),  # stages of the fake backbone do not run alone
+    *("MODEL.JC2A.DIM", 32),
+    *("MODEL.JC2A.BINS", (6, 4)),
+    *("MODEL.JC2A.BLOCK_SIDES", (3, 2)),
+    *("MODEL.JC2A.TOP_BLOCKS", (2, 1)),
+    *("MODEL.DANET.DIM", 32),
+    *("MODEL.DPCN.DIM", 16),
+    *("MODEL.DPCN.KERNEL_SIZE", 3),
+    *("MODEL.DPCN.ASPP_DILATIONS", (1, 2, 3)),
+    *("MODEL.DPCN.TRAIN_LAST_STAGE", False),  # as PFENET.MASK_BEFORE_PRIOR
 )
 
 
@@ -69,6 +81,9 @@ def make_cfg(meta_arch: str, *overrides: Any) -> CfgNode:
 
 
 def make_model(meta_arch: str, *overrides: Any) -> FewShotSegmentor:
-    """Build a method in evaluation mode, always with the same weights."""
+    """Build a method in evaluation mode, always with the same weights and prototypes of base classes."""
     torch.manual_seed(0)
-    return build_model(make_cfg(meta_arch, *overrides)).eval()
+    model = build_model(make_cfg(meta_arch, *overrides)).eval()
+    if (knowledge := getattr(model, "knowledge", None)) is not None:
+        knowledge.fill(torch.rand_like(knowledge.prototypes))
+    return model

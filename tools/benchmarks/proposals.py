@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from fss_d2.modeling.backbone import STAGES
 from fss_d2.modeling.proposals.deformable_attention import (
     SAMPLERS,
     MultiScaleDeformableAttention,
@@ -129,8 +128,7 @@ def _segmenter(setting: Setting) -> tuple[nn.Sequential, Tensor]:
     """Backbone and head of the published sizes, and an image (1, 3, size, size), on the device."""
     start(setting)
     backbone = BACKBONES[setting.backbone]()
-    shapes = backbone.output_shape()
-    head = ProposalHead({name: shapes[name].channels for name in STAGES}, dim=DIM)
+    head = ProposalHead(backbone.output_shape(), dim=DIM)
     model = nn.Sequential(backbone, head).eval().to(setting.device)
     image = torch.rand(1, 3, setting.size, setting.size, device=setting.device)
     model(image[..., :32, :32])  # loads libraries, which are not the image's memory

@@ -78,7 +78,8 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 
     ``classes`` holds the split's classes that cover at least 2048 pixels of the flattened class map
     (``coco20i_hsnet``: those whose list has the image), also where the masks are not flattened, so
-    that all variants draw from the same image sets, meant to be the published ones. ``annotations``
+    that all variants draw from the same image sets, meant to be the published ones; ``query_classes`` (not
+    ``coco20i_hsnet``) holds those that cover any of it. ``annotations``
     has one RLE per class (the union of its objects) and one per class of crowd regions; the flat
     variants have ``sem_seg_file_name`` instead.
 
@@ -90,15 +91,19 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     root = Path(root)
     image_set = spec.split + ("2017" if spec.variant == "coco20i_2017" else "2014")
     flat = spec.variant in ("coco20i_flat", HSNET)
-    choose = _listed_chooser(root, spec) if spec.variant == HSNET else _rule_chooser(spec)
-    records = records_of(root, image_set, choose, flat=flat)
     if spec.variant == HSNET:
-        records = _in_list_order(records, _read_class_lists(root, spec))
-    return records
+        records = records_of(root, image_set, _listed_chooser(root, spec), flat=flat)
+        return _in_list_order(records, _read_class_lists(root, spec))
+    return records_of(root, image_set, _rule_chooser(spec), flat=flat, shown=_drawn_classes(spec))
 
 
 def records_of(
-    root: Path, image_set: str, choose: Callable[[Mapping[str, Any]], list[int]], *, flat: bool = False
+    root: Path,
+    image_set: str,
+    choose: Callable[[Mapping[str, Any]], list[int]],
+    *,
+    flat: bool = False,
+    shown: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Records of the images for which ``choose`` names a class, in the order of the index.
 
@@ -107,6 +112,8 @@ def records_of(
         image_set: "train2014" or the like.
         choose: from an index row to the class ids that the image may be drawn for.
         flat: take masks off the flattened class maps.
+        shown: classes that a record lists as ``query_classes`` where the flattened map shows them at all;
+            None leaves the key out.
 
     Raises:
         FileNotFoundError: images or prepared files are missing.
@@ -121,14 +128,17 @@ def records_of(
             record = {key: row[key] for key in ("image_id", "height", "width")}
             record |= {"file_name": str(image_path(row)), "classes": classes}
             record |= _flat_mask(root, image_set, row) if flat else _joined_masks(row)
+            if shown is not None:
+                record["query_classes"] = large_classes(row, shown, pixels=1)
             records.append(record)
     return records
 
 
-def large_classes(row: Mapping[str, Any], class_ids: Collection[int]) -> list[int]:
-    """Classes of an index row, out of ``class_ids``, with 2048 pixels or more in the flattened map."""
-    objects = row["objects"]
-    return [o["class"] for o in objects if o["class"] in class_ids and o["flat_area"] >= MIN_CLASS_PIXELS]
+def large_classes(
+    row: Mapping[str, Any], class_ids: Collection[int], pixels: int = MIN_CLASS_PIXELS
+) -> list[int]:
+    """Classes of an index row, out of ``class_ids``, with so many pixels or more in the flattened map."""
+    return [o["class"] for o in row["objects"] if o["class"] in class_ids and o["flat_area"] >= pixels]
 
 
 def index_path(root: Path, image_set: str) -> Path:
@@ -168,10 +178,15 @@ def _image_number(path: str) -> int:
     return int(match[1])
 
 
-def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
+def _drawn_classes(spec: FoldName) -> set[int]:
+    """The classes whose episodes a split draws."""
     novel = set(novel_classes(spec.variant, spec.fold))
-    wanted = novel if spec.split == "val" else set(range(len(CLASS_NAMES))) - novel
-    shunned = novel if spec.no_novel else set()
+    return novel if spec.split == "val" else set(range(len(CLASS_NAMES))) - novel
+
+
+def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
+    wanted = _drawn_classes(spec)
+    shunned = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
 
     def choose(row: Mapping[str, Any]) -> list[int]:
         if shunned and any(o["class"] in shunned for o in (*row["objects"], *row["crowds"])):

@@ -74,7 +74,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 
 def _transfer_records(spec: FoldName, root: Path) -> list[dict[str, Any]]:
     base = set(range(len(coco20i.CLASS_NAMES))) - set(_withheld(spec))
-    records = coco20i.records_of(root, "train2014", lambda row: coco20i.large_classes(row, base))
+    records = coco20i.records_of(root, "train2014", lambda row: coco20i.large_classes(row, base), shown=base)
     if spec.variant == "coco75sub" and len(records) > SUBSET_IMAGES:
         chosen = random.Random(spec.fold).sample(range(len(records)), SUBSET_IMAGES)
         records = [records[i] for i in sorted(chosen)]

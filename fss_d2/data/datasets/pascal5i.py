@@ -53,7 +53,8 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 
     Masks are class maps (0 background, class id + 1, 255 ignore). ``classes`` holds the split's
     classes that cover at least 2048 pixels (the ``hsnet`` variant: those that the list pairs with
-    the image), so that reading (image, class) pairs in order repeats the order of HSNet's ``val`` lists.
+    the image), so that reading (image, class) pairs in order repeats the order of HSNet's ``val`` lists;
+    ``query_classes`` (not ``hsnet``) holds those that cover any pixel.
 
     Raises:
         KeyError: unknown name.
@@ -123,7 +124,8 @@ def _select(
         areas = {int(c): pixels for c, pixels in row["areas"].items()}
         classes = [c for c in sorted(areas) if c in class_ids and areas[c] >= MIN_CLASS_PIXELS]
         if classes and not shunned.intersection(areas):
-            records.append(_record(root, row, classes))
+            shown = [c for c in sorted(areas) if c in class_ids and areas[c] > 0]
+            records.append(_record(root, row, classes) | {"query_classes": shown})
     return records
 
 

@@ -27,6 +27,7 @@ class Count:
 
     @property
     def verdict(self) -> str:
+        """ "same" or "DIFFERS" from the published number; empty where there is none."""
         if self.published is None:
             return ""
         return "same" if self.found == self.published else "DIFFERS"

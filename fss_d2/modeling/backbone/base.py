@@ -25,11 +25,15 @@ class FeatureBackbone(Backbone):
     one residual unit, convolution or transformer layer of the stage, shallow to deep. `select` says which
     of them `forward` returns; nothing behind the deepest selected one is computed, and no other map is kept.
 
-    A subclass builds its layers, calls `_declare`, and implements `_features`.
+    A subclass builds its layers, calls `_declare` and implements `_features`. Where stages can run one by
+    one, it also implements `_run_stage` and names them in `separate_stages`.
     """
 
     available: dict[str, ShapeSpec]
     """Channels and stride of everything selectable, in the order in which it is computed."""
+
+    separate_stages: tuple[str, ...] = ()
+    """Stages that `run_stage` can run; never the first."""
 
     def _declare(self, available: Mapping[str, ShapeSpec]) -> None:
         """State what is selectable, in order of computation, and select the stages among it."""
@@ -39,6 +43,10 @@ class FeatureBackbone(Backbone):
     @abstractmethod
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, map) as the maps get computed; the caller stops asking when it has enough."""
+
+    def _run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """As `run_stage`; the stage is one of `separate_stages`."""
+        raise NotImplementedError
 
     @property
     def library_module(self) -> nn.Module:
@@ -72,6 +80,27 @@ class FeatureBackbone(Backbone):
                     f"no feature {name!r} in {type(self).__name__}: choose from {self._describe_choices()}"
                 )
         self._selected = tuple(dict.fromkeys(names))
+
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Run one stage on what the stage before it gave, changed or not; gradients flow.
+
+        Args:
+            stage: a stage but the first, such as "res5".
+            x: (B, C, h, w) output of the stage before it, of any size.
+
+        Returns:
+            (B, C', h', w'), h' = ceil(h / (ratio of strides)); of an unchanged input the map that `forward`
+            gives (but for what a backbone that pads its images makes of the padding).
+
+        Raises:
+            NotImplementedError: a stage that is not one of `separate_stages`.
+        """
+        if stage not in self.separate_stages:
+            choices = ", ".join(self.separate_stages) or "another backbone: none of its stages runs alone"
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot run {stage!r} on the stage before it: choose {choices}"
+            )
+        return self._run_stage(stage, x)
 
     def _describe_choices(self) -> str:
         parts = []

@@ -66,6 +66,7 @@ class ResNetBackbone(FeatureBackbone):
         if dilation not in _STRIDES:
             raise ValueError(f"MODEL.RESNETS.DILATION {dilation!r} is not one of {', '.join(_STRIDES)}")
         self.taps_before_relu = taps_before_relu
+        self.separate_stages = STAGES[1:]
 
         dilate = dilation == "torchvision"
         net = resnet.ResNet(
@@ -105,6 +106,9 @@ class ResNetBackbone(FeatureBackbone):
                 x = torch.relu(tap)
                 yield f"{stage}.{i}", tap if self.taps_before_relu else x
             yield stage, x
+
+    def _run_stage(self, stage: str, x: Tensor) -> Tensor:
+        return self._layers()[STAGES.index(stage)](x)
 
 
 def _deepen_stem(net: resnet.ResNet) -> None:

@@ -56,7 +56,9 @@ class SwinBackbone(FeatureBackbone):
             available[stage] = spec
         self._declare(available)
         self.out_norms = nn.ModuleDict()
-        if out_norm:
+        if not out_norm:  # otherwise what a stage gives out is not what the next one reads
+            self.separate_stages = STAGES[1:]
+        else:
             self.out_norms.update({stage: nn.LayerNorm(available[stage].channels) for stage in STAGES})
 
     @property
@@ -77,6 +79,13 @@ class SwinBackbone(FeatureBackbone):
             if stage in self.out_norms:
                 features = self.out_norms[stage](x).permute(0, 3, 1, 2).contiguous()
             yield stage, features
+
+    def _run_stage(self, stage: str, x: Tensor) -> Tensor:
+        layer = self.model.layers[STAGES.index(stage)]
+        x = layer.downsample(x.permute(0, 2, 3, 1))
+        for block in layer.blocks:
+            x = _run_block(block, x)
+        return x.permute(0, 3, 1, 2).contiguous()
 
 
 def _run_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:

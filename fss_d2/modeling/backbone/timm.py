@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 import timm
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone, map_size
+from .timm_units import candidate_units, neighbours
 
 __all__ = ["TimmPlainBackbone", "TimmPyramidBackbone", "build_timm_backbone", "create_timm_backbone"]
 
@@ -51,7 +53,9 @@ class TimmPyramidBackbone(FeatureBackbone):
         model.prune_intermediate_layers(list(self._stage_index.values()), prune_norm=True, prune_head=True)
         self.model = model
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        self._declare(self._probe(_candidate_units(model)))
+        self._declare(self._probe(candidate_units(model)))
+        self._chains = {} if self._native_size is not None else self._probe_chains()
+        self.separate_stages = tuple(self._chains)
 
     @property
     def library_module(self) -> nn.Module:
@@ -94,6 +98,43 @@ class TimmPyramidBackbone(FeatureBackbone):
                 available[f"{stage}.0"] = spec
             available[stage] = spec
         return available
+
+    @torch.no_grad()
+    def _probe_chains(self) -> dict[str, list[str]]:
+        """Find, for each stage but the first, the modules that lead from the one before to it.
+
+        They are taken to be neighbours in one container; a random image tells whether that is so, and a stage
+        for which it is not is left out.
+        """
+        stages = [stage for stage in STAGES if stage in self._stage_index]
+        image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        self.model.eval()
+        maps, _ = self._run(image, stages, [])
+        modules = [info["module"] for info in self.model.feature_info]
+        chains: dict[str, list[str]] = {}
+        for before, stage in pairwise(stages):
+            first, last = (modules[self._stage_index[name]] for name in (before, stage))
+            chain = neighbours(self.model, first, last)
+            try:
+                found = self._run_chain(chain, maps[before])
+            except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError):
+                continue
+            error = 1e-4 * float(maps[stage].abs().max())
+            if found.shape == maps[stage].shape and torch.allclose(found, maps[stage], rtol=0, atol=error):
+                chains[stage] = chain
+        self.model.train()
+        return chains
+
+    def _run_chain(self, chain: Sequence[str], x: Tensor) -> Tensor:
+        x = (x.permute(0, 2, 3, 1) if self._channels_last else x).clone()  # some change their input
+        for name in chain:
+            x = self.model.get_submodule(name)(x)
+        return x.permute(0, 3, 1, 2).contiguous() if self._channels_last else x
+
+    def _run_stage(self, stage: str, x: Tensor) -> Tensor:
+        if self._pads:  # a model that rounds sizes down; the maps' own padding is cropped off
+            x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        return self._run_chain(self._chains[stage], x)
 
     def _run(
         self, x: Tensor, stages: Sequence[str], modules: Sequence[str]
@@ -203,44 +244,6 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _name(model: nn.Module) -> str:
     return str(model.pretrained_cfg.get("architecture", type(model).__name__))
-
-
-def _candidate_units(model: nn.Module) -> list[str]:
-    """Return the names of the submodules that look like blocks, in the order in which they are registered.
-
-    Where timm's stages are attributes of the model ("layer1", "s2"), they hold the blocks; where they are
-    members of a container ("stages.0", "blocks.4", "features.7"), they and their siblings hold blocks in
-    sequences, or are blocks themselves. Single layers (modules without children) are no blocks.
-    """
-    modules = dict(model.named_modules())
-    roots: dict[str, bool] = {}  # name -> whether it is a member of a container
-    for info in model.feature_info:
-        parent, _, _ = info["module"].rpartition(".")
-        if parent in modules and parent:
-            roots |= {f"{parent}.{child}": True for child, _ in modules[parent].named_children()}
-        elif info["module"] in modules and info["module"]:
-            roots[info["module"]] = False
-
-    units: list[str] = []
-    for root, is_member in roots.items():
-        module = modules[root]
-        children = [(f"{root}.{key}", child) for key, child in module.named_children()]
-        found = [unit for key, child in children if _is_sequence(child) for unit in _flatten(key, child)]
-        if _is_sequence(module) or (not found and not is_member):
-            found = [unit for key, child in children for unit in _flatten(key, child)]
-        units += found or ([root] if children else [])
-    return units
-
-
-def _flatten(name: str, module: nn.Module) -> list[str]:
-    """Return the names of the composite modules in nested sequences, or of the module itself."""
-    if _is_sequence(module):
-        return [unit for key, child in module.named_children() for unit in _flatten(f"{name}.{key}", child)]
-    return [name] if any(True for _ in module.children()) else []
-
-
-def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
 
 
 def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:

@@ -52,6 +52,7 @@ class VGGBackbone(FeatureBackbone):
                     available[STAGES[run - 1]] = ShapeSpec(channels=channels, stride=2 ** (run + 1))
                 run, block = run + 1, 0
         available[STAGES[-1]] = ShapeSpec(channels=channels, stride=2**run)
+        self.separate_stages = STAGES[1:]
         self._declare(available)
 
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -60,6 +61,11 @@ class VGGBackbone(FeatureBackbone):
             if position in self._names:
                 yield self._names[position], x
         yield STAGES[-1], x
+
+    def _run_stage(self, stage: str, x: Tensor) -> Tensor:
+        ends = {name: position for position, name in self._names.items()} | {STAGES[-1]: len(self.features)}
+        before = STAGES[STAGES.index(stage) - 1]
+        return self.features[ends[before] + 1 : ends[stage] + 1](x)
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,28 +1,53 @@
 """Leaf modules; none of them reads a config."""
 
+from fss_d2.soft_masks import resize, soft_iou
+
+from .activation import min_max, support_activation, support_activations
 from .attention import MaskAggregation
-from .blocks import FeatureReduction, ResidualPair, classifier, conv_pair, conv_stack, resize
-from .losses import dice_loss, soft_iou, two_channel_dice
+from .base_knowledge import BaseKnowledge
+from .blocks import FeatureReduction, ResidualPair, classifier, conv_pair, conv_stack
+from .channel_attention import PrototypicalChannelAttention, soft_pool
+from .dual_attention import DenseAttention, LightAttention
+from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_vectors
+from .enrichment import FeatureEnrichment, bin_sizes
+from .losses import dice_loss, two_channel_dice
+from .point_block_attention import PointBlockAttention
 from .pooling import area_fraction, masked_average, shot_prototypes, soft_mask
 from .position import sine_position_code, sine_position_map
+from .pyramid_pooling import PyramidPooling
 from .sampling import balanced_regions
 
 __all__ = [
+    "BaseKnowledge",
+    "DenseAttention",
+    "DynamicConvolution",
+    "DynamicQuery",
+    "FeatureEnrichment",
     "FeatureReduction",
+    "LightAttention",
     "MaskAggregation",
+    "PointBlockAttention",
+    "PrototypicalChannelAttention",
+    "PyramidPooling",
     "ResidualPair",
     "area_fraction",
     "balanced_regions",
+    "bin_sizes",
     "classifier",
     "conv_pair",
     "conv_stack",
     "dice_loss",
+    "foreground_vectors",
     "masked_average",
+    "min_max",
     "resize",
     "shot_prototypes",
     "sine_position_code",
     "sine_position_map",
     "soft_iou",
     "soft_mask",
+    "soft_pool",
+    "support_activation",
+    "support_activations",
     "two_channel_dice",
 ]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import resize
+from fss_d2.soft_masks import resize
+
 from .decoder_layers import FeedForwardLayer, MaskedAttentionLayer
 from .position import sine_position_map
 

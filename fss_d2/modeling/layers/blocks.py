@@ -4,16 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from fss_d2.soft_masks import resize
 
 __all__ = ["FeatureReduction", "ResidualPair", "classifier", "conv_pair", "conv_stack", "resize"]
-
-
-def resize(x: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to ``size`` = (height, width); unchanged where it has that size."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def conv_stack(

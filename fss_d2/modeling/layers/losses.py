@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["dice_loss", "soft_iou", "two_channel_dice"]
+__all__ = ["dice_loss", "two_channel_dice"]
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -19,21 +19,6 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     overlap = 2 * (probability * target).flatten(1).sum(dim=1)
     total = probability.flatten(1).sum(dim=1) + target.flatten(1).sum(dim=1)
     return 1 - (overlap + 1) / (total + 1)
-
-
-def soft_iou(masks: Tensor, target: Tensor) -> Tensor:
-    """IoU of soft masks with a hard one: sum(m t) / (sum(t) + sum(m) - sum(m t) + 1e-7).
-
-    Args:
-        masks: (B, N, H, W) in [0, 1].
-        target: (B, H, W), 1 object, anything else (255 too) background.
-
-    Returns:
-        (B, N) in [0, 1].
-    """
-    masks, target = masks.flatten(2), (target == 1).flatten(1).to(masks.dtype)  # (B, N, P), (B, P)
-    overlap = torch.einsum("bnp,bp->bn", masks, target)
-    return overlap / (target.sum(dim=1)[:, None] + masks.sum(dim=2) - overlap + 1e-7)
 
 
 def two_channel_dice(scores: Tensor, target: Tensor) -> Tensor:

@@ -2,18 +2,26 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .danet import DANet
 from .dcama import DCAMA
+from .dpcn import DPCN
 from .few_shot import FewShotSegmentor
+from .jc2a import JC2A
 from .mm_former import MMFormer
+from .pfenet import PFENet
 from .proposal_segmenter import PotentialObjectsSegmenter
 from .prototype import Prototype
 from .support import SupportSet
 
 __all__ = [
     "DCAMA",
+    "DPCN",
     "FEW_SHOT_META_ARCHS",
+    "JC2A",
+    "DANet",
     "FewShotSegmentor",
     "MMFormer",
+    "PFENet",
     "PotentialObjectsSegmenter",
     "Prototype",
     "SupportSet",

@@ -8,8 +8,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor
 
-from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
 from fss_d2.modeling.kshot import FUSIONS, guidance_weights
+from fss_d2.modeling.layers import BaseKnowledge
 
 from .dcama_head import DCAMAHead
 from .few_shot import FewShotSegmentor
@@ -18,6 +19,7 @@ from .support import SupportSet
 __all__ = ["DCAMA"]
 
 STRATEGIES = ("one_pass", *FUSIONS)
+AGNOSTIC = "agnostic"  # the class-agnostic map among the features
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,6 +47,7 @@ class DCAMA(FewShotSegmentor):
         skip_levels: Sequence[str] = ("res2", "res3"),
         kshot: str = "one_pass",
         head: dict[str, Any] | None = None,
+        knowledge: BaseKnowledge | None = None,
         ignore_as_background: bool = True,
         **base: Any,
     ) -> None:
@@ -55,6 +58,7 @@ class DCAMA(FewShotSegmentor):
             skip_levels: levels whose last block is joined to the masks (Table S3), fine to coarse.
             kshot: "one_pass", or one of `FUSIONS`, at inference, of K one-shot predictions (Table 4).
             head: further arguments of `DCAMAHead`.
+            knowledge: its class-agnostic map is joined to the mixer's input (CKMM of JC2A; not in the paper).
             ignore_as_background: target pixels marked 255 count as background in the loss.
             base: see `FewShotSegmentor`.
 
@@ -74,17 +78,22 @@ class DCAMA(FewShotSegmentor):
         self.head = DCAMAHead(
             {level: {name: channels[name] for name in names} for level, names in blocks.items()},
             {name: channels[name] for name in skips},
+            extras={} if knowledge is None else {AGNOSTIC: 1},
             **(head or {}),
         )
+        self.knowledge = knowledge
         names = [name for level in blocks.values() for name in level]
-        backbone.select(list(dict.fromkeys([*skips, *names])))
+        known = () if knowledge is None else knowledge.in_features
+        backbone.select(list(dict.fromkeys([*skips, *names, *known])))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         c = cfg.MODEL.DCAMA
+        backbone = build_few_shot_backbone(cfg)
         return {
             **cls.base_arguments(cfg),
-            "backbone": build_few_shot_backbone(cfg),
+            "backbone": backbone,
+            "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "attention_levels": c.ATTENTION_LEVELS,
             "skip_levels": c.SKIP_LEVELS,
             "kshot": c.KSHOT,
@@ -118,8 +127,15 @@ class DCAMA(FewShotSegmentor):
             support["weights"] = self._guidance(images, support, masks)  # (B, K)
         return support
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+    def _read_query(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of normalised queries, and their class-agnostic map where there is one."""
         features = self.extract(images)
+        if self.knowledge is None:
+            return features
+        return features | {AGNOSTIC: self.knowledge([features[name] for name in self.knowledge.in_features])}
+
+    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        features = self._read_query(images)
         size = images.shape[-2:]
         if self.kshot == "one_pass":
             logits, aggregated = self.head(features, _shot(support.tensors, 0), size)
@@ -127,7 +143,8 @@ class DCAMA(FewShotSegmentor):
             raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
         else:
             logits, aggregated = self._fuse(features, support, size)
-        return logits, {f"aggregated_{level}": masks for level, masks in aggregated.items()}
+        maps = {f"aggregated_{level}": masks for level, masks in aggregated.items()}
+        return logits, maps | {name: features[name] for name in self.head.extras}
 
     def _fuse(
         self, features: dict[str, Tensor], support: SupportSet, size: Sequence[int]
@@ -147,7 +164,7 @@ class DCAMA(FewShotSegmentor):
         K, size = images.shape[1], images.shape[-2:]
         guided = []
         for query in range(K):
-            features = self.extract(images[:, query])
+            features = self._read_query(images[:, query])
             logits = [self.head(features, _shot(support, shot), size)[0] for shot in range(K)]
             guided.append(torch.stack([_foreground(x) for x in logits], dim=1))  # (B, K, H, W)
         return guidance_weights(torch.stack(guided, dim=2), masks)

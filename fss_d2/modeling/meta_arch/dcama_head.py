@@ -25,6 +25,7 @@ class DCAMAHead(nn.Module):
         attention: Mapping[str, Mapping[str, int]],
         skips: Mapping[str, int],
         *,
+        extras: Mapping[str, int] | None = None,
         skip_support: bool = True,
         support_background: bool = True,
         region_pixels: int = 0,
@@ -42,6 +43,7 @@ class DCAMAHead(nn.Module):
         Args:
             attention: level -> {block: channels}; levels from fine to coarse, blocks shallow to deep.
             skips: block -> channels of the features joined to the masks, fine to coarse (Table S3).
+            extras: name -> channels of further maps of the query, joined to the mixer's input as they are.
             skip_support: join the supports' features as well (Table S5 (a)).
             support_background: False zeroes the supports' background before attention (Table 3).
             region_pixels: bring object and background to this many pixels each (Table S5 (b)); 0 keeps all.
@@ -63,6 +65,7 @@ class DCAMAHead(nn.Module):
             )
         self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
         self.skips = tuple(skips)
+        self.extras = tuple(extras or ())
         self.skip_support = skip_support
         self.support_background = support_background
         self.region_pixels = region_pixels
@@ -87,7 +90,7 @@ class DCAMAHead(nn.Module):
             if depth:
                 self.merge[level] = conv_stack(width, [width] * 3, [3] * 3)
 
-        mixed = width + sum(skips.values()) * (2 if skip_support else 1)
+        mixed = width + sum(skips.values()) * (2 if skip_support else 1) + sum((extras or {}).values())
         first, second, third = mixer_widths
         self.mixers = nn.ModuleList(
             [
@@ -171,7 +174,7 @@ class DCAMAHead(nn.Module):
         """Segment queries.
 
         Args:
-            features: block -> (B, C, h, w) of the queries.
+            features: block -> (B, C, h, w) of the queries; also the maps of ``extras``.
             support: one slice [:, s] of what `collect` returns.
             size: (H, W) of the query images.
 
@@ -219,6 +222,8 @@ class DCAMAHead(nn.Module):
                 joined.append(support[f"skip.{name}"])
             finer = max(mingled.shape[-2:], joined[0].shape[-2:])
             mingled = torch.cat([resize(x, finer) for x in (mingled, *joined)], dim=1)
+        for name in self.extras:
+            mingled = torch.cat([mingled, resize(features[name], mingled.shape[-2:])], dim=1)
         for mixer, stride in zip(self.mixers, (4, 2, 1), strict=True):
             mingled = mixer(resize(mingled, [-(-side // stride) for side in size]))
         return mingled

@@ -13,7 +13,15 @@ __all__ = ["ImageModel"]
 
 
 class ImageModel(nn.Module):
-    """A module with a backbone that stays as it is while the rest is trained, unless told otherwise."""
+    """A module with a backbone that stays as it is while the rest is trained, unless told otherwise.
+
+    Attributes:
+        iteration: of the training, set before each step (`fss_d2.engine.hooks.TellIteration`).
+        idle_parameters: some parameters that learn get no gradient in some iterations.
+    """
+
+    iteration: int = 0
+    idle_parameters: bool = False
 
     def __init__(
         self,

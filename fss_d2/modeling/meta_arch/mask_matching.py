@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fss_d2.modeling.layers import resize
 from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 
-__all__ = ["MaskMatching", "Matching", "contrastive_loss", "fuse_masks", "pool_masks"]
+__all__ = ["MaskMatching", "Matching", "contrastive_loss", "fuse_masks", "pool_masks", "standardized"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -56,6 +56,7 @@ class MaskMatching(nn.Module):
         self_alignment: bool = True,
         cross_alignment: str = "learned",
         learnable_matching: bool = True,
+        standardize: bool = False,
     ) -> None:
         """
         Args:
@@ -68,6 +69,8 @@ class MaskMatching(nn.Module):
             cross_alignment: "learned", "parameter_free" (CA*) or "none" (Table 3a, CA).
             learnable_matching: learn the coefficients (Table 3a, LM); otherwise the proposal most similar to
                 the support gets 1, the others 0.
+            standardize: give the matching network an image's similarities with mean 0 and deviation 1 (not in
+                the paper). As they are they lie close together, and a short training learns to ignore them.
 
         Raises:
             ValueError: unknown cross-alignment, or heads that do not divide ``dim``.
@@ -82,6 +85,7 @@ class MaskMatching(nn.Module):
         self.self_alignment = self_alignment
         self.cross_alignment = cross_alignment
         self.learnable_matching = learnable_matching
+        self.standardize = standardize
         self.reduce = nn.ModuleDict()
         self.align = nn.ModuleDict()
         projected = learnable_matching or cross_alignment == "learned"
@@ -147,7 +151,8 @@ class MaskMatching(nn.Module):
         query, prototypes = self.prototypes(features, proposals, support)
         similarity = F.cosine_similarity(query, prototypes[:, None], dim=2)  # Eq. 4
         if self.learnable_matching:
-            coefficients = self.fc2(self.fc1(similarity).relu())
+            known = standardized(similarity) if self.standardize else similarity
+            coefficients = self.fc2(self.fc1(known).relu())
         else:
             coefficients = F.one_hot(similarity.argmax(dim=1), similarity.shape[1]).to(similarity.dtype)
         return Matching(query, prototypes, similarity, coefficients)
@@ -194,6 +199,12 @@ def pool_masks(features: Tensor, masks: Tensor, epsilon: float = 0.0) -> Tensor:
         masks, features = masks.float(), features.float()
         weights = masks / (masks.sum(dim=(2, 3), keepdim=True) + epsilon).clamp(min=1e-30)
         return torch.einsum("bnhw,bchw->bnc", weights, features)
+
+
+def standardized(similarity: Tensor) -> Tensor:
+    """Similarities (B, N) with mean 0 and deviation 1 over the proposals of an image."""
+    deviation, mean = torch.std_mean(similarity, dim=1, keepdim=True)
+    return (similarity - mean) / (deviation + 1e-6)
 
 
 def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from fss_d2.modeling.build import build_few_shot_backbone
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
 
 from .few_shot import Episode, FewShotSegmentor
 from .mask_matching import MaskMatching, contrastive_loss, fuse_masks
@@ -23,7 +23,6 @@ from .support import SupportSet
 
 __all__ = ["MMFormer"]
 
-LEVELS = ("res5", "res4", "res3")  # low resolution first
 FEATURES = ("backbone", "pixel_decoder")
 
 
@@ -65,7 +64,7 @@ class MMFormer(FewShotSegmentor):
         """
         Args:
             backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the channels and strides apart.
+            head: arguments of `ProposalHead`, the input shape apart.
             criterion: arguments of `ProposalCriterion`, used with ``train_proposals``.
             matching: arguments of `MaskMatching`, the channels and the number of proposals apart.
             features: matched ones, "backbone" or "pixel_decoder" (before or after MSDeformAttn, Table 3b).
@@ -85,13 +84,11 @@ class MMFormer(FewShotSegmentor):
         super().__init__(backbone=backbone, ignore_as_background=True, align_corners=True, **image_model)
         backbone.select(STAGES)
         shapes = backbone.output_shape()
-        channels = {name: shape.channels for name, shape in shapes.items()}
-        strides = {name: shape.stride for name, shape in shapes.items()}
-        self.proposals = ProposalHead(channels, strides=strides, **(head or {}))
+        self.proposals = ProposalHead(shapes, **(head or {}))
         query_embed = self.proposals.predictor.query_embed
         decoded = features == "pixel_decoder"
         self.matching = MaskMatching(
-            {level: query_embed.embedding_dim if decoded else channels[level] for level in LEVELS},
+            {level: query_embed.embedding_dim if decoded else shapes[level].channels for level in LEVELS},
             num_proposals=query_embed.num_embeddings,
             **(matching or {}),
         )
@@ -107,6 +104,7 @@ class MMFormer(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.MM_FORMER, MODEL.PROPOSALS, and the backbone's keys."""
         c = cfg.MODEL.MM_FORMER
         return {
             **cls.image_arguments(cfg),
@@ -127,6 +125,7 @@ class MMFormer(FewShotSegmentor):
                 "self_alignment": c.SELF_ALIGNMENT,
                 "cross_alignment": c.CROSS_ALIGNMENT,
                 "learnable_matching": c.LEARNABLE_MATCHING,
+                "standardize": c.STANDARDIZE_SIMILARITY,
             },
         }
 

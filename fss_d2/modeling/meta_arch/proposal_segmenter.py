@@ -22,7 +22,7 @@ __all__ = ["PotentialObjectsSegmenter", "proposal_criterion_arguments", "proposa
 
 
 def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `ProposalHead` from MODEL.PROPOSALS, but for the backbone's channels and strides."""
+    """Arguments of `ProposalHead` from MODEL.PROPOSALS, but for the input shape."""
     c = cfg.MODEL.PROPOSALS
     return {
         "dim": c.DIM,
@@ -80,7 +80,7 @@ class PotentialObjectsSegmenter(ImageModel):
         """
         Args:
             backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the channels and strides apart.
+            head: arguments of `ProposalHead`, the input shape apart.
             criterion: arguments of `ProposalCriterion`.
             few_shot_weight: of the Dice loss between the episode's class mask and the proposal that fits it
                 best (reference code, not in the paper); 0 leaves it out.
@@ -99,18 +99,14 @@ class PotentialObjectsSegmenter(ImageModel):
             )
         super().__init__(backbone=backbone, **image_model)
         backbone.select(STAGES)
-        shapes = backbone.output_shape()
-        self.proposals = ProposalHead(
-            {name: shape.channels for name, shape in shapes.items()},
-            strides={name: shape.stride for name, shape in shapes.items()},
-            **(head or {}),
-        )
+        self.proposals = ProposalHead(backbone.output_shape(), **(head or {}))
         self.criterion = ProposalCriterion(**(criterion or {}))
         self.few_shot_weight = few_shot_weight
         self.few_shot_rank = few_shot_rank
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.PROPOSALS and the backbone's keys."""
         loss = cfg.MODEL.PROPOSALS.LOSS
         return {
             **cls.image_arguments(cfg),

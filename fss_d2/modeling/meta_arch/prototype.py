@@ -54,6 +54,7 @@ class Prototype(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.PROTOTYPE and the backbone's keys."""
         return {
             **cls.base_arguments(cfg),
             "backbone": build_few_shot_backbone(cfg),

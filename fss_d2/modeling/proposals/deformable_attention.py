@@ -131,6 +131,7 @@ class _TableGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, total: Tensor, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return ``total`` (R, C), the sums of rows (R, n) of table (T, C) by weights (R, n), unchanged."""
         ctx.save_for_backward(rows, weights)
         ctx.table_rows = len(table)
         return total.view_as(total)
@@ -138,6 +139,7 @@ class _TableGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """From the gradient (R, C) of the sums to those of ``total`` and ``table``; the rest has none."""
         rows, weights = ctx.saved_tensors
         ordered, order = rows.flatten().sort(stable=True)
         starts = torch.searchsorted(

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from fss_d2.modeling.layers import resize
+from fss_d2.modeling.layers.dilation import shrink_factors, shrink_maps
 from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from fss_d2.modeling.proposals.predictions import MaskPredictions
 
 __all__ = ["ProposalHead"]
-
-SHRUNK = {"res4": 2, "res5": 4}  # how much smaller than res3 the pixel decoder expects them
 
 
 class ProposalHead(nn.Module):
@@ -19,9 +18,8 @@ class ProposalHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: Mapping[str, int],
+        input_shape: Mapping[str, ShapeSpec],
         *,
-        strides: Mapping[str, int] | None = None,
         dim: int = 256,
         num_queries: int = 100,
         encoder_layers: int = 6,
@@ -35,8 +33,7 @@ class ProposalHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_channels: of res2, res3, res4, res5.
-            strides: of the same; without them no stage counts as dilated.
+            input_shape: channels and stride of res2, res3, res4, res5: the backbone's `output_shape`.
             dim, num_heads: of both decoders.
             encoder_layers, encoder_feedforward, sampling: see `MSDeformAttnPixelDecoder`.
             num_queries, decoder_layers, decoder_feedforward, num_classes: see `MaskedTransformerDecoder`.
@@ -56,14 +53,15 @@ class ProposalHead(nn.Module):
             num_classes=num_classes,
         )
         self.pixel_decoder = MSDeformAttnPixelDecoder(
-            in_channels,
+            {stage: shape.channels for stage, shape in input_shape.items()},
             dim=dim,
             num_heads=num_heads,
             num_layers=encoder_layers,
             feedforward=encoder_feedforward,
             sampling=sampling,
         )
-        self.shrunk = _dilated(strides) if resize_dilated and strides else {}
+        strides = {stage: shape.stride for stage, shape in input_shape.items()}
+        self.shrunk = shrink_factors(strides) if resize_dilated else {}
 
     def forward(self, features: Mapping[str, Tensor]) -> MaskPredictions:
         """
@@ -74,15 +72,5 @@ class ProposalHead(nn.Module):
         return self.predictor(levels, mask_features)
 
     def decode_pixels(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The pixel decoder alone: mask features at stride 4 and the maps of res5, res4, res3."""
-        height, width = features["res3"].shape[-2:]
-        shrunk = {
-            stage: resize(features[stage], (max(height // factor, 1), max(width // factor, 1)))
-            for stage, factor in self.shrunk.items()
-        }
-        return self.pixel_decoder({**features, **shrunk})
-
-
-def _dilated(strides: Mapping[str, int]) -> dict[str, int]:
-    """The stages finer than without dilation, and how much smaller than res3 they shall be."""
-    return {stage: factor for stage, factor in SHRUNK.items() if strides[stage] < factor * strides["res3"]}
+        """The pixel decoder alone: mask features at stride 4 and the maps of `LEVELS`."""
+        return self.pixel_decoder(shrink_maps(features, self.shrunk))

@@ -11,11 +11,9 @@ from fss_d2.modeling.layers.decoder_layers import (
     MaskedAttentionLayer,
     SelfAttentionLayer,
 )
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
 
 __all__ = ["MaskedTransformerDecoder"]
-
-NUM_LEVELS = 3
 
 
 class MaskedTransformerDecoder(nn.Module):
@@ -61,7 +59,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim)
         self.query_feat = nn.Embedding(num_queries, dim)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.level_embed = nn.Embedding(NUM_LEVELS, dim)
+        self.level_embed = nn.Embedding(len(LEVELS), dim)
         self.mask_embed = _MLP(dim)
         self.class_embed = nn.Linear(dim, num_classes + 1) if num_classes else None
 
@@ -77,9 +75,9 @@ class MaskedTransformerDecoder(nn.Module):
         Raises:
             ValueError: not three levels.
         """
-        if len(levels) != NUM_LEVELS:
+        if len(levels) != len(LEVELS):
             raise ValueError(
-                f"the mask decoder takes {NUM_LEVELS} levels, got {len(levels)}: give res5, res4, res3"
+                f"the mask decoder takes {len(LEVELS)} levels, got {len(levels)}: give {', '.join(LEVELS)}"
             )
         tokens = [self._tokens(index, level) for index, level in enumerate(levels)]
         # Resizing is linear, so resized mask features give resized masks; channels last it is much faster.
@@ -97,7 +95,7 @@ class MaskedTransformerDecoder(nn.Module):
                 if self.class_embed is not None:
                     classes.append(self.class_embed(normalised))
             if not last:
-                level = index % NUM_LEVELS
+                level = index % len(LEVELS)
                 allowed = _inside(_masks(embedding.detach(), small[level]))
                 queries = self._layer(index, queries, position, *tokens[level], allowed)
         return MaskPredictions(masks=masks, queries=normalised, levels=levels, classes=classes)
@@ -124,6 +122,7 @@ class _MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same."""
         first, second, third = self.layers
         return third(torch.relu(second(torch.relu(first(x)))))
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from ..layers import resize, sine_position_map
 from .deformable_attention import MultiScaleDeformableAttention, Shapes, reference_points
+from .predictions import LEVELS
 
 __all__ = ["MSDeformAttnPixelDecoder"]
 
-LEVELS = ("res5", "res4", "res3")  # of the encoder, low resolution first
 GROUPS = 32  # of every group norm
 
 

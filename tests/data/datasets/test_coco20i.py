@@ -52,6 +52,17 @@ def test_classes_follow_the_flattened_map(root: Path) -> None:
     assert classes("coco20i_contiguous_fold1_train", root) == {4: [CAR], 9: [BICYCLE]}
 
 
+def test_a_query_may_show_a_class_below_the_rule(root: Path) -> None:
+    def shown(name: str) -> dict[int, list[int]]:
+        return {r["image_id"]: sorted(r["query_classes"]) for r in coco20i.load_records(name, root)}
+
+    assert shown("coco20i_fold3_train") == {4: [CAR], 9: [PERSON, BICYCLE]}  # 1120 pixels of the person
+    assert shown("coco20i_flat_fold3_train") == shown("coco20i_fold3_train")
+    assert shown("coco20i_fold1_val") == {12: [BICYCLE]}  # image 13 shows too little of it to be listed
+    (record,) = coco20i.records_of(root, "train2014", lambda row: [PERSON] if row["image_id"] == 9 else [])
+    assert "query_classes" not in record
+
+
 def test_no_novel_counts_small_objects_and_crowds(root: Path) -> None:
     assert classes("coco20i_fold0_train_no_novel", root) == {4: [CAR]}  # 9 shows a person
     assert classes("coco20i_fold2_train_no_novel", root) == {}  # 4 a car, 9 a crowd of cars

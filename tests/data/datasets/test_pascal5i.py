@@ -62,6 +62,20 @@ def test_2048_pixel_rule_and_pools(root: Path) -> None:
     assert classes("pascal5i_trainaug_fold1_train", root) == {"2007_000001": [0], "2008_000006": [1]}
 
 
+def test_a_query_may_show_a_class_below_the_rule(root: Path) -> None:
+    def shown(name: str) -> dict[str, list[int]]:
+        return {r["image_id"]: r["query_classes"] for r in pascal5i.load_records(name, root)}
+
+    assert shown("pascal5i_fold0_val") == {"2007_000003": [0]}  # the bus beside it is no class of this fold
+    records = pascal5i.val_records(root, range(20))
+    assert {r["image_id"]: r["query_classes"] for r in records}["2007_000003"] == [0, 5]
+    for record in records:
+        assert set(record["classes"]) <= set(record["query_classes"])
+    assert (
+        shown("pascal5i_trainaug_fold1_train").keys() == classes("pascal5i_trainaug_fold1_train", root).keys()
+    )
+
+
 def test_no_novel_drops_images_with_any_novel_pixel(root: Path) -> None:
     # 2007_000002 shows 80 pixels of bicycle, novel in fold 0.
     assert classes("pascal5i_fold0_train_no_novel", root) == {"2008_000005": [5]}

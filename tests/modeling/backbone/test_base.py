@@ -1,6 +1,7 @@
 """The contract of FeatureBackbone on a toy, then on every kind of backbone."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -101,6 +102,10 @@ def test_wrong_names_are_named() -> None:
         backbone.select("res4")
     with pytest.raises(ValueError, match="at least one"):
         backbone.select([])
+    with pytest.raises(
+        NotImplementedError, match=r"CountingBackbone cannot run 'res5' .*: choose another backbone"
+    ):
+        backbone.run_stage("res5", torch.ones(1, 3, 2, 2))
     assert backbone.selected == ("res4", "res5")
     assert backbone.blocks("res5") == ["res5.0", "res5.1"]
 
@@ -136,6 +141,40 @@ def test_a_selection_gives_the_same_maps_as_everything(backbone: FeatureBackbone
             assert list(outputs) == selection
             for feature in selection:
                 assert torch.equal(outputs[feature], everything[feature]), feature
+
+
+def test_stages_run_alone_as_in_the_whole(backbone: FeatureBackbone) -> None:
+    backbone.eval()
+    backbone.select(STAGES)
+    with torch.no_grad():
+        maps = backbone(images(64, 96))
+        for before, stage in pairwise(STAGES):
+            if stage in backbone.separate_stages:
+                given = maps[before].clone()
+                alone = backbone.run_stage(stage, given)
+                torch.testing.assert_close(alone, maps[stage], rtol=1e-4, atol=1e-5)
+                assert torch.equal(given, maps[before])  # the input is left as it was
+                odd = backbone.run_stage(stage, given[..., 1:, 1:])
+                height, width = given.shape[-2:]
+                ratio = backbone.available[stage].stride // backbone.available[before].stride
+                assert odd.shape[-2:] == map_size((height - 1, width - 1), ratio)
+    with pytest.raises(NotImplementedError, match=f"{type(backbone).__name__} cannot run 'res2'"):
+        backbone.run_stage("res2", images(8, 8))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50_pspnet", "vgg16_bn", "swin_tiny", "tf_efficientnet_lite0", "convnext_atto"]
+)
+def test_which_backbones_run_stages_alone(name: str) -> None:
+    assert BUILDERS[name]().separate_stages == STAGES[1:]
+    assert SwinBackbone(size="tiny", out_norm=True).separate_stages == ()
+
+
+def test_gradients_flow_through_a_stage_alone() -> None:
+    backbone = create_timm_backbone("tf_efficientnet_lite0").eval()
+    x = torch.rand(1, backbone.available["res4"].channels, 4, 4, requires_grad=True)
+    backbone.run_stage("res5", x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 def test_gradients_reach_every_parameter(backbone: FeatureBackbone) -> None:

@@ -10,15 +10,7 @@ from fss_d2.modeling.layers import (
     conv_pair,
     conv_stack,
     masked_average,
-    resize,
 )
-
-
-def test_resize_samples_corners() -> None:
-    x = torch.tensor([0.0, 1.0, 2.0]).view(1, 1, 1, 3)
-    assert resize(x, (1, 5)).flatten().tolist() == [0, 0.5, 1, 1.5, 2]
-    assert resize(x, (1, 6), align_corners=False)[..., 0].item() == 0
-    assert resize(x, (1, 3)) is x
 
 
 def test_conv_stack_is_numbered_as_published() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fss_d2.modeling.layers import dice_loss, soft_iou, two_channel_dice
+from fss_d2.modeling.layers import dice_loss, two_channel_dice
 from tests.golden.mmformer import blocky, load
 
 
@@ -19,23 +19,6 @@ def test_dice_loss_by_hand() -> None:
 def test_dice_loss_ends_at_zero_for_a_perfect_mask() -> None:
     target = (torch.rand(3, 8, 8) > 0.5).float()
     assert torch.equal(dice_loss(target, target), torch.zeros(3))
-
-
-def test_soft_iou_by_hand() -> None:
-    masks = torch.tensor([[[[1.0, 0.5], [0.5, 0.0]], [[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
-    target = torch.tensor([[[1, 1], [0, 255]]], dtype=torch.uint8)  # ignored pixels are background
-    # overlaps 1.5, 2, 0; sums 2, 2, 0 beside the target's 2
-    assert soft_iou(masks, target)[0].tolist() == pytest.approx([1.5 / 2.5, 1.0, 0.0])
-    assert soft_iou(masks, torch.zeros_like(target))[0].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_soft_iou_is_of_each_image_and_each_mask() -> None:
-    masks, target = torch.rand(2, 3, 5, 7), (torch.rand(2, 5, 7) > 0.5).long()
-    iou = soft_iou(masks, target)
-    assert iou.shape == (2, 3)
-    for i in range(2):
-        for n in range(3):
-            assert torch.allclose(iou[i, n], soft_iou(masks[i : i + 1, n : n + 1], target[i : i + 1]))
 
 
 def test_two_channel_dice_by_hand() -> None:

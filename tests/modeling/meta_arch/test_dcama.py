@@ -224,3 +224,27 @@ def test_wrong_settings(override: tuple[str, Any], message: str) -> None:
 def test_unknown_level() -> None:
     with pytest.raises(KeyError, match="res6"):
         make_model("DCAMA", "MODEL.DCAMA.SKIP_LEVELS", ("res6",))
+
+
+def test_the_class_agnostic_map_is_one_more_channel_of_the_mixer() -> None:
+    episode = make_episode(0, shots=2)
+    with_map, plain = (make_model("DCAMA", "MODEL.DCAMA.CKMM", on) for on in (True, False))
+    names = set(with_map.state_dict()) - set(plain.state_dict())
+    assert names == {"knowledge.prototypes", "knowledge.filled"}
+    weights = {n: t for n, t in plain.state_dict().items() if n != "head.mixers.0.0.weight"}
+    with_map.load_state_dict(weights, strict=False)
+    first, wide = plain.head.mixers[0][0].weight, with_map.head.mixers[0][0].weight
+    assert wide.shape[1] == first.shape[1] + 1
+    with torch.no_grad():
+        wide.copy_(torch.cat([first, torch.zeros_like(first[:, :1])], dim=1))
+        close(scores(with_map, episode), scores(plain, episode))  # the channel alone makes the difference
+        wide[:, -1] += 0.1
+        (output,) = with_map([episode])
+    assert not torch.allclose(output["sem_seg"], scores(plain, episode))
+    assert output["aux"]["agnostic"].shape[0] == 1
+
+
+@pytest.mark.parametrize("kshot", ["average", "cross_guided"])
+def test_the_class_agnostic_map_in_every_way_of_k_shots(kshot: str) -> None:
+    model = make_model("DCAMA", "MODEL.DCAMA.CKMM", True, "MODEL.DCAMA.KSHOT", kshot)
+    assert scores(model, make_episode(0, shots=2)).isfinite().all()

@@ -15,6 +15,7 @@ from fss_d2.modeling.meta_arch.mask_matching import (
     contrastive_loss,
     fuse_masks,
     pool_masks,
+    standardized,
 )
 from tests.golden.mmformer import blocky, ellipse, feat, load, official_mmformer_state
 
@@ -222,6 +223,19 @@ def test_coefficients_by_hand() -> None:
     a, b = result.similarity[0].tolist()
     expected = [max(a - 0.5, 0) + 2 * max(b, 0) + 1, 1 - 4 * max(b, 0)]
     close(result.coefficients, torch.tensor([expected]), 1e-6)
+
+
+def test_standardized_similarities_by_hand() -> None:
+    expected = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    close(standardized(torch.tensor([[0.44, 0.46, 0.48], [0.5, 0.5, 0.5]])), expected, 1e-4)
+
+
+def test_standardized_coefficients_depend_on_the_order_of_similarities_alone() -> None:
+    matching = plain(learnable_matching=True, dim=2, width=3, standardize=True)
+    support = encode(matching, two_levels(3.0, 0.0, 0.0, 9.0), torch.tensor([[[1, 0]]]), 1)
+    result = matching(two_levels(0.0, 2.0, 2.0, 0.0), torch.rand(1, 2, 1, 2), support)
+    sign = (result.similarity - result.similarity.mean()).sign() / math.sqrt(2)
+    close(result.coefficients, matching.fc2(matching.fc1(sign).relu()), 1e-2)
 
 
 def test_supports_marked_255_are_background() -> None:

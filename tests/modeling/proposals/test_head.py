@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +26,12 @@ SMALL = {
 }
 
 
-def small(**arguments: Any) -> ProposalHead:
-    return ProposalHead(CHANNELS, **{**SMALL, **arguments})
+def shape_of(channels: Mapping[str, int], strides: Mapping[str, int] = STRIDES) -> dict[str, ShapeSpec]:
+    return {stage: ShapeSpec(channels=channels[stage], stride=strides[stage]) for stage in channels}
+
+
+def small(strides: Mapping[str, int] = STRIDES, **arguments: Any) -> ProposalHead:
+    return ProposalHead(shape_of(CHANNELS, strides), **{**SMALL, **arguments})
 
 
 def features(height: int, width: int, strides: Mapping[str, int] = STRIDES) -> dict[str, Tensor]:
@@ -45,7 +50,7 @@ def seen_by_pixel_decoder(head: ProposalHead, given: Mapping[str, Tensor]) -> di
 
 
 def test_names_and_shapes_are_the_published_ones() -> None:
-    head = ProposalHead({"res2": 256, "res3": 512, "res4": 1024, "res5": 2048})
+    head = ProposalHead(shape_of({"res2": 256, "res3": 512, "res4": 1024, "res5": 2048}))
     official = {
         key.removeprefix("sem_seg_head."): tuple(shape)
         for key, shape in key_shapes(1, 1).items()
@@ -58,7 +63,7 @@ def test_names_and_shapes_are_the_published_ones() -> None:
 @pytest.mark.parametrize("size", [(64, 96), (75, 101), (33, 32), (5, 40)])
 def test_masks_have_stride_4_at_any_size(size: tuple[int, int]) -> None:
     given = features(*size)
-    predictions = small(strides=STRIDES).eval()(given)
+    predictions = small().eval()(given)
     assert [tuple(masks.shape) for masks in predictions.masks] == [(2, 20, *given["res2"].shape[-2:])]
     assert [level.shape[-2:] for level in predictions.levels] == [
         given[stage].shape[-2:] for stage in ("res5", "res4", "res3")
@@ -68,7 +73,7 @@ def test_masks_have_stride_4_at_any_size(size: tuple[int, int]) -> None:
 
 def test_dilated_stages_are_resized() -> None:
     given = features(75, 101, DILATED)  # res3: 10 x 13
-    seen = seen_by_pixel_decoder(small(strides=DILATED), given)
+    seen = seen_by_pixel_decoder(small(DILATED), given)
     assert torch.equal(seen["res3"], given["res3"])
     for stage, size in (("res4", (5, 6)), ("res5", (2, 3))):
         expected = F.interpolate(given[stage], size=size, mode="bilinear", align_corners=True)
@@ -76,21 +81,14 @@ def test_dilated_stages_are_resized() -> None:
 
 
 def test_resized_stages_keep_a_pixel() -> None:
-    seen = seen_by_pixel_decoder(small(strides=DILATED), features(8, 24, DILATED))  # res3: 1 x 3
+    seen = seen_by_pixel_decoder(small(DILATED), features(8, 24, DILATED))  # res3: 1 x 3
     assert seen["res4"].shape[-2:] == seen["res5"].shape[-2:] == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("strides", "arguments"),
-    [
-        (DILATED, {"strides": DILATED, "resize_dilated": False}),
-        (DILATED, {"strides": None}),
-        (STRIDES, {"strides": STRIDES}),
-    ],
-)
-def test_other_stages_are_taken_as_they_are(strides: dict[str, int], arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("strides", "resize_dilated"), [(DILATED, False), (STRIDES, True)])
+def test_other_stages_are_taken_as_they_are(strides: dict[str, int], resize_dilated: bool) -> None:
     given = features(72, 40, strides)  # half of res3's 9 rows is 4, but res4 has 5
-    seen = seen_by_pixel_decoder(small(**arguments), given)
+    seen = seen_by_pixel_decoder(small(strides, resize_dilated=resize_dilated), given)
     assert all(torch.equal(seen[stage], given[stage]) for stage in given)
 
 

@@ -1,0 +1,234 @@
+"""The prototypes of a fold's base classes: built once from its training images, kept in a file (CKMM)."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fss_d2.checkpoint.reading import UNREADABLE, load_plain
+from fss_d2.data.base_instances import BaseInstances, Instances
+from fss_d2.data.catalog import get_records
+from fss_d2.data.transforms import build_resize
+from fss_d2.files import atomic_path
+from fss_d2.modeling.layers import BaseKnowledge, soft_mask
+from fss_d2.modeling.meta_arch.image_model import ImageModel
+
+__all__ = ["build_base_prototypes", "check_base_knowledge", "fill_base_knowledge", "has_base_knowledge"]
+
+logger = logging.getLogger(__name__)
+
+
+def has_base_knowledge(model: nn.Module) -> bool:
+    """Whether a model has all the prototypes that it needs; so has one that needs none."""
+    knowledge = getattr(model, "knowledge", None)
+    return knowledge is None or bool(knowledge.filled)
+
+
+def check_base_knowledge(model: nn.Module) -> None:
+    """Find out before an evaluation that a model lacks its prototypes, and raise ValueError."""
+    if not has_base_knowledge(model):
+        raise ValueError(
+            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
+            "checkpoint that was trained with them, or switch the method's CKMM off"
+        )
+
+
+def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
+    """Give a model the prototypes of the base classes of DATASETS.TRAIN; one without CKMM stays as it is.
+
+    All processes must call it, after the backbone has its weights. The prototypes come from a file in
+    MODEL.BASE_KNOWLEDGE.CACHE_DIR if they have been built before, else each process goes through its share of
+    the images, and the main process writes that file.
+
+    Raises:
+        ValueError: not exactly one training set, another number of classes than NUM_CLASSES, or none of the
+            classes has an instance of MIN_PIXELS.
+    """
+    knowledge = getattr(model, "knowledge", None)
+    if knowledge is None:
+        return
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
+    (name,) = cfg.DATASETS.TRAIN
+    records, class_ids = get_records(name), _base_class_ids(name)
+    if len(class_ids) != knowledge.num_classes:
+        raise ValueError(
+            f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {name} has {len(class_ids)} "
+            f"base classes: set it to {len(class_ids)}"
+        )
+    path = _cache_path(cfg, model, records, class_ids)
+    cached = comm.all_gather(_read(path, knowledge) if comm.is_main_process() else None)[0]
+    if cached is None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)  # fails now, not after the work
+        instances = BaseInstances(records, class_ids, build_resize(cfg), cfg.MODEL.BASE_KNOWLEDGE.MIN_PIXELS)
+        cached = build_base_prototypes(model, instances, workers=cfg.DATALOADER.NUM_WORKERS)
+        if path is not None and comm.is_main_process():
+            with atomic_path(path) as temporary:
+                torch.save({"prototypes": cached}, temporary)
+            logger.info("Prototypes of the base classes written to %s", path)
+    elif path is not None:
+        logger.info("Prototypes of the base classes read from %s", path)
+    knowledge.fill(cached)
+
+
+@torch.no_grad()
+def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, workers: int = 0) -> Tensor:
+    """Mean feature of each base class: the mean over its instances of the mean over an instance (Eq. 11, 12).
+
+    A mask is resized bilinearly to the features; an instance that it loses there is left out. Sums are in
+    float64. The processes share the images and add up their sums.
+
+    Args:
+        model: with a `knowledge`; its backbone runs in eval mode.
+        instances: all images.
+        workers: that load them, in each process.
+
+    Returns:
+        (classes, C) float32 on the CPU; zeros for a class without instances, with a warning.
+
+    Raises:
+        ValueError: no class has an instance.
+    """
+    knowledge: BaseKnowledge = model.knowledge
+    size = tuple(knowledge.prototypes.shape)
+    sums, counts = torch.zeros(size, dtype=torch.float64), torch.zeros(size[0], dtype=torch.int64)
+    with _reading(model, knowledge.in_features):
+        for item in _share(instances, workers):
+            means, classes = _instance_means(model, item)
+            sums.index_add_(0, classes, means)
+            counts.index_add_(0, classes, torch.ones_like(classes))
+    shares = comm.all_gather((sums, counts))
+    sums, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*shares, strict=True))
+    _report(counts, instances)
+    return (sums / counts.clamp(min=1)[:, None]).float()
+
+
+@contextmanager
+def _reading(model: ImageModel, names: Sequence[str]) -> Iterator[None]:
+    """Put a model into eval mode, its backbone giving these maps and computing nothing behind them."""
+    training, selected = model.training, model.backbone.selected
+    model.eval()
+    model.backbone.select(names)
+    try:
+        yield
+    finally:
+        model.backbone.select(selected)
+        model.train(training)
+
+
+def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]:
+    """Mean features (n, C) float64 and classes (n,) of the instances that the feature maps still show."""
+    knowledge: BaseKnowledge = model.knowledge
+    features = model.extract(model.normalise(item.image[None]))
+    joined = knowledge.join([features[name] for name in knowledge.in_features])[0]  # (C, h, w)
+    weights = soft_mask(item.masks.to(joined.device), joined.shape[-2:])  # (n, h, w)
+    totals = weights.sum(dim=(1, 2))
+    means = torch.einsum("chw,nhw->nc", joined, weights) / totals.clamp(min=1e-12)[:, None]
+    shown = (totals > 0).cpu()
+    return means.double().cpu()[shown], item.classes[shown]
+
+
+def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
+    """This process's images, in order; the main process logs how far it is."""
+    mine = range(comm.get_rank(), len(instances), comm.get_world_size())
+    loader = DataLoader(
+        instances,
+        batch_size=None,
+        sampler=mine,
+        num_workers=workers,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # leaves torch's global generator alone
+    )
+    logger.info("Building the prototypes of the base classes from %d images", len(instances))
+    for done, item in enumerate(loader, start=1):
+        yield item
+        if done * 10 // len(mine) > (done - 1) * 10 // len(mine):  # each tenth
+            logger.info("Prototypes of the base classes: %d of %d images", done, len(mine))
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _report(counts: Tensor, instances: BaseInstances) -> None:
+    few = f"of at least {instances.min_pixels} pixels (MODEL.BASE_KNOWLEDGE.MIN_PIXELS)"
+    if not counts.any():
+        raise ValueError(f"no base class has an instance {few}: lower it")
+    missing = [class_id for class_id, place in instances.place.items() if not counts[place]]
+    if missing:
+        logger.warning("No instance %s of %d base classes, left out: ids %s", few, len(missing), missing)
+
+
+def _base_class_ids(dataset_name: str) -> list[int]:
+    """Ids of the classes that training may know; what the split draws where it has no folds."""
+    metadata = MetadataCatalog.get(dataset_name)
+    return sorted(metadata.get("base_class_ids", metadata.class_ids))
+
+
+def _cache_path(
+    cfg: CfgNode, model: ImageModel, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int]
+) -> Path | None:
+    """The file of the prototypes, named after a hash of all that they depend on; None to keep none."""
+    c = cfg.MODEL.BASE_KNOWLEDGE
+    if not c.CACHE_DIR:
+        return None
+    (name,) = cfg.DATASETS.TRAIN
+    metadata = MetadataCatalog.get(name)
+    depends = [
+        [name, metadata.get("fold"), metadata.get("stuff_classes"), class_ids],
+        [cfg.MODEL.BACKBONE.NAME, repr(model.backbone), _weights_hash(model.backbone)],
+        [cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.TEST_RESIZE],
+        [c.IN_FEATURES, c.MIN_PIXELS],
+    ]
+    digest = hashlib.sha256(json.dumps(depends).encode())
+    for record in records:
+        digest.update(json.dumps([record, _file_states(record)], sort_keys=True, default=str).encode())
+    return Path(c.CACHE_DIR) / f"{name}_{digest.hexdigest()[:16]}.pth"
+
+
+def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
+    """Size and time of a record's files: pixels may change under the same names."""
+    states = []
+    for key in ("file_name", "sem_seg_file_name"):
+        path = record.get(key)
+        try:
+            state = os.stat(path) if path else None
+        except OSError:
+            state = None  # who reads the file tells what is wrong with it
+        states.append(state and (state.st_size, state.st_mtime_ns))
+    return states
+
+
+def _weights_hash(module: nn.Module) -> str:
+    """Hash of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path | None, knowledge: BaseKnowledge) -> Tensor | None:
+    """Prototypes kept in a file; None where there is none, or another program has broken it."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        prototypes = load_plain(path)["prototypes"]
+    except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is broken (%s); building the prototypes again", path, error)
+        return None
+    fits = isinstance(prototypes, Tensor) and prototypes.shape == knowledge.prototypes.shape
+    return prototypes if fits else None

@@ -1,0 +1,135 @@
+"""Features of a backbone after a frozen pixel decoder: MM-Former's Table 3b for every method."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ...checkpoint.reading import UNREADABLE, ForbiddenPickle, load_plain
+from ..layers.dilation import shrink_factors, shrink_maps
+from .base import STAGES, FeatureBackbone
+
+__all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
+
+DECODED = ("res5", "res4", "res3")  # order of the decoder's maps
+KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
+
+
+class PixelDecoderBackbone(FeatureBackbone):
+    """What the pixel decoder of a proposal segmenter makes of another backbone's stages; both are frozen.
+
+    "res2" is the decoder's mask features, "res3" to "res5" are its refined maps, all of one number of
+    channels and of the wrapped stages' sizes. Each stage is its own one block ("res3.0"), and none runs
+    alone, for the decoder reads them together.
+
+    Attributes:
+        backbone: the wrapped one.
+        decoder: the pixel decoder.
+    """
+
+    def __init__(
+        self, backbone: FeatureBackbone, decoder: nn.Module, dim: int, *, resize_dilated: bool = True
+    ) -> None:
+        """
+        Args:
+            backbone: gives res2 to res5.
+            decoder: of these maps by name; returns the mask features and the list of res5, res4, res3
+                (`MSDeformAttnPixelDecoder`).
+            dim: channels of what the decoder gives.
+            resize_dilated: bring res4 and res5 of a dilated backbone to the sizes they have without, as the
+                proposal segmenter does; sizes are then res3's halved and rounded down.
+
+        Raises:
+            KeyError: the backbone lacks a stage.
+        """
+        super().__init__()
+        backbone.select(STAGES)
+        self.backbone = backbone.requires_grad_(False)
+        self.decoder = decoder.requires_grad_(False)
+        strides = {stage: shape.stride for stage, shape in backbone.output_shape().items()}
+        self.shrunk = shrink_factors(strides) if resize_dilated else {}
+        available = {}
+        for stage, stride in strides.items():
+            factor = self.shrunk.get(stage)
+            spec = ShapeSpec(channels=dim, stride=factor * strides["res3"] if factor else stride)
+            available |= {f"{stage}.0": spec, stage: spec}
+        self._declare(available)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever the mode: the features are those that the decoder was trained for."""
+        return super().train(False)
+
+    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        fine, levels = self.decoder(shrink_maps(self.backbone(x), self.shrunk))
+        maps = {"res2": fine, **dict(zip(DECODED, levels, strict=True))}
+        for stage in STAGES:
+            yield f"{stage}.0", maps[stage]
+            yield stage, maps[stage]
+
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Not here.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"the features of a pixel decoder (MODEL.BACKBONE.FEATURES) have no stage {stage!r} that runs "
+            "alone: set MODEL.PFENET.MASK_BEFORE_PRIOR, MODEL.DPCN.TRAIN_LAST_STAGE and "
+            "MODEL.DPCN.MASK_BEFORE_SAM to False, or MODEL.BACKBONE.FEATURES to 'backbone'"
+        )
+
+
+def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
+    """Load backbone and pixel decoder of a checkpoint of the proposal segmenter, or of MM-Former.
+
+    Args:
+        backbone: gets the weights, in place.
+        path: file whose "backbone." and "proposals.pixel_decoder." tensors are taken; "" loads nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or its tensors are not exactly those of backbone and decoder.
+    """
+    if not path:
+        return
+    state = _read(Path(path).expanduser())
+    _load(backbone.backbone, state, "backbone.", path, "MODEL.BACKBONE.NAME and the keys of that backbone")
+    _load(backbone.decoder, state, "proposals.pixel_decoder.", path, "the sizes in MODEL.PROPOSALS")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint {path} of {KEY}: train a PotentialObjectsSegmenter (MM-Former's stage 1) first"
+        )
+    try:
+        state = load_plain(path)
+    except ForbiddenPickle:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(f"{path} of {KEY} is no checkpoint of plain tensors: give another file") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} of {KEY} holds no named tensors: give a checkpoint of stage 1")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str, keys: str) -> None:
+    """Load what `state` has under `prefix`, which must be all of the module's tensors and no other."""
+    found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    if not found.keys() & own.keys():
+        raise ValueError(
+            f"{path} of {KEY} has no {prefix}* of ours: give a checkpoint of MODEL.META_ARCHITECTURE "
+            f"PotentialObjectsSegmenter, and check {keys}"
+        )
+    odd = sorted(found.keys() ^ own.keys()) or [n for n in own if found[n].shape != own[n].shape]
+    if odd:
+        raise ValueError(
+            f"{path} of {KEY} does not fit in {prefix}{odd[0]} and {len(odd) - 1} more: check {keys}"
+        )
+    module.load_state_dict(found)

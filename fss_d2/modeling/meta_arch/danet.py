@@ -1,0 +1,198 @@
+"""DANet, the few-shot one: light and dense attention, and a prototype with channel attention."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.layers import (
+    BaseKnowledge,
+    DenseAttention,
+    FeatureReduction,
+    LightAttention,
+    PrototypicalChannelAttention,
+    PyramidPooling,
+    resize,
+    shot_prototypes,
+    soft_mask,
+    support_activation,
+)
+
+from .few_shot import FewShotSegmentor
+from .support import SupportSet
+
+__all__ = ["DANet"]
+
+
+@META_ARCH_REGISTRY.register()
+class DANet(FewShotSegmentor):
+    """Dual-Attention Network for Few-Shot Segmentation (Chen, Wang, Zhang and Zhong, 2022).
+
+    Not the scene-segmentation DANet, "Dual Attention Network" (Fu et al., CVPR 2019), which has no supports
+    and whose position attention it borrows.
+
+    The query's low features are mixed by rows and columns (light), joined to the high ones, reduced, and
+    mixed by pixels (dense), each time as they resemble the supports'. The result and the supports' prototype
+    go through pyramid pooling to a classifier. There is no released code; where the paper is silent,
+    reductions, dropout and loss are those of PFENet, on which it builds, the classifier is PSPNet's, and
+    PFENet's prior mask and feature enrichment are absent, as in the paper's figure.
+
+    Of K supports, the attention maps (after their softmax) and the prototypes are averaged, so that a model
+    trained on one support runs with any number. Attention compares maps of equal size: where the supports' is
+    another than the query's, what is compared is resized to the query's (bilinear, corners aligned).
+
+    Example:
+        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DANet
+        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
+        >>> logits = model.segment(queries, support)  # any number of queries
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str] = ("res3", "res4"),
+        dim: int = 256,
+        dropout: float = 0.5,
+        light_dense: bool = True,
+        light_scaled: bool = False,
+        channel_attention: Mapping[str, Any] | None = None,
+        prior_feature: str | None = None,
+        knowledge: BaseKnowledge | None = None,
+        ppm_bins: Sequence[int] = (1, 2, 3, 6),
+        **base: Any,
+    ) -> None:
+        """
+        Args:
+            backbone: gives the features below.
+            in_features: the low features, whose size all others take, and the high ones.
+            dim: channels of the reduced features.
+            dropout: share of their channels zeroed in training.
+            light_dense: light and dense attention (LDA of Table 3).
+            light_scaled: see `LightAttention`.
+            channel_attention: further arguments of `PrototypicalChannelAttention` (PCA of Table 3); None
+                pools the masked average instead.
+            prior_feature: compared for PFENet's prior mask, one more channel before the pyramid; None: none.
+            knowledge: its map is one more channel as well (CKMM of JC2A).
+            ppm_bins: of `PyramidPooling`.
+            base: see `FewShotSegmentor`.
+
+        Raises:
+            ValueError: fewer than two features, or neither of the two attention modules.
+            KeyError: the backbone lacks a feature.
+        """
+        if len(in_features) < 2:
+            raise ValueError(
+                f"MODEL.DANET.IN_FEATURES {tuple(in_features)}: name the low features and then the high ones"
+            )
+        if not light_dense and channel_attention is None:
+            raise ValueError(
+                "MODEL.DANET.LDA and PCA are both False: set one of them True; the baseline without both is "
+                "MODEL.META_ARCHITECTURE PFENet"
+            )
+        super().__init__(backbone=backbone, align_corners=True, **base)
+        self.in_features = tuple(in_features)
+        self.prior_feature = prior_feature
+        self.knowledge = knowledge
+        extra = [*([prior_feature] if prior_feature else []), *(knowledge.in_features if knowledge else ())]
+        backbone.select([*self.in_features, *extra])
+        channels = [backbone.available[name].channels for name in self.in_features]
+        self.reduce_query = FeatureReduction(sum(channels), dim, dropout)
+        self.reduce_support = FeatureReduction(sum(channels), dim, dropout)
+        self.light = LightAttention(channels[0], scaled=light_scaled) if light_dense else None
+        self.dense = DenseAttention(dim) if light_dense else None
+        pca = channel_attention
+        self.channel_attention = None if pca is None else PrototypicalChannelAttention(dim, **pca)
+        joined = 2 * dim + (prior_feature is not None) + (knowledge is not None)
+        self.pyramid = PyramidPooling(joined, ppm_bins)
+        self.classifier = nn.Sequential(
+            nn.Conv2d(self.pyramid.out_channels, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(dim, 2, 1),
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        c = cfg.MODEL.DANET
+        backbone = build_few_shot_backbone(cfg)
+        return {
+            **cls.base_arguments(cfg),
+            "backbone": backbone,
+            "in_features": c.IN_FEATURES,
+            "dim": c.DIM,
+            "dropout": c.DROPOUT,
+            "light_dense": c.LDA,
+            "light_scaled": c.LIGHT_SCALE,
+            "channel_attention": {"ratio": c.PCA_RATIO, "masked": c.PCA_MASKED} if c.PCA else None,
+            "prior_feature": c.PRIOR_FEATURE if c.USE_PRIOR else None,
+            "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
+            "ppm_bins": c.PPM_BINS,
+        }
+
+    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        shape = images.shape[:2]
+        features, masks = self.extract(images.flatten(0, 1)), masks.flatten(0, 1)
+        low, *high = self._masked_features(features, masks)
+        reduced = self.reduce_support([low, *high])  # D_s, (B*K, dim, h, w)
+        encoded = {"prototype": self._prototypes(reduced, soft_mask(masks, low.shape[-2:]))}
+        if self.light is not None and self.dense is not None:
+            encoded["light_keys"] = self.light.key(low)
+            encoded["dense_keys"] = self.dense.key(reduced)
+        if self.prior_feature:
+            compared = features[self.prior_feature]
+            encoded["prior"] = compared * soft_mask(masks, compared.shape[-2:])[:, None]
+        encoded = {name: t.unflatten(0, shape) for name, t in encoded.items()}  # (B, K, ...)
+        return encoded | {"prototype": encoded["prototype"].mean(dim=1)}  # (B, dim)
+
+    def _masked_features(self, features: Mapping[str, Tensor], masks: Tensor) -> list[Tensor]:
+        """The maps of `in_features` at the low ones' size, zero outside the object (Eq. 1, 4)."""
+        maps = [features[name] for name in self.in_features]
+        size = maps[0].shape[-2:]
+        weights = soft_mask(masks, size)[:, None]
+        return [resize(m, size) * weights for m in maps]
+
+    def _prototypes(self, reduced: Tensor, weights: Tensor) -> Tensor:
+        """D_s (N, dim, h, w) and masks (N, h, w) to (N, dim)."""
+        if self.channel_attention is not None:
+            return self.channel_attention(reduced, weights)
+        return shot_prototypes(reduced[:, None], weights[:, None])[:, 0]
+
+    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        features, tensors = self.extract(images), support.tensors
+        low, *high = (features[name] for name in self.in_features)
+        size = low.shape[-2:]
+        if self.light is not None:
+            low = self.light(low, _resize_shots(tensors["light_keys"], size))
+        query = self.reduce_query([low, *high])  # D_q, (B, dim, h, w)
+        if self.dense is not None:
+            query = self.dense(query, _resize_shots(tensors["dense_keys"], size))
+        prototype = tensors["prototype"][:, :, None, None].expand(-1, -1, *size)
+        maps = self._object_maps(features, tensors)
+        joined = torch.cat([query, prototype, *(resize(m, size) for m in maps.values())], dim=1)
+        logits = self.classifier(self.pyramid(joined))
+        return resize(logits, images.shape[-2:]), maps
+
+    def _object_maps(
+        self, features: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Maps (B, 1, h, w) of where the object may be, as far as they are asked for."""
+        maps = {}
+        if self.prior_feature:
+            query = features[self.prior_feature]
+            shots = [support_activation(query, shot) for shot in tensors["prior"].unbind(dim=1)]
+            maps["prior"] = torch.stack(shots, dim=1).mean(dim=1, keepdim=True)
+        if self.knowledge is not None:
+            maps["agnostic"] = self.knowledge([features[name] for name in self.knowledge.in_features])
+        return maps
+
+
+def _resize_shots(keys: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (B, K, c, h, w). Keys are affine in the features, so this resizes the features themselves."""
+    return resize(keys.flatten(0, 1), size).unflatten(0, keys.shape[:2])

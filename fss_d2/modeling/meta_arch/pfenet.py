@@ -1,0 +1,242 @@
+"""PFENet: a prior mask from high-level features, and a pyramid that enriches the query with the supports."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+from torch.nn import functional as F
+
+from fss_d2.modeling.backbone import STAGES, FeatureBackbone
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.layers import (
+    BaseKnowledge,
+    FeatureEnrichment,
+    FeatureReduction,
+    bin_sizes,
+    classifier,
+    resize,
+    shot_prototypes,
+    soft_mask,
+    support_activation,
+)
+from fss_d2.modeling.layers.dynamic_convolution import DynamicQuery
+
+from .few_shot import Episode, FewShotSegmentor, _stack_supports
+from .support import SupportSet
+
+__all__ = ["PLUG_INS", "PFENet"]
+
+PLUG_INS = ("dcm", "ckmm")
+
+
+@META_ARCH_REGISTRY.register()
+class PFENet(FewShotSegmentor):
+    """Prior guided feature enrichment network (Tian et al., TPAMI 2020).
+
+    The prior mask says where a query resembles the object of a support in features too high to be learned
+    from (Sec. 4.1); it needs no learning. Pooled query features, the prototype of the supports and the prior
+    then meet at several scales (`FeatureEnrichment`, Sec. 4.2). Several supports: priors and prototypes are
+    averaged. Pixels marked 255 are background in a support and are left out of the losses "loss_seg" and
+    "loss_aux", the mean cross entropy of the pyramid's levels.
+
+    As in the released code the support mask is applied also before the stage of the compared features runs;
+    a backbone that cannot run that stage alone takes ``mask_before_prior`` False. Two plug-ins: dynamic
+    convolution of the query features (DPCN, Table 6), and the class-agnostic map as one more channel
+    beside the prior (JC2A, Table 5).
+
+    Example:
+        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: PFENet
+        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
+        >>> logits = model.segment(queries, support)
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: FeatureBackbone,
+        in_features: Sequence[str] = ("res4", "res3"),
+        prior_feature: str = "res5",
+        mask_before_prior: bool = True,
+        dim: int = 256,
+        bins: Sequence[float] = (60, 30, 15, 8),
+        dropout: float = 0.5,
+        aux_weight: float = 1.0,
+        dynamic: DynamicQuery | None = None,
+        knowledge: BaseKnowledge | None = None,
+        **base: Any,
+    ) -> None:
+        """
+        Args:
+            backbone: the feature extractor.
+            in_features: middle features, joined at the first one's size, which is the size of everything.
+            prior_feature: compared for the prior mask.
+            mask_before_prior: apply the support mask before the stage ``prior_feature`` runs, not only after.
+            dim: channels of everything that is learned.
+            bins: sides of the pyramid's levels, fine to coarse; see `bin_sizes`.
+            dropout: of channels of the middle features.
+            aux_weight: of "loss_aux".
+            dynamic: reworks the middle features of the query with those of the object.
+            knowledge: gives the class-agnostic map.
+            base: see `FewShotSegmentor`.
+
+        Raises:
+            ValueError: a backbone that cannot run the stage ``prior_feature`` alone where that is needed, or
+                a bin that is neither a fraction nor a number of cells.
+            KeyError: the backbone lacks an output.
+        """
+        if mask_before_prior and prior_feature not in backbone.separate_stages:
+            raise ValueError(
+                f"{type(backbone).__name__} cannot run MODEL.PFENET.PRIOR_FEATURE {prior_feature!r} on a "
+                f"masked map (it can run {', '.join(backbone.separate_stages) or 'no stage'} so): set "
+                "MODEL.PFENET.MASK_BEFORE_PRIOR to False, or choose another feature"
+            )
+        bin_sizes(bins, 1)
+        super().__init__(backbone=backbone, align_corners=True, **base)
+        self.in_features = tuple(in_features)
+        self.prior_feature = prior_feature
+        self.mask_before_prior = mask_before_prior
+        self.prior_source = _stage_before(backbone, prior_feature) if mask_before_prior else prior_feature
+        known = () if knowledge is None else knowledge.in_features
+        backbone.select((*self.in_features, self.prior_source, *known))
+        shapes = backbone.output_shape()
+        channels = sum(shapes[name].channels for name in self.in_features)
+        self.reduce_query = FeatureReduction(channels, dim, dropout)
+        self.reduce_support = FeatureReduction(channels, dim, dropout)
+        self.bins = tuple(bins)
+        self.enrichment = FeatureEnrichment(2 * dim + 1 + (knowledge is not None), dim, len(self.bins))
+        self.classifier = classifier(dim)
+        self.aux_weight = aux_weight
+        self.dynamic = dynamic
+        self.knowledge = knowledge
+        self.permutation_invariant = dynamic is None  # its kernels are read off the supports in order
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        c = cfg.MODEL.PFENET
+        for name in c.PLUG_INS:
+            if name not in PLUG_INS:
+                raise ValueError(
+                    f"unknown plug-in {name!r} in MODEL.PFENET.PLUG_INS: choose from {', '.join(PLUG_INS)}"
+                )
+        backbone = build_few_shot_backbone(cfg)
+        return {
+            **cls.base_arguments(cfg),
+            "backbone": backbone,
+            "in_features": c.IN_FEATURES,
+            "prior_feature": c.PRIOR_FEATURE,
+            "mask_before_prior": c.MASK_BEFORE_PRIOR,
+            "dim": c.DIM,
+            "bins": c.BINS,
+            "dropout": c.DROPOUT,
+            "aux_weight": c.AUX_WEIGHT,
+            "dynamic": _dynamic_query(cfg) if "dcm" in c.PLUG_INS else None,
+            "knowledge": build_base_knowledge(cfg, backbone) if "ckmm" in c.PLUG_INS else None,
+        }
+
+    # -- features ----------------------------------------------------------------------------------------
+
+    def _compared(self, features: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor:
+        """Features (B, C, h, w) that the prior compares; of a support only its object (masks (B, H, W))."""
+
+        def masked(x: Tensor) -> Tensor:
+            return x if masks is None else x * soft_mask(masks, x.shape[-2:])[:, None].to(x.dtype)
+
+        high = features[self.prior_source]
+        if self.mask_before_prior:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+                high = self.backbone.run_stage(self.prior_feature, masked(high))
+        return masked(high)
+
+    def _read_query(self, images: Tensor) -> dict[str, Tensor]:
+        """All that the query itself gives, of normalised images (B, 3, H, W)."""
+        features = self.extract(images)
+        query = {
+            "middle": self.reduce_query([features[name] for name in self.in_features]),
+            "high": self._compared(features),
+        }
+        if self.knowledge is not None:
+            query["agnostic"] = self.knowledge([features[name] for name in self.knowledge.in_features])
+        return query
+
+    def _read_support(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """The same of one support an episode: (B, 3, H, W) and (B, H, W)."""
+        features = self.extract(images)
+        middle = self.reduce_support([features[name] for name in self.in_features])
+        weights = soft_mask(masks, middle.shape[-2:])
+        return {"middle": middle, "weights": weights, "high": self._compared(features, masks)}
+
+    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        # Shot by shot: less memory at once, and in training the batch statistics of the released code.
+        shots = [
+            self._read_support(*shot) for shot in zip(images.unbind(dim=1), masks.unbind(dim=1), strict=True)
+        ]
+        stacked = {name: torch.stack([shot[name] for shot in shots], dim=1) for name in shots[0]}
+        prototypes = shot_prototypes(stacked["middle"], stacked["weights"])
+        kept = {"prototype": prototypes.mean(dim=1), "high": stacked["high"]}  # (B, dim), (B, K, C, h, w)
+        if self.dynamic is not None:
+            kept["foreground"] = self.dynamic.encode(stacked["middle"], stacked["weights"])
+        return kept
+
+    # -- the query, given its supports -------------------------------------------------------------------
+
+    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._enrich(self._read_query(images), support.tensors, images.shape[-2:])
+
+    def _enrich(
+        self, query: Mapping[str, Tensor], support: Mapping[str, Tensor], size: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, 2, *size), and the maps "prior", "agnostic" and the logits "level0", "level1", ..."""
+        middle, prototype = query["middle"], support["prototype"]
+        cells = middle.shape[-2:]
+        if self.dynamic is not None:
+            middle = self.dynamic(middle, support["foreground"])
+        guides = {"prior": resize(self._prior(query["high"], support["high"]), cells)}
+        if self.knowledge is not None:
+            guides["agnostic"] = resize(query["agnostic"], cells)
+        levels = []
+        for bin_size in zip(*(bin_sizes(self.bins, side) for side in cells), strict=True):
+            pooled = F.adaptive_avg_pool2d(middle, bin_size)
+            spread = prototype[:, :, None, None].expand(-1, -1, *bin_size)
+            levels.append(torch.cat([pooled, spread, *(resize(g, bin_size) for g in guides.values())], dim=1))
+        enriched, level_logits = self.enrichment(levels, cells)
+        logits = resize(self.classifier(enriched), size)
+        return logits, guides | {f"level{j}": inner for j, inner in enumerate(level_logits)}
+
+    def _prior(self, query: Tensor, supports: Tensor) -> Tensor:
+        """Query (B, C, h, w), supports (B, K, C, hs, ws): mean prior mask (B, 1, h, w) in [0, 1]."""
+        shots = [support_activation(query, support) for support in supports.unbind(dim=1)]
+        return torch.stack(shots, dim=1).mean(dim=1, keepdim=True)
+
+    # -- training ----------------------------------------------------------------------------------------
+
+    def _losses(self, logits: Tensor, aux: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        losses = super()._losses(logits, aux, target)
+        levels = [resize(aux[f"level{j}"], target.shape[-2:]) for j in range(len(self.bins))]
+        each = [super(PFENet, self)._losses(level, {}, target)["loss_seg"] for level in levels]
+        return losses | {"loss_aux": self.aux_weight * torch.stack(each).mean()}
+
+    def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
+        """As the base class; a backbone that keeps statistics reads queries first, as the released code."""
+        if not (self.training and self.bn_train_stats):
+            return super()._run(episodes)
+        queries = self.normalise(torch.stack([e["image"] for e in episodes]))
+        query = self._read_query(queries)
+        images, masks = zip(*(_stack_supports(e["support"]) for e in episodes), strict=True)
+        support = self.encode_support(torch.stack(images), torch.stack(masks))
+        return self._enrich(query, support.tensors, queries.shape[-2:])
+
+
+def _dynamic_query(cfg: CfgNode) -> DynamicQuery:
+    c = cfg.MODEL.DPCN
+    return DynamicQuery(
+        cfg.MODEL.PFENET.DIM, kernel_size=c.KERNEL_SIZE, kernels=c.KERNELS, generation=c.KERNEL_GENERATION
+    )
+
+
+def _stage_before(backbone: FeatureBackbone, stage: str) -> str:
+    stages = [name for name in STAGES if name in backbone.available]
+    return stages[stages.index(stage) - 1]

@@ -1,0 +1,82 @@
+"""Multi-scale testing: the mean of what a method says of an episode at several sizes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MultiScaleSegmentor", "mean_log_probability"]
+
+
+def mean_log_probability(scores: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of softmax probabilities.
+
+    Args:
+        scores: S tensors (2, h, w) of background and object.
+
+    Returns:
+        (2, h, w) float64. Of a single tensor the larger score stays the larger one, be it by 1e-15, and
+        equals stay equal; in float32 a lead below 1e-7 would become a tie.
+    """
+    logs = torch.stack([score.double().log_softmax(dim=0) for score in scores])  # (S, 2, h, w)
+    return logs.logsumexp(dim=0) - math.log(len(scores))
+
+
+class MultiScaleSegmentor(nn.Module):
+    """Run a few-shot segmentor on each view of an episode and average the probabilities, pixel by pixel.
+
+    DPCN's test protocol (Table A3). Evaluation only; the segmentor stays as it is.
+
+    Example:
+        >>> model = MultiScaleSegmentor(model).eval()  # episodes of an EpisodeMapper with TEST.SCALES
+        >>> scores = model(batch)[0]["sem_seg"]  # (2, height, width) log-probabilities
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: a `FewShotSegmentor`, or what takes and gives the same dicts; in training or evaluation
+                mode, which becomes that of this module.
+        """
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run episodes.
+
+        Args:
+            batched_inputs: one dict an episode: "height", "width", and "views", a list of inputs of the
+                model. Their scores may be smaller than (height, width); the rest, right and below, is then
+                background.
+
+        Returns:
+            One dict an episode: "sem_seg": (2, height, width) float64 log-probabilities of background and
+            object; "aux": the maps of the first view.
+
+        Raises:
+            ValueError: an episode without views.
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("MultiScaleSegmentor cannot be trained: call eval(), or train its model")
+        for episode in batched_inputs:
+            if not episode.get("views"):
+                raise ValueError(
+                    f"episode {episode.get('episode_index', '?')}: no 'views' to average over; load it with "
+                    "an EpisodeMapper whose TEST.SCALES lists sizes"
+                )
+        by_episode = [self.model(episode["views"]) for episode in batched_inputs]
+        return [_fuse(*pair) for pair in zip(batched_inputs, by_episode, strict=True)]
+
+
+def _fuse(episode: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Average the outputs of an episode's views."""
+    scores = []
+    for output in outputs:
+        h, w = output["sem_seg"].shape[-2:]
+        scores.append(F.pad(output["sem_seg"], (0, episode["width"] - w, 0, episode["height"] - h)))  # ties
+    return {"sem_seg": mean_log_probability(scores), "aux": outputs[0].get("aux", {})}

@@ -1,0 +1,31 @@
+"""Pure functions of soft masks and maps, for models and evaluators alike."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["resize", "soft_iou"]
+
+
+def resize(x: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
+    """Bilinear resize of (B, C, h, w) to ``size`` = (height, width); unchanged where it has that size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def soft_iou(masks: Tensor, target: Tensor) -> Tensor:
+    """IoU of soft masks with a hard one: sum(m t) / (sum(t) + sum(m) - sum(m t) + 1e-7).
+
+    Args:
+        masks: (B, N, H, W) in [0, 1].
+        target: (B, H, W), 1 object, anything else (255 too) background.
+
+    Returns:
+        (B, N) in [0, 1].
+    """
+    masks, target = masks.flatten(2), (target == 1).flatten(1).to(masks.dtype)  # (B, N, P), (B, P)
+    overlap = torch.einsum("bnp,bp->bn", masks, target)
+    return overlap / (target.sum(dim=1)[:, None] + masks.sum(dim=2) - overlap + 1e-7)
