@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "GETTING_STARTED.md", "INSTALL.md", "datasets/README.md", "docs/PROTOCOL.md")
+PAGES = (
+    *("README.md", "GETTING_STARTED.md", "INSTALL.md", "MODEL_ZOO.md"),
+    *("datasets/README.md", "docs/METHODS.md", "docs/PROTOCOL.md"),
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")  # links within the repository
 PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")

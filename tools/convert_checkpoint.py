@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert an official checkpoint: convert_checkpoint.py --method dcama|mask2former|mmformer IN OUT.
+"""Convert an official checkpoint: convert_checkpoint.py --method dcama|mask2former|mmformer|pfenet IN OUT.
 
 OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN may be a file of PyTorch's or, as
 Mask2Former's, a pickle of numpy arrays. Nothing pickled in it is run.
