@@ -1,7 +1,9 @@
 """Settings of every test: one thread, fixed seeds."""
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,17 @@ def photographs() -> Path:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip(f"no photographs in {PHOTOGRAPHS}: set FSS_D2_DEV_DATA")
     return PHOTOGRAPHS
+
+
+@pytest.fixture
+def closed_logs() -> Iterator[None]:
+    """A run opens log files; close them after the test."""
+    yield
+    for name in ("detectron2", "fvcore", "fss_d2"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(autouse=True)

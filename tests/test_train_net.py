@@ -1,7 +1,6 @@
 """Training, resuming and evaluating on a tiny `glyphs`, and what is said when something is wrong."""
 
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from fss_d2.data.datasets.glyphs import write_glyphs
 from fss_d2.engine.arguments import argument_parser, parse_command_line
 from fss_d2.engine.errors import TRACEBACK_VARIABLE, run_command
 from fss_d2.engine.step import EpisodeStep
+
+pytestmark = pytest.mark.usefixtures("closed_logs")
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = """
@@ -98,17 +99,6 @@ def stage_1(config: Path) -> Path:
     path = config.with_name("stage1.yaml")
     path.write_text(_STAGE_1)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _quiet_logs() -> Iterator[None]:
-    """Each run opens log files; close them again."""
-    yield
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
 
 
 def _run(config: Path, folder: Path, *more: str) -> None:

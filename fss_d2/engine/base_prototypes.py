@@ -132,8 +132,7 @@ def _reading(model: ImageModel, names: Sequence[str]) -> Iterator[None]:
 def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]:
     """Mean features (n, C) float64 and classes (n,) of the instances that the feature maps still show."""
     knowledge: BaseKnowledge = model.knowledge
-    features = model.extract(model.normalise(item.image[None]))
-    joined = knowledge.join([features[name] for name in knowledge.in_features])[0]  # (C, h, w)
+    joined = knowledge.join(model.extract(model.normalise(item.image[None])))[0]  # (C, h, w)
     weights = soft_mask(item.masks.to(joined.device), joined.shape[-2:])  # (n, h, w)
     totals = weights.sum(dim=(1, 2))
     means = torch.einsum("chw,nhw->nc", joined, weights) / totals.clamp(min=1e-12)[:, None]

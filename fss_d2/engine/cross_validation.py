@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-import fss_d2.modeling  # noqa: F401  (registers the methods)
 from fss_d2.evaluation.report import TASK
+from fss_d2.modeling.meta_arch.image_model import ImageModel
 
 from .arguments import load_config
 
@@ -179,14 +179,14 @@ def _stages(
         if args.eval_only and number < last:
             continue
         architecture = cfg.MODEL.META_ARCHITECTURE
-        trains = not args.eval_only and _trainable(architecture)
+        trains = not args.eval_only and _method(architecture).learns(cfg)
         folder = output / f"{architecture}_{_stem(method.files[: number + 1])}" / f"fold{fold}_seed{seed}"
         opts = [*args.opts, *_pairs(cfg, ("DATASETS.TRAIN", *_SETS), fold)]
         opts += ["SEED", str(seed), "FEW_SHOT.SEED", str(seed)]
         opts += shared if number == last else ["DATASETS.TEST", "()"]
         if after is not None:
             opts += ["MODEL.WEIGHTS", str(after / "model_final.pth")]
-        elif args.weights and _trainable(architecture):
+        elif args.weights and _method(architecture).trainable:
             opts += ["MODEL.WEIGHTS", _weights(args.weights, architecture, fold, seed)]
         opts += ["OUTPUT_DIR", str(folder)]
         name = method.name if number == last else architecture
@@ -194,10 +194,9 @@ def _stages(
         after = folder
 
 
-def _trainable(architecture: str) -> bool:
-    """Whether the method has something to learn; a name that does not exist is train_net.py's to report."""
-    known = architecture in META_ARCH_REGISTRY
-    return not known or getattr(META_ARCH_REGISTRY.get(architecture), "trainable", True)
+def _method(name: str) -> type[ImageModel]:
+    """The class of a method; of a name that does not exist, which is train_net.py's to report, the base."""
+    return META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else ImageModel
 
 
 def _weights(pattern: str, method: str, fold: int, seed: int) -> str:

@@ -3,6 +3,7 @@
 from . import backbone  # noqa: F401  (registers the backbones)
 from .meta_arch import (
     DCAMA,
+    DPCN,
     FEW_SHOT_META_ARCHS,
     JC2A,
     DANet,
@@ -16,6 +17,7 @@ from .meta_arch import (
 
 __all__ = [
     "DCAMA",
+    "DPCN",
     "FEW_SHOT_META_ARCHS",
     "JC2A",
     "DANet",

@@ -14,15 +14,9 @@ from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 __all__ = ["build_base_knowledge", "build_few_shot_backbone", "dynamic_convolution_arguments"]
 
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
-HAVE_PIXEL_DECODER = ("MMFormer", "PotentialObjectsSegmenter")
-# Keys under MODEL of settings that run a stage of the backbone alone, by method.
-RUN_A_STAGE = {
-    "PFENet": (("PFENET", "MASK_BEFORE_PRIOR"),),
-    "DPCN": (("DPCN", "TRAIN_LAST_STAGE"), ("DPCN", "MASK_BEFORE_SAM")),
-}
 
 
-def build_few_shot_backbone(cfg: CfgNode) -> Backbone:
+def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backbone:
     """Build MODEL.BACKBONE.NAME with the weights MODEL.BACKBONE.WEIGHTS.
 
     MODEL.BACKBONE.FEATURES "pixel_decoder" puts a frozen pixel decoder behind it (`PixelDecoderBackbone`),
@@ -30,6 +24,10 @@ def build_few_shot_backbone(cfg: CfgNode) -> Backbone:
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
     other weights are neither read nor downloaded.
+
+    Args:
+        cfg: the config.
+        own_decoder: the model has a pixel decoder, and wants the backbone's own features.
 
     Raises:
         ValueError: no backbone of that name, or settings that do not go together.
@@ -43,6 +41,11 @@ def build_few_shot_backbone(cfg: CfgNode) -> Backbone:
     if features not in FEATURES:
         raise ValueError(f"unknown MODEL.BACKBONE.FEATURES {features!r}: choose from {', '.join(FEATURES)}")
     decoded = features == "pixel_decoder"
+    if decoded and own_decoder:
+        raise ValueError(
+            f"{cfg.MODEL.META_ARCHITECTURE} has a pixel decoder of its own: set MODEL.BACKBONE.FEATURES to "
+            "'backbone' (of MMFormer, MODEL.MM_FORMER.FEATURES chooses what is matched)"
+        )
     if cfg.MODEL.WEIGHTS or (decoded and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS):
         cfg = cfg.clone()
         cfg.defrost()
@@ -51,17 +54,6 @@ def build_few_shot_backbone(cfg: CfgNode) -> Backbone:
 
 
 def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
-    if cfg.MODEL.META_ARCHITECTURE in HAVE_PIXEL_DECODER:
-        raise ValueError(
-            f"{cfg.MODEL.META_ARCHITECTURE} has a pixel decoder of its own: set MODEL.BACKBONE.FEATURES to "
-            "'backbone' (of MMFormer, MODEL.MM_FORMER.FEATURES chooses what is matched)"
-        )
-    for section, key in RUN_A_STAGE.get(cfg.MODEL.META_ARCHITECTURE, ()):
-        if cfg.MODEL[section][key]:
-            raise ValueError(
-                f"MODEL.{section}.{key} runs a stage of the backbone alone, and MODEL.BACKBONE.FEATURES "
-                f"'pixel_decoder' has none that can: set MODEL.{section}.{key} False"
-            )
     if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
         raise ValueError(
             "MODEL.BACKBONE.FEATURES 'pixel_decoder' stays as it was trained: set MODEL.BACKBONE.FREEZE True "

@@ -1,11 +1,34 @@
-"""How K one-shot predictions become one (DCAMA, Table 4): pure functions."""
+"""How several predictions of one query become one: pure functions."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["FUSIONS", "average", "cross_guided", "guidance_weights", "normalized_vote", "vote"]
+__all__ = [
+    "FUSIONS",
+    "average",
+    "cross_guided",
+    "guidance_weights",
+    "mean_log_probability",
+    "normalized_vote",
+    "vote",
+]
+
+
+def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of softmax probabilities, whose own softmax is that mean.
+
+    Args:
+        logits: of S predictions, (..., 2, h, w) of background and object, float32 or float64.
+
+    Returns:
+        (..., 2, h, w). In float64 the larger logit of a single prediction stays the larger one, be it by
+        1e-15, and equals stay equal; in float32 a lead below 1e-7 would become a tie.
+    """
+    logs = torch.stack([x.log_softmax(dim=-3) for x in logits])
+    return logs.logsumexp(dim=0) - math.log(len(logits))
 
 
 def average(probability: Tensor) -> Tensor:
@@ -56,6 +79,7 @@ def guidance_weights(probability: Tensor, masks: Tensor) -> Tensor:
     return (intersection / union).mean(dim=2)
 
 
+# DCAMA, Table 4; of foreground probabilities.
 FUSIONS: dict[str, Callable[..., Tensor]] = {
     "vote": vote,
     "average": average,

@@ -1,28 +1,14 @@
 """Multi-scale testing: the mean of what a method says of an episode at several sizes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["MultiScaleSegmentor", "mean_log_probability"]
+from .kshot import mean_log_probability
 
-
-def mean_log_probability(scores: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the mean of softmax probabilities.
-
-    Args:
-        scores: S tensors (2, h, w) of background and object.
-
-    Returns:
-        (2, h, w) float64. Of a single tensor the larger score stays the larger one, be it by 1e-15, and
-        equals stay equal; in float32 a lead below 1e-7 would become a tie.
-    """
-    logs = torch.stack([score.double().log_softmax(dim=0) for score in scores])  # (S, 2, h, w)
-    return logs.logsumexp(dim=0) - math.log(len(scores))
+__all__ = ["MultiScaleSegmentor"]
 
 
 class MultiScaleSegmentor(nn.Module):
@@ -78,5 +64,6 @@ def _fuse(episode: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]) -> d
     scores = []
     for output in outputs:
         h, w = output["sem_seg"].shape[-2:]
-        scores.append(F.pad(output["sem_seg"], (0, episode["width"] - w, 0, episode["height"] - h)))  # ties
+        padding = (0, episode["width"] - w, 0, episode["height"] - h)  # ties
+        scores.append(F.pad(output["sem_seg"].double(), padding))
     return {"sem_seg": mean_log_probability(scores), "aux": outputs[0].get("aux", {})}

@@ -1,6 +1,5 @@
 """Training, resuming and evaluating a model with prototypes of base classes, on a tiny `glyphs`."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ import train_net
 from fss_d2.data.datasets.glyphs import write_glyphs
 from fss_d2.engine.arguments import argument_parser, parse_command_line
 from fss_d2.engine.errors import run_command
+
+pytestmark = pytest.mark.usefixtures("closed_logs")
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = """
@@ -65,17 +66,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
-
-
-@pytest.fixture(autouse=True)
-def _quiet_logs() -> Iterator[None]:
-    """Each run opens log files; close them again."""
-    yield
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
 
 
 def _words(data: Path, folder: Path, *more: str) -> list[str]:

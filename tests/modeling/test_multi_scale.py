@@ -1,6 +1,5 @@
 """Averaging over sizes: by hand, and for every method."""
 
-import math
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
 from fss_d2.modeling.layers import resize
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor, mean_log_probability
+from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from tests.modeling.episodes import make_episode, make_model
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
@@ -30,32 +29,6 @@ def _told(*scores: Tensor, height: int, width: int) -> dict[str, Any]:
 
 def _winner(scores: Tensor) -> Tensor:
     return scores[1] > scores[0]
-
-
-def test_mean_of_probabilities_by_hand() -> None:
-    first = torch.tensor([0.0, math.log(3)]).view(2, 1, 1)  # 1/4, 3/4
-    second = torch.tensor([math.log(9), 0.0]).view(2, 1, 1)  # 9/10, 1/10
-    mean = mean_log_probability([first, second]).exp().flatten()
-    torch.testing.assert_close(mean, torch.tensor([0.575, 0.425], dtype=torch.float64), rtol=0, atol=1e-7)
-    assert not _winner(mean_log_probability([first, second]))  # the mean of the logits says so, too:
-    third = torch.tensor([math.log(2), 0.0]).view(2, 1, 1)
-    assert (first + third)[1] > (first + third)[0] and _winner(mean_log_probability([first, third]))
-    sure, unsure = torch.tensor([50.0, 0.0]).view(2, 1, 1), torch.tensor([0.0, 60.0]).view(2, 1, 1)
-    assert not _winner(mean_log_probability([sure, sure, unsure]))  # probabilities, not logits: 2 to 1
-
-
-def test_one_size_keeps_order_and_ties_to_the_last_bit() -> None:
-    background = torch.tensor([[1e-6, 1.0, 30.0, -200.0, 1e-7, 5.0]])
-    above = torch.nextafter(background, torch.tensor(torch.inf))
-    for scores in ((background, background), (background, above), (above, background), (background, -above)):
-        logits = torch.stack(scores)
-        assert torch.equal(_winner(mean_log_probability([logits])), _winner(logits))
-    assert mean_log_probability([torch.tensor([[[900.0]], [[-900.0]]])]).isfinite().all()
-
-
-def test_opposite_opinions_tie_and_ties_are_background() -> None:
-    logits = torch.randn(2, 5, 7)
-    assert not _winner(mean_log_probability([logits, logits.flip(0)])).any()
 
 
 def test_what_no_view_covers_is_background() -> None:

@@ -56,5 +56,5 @@ def test_training_leaves_backbone_and_decoder_as_they_are(method: str) -> None:
     ],
 )
 def test_settings_that_need_a_stage_alone_are_named(method: str, key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} runs a stage.*set {key} False"):
+    with pytest.raises(ValueError, match=f"PixelDecoderBackbone cannot run 'res5' .*: set .*{key}.* False"):
         on_decoded(method, key, True)

@@ -40,6 +40,8 @@ def config(tmp_path: Path) -> Path:
         'TEST:\n  EVALUATORS: ("oracle",)\n',
         "stage2": "MODEL:\n  META_ARCHITECTURE: MMFormer\n  WEIGHTS: elsewhere.pth\n",
         "stage2b": "MODEL:\n  META_ARCHITECTURE: MMFormer\n",
+        "chosen": "MODEL:\n  META_ARCHITECTURE: MMFormer\n  MM_FORMER:\n    LEARNABLE_MATCHING: False\n"
+        "    CROSS_ALIGNMENT: none\n",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(f"VERSION: 2\n{sets}{rest}")
     return tmp_path / "method.yaml"
@@ -139,6 +141,15 @@ def test_a_stage_that_two_methods_share_is_one_run(config: Path) -> None:
     again = _Starter()
     assert tool.run_all(args, again) == text
     assert again.started == []
+
+
+def test_a_stage_with_nothing_to_learn_is_evaluated_with_the_weights_before_it(config: Path) -> None:
+    """MM-Former's heuristic choice: the method can be trained, with these settings it cannot."""
+    first, chosen = plan_runs(_arguments(config, "--folds", "0", methods="stage1+chosen"))
+    assert (first.eval_only, chosen.eval_only) == (False, True)
+    assert str(first.folder / "model_final.pth") == chosen.config(None).MODEL.WEIGHTS
+    (alone,) = plan_runs(_arguments(config, "--folds", "0", "--weights", "{method}.pth", methods="chosen"))
+    assert alone.eval_only and alone.config(None).MODEL.WEIGHTS == "MMFormer.pth"
 
 
 def test_with_eval_only_the_last_stage_is_alone(config: Path) -> None:

@@ -69,18 +69,6 @@ class PixelDecoderBackbone(FeatureBackbone):
             yield f"{stage}.0", maps[stage]
             yield stage, maps[stage]
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """Not here.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            f"the features of a pixel decoder (MODEL.BACKBONE.FEATURES) have no stage {stage!r} that runs "
-            "alone: set MODEL.PFENET.MASK_BEFORE_PRIOR, MODEL.DPCN.TRAIN_LAST_STAGE and "
-            "MODEL.DPCN.MASK_BEFORE_SAM to False, or MODEL.BACKBONE.FEATURES to 'backbone'"
-        )
-
 
 def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
     """Load backbone and pixel decoder of a checkpoint of the proposal segmenter, or of MM-Former.

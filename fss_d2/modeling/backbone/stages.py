@@ -8,16 +8,22 @@ from .base import STAGES, FeatureBackbone
 __all__ = ["stage_before", "stage_parameters"]
 
 
-def stage_before(backbone: FeatureBackbone, stage: str) -> str:
+def stage_before(backbone: FeatureBackbone, stage: str, needed_by: str = "") -> str:
     """The stage whose map ``backbone.run_stage(stage, ...)`` takes.
+
+    Args:
+        backbone: of several stages.
+        stage: to be run alone.
+        needed_by: config keys for the error, one of which is True and asks for it.
 
     Raises:
         ValueError: the backbone cannot run that stage alone.
     """
     if stage not in backbone.separate_stages:
         able = ", ".join(backbone.separate_stages) or "none of its stages"
+        mend = f": set {needed_by} False, or choose another stage" if needed_by else ""
         raise ValueError(
-            f"{type(backbone).__name__} cannot run {stage!r} apart from the rest (it can: {able})"
+            f"{type(backbone).__name__} cannot run {stage!r} apart from the rest (it can: {able}){mend}"
         )
     stages = [name for name in STAGES if name in backbone.available]
     return stages[stages.index(stage) - 1]

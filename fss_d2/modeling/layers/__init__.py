@@ -2,7 +2,7 @@
 
 from fss_d2.soft_masks import resize, soft_iou
 
-from .activation import min_max, support_activation, support_activations
+from .activation import min_max, support_activations
 from .attention import MaskAggregation
 from .base_knowledge import BaseKnowledge
 from .blocks import FeatureReduction, ResidualPair, classifier, conv_pair, conv_stack
@@ -12,7 +12,7 @@ from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_ve
 from .enrichment import FeatureEnrichment, bin_sizes
 from .losses import dice_loss, two_channel_dice
 from .point_block_attention import PointBlockAttention
-from .pooling import area_fraction, masked_average, shot_prototypes, soft_mask
+from .pooling import area_fraction, mask_features, masked_average, shot_prototypes, soft_mask
 from .position import sine_position_code, sine_position_map
 from .pyramid_pooling import PyramidPooling
 from .sampling import balanced_regions
@@ -38,6 +38,7 @@ __all__ = [
     "conv_stack",
     "dice_loss",
     "foreground_vectors",
+    "mask_features",
     "masked_average",
     "min_max",
     "resize",
@@ -47,7 +48,6 @@ __all__ = [
     "soft_iou",
     "soft_mask",
     "soft_pool",
-    "support_activation",
     "support_activations",
     "two_channel_dice",
 ]

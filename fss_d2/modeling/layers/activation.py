@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["min_max", "support_activation", "support_activations"]
+__all__ = ["min_max", "support_activations"]
 
 Window = tuple[int, int]
 
@@ -22,17 +22,13 @@ def min_max(maps: Tensor, eps: float = EPSILON) -> Tensor:
     return (maps - low) / (high - low + eps)
 
 
-def support_activation(query: Tensor, support: Tensor, window: Window = (1, 1)) -> Tensor:
-    """`support_activations` of one window, (B, h, w); window (1, 1) is PFENet's prior mask."""
-    return support_activations(query, support, [window])[:, 0]
-
-
-def support_activations(query: Tensor, support: Tensor, windows: Sequence[Window]) -> Tensor:
-    """How well the region round each query position fits the best region of the support (DPCN, Sec. 3.3).
+def support_activations(query: Tensor, supports: Tensor, windows: Sequence[Window] = ((1, 1),)) -> Tensor:
+    """How well the region round each query position fits the best region of a support (DPCN, Sec. 3.3).
 
     For a window of n positions, the similarity of two regions is the mean of the n cosines of positions at
     the same offset; a position outside an image has cosine 0. A query position gets its maximum over all
-    support positions; each map is then scaled by `min_max`.
+    support positions; each map is then scaled by `min_max`, and averaged over the supports. The one window
+    (1, 1) gives PFENet's prior mask.
 
     A cosine belongs to two positions, not to a region, so all windows share one map of cosines, and the
     regions' similarities are sums of shifted copies of it, along the rows and then along the columns; no
@@ -41,7 +37,7 @@ def support_activations(query: Tensor, support: Tensor, windows: Sequence[Window
 
     Args:
         query: (B, C, h, w) features.
-        support: (B, C, hs, ws) features, zero (or faded) outside the object.
+        supports: (B, K, C, hs, ws) features, zero (or faded) outside the object (`mask_features`).
         windows: (height, width) of the regions, odd.
 
     Returns:
@@ -54,8 +50,11 @@ def support_activations(query: Tensor, support: Tensor, windows: Sequence[Window
     if not windows or any(side < 1 or side % 2 == 0 for window in windows for side in window):
         raise ValueError(f"windows {windows} of the support activation: give at least one, with odd sides")
     with torch.autocast(query.device.type, enabled=False):
-        best = [_best(q, s, windows) for q, s in zip(query.float(), support.float(), strict=True)]
-    return min_max(torch.stack(best))
+        shots = [
+            min_max(torch.stack([_best(*pair, windows) for pair in zip(query.float(), shot, strict=True)]))
+            for shot in supports.float().unbind(dim=1)
+        ]
+    return torch.stack(shots).mean(dim=0)
 
 
 def _best(query: Tensor, support: Tensor, windows: Sequence[Window]) -> Tensor:

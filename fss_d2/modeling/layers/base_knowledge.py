@@ -1,6 +1,6 @@
 """What a fold's base classes have in common, as a map of where there are objects (CKMM of JC2A)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class BaseKnowledge(nn.Module):
     The prototypes are built before training (`fss_d2.engine.base_prototypes`) and travel in the checkpoint.
 
     Attributes:
-        in_features: the backbone outputs that `forward` takes, in order.
+        in_features: the backbone outputs that `forward` reads, joined in this order.
         prototypes: buffer (num_classes, channels of all in_features).
     """
 
@@ -93,16 +93,16 @@ class BaseKnowledge(nn.Module):
             self.prototypes.copy_(prototypes)
             self.filled.fill_(True)
 
-    def join(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) of `in_features` joined: (B, C, h_0, w_0) float32."""
-        size = maps[0].shape[-2:]
-        return torch.cat([resize(m.float(), size) for m in maps], dim=1)
+    def join(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) of `in_features`, by name, joined: (B, C, h_0, w_0) float32."""
+        maps = [features[name].float() for name in self.in_features]
+        return torch.cat([resize(m, maps[0].shape[-2:]) for m in maps], dim=1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """How much each pixel looks like an object of some base class.
 
         Args:
-            maps: (B, C_i, h_i, w_i) of `in_features`, from the frozen backbone.
+            features: of the frozen backbone, (B, C_i, h_i, w_i) each; those of `in_features` are read.
 
         Returns:
             (B, 1, h_0, w_0) float32, at the first map's size; in [0, 1] unless `normalization` is "none".
@@ -115,15 +115,16 @@ class BaseKnowledge(nn.Module):
                 "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) were never built: give a trained "
                 "checkpoint in MODEL.WEIGHTS, or train, which builds them from DATASETS.TRAIN"
             )
-        with torch.autocast(maps[0].device.type, enabled=False):  # sums of 1,500 products overflow float16
-            return self._normalise(self._similarity(maps)[:, None])
+        with torch.autocast(self.prototypes.device.type, enabled=False):  # 1,500 products overflow float16
+            return self._normalise(self._similarity(features)[:, None])
 
-    def _similarity(self, maps: Sequence[Tensor]) -> Tensor:
+    def _similarity(self, features: Mapping[str, Tensor]) -> Tensor:
         """Mean over the classes; both similarities are linear in the prototypes, so one vector does."""
         known = self.prototypes[self.prototypes.any(dim=1)]  # a class without instances has zeros
         if self.similarity == "cosine":
             mean = F.normalize(known, dim=1).mean(dim=0)
-            return torch.einsum("bchw,c->bhw", F.normalize(self.join(maps), dim=1), mean)
+            return torch.einsum("bchw,c->bhw", F.normalize(self.join(features), dim=1), mean)
+        maps = [features[name] for name in self.in_features]
         parts = known.mean(dim=0).split([m.shape[1] for m in maps])
         products = [torch.einsum("bchw,c->bhw", m.float(), c) for m, c in zip(maps, parts, strict=True)]
         size = products[0].shape[-2:]  # a resize is linear: one channel is resized instead of all

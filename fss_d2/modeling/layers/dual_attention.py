@@ -56,7 +56,18 @@ def average_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return torch.stack(shots).mean(dim=0)[:, 0] if len(shots) > 1 else shots[0][:, 0]
 
 
-class LightAttention(nn.Module):
+class _Projections(nn.Module):
+    """1x1 convolutions to what is compared, of query and supports, and to the query's values."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = max(1, channels // SQUEEZE)
+        self.query = nn.Conv2d(channels, width, 1)
+        self.key = nn.Conv2d(channels, width, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+
+
+class LightAttention(_Projections):
     """Rows and columns of the query mixed as they resemble those of the supports (Sec. 2.3, Eq. 2, 3).
 
     ``out(c, y, x) = alpha sum_j A_hor[y, j] V(c, j, x) + beta sum_j A_ver[x, j] V(c, y, j) + V(c, y, x)``;
@@ -71,11 +82,7 @@ class LightAttention(nn.Module):
             channels: of the features, in and out.
             scaled: divide products by the root of their length (not in the paper).
         """
-        super().__init__()
-        width = max(1, channels // SQUEEZE)
-        self.query = nn.Conv2d(channels, width, 1)
-        self.key = nn.Conv2d(channels, width, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
+        super().__init__(channels)
         self.alpha = nn.Parameter(torch.zeros(()))
         self.beta = nn.Parameter(torch.zeros(()))
         self.scaled = scaled
@@ -98,7 +105,7 @@ class LightAttention(nn.Module):
         return self.alpha * by_row + self.beta * by_column.view_as(values) + values
 
 
-class DenseAttention(nn.Module):
+class DenseAttention(_Projections):
     """Pixels of the query mixed as each resembles those of the supports (Sec. 2.3, Eq. 2, 5).
 
     ``out_i = theta sum_j A[i, j] V_j + V_i`` with the query's values V, and A the mean over the supports of
@@ -110,11 +117,7 @@ class DenseAttention(nn.Module):
         Args:
             channels: of the features, in and out.
         """
-        super().__init__()
-        width = max(1, channels // SQUEEZE)
-        self.query = nn.Conv2d(channels, width, 1)
-        self.key = nn.Conv2d(channels, width, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
+        super().__init__(channels)
         self.theta = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:

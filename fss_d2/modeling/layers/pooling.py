@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .blocks import resize
 
-__all__ = ["area_fraction", "masked_average", "shot_prototypes", "soft_mask"]
+__all__ = ["area_fraction", "mask_features", "masked_average", "shot_prototypes", "soft_mask"]
 
 
 def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -40,6 +40,11 @@ def soft_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
     """
     planes = (masks == 1).to(torch.float32).flatten(0, -3)
     return resize(planes[:, None], size)[:, 0].unflatten(0, masks.shape[:-2])
+
+
+def mask_features(features: Tensor, masks: Tensor) -> Tensor:
+    """Features (..., C, h, w) times the `soft_mask` of masks (..., H, W): zero, or faded, off the object."""
+    return features * soft_mask(masks, features.shape[-2:]).unsqueeze(-3).to(features.dtype)
 
 
 def shot_prototypes(features: Tensor, weights: Tensor) -> Tensor:

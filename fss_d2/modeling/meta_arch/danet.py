@@ -16,10 +16,11 @@ from fss_d2.modeling.layers import (
     LightAttention,
     PrototypicalChannelAttention,
     PyramidPooling,
+    mask_features,
     resize,
     shot_prototypes,
     soft_mask,
-    support_activation,
+    support_activations,
 )
 
 from .few_shot import FewShotSegmentor
@@ -120,6 +121,7 @@ class DANet(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.DANET, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DANET
         backbone = build_few_shot_backbone(cfg)
         return {
@@ -146,8 +148,7 @@ class DANet(FewShotSegmentor):
             encoded["light_keys"] = self.light.key(low)
             encoded["dense_keys"] = self.dense.key(reduced)
         if self.prior_feature:
-            compared = features[self.prior_feature]
-            encoded["prior"] = compared * soft_mask(masks, compared.shape[-2:])[:, None]
+            encoded["prior"] = mask_features(features[self.prior_feature], masks)
         encoded = {name: t.unflatten(0, shape) for name, t in encoded.items()}  # (B, K, ...)
         return encoded | {"prototype": encoded["prototype"].mean(dim=1)}  # (B, dim)
 
@@ -185,11 +186,9 @@ class DANet(FewShotSegmentor):
         """Maps (B, 1, h, w) of where the object may be, as far as they are asked for."""
         maps = {}
         if self.prior_feature:
-            query = features[self.prior_feature]
-            shots = [support_activation(query, shot) for shot in tensors["prior"].unbind(dim=1)]
-            maps["prior"] = torch.stack(shots, dim=1).mean(dim=1, keepdim=True)
+            maps["prior"] = support_activations(features[self.prior_feature], tensors["prior"])
         if self.knowledge is not None:
-            maps["agnostic"] = self.knowledge([features[name] for name in self.knowledge.in_features])
+            maps["agnostic"] = self.knowledge(features)
         return maps
 
 

@@ -88,6 +88,7 @@ class DCAMA(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.DCAMA, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DCAMA
         backbone = build_few_shot_backbone(cfg)
         return {
@@ -132,7 +133,7 @@ class DCAMA(FewShotSegmentor):
         features = self.extract(images)
         if self.knowledge is None:
             return features
-        return features | {AGNOSTIC: self.knowledge([features[name] for name in self.knowledge.in_features])}
+        return features | {AGNOSTIC: self.knowledge(features)}
 
     def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
         features = self._read_query(images)

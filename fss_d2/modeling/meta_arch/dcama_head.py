@@ -1,6 +1,7 @@
 """DCAMA's learned part: mask aggregation at several levels, their integration, the mask-feature mixer."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,9 @@ class DCAMAHead(nn.Module):
         support_background: bool = True,
         region_pixels: int = 0,
         region_means: bool = False,
-        num_heads: int = 8,
-        projection: str = "linear",
-        temperature: float = 0.1,
-        position_encoding: bool = True,
-        dropout: float = 0.5,
-        fused: bool = True,
         widths: Sequence[int] = (16, 64, 128),
         mixer_widths: Sequence[int] = (128, 64, 16),
+        **mask_aggregation: Any,
     ) -> None:
         """
         Args:
@@ -49,9 +45,9 @@ class DCAMAHead(nn.Module):
             region_pixels: bring object and background to this many pixels each (Table S5 (b)); 0 keeps all.
             region_means: aggregate each layer a second time over just two support tokens, the means of object
                 and background (not in the paper; learns from less data).
-            num_heads, projection, temperature, position_encoding, dropout, fused: see `MaskAggregation`.
             widths: of the three convolutions that take a level's masks to features.
             mixer_widths: of the three mixer blocks; the last one's second convolution gives the two logits.
+            mask_aggregation: further arguments of `MaskAggregation`, such as "num_heads".
 
         Raises:
             ValueError: no attention level, or a wrong number of widths.
@@ -76,20 +72,11 @@ class DCAMAHead(nn.Module):
         self.merge = nn.ModuleDict()
         width = widths[-1]
         for depth, (level, blocks) in enumerate(reversed(attention.items())):  # coarse to fine
-            self.attention[level] = MaskAggregation(
-                tuple(blocks.values()),
-                num_heads=num_heads,
-                projection=projection,
-                temperature=temperature,
-                position_encoding=position_encoding,
-                dropout=dropout,
-                fused=fused,
-            )
+            self.attention[level] = MaskAggregation(tuple(blocks.values()), **mask_aggregation)
             kernels = [5 if i < min(depth, 2) else 3 for i in range(len(widths))]
             self.squeeze[level] = conv_stack(len(blocks) * (1 + region_means), widths, kernels)
             if depth:
                 self.merge[level] = conv_stack(width, [width] * 3, [3] * 3)
-
         mixed = width + sum(skips.values()) * (2 if skip_support else 1) + sum((extras or {}).values())
         first, second, third = mixer_widths
         self.mixers = nn.ModuleList(

@@ -1,7 +1,7 @@
 """DPCN: Dynamic Prototype Convolution Network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,7 +15,7 @@ from fss_d2.modeling.build import (
     build_few_shot_backbone,
     dynamic_convolution_arguments,
 )
-from fss_d2.modeling.layers import BaseKnowledge, resize, soft_mask, support_activations
+from fss_d2.modeling.layers import BaseKnowledge, mask_features, resize, support_activations
 
 from .dpcn_head import DPCNHead
 from .few_shot import FewShotSegmentor
@@ -48,7 +48,7 @@ class DPCN(FewShotSegmentor):
         >>> logits = model.segment(queries, support)  # any number of queries
     """
 
-    permutation_invariant: ClassVar[bool] = False
+    permutation_invariant = False
 
     @configurable
     def __init__(
@@ -95,13 +95,14 @@ class DPCN(FewShotSegmentor):
         self.knowledge = knowledge
         # Run apart, the stage may get a masked input, or a gradient that the rest does not get.
         self.stage_apart = mask_before_sam or self.train_last_stage
-        self.deep_feature = stage_before(backbone, sam_feature) if self.stage_apart else sam_feature
+        self.deep_feature = sam_feature
+        if self.stage_apart:
+            needed_by = "MODEL.DPCN.TRAIN_LAST_STAGE and MODEL.DPCN.MASK_BEFORE_SAM"
+            self.deep_feature = stage_before(backbone, sam_feature, needed_by)
         known = () if knowledge is None else knowledge.in_features
-        if self.train_last_stage and sam_feature in (*self.in_features, *known):
-            raise ValueError(
-                f"MODEL.DPCN.SAM_FEATURE {sam_feature!r} learns, so it must not be among the IN_FEATURES of "
-                "MODEL.DPCN or MODEL.BASE_KNOWLEDGE: choose others, or set MODEL.DPCN.TRAIN_LAST_STAGE False"
-            )
+        if self.train_last_stage:
+            self._check_frozen("MODEL.DPCN.IN_FEATURES", self.in_features)
+            self._check_frozen("MODEL.BASE_KNOWLEDGE.IN_FEATURES", known)
         backbone.select(list(dict.fromkeys([*self.in_features, self.deep_feature, *known])))
         channels = {name: spec.channels for name, spec in backbone.available.items()}
         self.head = DPCNHead(
@@ -117,6 +118,7 @@ class DPCN(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.DPCN, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DPCN
         backbone = build_few_shot_backbone(cfg)
         return {
@@ -139,6 +141,16 @@ class DPCN(FewShotSegmentor):
             },
         }
 
+    def _check_frozen(self, key: str, names: Sequence[str]) -> None:
+        """Find out that a feature of a config key is computed by the stage that learns, or behind it."""
+        order = list(self.backbone.available)
+        for name in names:
+            if name in order and order.index(name) > order.index(self.deep_feature):
+                raise ValueError(
+                    f"{key} {name!r} changes with MODEL.DPCN.SAM_FEATURE {self.sam_feature!r}, which learns: "
+                    "choose features before that stage, or set MODEL.DPCN.TRAIN_LAST_STAGE False"
+                )
+
     def _features(self, images: Tensor) -> Features:
         """What roles of normalised images (N, 3, H, W) have in common: named maps (N, C, h, w)."""
         features = dict(self.extract(images))
@@ -157,9 +169,10 @@ class DPCN(FewShotSegmentor):
     def _as_support(self, features: Features, masks: Tensor) -> dict[str, Tensor]:
         """Features (B, K, C, h, w), masks (B, K, H, W): the head's tensors and the masked deep features."""
         encoded = self.head.encode([features[name].flatten(0, 1) for name in self.in_features], masks)
-        deep = _mask(features[DEEP], masks)
+        deep = mask_features(features[DEEP], masks)
         if self.mask_before_sam:
-            deep = _mask(self._run_last_stage(deep.flatten(0, 1)).unflatten(0, masks.shape[:2]), masks)
+            deep = self._run_last_stage(deep.flatten(0, 1)).unflatten(0, masks.shape[:2])
+            deep = mask_features(deep, masks)
         return encoded | {DEEP: deep}
 
     def _segment_features(
@@ -169,14 +182,12 @@ class DPCN(FewShotSegmentor):
         deep = features[DEEP]
         if self.mask_before_sam:
             deep = self._run_last_stage(deep)
-        shots = [support_activations(deep, shot, self.windows) for shot in support[DEEP].unbind(dim=1)]
-        known = None
-        if self.knowledge is not None:
-            known = self.knowledge([features[name] for name in self.knowledge.in_features])
+        activations = support_activations(deep, support[DEEP], self.windows)
+        agnostic = None if self.knowledge is None else self.knowledge(features)
         maps = [features[name] for name in self.in_features]
-        logits, aux = self.head(maps, support, torch.stack(shots).mean(dim=0), known)
-        if known is not None:
-            aux["knowledge"] = known
+        logits, aux = self.head(maps, support, activations, agnostic)
+        if agnostic is not None:
+            aux["agnostic"] = agnostic
         return resize(logits, size, align_corners=self.align_corners), aux
 
     def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -211,8 +222,3 @@ class DPCN(FewShotSegmentor):
             back, _ = self._segment_features(features, encoded, target.shape[-2:])
             losses.append(sum(super()._losses(back, {}, target).values()))
         return torch.stack(losses).mean()
-
-
-def _mask(features: Tensor, masks: Tensor) -> Tensor:
-    """Features (B, K, C, h, w) times the object of masks (B, K, H, W) in {0, 1, 255}."""
-    return features * soft_mask(masks, features.shape[-2:])[:, :, None]

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fss_d2.modeling.layers import dice_loss, resize
 
 from .image_model import ImageModel
-from .support import SupportSet
+from .support import SupportSet, stack_supports
 
 __all__ = ["FewShotSegmentor"]
 
@@ -26,12 +26,10 @@ class FewShotSegmentor(ImageModel):
     A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode` and `_decode`.
 
     Attributes:
-        trainable: the method has something to learn.
         permutation_invariant: the order of the supports makes no difference.
     """
 
-    trainable: ClassVar[bool] = True
-    permutation_invariant: ClassVar[bool] = True
+    permutation_invariant: bool = True
 
     def __init__(
         self,
@@ -40,6 +38,7 @@ class FewShotSegmentor(ImageModel):
         align_corners: bool = False,
         foreground_weight: float = 1.0,
         dice_weight: float = 0.0,
+        aux_weight: float = 1.0,
         **image_model: Any,
     ) -> None:
         """
@@ -48,6 +47,7 @@ class FewShotSegmentor(ImageModel):
             align_corners: how scores are resized to the frame asked for.
             foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
             dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
+            aux_weight: weight of the loss of a method's levels; see `_losses`.
             image_model: see `ImageModel`; "backbone" is required.
 
         Raises:
@@ -57,6 +57,7 @@ class FewShotSegmentor(ImageModel):
         self.ignore_as_background = ignore_as_background
         self.align_corners = align_corners
         self.dice_weight = dice_weight
+        self.aux_weight = aux_weight
         class_weights = torch.tensor([1.0, foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -83,18 +84,25 @@ class FewShotSegmentor(ImageModel):
         """Losses of what `_decode` returned against target (B, H, W) in {0, 1, 255}.
 
         "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that count; "loss_dice" the
-        soft Dice loss of the object, where it has a weight.
+        soft Dice loss of the object, where it has a weight; "loss_aux" the mean cross entropy of the logits
+        (B, 2, h, w) that a method returns as "level0", "level1", ..., resized to the target (PFENet).
         """
         if self.ignore_as_background:
             target = target.masked_fill(target == 255, 0)
-        logits, counts = logits.float(), target != 255
-        total = F.cross_entropy(logits, target, self.class_weights, ignore_index=255, reduction="sum")
-        weight = self.class_weights[target.masked_fill(~counts, 0)][counts].sum()
-        losses = {"loss_seg": total / weight.clamp(min=1)}
+        losses = {"loss_seg": self._cross_entropy(logits, target)}
         if self.dice_weight:
-            foreground = logits.softmax(dim=1)[:, 1] * counts
+            foreground = logits.float().softmax(dim=1)[:, 1] * (target != 255)
             losses["loss_dice"] = self.dice_weight * dice_loss(foreground, (target == 1).float()).mean()
+        levels = [resize(x, target.shape[-2:]) for name, x in aux.items() if name.startswith("level")]
+        if levels:
+            entropies = torch.stack([self._cross_entropy(level, target) for level in levels])
+            losses["loss_aux"] = self.aux_weight * entropies.mean()
         return losses
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Weighted mean over the pixels that are not 255; 0 where there is none."""
+        total = F.cross_entropy(logits.float(), target, self.class_weights, ignore_index=255, reduction="sum")
+        return total / self.class_weights[target[target != 255]].sum().clamp(min=1)
 
     # -- encode once, segment many times -----------------------------------------------------------------
 
@@ -187,8 +195,7 @@ class FewShotSegmentor(ImageModel):
         return self._losses(*self._run(episodes), target)
 
     def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, masks = zip(*(_stack_supports(e["support"]) for e in episodes), strict=True)
-        support = self.encode_support(torch.stack(images), torch.stack(masks))
+        support = self.encode_support(*stack_supports(episodes))
         return self._segment(torch.stack([e["image"] for e in episodes]), support)
 
     def _to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
@@ -211,13 +218,3 @@ def _group(episodes: list[Episode]) -> list[list[int]]:
         supports = episode["support"]
         groups[len(supports), episode["image"].shape, supports[0]["image"].shape].append(i)
     return list(groups.values())
-
-
-def _stack_supports(supports: list[Episode]) -> tuple[Tensor, Tensor]:
-    """Stack the supports of an episode at the first one's size: (K, 3, H, W) and (K, H, W)."""
-    size = supports[0]["image"].shape[1:]
-    if all(s["image"].shape[1:] == size for s in supports):
-        return torch.stack([s["image"] for s in supports]), torch.stack([s["mask"] for s in supports])
-    images = [resize(s["image"][None].float(), size, align_corners=False)[0] for s in supports]
-    masks = [F.interpolate(s["mask"][None, None].float(), size=size, mode="nearest")[0, 0] for s in supports]
-    return torch.stack(images), torch.stack(masks).to(supports[0]["mask"].dtype)

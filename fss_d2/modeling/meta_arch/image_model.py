@@ -16,10 +16,12 @@ class ImageModel(nn.Module):
     """A module with a backbone that stays as it is while the rest is trained, unless told otherwise.
 
     Attributes:
+        trainable: the model has something to learn.
         iteration: of the training, set before each step (`fss_d2.engine.hooks.TellIteration`).
         idle_parameters: some parameters that learn get no gradient in some iterations.
     """
 
+    trainable: bool = True
     iteration: int = 0
     idle_parameters: bool = False
 
@@ -65,6 +67,11 @@ class ImageModel(nn.Module):
             "freeze_backbone": cfg.MODEL.BACKBONE.FREEZE,
             "bn_train_stats": cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
         }
+
+    @classmethod
+    def learns(cls, cfg: CfgNode) -> bool:
+        """Whether a model built from a config would be `trainable`, without building it."""
+        return cls.trainable
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,5 @@
 """JC2A: joint class-aware and class-agnostic alignment."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     FeatureEnrichment,
@@ -62,7 +62,6 @@ class JC2A(FewShotSegmentor):
         attention: Mapping[str, Any] | None = None,
         knowledge: BaseKnowledge | None = None,
         agnostic_merge: str = "concat",
-        aux_weight: float = 1.0,
         **base: Any,
     ) -> None:
         """
@@ -75,7 +74,6 @@ class JC2A(FewShotSegmentor):
             attention: arguments of `PointBlockAttention`, `dim` and `sides` apart; None leaves it out.
             knowledge: gives the class-agnostic map; None leaves it out.
             agnostic_merge: of the attention's answer and the map (Table 6): "concat", "add" or "multiply".
-            aux_weight: of the mean loss of the pyramid's levels.
             base: see `FewShotSegmentor`.
 
         Raises:
@@ -96,7 +94,6 @@ class JC2A(FewShotSegmentor):
         self.in_features = tuple(in_features)
         self.sides = tuple(sides)
         self.agnostic_merge = agnostic_merge
-        self.aux_weight = aux_weight
         self.knowledge = knowledge
         backbone.select([*self.in_features, *(knowledge.in_features if knowledge else ())])
         channels = sum(backbone.available[name].channels for name in self.in_features)
@@ -109,6 +106,7 @@ class JC2A(FewShotSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.JC2A, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.JC2A
         backbone = build_few_shot_backbone(cfg)
         attention = {
@@ -149,9 +147,7 @@ class JC2A(FewShotSegmentor):
     def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.extract(images)
         reduced = self.reduce([features[name] for name in self.in_features])
-        agnostic = None
-        if self.knowledge is not None:
-            agnostic = self.knowledge([features[name] for name in self.knowledge.in_features])
+        agnostic = None if self.knowledge is None else self.knowledge(features)
         pyramid = [F.adaptive_avg_pool2d(reduced, side) for side in self.sides]
         queries = [self.attention.queries(j, x) for j, x in enumerate(pyramid)] if self.attention else []
         shots: list[list[Tensor]] = []  # K times the final logits and those of each level
@@ -160,7 +156,10 @@ class JC2A(FewShotSegmentor):
             levels = [self._guide(j, x, queries, agnostic, shot) for j, x in enumerate(pyramid)]
             merged, logits = self.enrich(levels, reduced.shape[-2:])
             shots.append([resize(self.classify(merged), images.shape[-2:]), *logits])
-        logits, *inner = (_average(list(one)) for one in zip(*shots, strict=True))
+        logits, *inner = (
+            mean_log_probability([x.float() for x in each]) if len(each) > 1 else each[0]
+            for each in zip(*shots, strict=True)
+        )
         aux = {f"level{j}": x for j, x in enumerate(inner)}
         return logits, aux if agnostic is None else aux | {"agnostic": agnostic}
 
@@ -183,18 +182,3 @@ class JC2A(FewShotSegmentor):
             first, second = guides
             guides = [first + second if self.agnostic_merge == "add" else first * second]
         return torch.cat([*parts, *guides], dim=1)
-
-    def _losses(self, logits: Tensor, aux: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """As the base class, and "loss_aux": the mean cross entropy of the pyramid's levels."""
-        levels = [resize(aux[f"level{j}"], target.shape[-2:]) for j in range(len(self.sides))]
-        entropies = [super(JC2A, self)._losses(x, {}, target)["loss_seg"] for x in levels]
-        losses = super()._losses(logits, aux, target)
-        return losses | {"loss_aux": self.aux_weight * torch.stack(entropies).mean()}
-
-
-def _average(logits: Sequence[Tensor]) -> Tensor:
-    """Log of the mean probability of K predictions (B, 2, h, w); a single one stays as it is."""
-    if len(logits) == 1:
-        return logits[0]
-    log_probability = torch.stack([x.float().log_softmax(dim=1) for x in logits])
-    return log_probability.logsumexp(dim=0) - math.log(len(logits))

@@ -99,8 +99,8 @@ class MMFormer(FewShotSegmentor):
         self.criterion = ProposalCriterion(**(criterion or {})) if train_proposals else None
         if not train_proposals:
             self.proposals.requires_grad_(False)
-        by_contrast = self.matching.cross_alignment == "learned" and contrastive_weight > 0
-        self.trainable = train_proposals or self.matching.learnable_matching or by_contrast
+        learnable = self.matching.learnable_matching, self.matching.cross_alignment
+        self.trainable = _learns(train_proposals, *learnable, contrastive_weight)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class MMFormer(FewShotSegmentor):
         c = cfg.MODEL.MM_FORMER
         return {
             **cls.image_arguments(cfg),
-            "backbone": build_few_shot_backbone(cfg),
+            "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),
             "criterion": proposal_criterion_arguments(cfg),
             "features": c.FEATURES,
@@ -128,6 +128,12 @@ class MMFormer(FewShotSegmentor):
                 "standardize": c.STANDARDIZE_SIMILARITY,
             },
         }
+
+    @classmethod
+    def learns(cls, cfg: CfgNode) -> bool:
+        """Not so where neither proposals nor alignment nor matching get a gradient; see the class."""
+        c = cfg.MODEL.MM_FORMER
+        return _learns(c.TRAIN_PROPOSALS, c.LEARNABLE_MATCHING, c.CROSS_ALIGNMENT, c.CONTRASTIVE_WEIGHT)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen proposals stay in eval mode."""
@@ -208,6 +214,13 @@ class MMFormer(FewShotSegmentor):
                 "or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
             )
         return super()._training_losses(batched_inputs)
+
+
+def _learns(
+    proposals: bool, learnable_matching: bool, cross_alignment: str, contrastive_weight: float
+) -> bool:
+    """Whether anything gets a gradient: learned alignment alone gets its from L_co."""
+    return proposals or learnable_matching or (cross_alignment == "learned" and contrastive_weight > 0)
 
 
 def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:

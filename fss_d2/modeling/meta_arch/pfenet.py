@@ -9,23 +9,29 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling.backbone import STAGES, FeatureBackbone
-from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.backbone import FeatureBackbone
+from fss_d2.modeling.backbone.stages import stage_before
+from fss_d2.modeling.build import (
+    build_base_knowledge,
+    build_few_shot_backbone,
+    dynamic_convolution_arguments,
+)
 from fss_d2.modeling.layers import (
     BaseKnowledge,
+    DynamicQuery,
     FeatureEnrichment,
     FeatureReduction,
     bin_sizes,
     classifier,
+    mask_features,
     resize,
     shot_prototypes,
     soft_mask,
-    support_activation,
+    support_activations,
 )
-from fss_d2.modeling.layers.dynamic_convolution import DynamicQuery
 
-from .few_shot import Episode, FewShotSegmentor, _stack_supports
-from .support import SupportSet
+from .few_shot import Episode, FewShotSegmentor
+from .support import SupportSet, stack_supports
 
 __all__ = ["PLUG_INS", "PFENet"]
 
@@ -64,7 +70,6 @@ class PFENet(FewShotSegmentor):
         dim: int = 256,
         bins: Sequence[float] = (60, 30, 15, 8),
         dropout: float = 0.5,
-        aux_weight: float = 1.0,
         dynamic: DynamicQuery | None = None,
         knowledge: BaseKnowledge | None = None,
         **base: Any,
@@ -78,7 +83,6 @@ class PFENet(FewShotSegmentor):
             dim: channels of everything that is learned.
             bins: sides of the pyramid's levels, fine to coarse; see `bin_sizes`.
             dropout: of channels of the middle features.
-            aux_weight: of "loss_aux".
             dynamic: reworks the middle features of the query with those of the object.
             knowledge: gives the class-agnostic map.
             base: see `FewShotSegmentor`.
@@ -88,18 +92,14 @@ class PFENet(FewShotSegmentor):
                 a bin that is neither a fraction nor a number of cells.
             KeyError: the backbone lacks an output.
         """
-        if mask_before_prior and prior_feature not in backbone.separate_stages:
-            raise ValueError(
-                f"{type(backbone).__name__} cannot run MODEL.PFENET.PRIOR_FEATURE {prior_feature!r} on a "
-                f"masked map (it can run {', '.join(backbone.separate_stages) or 'no stage'} so): set "
-                "MODEL.PFENET.MASK_BEFORE_PRIOR to False, or choose another feature"
-            )
         bin_sizes(bins, 1)
         super().__init__(backbone=backbone, align_corners=True, **base)
         self.in_features = tuple(in_features)
         self.prior_feature = prior_feature
         self.mask_before_prior = mask_before_prior
-        self.prior_source = _stage_before(backbone, prior_feature) if mask_before_prior else prior_feature
+        self.prior_source = prior_feature
+        if mask_before_prior:
+            self.prior_source = stage_before(backbone, prior_feature, "MODEL.PFENET.MASK_BEFORE_PRIOR")
         known = () if knowledge is None else knowledge.in_features
         backbone.select((*self.in_features, self.prior_source, *known))
         shapes = backbone.output_shape()
@@ -109,13 +109,13 @@ class PFENet(FewShotSegmentor):
         self.bins = tuple(bins)
         self.enrichment = FeatureEnrichment(2 * dim + 1 + (knowledge is not None), dim, len(self.bins))
         self.classifier = classifier(dim)
-        self.aux_weight = aux_weight
         self.dynamic = dynamic
         self.knowledge = knowledge
         self.permutation_invariant = dynamic is None  # its kernels are read off the supports in order
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from MODEL.PFENET, those of the plug-ins, and the backbone's keys."""
         c = cfg.MODEL.PFENET
         for name in c.PLUG_INS:
             if name not in PLUG_INS:
@@ -123,6 +123,8 @@ class PFENet(FewShotSegmentor):
                     f"unknown plug-in {name!r} in MODEL.PFENET.PLUG_INS: choose from {', '.join(PLUG_INS)}"
                 )
         backbone = build_few_shot_backbone(cfg)
+        with_dcm = "dcm" in c.PLUG_INS
+        dynamic = DynamicQuery(c.DIM, **dynamic_convolution_arguments(cfg)) if with_dcm else None
         return {
             **cls.base_arguments(cfg),
             "backbone": backbone,
@@ -133,7 +135,7 @@ class PFENet(FewShotSegmentor):
             "bins": c.BINS,
             "dropout": c.DROPOUT,
             "aux_weight": c.AUX_WEIGHT,
-            "dynamic": _dynamic_query(cfg) if "dcm" in c.PLUG_INS else None,
+            "dynamic": dynamic,
             "knowledge": build_base_knowledge(cfg, backbone) if "ckmm" in c.PLUG_INS else None,
         }
 
@@ -141,15 +143,12 @@ class PFENet(FewShotSegmentor):
 
     def _compared(self, features: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor:
         """Features (B, C, h, w) that the prior compares; of a support only its object (masks (B, H, W))."""
-
-        def masked(x: Tensor) -> Tensor:
-            return x if masks is None else x * soft_mask(masks, x.shape[-2:])[:, None].to(x.dtype)
-
         high = features[self.prior_source]
         if self.mask_before_prior:
+            high = high if masks is None else mask_features(high, masks)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-                high = self.backbone.run_stage(self.prior_feature, masked(high))
-        return masked(high)
+                high = self.backbone.run_stage(self.prior_feature, high)
+        return high if masks is None else mask_features(high, masks)
 
     def _read_query(self, images: Tensor) -> dict[str, Tensor]:
         """All that the query itself gives, of normalised images (B, 3, H, W)."""
@@ -159,7 +158,7 @@ class PFENet(FewShotSegmentor):
             "high": self._compared(features),
         }
         if self.knowledge is not None:
-            query["agnostic"] = self.knowledge([features[name] for name in self.knowledge.in_features])
+            query["agnostic"] = self.knowledge(features)
         return query
 
     def _read_support(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -194,7 +193,7 @@ class PFENet(FewShotSegmentor):
         cells = middle.shape[-2:]
         if self.dynamic is not None:
             middle = self.dynamic(middle, support["foreground"])
-        guides = {"prior": resize(self._prior(query["high"], support["high"]), cells)}
+        guides = {"prior": resize(support_activations(query["high"], support["high"]), cells)}
         if self.knowledge is not None:
             guides["agnostic"] = resize(query["agnostic"], cells)
         levels = []
@@ -206,37 +205,11 @@ class PFENet(FewShotSegmentor):
         logits = resize(self.classifier(enriched), size)
         return logits, guides | {f"level{j}": inner for j, inner in enumerate(level_logits)}
 
-    def _prior(self, query: Tensor, supports: Tensor) -> Tensor:
-        """Query (B, C, h, w), supports (B, K, C, hs, ws): mean prior mask (B, 1, h, w) in [0, 1]."""
-        shots = [support_activation(query, support) for support in supports.unbind(dim=1)]
-        return torch.stack(shots, dim=1).mean(dim=1, keepdim=True)
-
-    # -- training ----------------------------------------------------------------------------------------
-
-    def _losses(self, logits: Tensor, aux: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        losses = super()._losses(logits, aux, target)
-        levels = [resize(aux[f"level{j}"], target.shape[-2:]) for j in range(len(self.bins))]
-        each = [super(PFENet, self)._losses(level, {}, target)["loss_seg"] for level in levels]
-        return losses | {"loss_aux": self.aux_weight * torch.stack(each).mean()}
-
     def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
         """As the base class; a backbone that keeps statistics reads queries first, as the released code."""
         if not (self.training and self.bn_train_stats):
             return super()._run(episodes)
         queries = self.normalise(torch.stack([e["image"] for e in episodes]))
         query = self._read_query(queries)
-        images, masks = zip(*(_stack_supports(e["support"]) for e in episodes), strict=True)
-        support = self.encode_support(torch.stack(images), torch.stack(masks))
+        support = self.encode_support(*stack_supports(episodes))
         return self._enrich(query, support.tensors, queries.shape[-2:])
-
-
-def _dynamic_query(cfg: CfgNode) -> DynamicQuery:
-    c = cfg.MODEL.DPCN
-    return DynamicQuery(
-        cfg.MODEL.PFENET.DIM, kernel_size=c.KERNEL_SIZE, kernels=c.KERNELS, generation=c.KERNEL_GENERATION
-    )
-
-
-def _stage_before(backbone: FeatureBackbone, stage: str) -> str:
-    stages = [name for name in STAGES if name in backbone.available]
-    return stages[stages.index(stage) - 1]

@@ -110,7 +110,7 @@ class PotentialObjectsSegmenter(ImageModel):
         loss = cfg.MODEL.PROPOSALS.LOSS
         return {
             **cls.image_arguments(cfg),
-            "backbone": build_few_shot_backbone(cfg),
+            "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),
             "criterion": proposal_criterion_arguments(cfg),
             "few_shot_weight": loss.FEW_SHOT_WEIGHT,

@@ -1,7 +1,7 @@
 """The training-free baseline: masked average pooling and cosine similarity."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -28,7 +28,7 @@ class Prototype(FewShotSegmentor):
     A cell counts by the share of its pixels in the mask; pixels marked 255 are in neither prototype.
     """
 
-    trainable: ClassVar[bool] = False
+    trainable = False
 
     @configurable
     def __init__(self, *, in_features: Sequence[str], temperature: float = 0.05, **base: Any) -> None:

@@ -1,13 +1,16 @@
 """What a method keeps of the supports of an episode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["SupportSet"]
+from fss_d2.modeling.layers import resize
+
+__all__ = ["SupportSet", "stack_supports"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,28 @@ class SupportSet:
             raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
         height, width = state["size"]
         return cls(state["method"], int(state["shots"]), (int(height), int(width)), dict(state["tensors"]))
+
+
+def stack_supports(episodes: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Stack the supports of episodes, each one's brought to the size of its first.
+
+    Args:
+        episodes: of B dicts "support", a list of K dicts of "image" (3, H, W) and "mask" (H, W).
+
+    Returns:
+        (B, K, 3, H, W) and (B, K, H, W).
+    """
+    pairs = [_stack_shots(episode["support"]) for episode in episodes]
+    return torch.stack([images for images, _ in pairs]), torch.stack([masks for _, masks in pairs])
+
+
+def _stack_shots(shots: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """K supports at the first one's size: (K, 3, H, W) and (K, H, W)."""
+    size = shots[0]["image"].shape[1:]
+    if all(shot["image"].shape[1:] == size for shot in shots):
+        return torch.stack([shot["image"] for shot in shots]), torch.stack([shot["mask"] for shot in shots])
+    images = [resize(shot["image"][None].float(), size, align_corners=False)[0] for shot in shots]
+    masks = [
+        F.interpolate(shot["mask"][None, None].float(), size=size, mode="nearest")[0, 0] for shot in shots
+    ]
+    return torch.stack(images), torch.stack(masks).to(shots[0]["mask"].dtype)

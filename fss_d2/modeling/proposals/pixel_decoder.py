@@ -123,7 +123,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         Returns:
             mask features (B, dim, h, w) of res2's size, and the refined maps (B, dim, h_l, w_l) of res5,
             res4, res3 in this order; float32.
+
+        Raises:
+            ValueError: a single map of a single cell where a norm group has a single channel.
         """
+        self._check_sizes(features)
         with torch.autocast(features["res2"].device.type, enabled=False):
             projected = [
                 proj(features[level].float()) for proj, level in zip(self.input_proj, LEVELS, strict=True)
@@ -132,6 +136,16 @@ class MSDeformAttnPixelDecoder(nn.Module):
             fine = self.adapter_1(features["res2"].float())
             fine = fine + resize(levels[-1], fine.shape[-2:], align_corners=False)
             return self.mask_features(self.layer_1(fine)), levels
+
+    def _check_sizes(self, features: Mapping[str, Tensor]) -> None:
+        """Find out that a norm would see a single value, which torch refuses."""
+        for level in LEVELS if self.mask_features.in_channels == GROUPS else ():
+            if len(features[level]) * features[level].shape[-2:].numel() == 1:
+                raise ValueError(
+                    f"the image leaves one cell of {level}, and {GROUPS} channels leave the pixel decoder's "
+                    "norm groups one each, nothing to normalise: enlarge INPUT.FEW_SHOT_SIZE (above 32 "
+                    "pixels), or MODEL.PROPOSALS.DIM"
+                )
 
 
 def _projection(in_channels: int, dim: int) -> nn.Sequential:

@@ -16,10 +16,11 @@ def two_classes(**settings: Any) -> BaseKnowledge:
     return knowledge
 
 
-MAPS = [
-    torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[5.0, 5.0], [5.0, 5.0]]]]),  # (1, 2, 2, 2)
-    torch.tensor([[[[0.0, 1.0], [0.0, 4.0]]]]),  # (1, 1, 2, 2)
-]
+MAPS = {
+    "b": torch.tensor([[[[0.0, 1.0], [0.0, 4.0]]]]),  # (1, 1, 2, 2)
+    "a": torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[5.0, 5.0], [5.0, 5.0]]]]),  # (1, 2, 2, 2)
+    "other": torch.ones(1, 7, 1, 1),
+}
 DOT = torch.tensor([[2.0, 1.0], [4.0, 4.0]])  # 2 * first + third channel
 
 
@@ -31,7 +32,7 @@ def test_mean_dot_product_by_hand() -> None:
 
 def test_mean_cosine_by_hand() -> None:
     knowledge = two_classes(similarity="cosine", normalization="none")
-    pixel = [torch.tensor([3.0, 0.0]).view(1, 2, 1, 1), torch.tensor([4.0]).view(1, 1, 1, 1)]
+    pixel = {"a": torch.tensor([3.0, 0.0]).view(1, 2, 1, 1), "b": torch.tensor([4.0]).view(1, 1, 1, 1)}
     # cosines with (1, 0, 2) / sqrt(5) and (1, 0, 0) of (3, 0, 4) / 5
     expected = (11 / (5 * 5**0.5) + 3 / 5) / 2
     assert knowledge(pixel).item() == pytest.approx(expected)
@@ -43,8 +44,8 @@ def test_it_is_the_mean_over_the_classes_of_each_one_alone(similarity: str) -> N
     knowledge = BaseKnowledge({"a": 3, "b": 2}, 4, similarity=similarity, normalization="none")
     prototypes = torch.rand(4, 5)
     knowledge.fill(prototypes)
-    maps = [torch.rand(2, 3, 6, 7), torch.rand(2, 2, 3, 4)]
-    joined = torch.cat([maps[0], resize(maps[1], (6, 7))], dim=1)
+    maps = {"a": torch.rand(2, 3, 6, 7), "b": torch.rand(2, 2, 3, 4)}
+    joined = torch.cat([maps["a"], resize(maps["b"], (6, 7))], dim=1)
     if similarity == "cosine":
         joined, prototypes = F.normalize(joined, dim=1), F.normalize(prototypes, dim=1)
     each = torch.einsum("bchw,kc->bkhw", joined, prototypes)
@@ -59,13 +60,13 @@ def test_a_class_without_instances_is_left_out() -> None:
 
 def test_each_image_is_scaled_to_0_to_1_on_its_own() -> None:
     knowledge = two_classes()
-    maps = [torch.rand(3, 2, 5, 5), torch.rand(3, 1, 5, 5)]
+    maps = {"a": torch.rand(3, 2, 5, 5), "b": torch.rand(3, 1, 5, 5)}
     together = knowledge(maps)
     assert together.amin(dim=(2, 3)).abs().max() == 0
     torch.testing.assert_close(together.amax(dim=(1, 2, 3)), torch.ones(3))
     for i in range(3):
-        assert torch.equal(together[i : i + 1], knowledge([m[i : i + 1] for m in maps]))
-    flat = [torch.ones(1, 2, 2, 2), torch.ones(1, 1, 2, 2)]
+        assert torch.equal(together[i : i + 1], knowledge({name: m[i : i + 1] for name, m in maps.items()}))
+    flat = {"a": torch.ones(1, 2, 2, 2), "b": torch.ones(1, 1, 2, 2)}
     assert torch.equal(knowledge(flat), torch.zeros(1, 1, 2, 2))
 
 
@@ -73,7 +74,7 @@ def test_half_precision_does_not_overflow() -> None:
     knowledge = BaseKnowledge({"a": 1536}, 1, normalization="none")
     knowledge.fill(torch.full((1, 1536), 20.0))
     with torch.autocast("cpu", torch.float16):
-        value = knowledge([torch.full((1, 1536, 1, 1), 20.0, dtype=torch.float16)])
+        value = knowledge({"a": torch.full((1, 1536, 1, 1), 20.0, dtype=torch.float16)})
     assert value.item() == 1536 * 400
     assert value.dtype == torch.float32
 

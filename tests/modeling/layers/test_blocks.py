@@ -9,6 +9,7 @@ from fss_d2.modeling.layers import (
     balanced_regions,
     conv_pair,
     conv_stack,
+    mask_features,
     masked_average,
 )
 
@@ -43,6 +44,14 @@ def test_masked_average_weighs_pixels_of_all_shots() -> None:
     weights = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 2, 1, 2)
     assert masked_average(features, weights).item() == pytest.approx((1 + 3 + 2) / 2.5)
     assert masked_average(features, weights * 0).item() == 0
+
+
+def test_features_are_masked_at_their_own_size() -> None:
+    masks = torch.tensor([[1, 255, 0], [0, 0, 0]]).repeat_interleave(2, dim=0).view(1, 2, 2, 3)
+    features = torch.full((1, 2, 4, 2, 3), 2.0)
+    assert mask_features(features, masks)[0, :, 3, 1].tolist() == [[2, 0, 0], [0, 0, 0]]
+    halves = mask_features(torch.full((2, 1, 2, 5), 2.0), masks[0])  # between two pixels, half of it
+    assert halves[0, 0, 0].tolist() == [2, 1, 0, 0, 0]
 
 
 def test_balanced_regions() -> None:

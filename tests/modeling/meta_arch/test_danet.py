@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from fss_d2.modeling import DANet
 from fss_d2.modeling.backbone import ResNetBackbone
-from fss_d2.modeling.layers import resize, shot_prototypes, soft_mask, soft_pool, support_activation
+from fss_d2.modeling.layers import (
+    mask_features,
+    resize,
+    shot_prototypes,
+    soft_mask,
+    soft_pool,
+    support_activations,
+)
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
@@ -122,8 +129,8 @@ def test_the_prior_is_the_mean_of_the_supports_priors() -> None:
     priors = []
     for support in episode["support"]:
         theirs = model.extract(model.normalise(support["image"][None]))["res5"]
-        masked = theirs * soft_mask(support["mask"][None], theirs.shape[-2:])[:, None]
-        priors.append(support_activation(features, masked))
+        masked = mask_features(theirs, support["mask"][None])
+        priors.append(support_activations(features, masked[:, None])[0])
     torch.testing.assert_close(output, torch.cat(priors).mean(dim=0, keepdim=True))
 
 

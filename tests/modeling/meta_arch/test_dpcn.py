@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone, ResNetBackbone
-from fss_d2.modeling.layers import BaseKnowledge, resize, soft_mask, support_activation
+from fss_d2.modeling.layers import BaseKnowledge, mask_features, resize, support_activations
 from fss_d2.modeling.meta_arch.dpcn import DPCN
 from tests.modeling.episodes import make_episode, make_model
 
@@ -117,10 +117,9 @@ def test_prior_of_window_one(before: bool) -> None:
         model.backbone.select(["res4", "res5"])
         query = model.backbone(episode["image"][None].float())["res5"]
         if before:
-            s = s * soft_mask(support["mask"][None], s.shape[-2:])[:, None]
-        s = model.backbone.run_stage("res5", s)
-        s = s * soft_mask(support["mask"][None], s.shape[-2:])[:, None]
-        expected = resize(support_activation(query, s)[:, None], q["res4"].shape[-2:])
+            s = mask_features(s, support["mask"][None])
+        s = mask_features(model.backbone.run_stage("res5", s), support["mask"][None])
+        expected = resize(support_activations(query, s[:, None]), q["res4"].shape[-2:])
     model = build(windows=[(1, 1)], mask_before_sam=before)
     close(run(model, episode)["aux"]["pseudo_mask"], expected[0])
 
@@ -153,7 +152,7 @@ def test_knowledge_is_one_more_map() -> None:
     model = build(knowledge=knowledge)
     assert model.head.decoder[0].in_channels == build().head.decoder[0].in_channels + 1
     aux = run(model, make_episode())["aux"]
-    assert aux["knowledge"].shape[0] == 1
+    assert aux["agnostic"].shape[0] == 1
     close(aux["pseudo_mask"], aux["activations"].mean(dim=0, keepdim=True))  # not part of it
 
 
@@ -258,11 +257,21 @@ def test_a_backbone_that_is_not_frozen_learns_as_a_whole() -> None:
 # -- errors ----------------------------------------------------------------------------------------------
 
 
-def test_a_learning_stage_is_not_a_middle_feature() -> None:
-    with pytest.raises(ValueError, match=r"'res5' learns.*TRAIN_LAST_STAGE False"):
+def test_a_learning_stage_gives_no_other_feature() -> None:
+    with pytest.raises(ValueError, match=r"MODEL.DPCN.IN_FEATURES 'res5' .*'res5', which learns"):
         build(in_features=("res5", "res4"), train_last_stage=True)
+    with pytest.raises(ValueError, match=r"BASE_KNOWLEDGE.IN_FEATURES 'res5'.*TRAIN_LAST_STAGE False"):
+        build(knowledge=BaseKnowledge({"res4": 8, "res5": 8}, 5), train_last_stage=True)
+    with pytest.raises(ValueError, match=r"'res5.1' changes"):  # a block of it
+        DPCN(backbone=ResNetBackbone(), in_features=("res4", "res5.1"), train_last_stage=True)
+
+
+def test_nor_does_a_stage_behind_it() -> None:
+    knowledge = BaseKnowledge({"res3": 512, "res5": 2048}, 5)
+    with pytest.raises(ValueError, match=r"'res5' changes with MODEL.DPCN.SAM_FEATURE 'res4'"):
+        build(in_features=("res3",), sam_feature="res4", knowledge=knowledge, train_last_stage=True)
 
 
 def test_a_backbone_whose_stages_do_not_run_alone() -> None:
-    with pytest.raises(ValueError, match="FakeBackbone cannot run 'res5' apart"):
+    with pytest.raises(ValueError, match=r"FakeBackbone cannot run 'res5' apart.*set MODEL.DPCN.TRAIN_LAST"):
         make_model("DPCN", "MODEL.DPCN.TRAIN_LAST_STAGE", True)

@@ -1,5 +1,6 @@
 """MM-Former: what is frozen, what is trained by which loss, settings of the ablation tables."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fss_d2.config import get_cfg
+from fss_d2.modeling import Prototype
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.layers import resize, two_channel_dice
 from fss_d2.modeling.meta_arch.mm_former import MMFormer
@@ -212,6 +215,22 @@ def test_what_cannot_be_trained_says_so() -> None:
     assert mm_former(
         "LEARNABLE_MATCHING", False, "CROSS_ALIGNMENT", "none", "TRAIN_PROPOSALS", True
     ).trainable
+
+
+@pytest.mark.parametrize("settings", list(itertools.product((True, False), (0.0, 6.0), (True, False))))
+@pytest.mark.parametrize("cross_alignment", ["learned", "parameter_free", "none"])
+def test_the_config_tells_whether_it_learns(settings: tuple[Any, ...], cross_alignment: str) -> None:
+    matching, weight, proposals = settings
+    keys = {
+        "LEARNABLE_MATCHING": matching,
+        "CONTRASTIVE_WEIGHT": weight,
+        "TRAIN_PROPOSALS": proposals,
+        "CROSS_ALIGNMENT": cross_alignment,
+    }
+    cfg = get_cfg()
+    cfg.MODEL.MM_FORMER.merge_from_list([x for pair in keys.items() for x in pair])
+    assert MMFormer.learns(cfg) == (proposals or matching or (weight > 0 and cross_alignment == "learned"))
+    assert Prototype.learns(cfg) is False
 
 
 def test_unknown_features() -> None:

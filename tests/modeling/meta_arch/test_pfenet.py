@@ -175,9 +175,7 @@ def test_class_agnostic_map_is_one_more_channel() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"FakeBackbone cannot run MODEL.PFENET.PRIOR_FEATURE 'res5'.*MASK_BEFORE"
-    ):
+    with pytest.raises(ValueError, match=r"FakeBackbone cannot run 'res5' .*MASK_BEFORE_PRIOR False"):
         tiny(mask_before_prior=True)
     with pytest.raises(ValueError, match="neither a fraction"):
         tiny(bins=(1.5,))

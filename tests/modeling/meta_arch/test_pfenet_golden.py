@@ -14,7 +14,7 @@ from fss_d2.config import get_cfg
 from fss_d2.engine.solver import build_lr_scheduler, build_optimizer
 from fss_d2.modeling import PFENet
 from fss_d2.modeling.backbone import ResNetBackbone, VGGBackbone
-from fss_d2.modeling.layers import shot_prototypes, soft_mask, support_activation
+from fss_d2.modeling.layers import mask_features, shot_prototypes, soft_mask, support_activations
 from tests.golden.pfenet import FOLDER, load, official_pfenet_state, random
 from tests.golden.recipe import recipe_tensor
 
@@ -73,14 +73,12 @@ def test_whole_model(case: str) -> None:
 def test_prior_and_prototype_of_given_features() -> None:
     golden = load("prior")
     masks = golden["support_mask"]
-    weights = soft_mask(masks, (9, 9))
     query = random("prior/q4", 2, 48, 9, 9)
-    priors = [
-        support_activation(query, random(f"prior/s4_{k}", 2, 48, 9, 9) * weights[:, k, None])
-        for k in range(3)
-    ]
-    close(torch.stack(priors, dim=1)[:, :, None], golden["prior_each"], 2e-4)
-    close(torch.stack(priors).mean(dim=0)[:, None], golden["prior_mean"], 2e-4)
+    supports = torch.stack([random(f"prior/s4_{k}", 2, 48, 9, 9) for k in range(3)], dim=1)
+    supports = mask_features(supports, masks)
+    each = [support_activations(query, supports[:, k : k + 1]) for k in range(3)]
+    close(torch.stack(each, dim=1), golden["prior_each"], 2e-4)
+    close(support_activations(query, supports), golden["prior_mean"], 2e-4)
 
     kernel = torch.from_numpy(recipe_tensor("down_supp.0.weight", (256, 1536, 1, 1)))
     middle = [
@@ -90,7 +88,7 @@ def test_prior_and_prototype_of_given_features() -> None:
         ).relu()
         for k in (1, 2, 3)
     ]
-    prototype = shot_prototypes(torch.stack(middle, dim=1), weights).mean(dim=1)
+    prototype = shot_prototypes(torch.stack(middle, dim=1), soft_mask(masks, (9, 9))).mean(dim=1)
     close(prototype[:, :, None, None], golden["prototype_mean"], 1e-5)
 
 
