@@ -204,7 +204,7 @@ CASES = [
     Case("supports --dataset toy_both OUTPUT_DIR tiny.yaml", "output folder tiny.yaml"),
     Case("supports --dataset toy_both --weights w.pth", "checkpoint w.pth does not exist"),
     Case("supports --dataset toy_both MODEL.META_ARCHITECTURE PotentialObjectsSegmenter", "no supports"),
-    Case("benchmark --repeats 0", "--repeats must be at least 1"),
+    Case("benchmark --repeats 0", "must be at least 1"),
     Case("benchmark --output toy", "--output toy is a folder"),
     Case("benchmark --output nowhere/numbers.json", "folder nowhere does not exist"),
     Case("glyphs --size 3", "size >= 32"),

@@ -3,14 +3,16 @@
 
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json     # DCAMA's attention
     python tools/benchmark.py --method proposals --size 480                      # the proposal segmenter
+    python tools/benchmark.py --method model --config-file configs/danet/pascal5i_r50.yaml --batch 4
 
 DCAMA runs with its attention maps written out, and with fused attention: a whole episode, and a query whose
 supports are encoded already. The proposal segmenter (MM-Former's stage 1, published sizes) runs with its
 deformable attention sampled by ``grid_sample``, and by gathered rows; the table says where the time goes.
+"model" runs the model of a config: a training step and an inference of a batch of episodes.
 
-Times are medians of runs that alternate between the two in one process, so that other work on the machine
-weighs on both. Peak memory is what one run adds to a process of its own (CPU: resident set; GPU: allocated
-tensors).
+Times are medians of runs that alternate between what is compared in one process, so that other work on the
+machine weighs on both. Peak memory is what one run adds to a process of its own (CPU: resident set; GPU:
+allocated tensors).
 """
 
 import argparse
@@ -21,11 +23,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
-from benchmarks import dcama, proposals
+from benchmarks import dcama, proposals, whole_model
 from benchmarks.measure import BACKBONES, Report, Setting
 
-TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter"}
-SIZES = {"dcama": 384, "proposals": 480}
+TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter", "model": "Model"}
+SIZES = {"dcama": 384, "proposals": 480, "model": 473}
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,8 +36,11 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", choices=sorted(TITLES), default="dcama")
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet50")
-    parser.add_argument("--shots", type=int, nargs="+", help="of dcama (default: 1 5)")
+    parser.add_argument("--backbone", choices=sorted(BACKBONES), help="(default: resnet50)")
+    parser.add_argument("--shots", type=int, nargs="+", help="of dcama (default: 1 5), of model one (1)")
+    parser.add_argument("--config-file", type=Path, help="of model")
+    parser.add_argument("--batch", type=int, help="episodes at once, of model (default: 1)")
+    parser.add_argument("--inference-only", action="store_true", help="of model: no training step")
     parser.add_argument("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
     devices = ("cpu", "cuda")
     parser.add_argument("--device", choices=devices, default=devices[torch.cuda.is_available()])
@@ -43,12 +48,12 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(arguments)
-    if args.shots and args.method == "proposals":
-        parser.error("--shots: proposals need no supports; leave it out, or choose --method dcama")
-    args.shots = args.shots or [1, 5]
+    _check_method(parser, args)
+    args.backbone, args.batch = args.backbone or "resnet50", args.batch if args.batch is not None else 1
+    args.shots = args.shots or ([1] if args.method == "model" else [1, 5])
     args.size = SIZES[args.method] if args.size is None else args.size
-    if min(*args.shots, args.size, args.threads, args.repeats) < 1:
-        parser.error("--shots, --size, --threads and --repeats must be at least 1")
+    if min(*args.shots, args.size, args.threads, args.repeats, args.batch) < 1:
+        parser.error("--shots, --size, --threads, --repeats and --batch must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     if args.output and args.output.is_dir():
@@ -58,10 +63,36 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse arguments of other methods than the chosen one."""
+    if args.shots and args.method == "proposals":
+        parser.error("--shots: proposals need no supports; leave it out, or choose another --method")
+    if args.method != "model":
+        if args.config_file or args.batch is not None or args.inference_only:
+            parser.error("--config-file, --batch and --inference-only: choose --method model with them")
+        return
+    if args.backbone:
+        parser.error("--backbone: the config names its own; leave it out")
+    if args.config_file is None or not args.config_file.is_file():
+        parser.error(f"--config-file is {args.config_file}: name an existing config of configs/")
+    if args.shots and len(args.shots) > 1:
+        parser.error(f"--shots {args.shots}: give one number with --method model")
+
+
 def measure(args: argparse.Namespace) -> Report:
     """Run the benchmark of a method."""
     setting = Setting(args.backbone, args.size, args.device, args.threads, args.repeats)
+    if args.method == "model":
+        load = whole_model.Load(str(args.config_file), args.batch, *args.shots)
+        return whole_model.measure(setting, load, training=not args.inference_only)
     return proposals.measure(setting) if args.method == "proposals" else dcama.measure(setting, args.shots)
+
+
+def _heading(args: argparse.Namespace) -> str:
+    what = args.backbone
+    if args.method == "model":
+        what = f"{args.config_file}, {args.batch} episodes of {args.shots[0]} supports"
+    return f"{TITLES[args.method]}, {what}, {args.size}x{args.size}, {args.device}, {args.threads} threads"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,12 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     print(f"measuring {args.method} ...", file=sys.stderr, flush=True)
     report = measure(args)
-    title, size = TITLES[args.method], f"{args.size}x{args.size}"
-    print(f"{title}, {args.backbone}, {size}, {args.device}, {args.threads} threads\n")
+    print(_heading(args) + "\n")
     print(report.tables)
     if args.output:
         content = {"arguments": vars(args) | {"output": None}, **report.numbers}
-        args.output.write_text(json.dumps(content, indent=1) + "\n")
+        args.output.write_text(json.dumps(content, indent=1, default=str) + "\n")
     return 0
 
 

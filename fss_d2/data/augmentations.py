@@ -72,7 +72,9 @@ class ShortestEdge(T.ResizeShortestEdge):
         """The resize of an image (H, W, 3) to a shortest side, in training drawn anew for each image."""
         resize = super().get_transform(image)
         return (
-            SquashTransform(resize.new_h, resize.new_w) if isinstance(resize, T.ResizeTransform) else resize
+            SquashTransform(max(resize.new_h, 1), max(resize.new_w, 1))
+            if isinstance(resize, T.ResizeTransform)
+            else resize
         )
 
 

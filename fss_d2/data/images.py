@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["open_image", "orient", "read_image"]
+__all__ = ["open_image", "orient", "read_image", "to_rgb"]
 
 _EXIF_ORIENTATION = 0x0112
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -70,10 +70,14 @@ def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     image, orientation = open_image(path)
     if image.mode == "F":
         raise ValueError(f"image file {path} has floating-point pixels; save it with 8 bits per channel")
-    return np.ascontiguousarray(orient(_to_rgb(image), orientation)), orientation
+    return np.ascontiguousarray(orient(to_rgb(image), orientation)), orientation
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image but floating-point ones as (H, W, 3) uint8 RGB.
+
+    Transparent parts are laid on white; grey of more than 8 bits is scaled to 8.
+    """
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.max() > 255:

@@ -109,6 +109,8 @@ def test_shortest_edge_keeps_the_aspect_and_heeds_the_longest_side() -> None:
     assert _apply(ShortestEdge(80, 1000), IMAGE, MASK)[0].shape == (80, 120, 3)
     image, mask = _apply(ShortestEdge(80, 90), IMAGE, MASK)
     assert image.shape == (60, 90, 3) and mask.shape == (60, 90)
+    image, mask = _apply(ShortestEdge(80, 90), np.zeros((3, 900, 3), np.uint8), np.ones((3, 900), np.uint8))
+    assert image.shape == (1, 90, 3) and mask.shape == (1, 90)
 
 
 @pytest.mark.parametrize("size", [(30, 30), (50, 50), (50, 30), (40, 60)])

@@ -57,6 +57,60 @@ def test_a_tiny_run_of_the_proposal_segmenter(tmp_path: Path) -> None:
     assert 0 <= numbers["differences"]["gradients_relative"] < 1e-5
 
 
+def test_a_tiny_run_of_the_model_of_a_config(tmp_path: Path) -> None:
+    config = "configs/danet/glyphs_efficientnet_lite0.yaml"
+    words = ("--method", "model", "--config-file", config, "--batch", "2")
+    lines, numbers = _run(tmp_path / "numbers.json", *words)
+    assert lines[0] == f"Model, {config}, 2 episodes of 1 supports, 32x32, cpu, 1 threads"
+    assert [row["run"] for row in numbers["results"]] == ["training step", "inference"]
+    assert all(0 < row["seconds"] < 60 and row["peak_mib"] >= 0 for row in numbers["results"])
+    assert lines[3] == "| --- | --- | --- |" and lines[-1] == numbers["note"]
+
+
+def test_the_step_of_a_whole_model_trains_it(load: Import) -> None:
+    whole_model = load("benchmarks.whole_model")
+    job = whole_model.Load(str(ROOT / "configs/mmformer/stage1_glyphs.yaml"), batch=2, shots=1)
+    cfg = whole_model._config(job, "cpu")
+    model = whole_model.Trainer.build_model(cfg)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in learning]
+    batch = [whole_model.make_episode(64, shots=1) for _ in range(2)]
+    with whole_model.EventStorage():
+        step = whole_model._training_step(cfg, model, batch)
+        step()
+        step()
+    assert model.training and model.iteration == cfg.SOLVER.MAX_ITER - 1
+    assert not all(torch.equal(*pair) for pair in zip(learning, before, strict=True))
+
+
+@pytest.mark.parametrize(("method", "training"), [("prototype", True), ("danet", False)])
+def test_a_training_free_model_and_one_that_shall_not_train(
+    method: str, training: bool, load: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_model, measure = load("benchmarks.whole_model"), load("benchmarks.measure")
+    monkeypatch.setattr(whole_model, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = ROOT / f"configs/{method}/glyphs_efficientnet_lite0.yaml"
+    job = whole_model.Load(str(path), batch=1, shots=2)
+    report = whole_model.measure(measure.Setting("", 32, "cpu", 1, 1), job, training=training)
+    assert [row["run"] for row in report.numbers["results"]] == ["inference"]
+    assert len(report.tables.splitlines()) == (5 if method == "danet" else 3)  # a note, after a blank line
+
+
+def test_the_size_of_what_is_not_written_out_by_hand(load: Import) -> None:
+    """473 pixels at stride 8: 60 x 60 positions; their pairs take 3600**2 * 4 bytes = 49.4 MiB."""
+    whole_model = load("benchmarks.whole_model")
+    notes = {}
+    for method in ("dpcn", "danet", "dcama"):
+        path = ROOT / f"configs/{method}/pascal5i_r50.yaml"
+        job = whole_model.Load(str(path), batch=4, shots=2)
+        model = whole_model.Trainer.build_model(whole_model._config(job, "cpu"))
+        notes[method] = whole_model.written_out(model, 473, job)
+    assert "cosines of 3600 x 3600 positions would take 49.4 MiB" in notes["dpcn"]
+    assert "1186.5 MiB for 8 pairs of a query and a support, 3 each" in notes["dpcn"]
+    assert "395.5 MiB for 8 pairs of a query and a support, 1 each" in notes["danet"]
+    assert notes["dcama"] == ""
+
+
 def test_proposal_tables_by_hand(load: Import) -> None:
     proposals = load("benchmarks.proposals")
     slow = proposals.Result("grid", 2.0, {"backbone": 0.5, "rest": 1.5}, 100.0, 0.1, 0.4, 80.0)
@@ -116,6 +170,12 @@ def test_runs_alternate_and_the_first_round_is_left_out(
         (["--method", "proposals", "--shots", "1"], "--shots: proposals need no supports"),
         (["--method", "proposals", "--size", "0"], "must be at least 1"),
         (["--method", "none"], "invalid choice"),
+        (["--batch", "2"], "choose --method model"),
+        (["--method", "model"], "--config-file is None: name an existing config"),
+        (["--method", "model", "--config-file", "none.yaml"], "none.yaml: name an existing config"),
+        (["--method", "model", "--config-file", __file__, "--shots", "1", "5"], "give one number"),
+        (["--method", "model", "--config-file", __file__, "--backbone", "resnet50"], "leave it out"),
+        (["--method", "model", "--config-file", __file__, "--batch", "0"], "must be at least 1"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_work(

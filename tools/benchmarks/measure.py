@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,13 @@ class Report:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return ``function(*arguments)``, computed in a process that has done nothing before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """Return ``function(*arguments)``, computed in a process that has done nothing before.
+
+    Raises:
+        BrokenProcessPool: the process died, of too little memory for example.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def start(setting: Setting) -> None:
@@ -54,15 +59,17 @@ def start(setting: Setting) -> None:
     torch.manual_seed(0)
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], *, repeats: int, device: str) -> dict[str, float]:
+def alternate(
+    runs: Mapping[str, Callable[[], object]], *, repeats: int, device: str, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each run over ``repeats`` rounds of all runs in turn, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for repeat in range(-warm_up, repeats):
         for name, run in runs.items():
             begin = _now(device)
             run()
             end = _now(device)
-            if repeat:
+            if repeat >= 0:
                 seconds[name].append(end - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

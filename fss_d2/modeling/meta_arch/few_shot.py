@@ -173,7 +173,7 @@ class FewShotSegmentor(ImageModel):
         for indices in _group(batched_inputs):
             logits, aux = self._run([batched_inputs[i] for i in indices])
             for row, i in enumerate(indices):
-                scores = self._to_frame(logits[row], batched_inputs[i])
+                scores = self.to_frame(logits[row], batched_inputs[i])
                 outputs[i] = {"sem_seg": scores, "aux": {name: t[row] for name, t in aux.items()}}
         return outputs
 
@@ -198,8 +198,16 @@ class FewShotSegmentor(ImageModel):
         support = self.encode_support(*stack_supports(episodes))
         return self._segment(torch.stack([e["image"] for e in episodes]), support)
 
-    def _to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
-        """Crop the padding of (2, H, W) logits and resize them to the frame asked for."""
+    def to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
+        """Crop the padding of (2, H, W) logits and resize them to the frame asked for.
+
+        Args:
+            logits: of one query, at the network's size.
+            episode: "height", "width" of the frame and "valid_size", each optional, as in `forward`.
+
+        Returns:
+            (2, height, width) float32.
+        """
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))
         return resize(logits[None, :, :h, :w].float(), size, align_corners=self.align_corners)[0]

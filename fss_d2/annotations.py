@@ -1,0 +1,298 @@
+"""What a person gives as support: a picture, and a mask, boxes or scribbles that show the object in it."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from fss_d2.data.images import open_image, read_image, to_rgb
+from fss_d2.data.masks import IGNORE, binary_mask, upright_mask
+
+__all__ = [
+    "Annotation",
+    "Box",
+    "Boxes",
+    "Picture",
+    "Scribble",
+    "read_annotation",
+    "read_picture",
+    "read_support",
+    "support_pairs",
+]
+
+_LEAST_WIDTH = 3  # pixels of a stroke, as `fss_d2.data.weak_masks`
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in pixels, x to the right and y down; the image's left upper corner is (0, 0).
+
+    Every pixel that it touches counts as object, the rest as background; ``Box(0, 0, 1, 1)`` is a pixel.
+
+    Raises:
+        ValueError: it is empty, or no number.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __post_init__(self) -> None:
+        sides = (self.x0, self.y0, self.x1, self.y1)
+        if not all(math.isfinite(side) for side in sides) or self.x0 >= self.x1 or self.y0 >= self.y1:
+            raise ValueError(f"box {sides}: give x0 y0 x1 y1 in pixels, x0 below x1 and y0 below y1")
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """Draw it into (height, width): uint8, 1 in the box."""
+        drawn = np.zeros((height, width), np.uint8)
+        top, left = max(math.floor(self.y0), 0), max(math.floor(self.x0), 0)
+        drawn[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
+        return drawn
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """One or more boxes of one class, `Box` objects or (x0, y0, x1, y1) each.
+
+    Raises:
+        ValueError: there are none, or one is not a box.
+    """
+
+    boxes: Sequence[Box | Sequence[float]]
+
+    def __post_init__(self) -> None:
+        if len(self.boxes) == 0:
+            raise ValueError("an annotation of no boxes: give at least one, or leave the image out")
+        if any(not isinstance(box, Box) and len(box) != 4 for box in self.boxes):
+            raise ValueError(f"boxes {self.boxes}: give x0 y0 x1 y1 of each")
+        object.__setattr__(self, "boxes", tuple(b if isinstance(b, Box) else Box(*b) for b in self.boxes))
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """Draw them into (height, width): uint8, 1 in a box."""
+        return np.maximum.reduce([box.mask(height, width) for box in self.boxes])
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """Strokes along the object and, better with than without, beside it; all other pixels are left open.
+
+    Attributes:
+        strokes: on the object; each is a sequence of points (x, y) in pixels. A single one needs no list.
+        background: likewise, beside the object.
+        width: of a stroke in pixels; None takes a hundredth of the image's longer side, 3 at least.
+
+    Raises:
+        ValueError: no stroke, a point that is no (x, y), or no width.
+    """
+
+    strokes: Sequence[Sequence[Sequence[float]]] | Sequence[Sequence[float]]
+    background: Sequence[Sequence[Sequence[float]]] | Sequence[Sequence[float]] = ()
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strokes", _strokes(self.strokes))
+        object.__setattr__(self, "background", _strokes(self.background))
+        if not self.strokes or (self.width is not None and self.width < 1):
+            raise ValueError(
+                f"a scribble of {len(self.strokes)} strokes, {self.width} pixels wide: give at least one "
+                "stroke on the object and a width of at least 1"
+            )
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """Draw it into (height, width): uint8, 1 on the object's strokes, 0 on the others, 255 elsewhere."""
+        thickness = self.width or max(_LEAST_WIDTH, round(max(height, width) / 100))
+        drawn = np.full((height, width), IGNORE, np.uint8)
+        for value, strokes in ((0, self.background), (1, self.strokes)):
+            for stroke in strokes:
+                points = np.floor(stroke).astype(np.int32)
+                if len(points) == 1:  # a line of one point is not drawn
+                    cv2.circle(drawn, points[0].tolist(), thickness // 2, value, thickness=-1)
+                else:
+                    cv2.polylines(drawn, [points], False, value, thickness)
+        return drawn
+
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+Annotation = Picture | Box | Boxes | Scribble
+
+
+def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int]:
+    """Read a picture upright, as evaluation reads its files (`fss_d2.data.images.read_image`).
+
+    Args:
+        picture: a path; a Pillow image of any mode; or an array (H, W), (H, W, 3) or (H, W, 4), uint8 or
+            uint16, RGB. Transparent parts are laid on white, 16 bits become 8.
+        name: of the picture, for messages; a path names itself.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and the EXIF orientation that was undone (1: none).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or has another shape or kind of pixels.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture)
+    image = _decoded(picture, name) if isinstance(picture, Image.Image) else _from_array(picture, name)
+    if image.mode == "F" or not all(image.size):
+        raise ValueError(f"{name} is {image.size[0]}x{image.size[1]}, mode {image.mode}: give 8-bit pixels")
+    return np.ascontiguousarray(to_rgb(image)), 1
+
+
+def read_annotation(
+    annotation: Annotation,
+    image: np.ndarray,
+    *,
+    orientation: int = 1,
+    name: str = "mask",
+    image_name: str = "",
+) -> np.ndarray:
+    """Make the mask of a support image from what shows its object.
+
+    Args:
+        annotation: a mask or something that draws one:
+            a path or a Pillow image: black and white in any mode (`fss_d2.data.masks.binary_mask`), or with
+            0, 1 and 255 for pixels to leave open (palette entries count by number if these are all);
+            an array (H, W): bool, or integers 1 object, 0 background, 255 neither;
+            `Box`, `Boxes`, `Scribble`.
+        image: (H, W, 3), upright.
+        orientation: EXIF orientation in which the image was stored; a mask stored so is turned with it.
+        name: of the annotation, for messages; a path names itself.
+        image_name: its path, for messages.
+
+    Returns:
+        (H, W) uint8 in {0, 1, 255}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has another size than the image, or shows no object.
+    """
+    if isinstance(annotation, str | os.PathLike):
+        name = f"mask file {annotation}"
+        mask = _mask_of(open_image(annotation, "mask")[0])
+    elif isinstance(annotation, Image.Image):
+        mask = _mask_of(_decoded(annotation, name))
+    elif isinstance(annotation, np.ndarray):
+        mask = _checked_mask(annotation, name)
+    elif isinstance(annotation, Box | Boxes | Scribble):
+        mask = annotation.mask(*image.shape[:2])
+    else:
+        raise ValueError(
+            f"{name} is a {type(annotation).__name__}: give a path, a Pillow image, an array (H, W), Box, "
+            "Boxes or Scribble"
+        )
+    names = {"sem_seg_file_name": name.removeprefix("mask ").removeprefix("file "), "file_name": image_name}
+    mask = upright_mask(mask, image, orientation, names)
+    if not (mask == 1).any():
+        only_open = (mask == IGNORE).any() and isinstance(annotation, np.ndarray)
+        mend = "mark it by 1; 255 means neither object nor background" if only_open else "mark it"
+        raise ValueError(f"{name}: no pixel of the image shows the object; {mend}")
+    return mask
+
+
+def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a support image (H, W, 3) uint8 RGB and its mask (H, W) uint8 in {0, 1, 255}, both upright.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_picture` and `read_annotation`; ``name`` is the support's.
+    """
+    pixels, orientation = read_picture(picture, f"image of {name}")
+    image_name = str(picture) if isinstance(picture, str | os.PathLike) else f"of {name}"
+    mask = read_annotation(
+        annotation, pixels, orientation=orientation, name=f"mask of {name}", image_name=image_name
+    )
+    return pixels, mask
+
+
+def support_pairs(
+    images: Picture | Sequence[Picture], masks: Annotation | Sequence[Annotation], name: str
+) -> list[tuple[Picture, Annotation]]:
+    """Pair images with their annotations; one of a kind may be given without a list.
+
+    Raises:
+        ValueError: there are none, or not as many of one as of the other; ``name`` is the class's.
+    """
+    pictures = _as_list(images, (str, os.PathLike, Image.Image), 4)
+    annotations = _as_list(masks, (str, os.PathLike, Image.Image, Box, Boxes, Scribble), 3)
+    if not pictures or len(pictures) != len(annotations):
+        raise ValueError(
+            f"{name}: {len(pictures)} support images and {len(annotations)} masks; give at least one image, "
+            "each with its mask"
+        )
+    return list(zip(pictures, annotations, strict=True))
+
+
+def _as_list(given: Any, single: tuple[type, ...], stacked: int) -> list[Any]:
+    """One or several as a list; an array of ``stacked`` dimensions holds several."""
+    if isinstance(given, single) or (isinstance(given, np.ndarray) and given.ndim < stacked):
+        return [given]
+    if not isinstance(given, Sequence | np.ndarray):
+        raise ValueError(f"support of type {type(given).__name__}: give one path or array, or a list of them")
+    return list(given)
+
+
+def _strokes(given: Sequence) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """One stroke or several, as a tuple of strokes; each point is (x, y)."""
+    try:
+        one = len(given) > 0 and np.ndim(given[0][0]) == 0
+        strokes = tuple(
+            tuple((float(x), float(y)) for x, y in stroke) for stroke in ([given] if one else given)
+        )
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"a scribble's strokes are sequences of points (x, y): {error}") from error
+    if not all(stroke and np.isfinite(stroke).all() for stroke in strokes):
+        raise ValueError("a scribble has a stroke without points, or a point that is no number: leave it out")
+    return strokes
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    """Upright and read to the end; Pillow reads files late."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read ({' '.join(str(error).split())}); replace it") from error
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    """A Pillow image of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16."""
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is a {type(array).__name__}: give a path, a Pillow image or an array")
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{name} holds {array.dtype}: give uint8 (0 to 255) or uint16")
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
+        raise ValueError(
+            f"{name} has shape {array.shape}: give (H, W), (H, W, 3) or (H, W, 4), channels last, RGB"
+        )
+    if array.ndim == 3 and array.dtype == np.uint16:
+        array = (array >> 8 if array.max() > 255 else array).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _mask_of(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a mask picture: a trimap if it has 1 and 255 and nothing else than 0, else binary."""
+    if image.mode in ("L", "P"):
+        present = {value for value, count in enumerate(image.histogram()) if count}
+        if {1, IGNORE} <= present <= {0, 1, IGNORE}:
+            return np.array(image)
+    return binary_mask(image).astype(np.uint8)
+
+
+def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
+    """(H, W) uint8 of an array of bool or integers in {0, 1, 255}."""
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}: give (H, W), one mask for each image")
+    if array.dtype.kind not in "bui":
+        raise ValueError(f"{name} holds {array.dtype}: give bool, or integers 0, 1 and 255")
+    odd = (array != 0) & (array != 1) & (array != IGNORE)
+    if odd.any():
+        raise ValueError(
+            f"{name} has the value {array[odd][0]}: give bool, or 0 background, 1 object, 255 neither"
+        )
+    return array.astype(np.uint8)

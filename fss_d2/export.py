@@ -1,0 +1,276 @@
+"""The query path of a method with its supports frozen in, as a file that runs without this package."""
+
+import copy
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fss_d2.files import atomic_path, write_atomic
+from fss_d2.modeling import FewShotSegmentor, SupportSet
+from fss_d2.modeling.layers import BaseKnowledge
+
+__all__ = ["FORMATS", "INPUT_TYPES", "TOLERANCE", "FrozenQuery", "capture", "export_query", "load_exported"]
+
+FORMATS = ("torch_export", "torchscript", "onnx")
+INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+TOLERANCE = 1e-4  # of the largest difference from eager, as a share of the largest logit
+INPUT_NAME, OUTPUT_NAME = "image", "logits"
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Run = Callable[[Tensor], Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+class FrozenQuery(nn.Module):
+    """A method and the encoded supports of one class: an image in, logits out, nothing else.
+
+    It holds a copy of the model, on the CPU, and the supports' tensors as buffers.
+    """
+
+    def __init__(self, model: FewShotSegmentor, support: SupportSet) -> None:
+        """
+        Args:
+            model: in any mode; runs in evaluation mode here.
+            support: of one episode.
+
+        Raises:
+            ValueError: a support set of several episodes.
+        """
+        if support.batch_size != 1:
+            raise ValueError(f"a support set of {support.batch_size} episodes: export one class at a time")
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, BaseKnowledge):
+                _settle(module)
+        self._support = replace(support, tensors={})
+        self._buffer_of = {name: f"support_{name.replace('.', '__')}" for name in support.tensors}
+        for name, buffer in self._buffer_of.items():
+            self.register_buffer(buffer, support.tensors[name].detach().cpu().clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment a query.
+
+        Args:
+            image: (1, 3, H, W) RGB, 0 to 255, uint8 or float.
+
+        Returns:
+            (1, 2, H, W) logits: background, object.
+        """
+        tensors = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
+        return self.model.segment(image, replace(self._support, tensors=tensors))
+
+
+def _settle(knowledge: BaseKnowledge) -> None:
+    """Whether there are prototypes is a plain truth value from now on: no graph can branch on a buffer."""
+    filled = bool(knowledge.filled)
+    del knowledge.filled
+    knowledge.filled = filled
+
+
+@torch.no_grad()
+def capture(module: FrozenQuery, image: Tensor) -> ExportedProgram:
+    """Capture the graph for images of one size and type.
+
+    Args:
+        module: what to capture.
+        image: (1, 3, H, W), an example.
+
+    Raises:
+        ValueError: the method cannot be captured; says why.
+    """
+    module(image)  # fills the caches of position codes with tensors that hold values
+    try:
+        return torch.export.export(module, (image,), strict=False)
+    except Exception as error:  # torch has no common base class for what it cannot capture
+        raise ValueError(_refusal(module, "exported", error)) from error
+
+
+def export_query(
+    module: FrozenQuery,
+    path: str | os.PathLike[str],
+    *,
+    size: Sequence[int],
+    file_format: str = "torch_export",
+    input_type: str = "uint8",
+    images: Mapping[str, Tensor] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Export, read the file back, compare it with eager, and write what it is to ``<path>.json``.
+
+    Nothing is left behind if anything fails.
+
+    Args:
+        module: the method with its supports.
+        path: of the file; one that is there is replaced.
+        size: (H, W) of the images, fixed from then on.
+        file_format: one of `FORMATS`.
+        input_type: of the images, a key of `INPUT_TYPES`; 0 to 255 in both.
+        images: name -> (3, H, W), to compare on beside noise.
+        details: further entries of the JSON file.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        ValueError: unknown format or type, an image of another size, a package that is missing, a method that
+            cannot be exported so, or a file whose logits differ by more than `TOLERANCE`.
+    """
+    if file_format not in FORMATS or input_type not in INPUT_TYPES:
+        raise ValueError(
+            f"cannot export {file_format!r} with input {input_type!r}: choose from {', '.join(FORMATS)} and "
+            f"{', '.join(INPUT_TYPES)}"
+        )
+    if file_format == "onnx":
+        _need_onnx()
+    inputs = _check_inputs(size, INPUT_TYPES[input_type], images or {})
+    program = capture(module, inputs["noise"])
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        try:
+            _WRITERS[file_format](program, inputs["noise"], temporary)
+        except Exception as error:  # the same as in `capture`, of three libraries
+            raise ValueError(_refusal(module, f"written as {file_format}", error)) from error
+        errors = _compare(module, load_exported(temporary, file_format), inputs)
+        content = {
+            "format": file_format,
+            **_describe(module, inputs["noise"]),
+            "max_relative_error": errors,
+            "torch": torch.__version__,
+            **(details or {}),
+        }
+        write_atomic(f"{path}.json", (json.dumps(content, indent=2) + "\n").encode())
+    return content
+
+
+def load_exported(path: str | os.PathLike[str], file_format: str) -> Run:
+    """Read an exported file as a function from image (1, 3, H, W) to logits (1, 2, H, W), on the CPU."""
+    if file_format == "onnx":
+        return _onnx_session(path)
+    if file_format == "torchscript":
+        return torch.jit.load(path, map_location="cpu")
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def _check_inputs(size: Sequence[int], dtype: torch.dtype, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Noise and the images, (1, 3, H, W) each."""
+    noise = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+    for name, image in images.items():
+        if image.shape != noise.shape[1:]:
+            raise ValueError(f"{name} is {tuple(image.shape)}: resize it to {tuple(noise.shape[1:])} first")
+    return {"noise": noise.to(dtype)} | {name: image[None].to(dtype) for name, image in images.items()}
+
+
+@torch.no_grad()
+def _compare(module: FrozenQuery, run: Run, inputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Largest difference from eager of each input, as a share of the largest logit."""
+    errors = {}
+    for name, image in inputs.items():
+        expected = module(image)
+        difference = (run(image) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+        if not difference <= TOLERANCE:  # also where it is no number
+            raise ValueError(
+                f"{type(module.model).__name__}: the exported logits of {name} differ from eager by "
+                f"{difference:.1e} of the largest, {TOLERANCE:.0e} is allowed: choose another format"
+            )
+        errors[name] = float(difference)
+    return errors
+
+
+def _describe(module: FrozenQuery, image: Tensor) -> dict[str, Any]:
+    model, (_, _, height, width) = module.model, image.shape
+    return {
+        "method": type(model).__name__,
+        "shots": module._support.shots,
+        "input": {
+            "name": INPUT_NAME,
+            "type": str(image.dtype).removeprefix("torch."),
+            "shape": list(image.shape),
+            "layout": "batch, RGB, height, width; values 0 to 255",
+        },
+        "normalisation_inside": {
+            "mean": model.pixel_mean.flatten().tolist(),
+            "std": model.pixel_std.flatten().tolist(),
+        },
+        "output": {
+            "name": OUTPUT_NAME,
+            "type": "float32",
+            "shape": [1, 2, height, width],
+            "layout": "batch, (background, object), height, width; logits",
+        },
+    }
+
+
+def _refusal(module: FrozenQuery, what: str, error: BaseException) -> str:
+    """One line with the innermost reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = str(error).strip().partition("\n")[0][:200]
+    return (
+        f"{type(module.model).__name__} cannot be {what} with torch {torch.__version__} "
+        f"({type(error).__name__}: {reason}): choose another method, setting or format"
+    )
+
+
+# -- formats ---------------------------------------------------------------------------------------------
+
+
+def _write_torch_export(program: ExportedProgram, image: Tensor, path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.export.save(program, file)
+
+
+def _write_torchscript(program: ExportedProgram, image: Tensor, path: Path) -> None:
+    # Of the captured graph, in which sizes are numbers: in the method itself tracing makes them tensors.
+    torch.jit.save(torch.jit.trace(program.module(), (image,), check_trace=False), path)
+
+
+def _write_onnx(program: ExportedProgram, image: Tensor, path: Path) -> None:
+    from onnxscript import opset18 as op
+
+    # Without numbers that are none these are plain Max and Min; torch has no translation of them yet.
+    table = {
+        torch.ops.prims.fmax.default: lambda a, b: op.Max(a, b),
+        torch.ops.prims.fmin.default: lambda a, b: op.Min(a, b),
+    }
+    exported = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        custom_translation_table=table,
+        verbose=False,
+    )
+    exported.save(path, external_data=False)
+
+
+_WRITERS = {"torch_export": _write_torch_export, "torchscript": _write_torchscript, "onnx": _write_onnx}
+
+
+def _need_onnx() -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"onnx needs the packages {', '.join(missing)}: pip install 'fss_d2[export]'")
+
+
+def _onnx_session(path: str | os.PathLike[str]) -> Run:
+    _need_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {INPUT_NAME: image.numpy()})[0])

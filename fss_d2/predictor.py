@@ -1,0 +1,300 @@
+"""From a few annotated pictures to masks of many: supports once, then image after image."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from torch import Tensor
+
+from fss_d2.annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from fss_d2.data.samples import Sample, transform_sample
+from fss_d2.data.transforms import build_resize
+from fss_d2.data.views import build_view_resizes
+from fss_d2.engine.arguments import load_config
+from fss_d2.engine.loading import load_model
+from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling.kshot import mean_log_probability
+from fss_d2.modeling.layers import resize as resize_map
+from fss_d2.modeling.meta_arch.support import stack_supports
+from fss_d2.prediction import Prediction
+from fss_d2.support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
+
+__all__ = ["FewShotPredictor", "Prediction"]
+
+
+class FewShotPredictor:
+    """Segment images with supports that are encoded once.
+
+    Images go through the same steps as in an evaluation with TEST.FRAME "original", TEST.SCALES included.
+    Several classes compete by score; each costs a pass of its own through the network.
+
+    Attributes:
+        model: the method, in evaluation mode.
+
+    Example:
+        >>> from fss_d2.annotations import Box
+        >>> predictor = FewShotPredictor.from_config("configs/prototype/voc_coseg_efficientnet_lite0.yaml")
+        >>> predictor.set_support(["a.jpg", "b.jpg"], ["a.png", Box(10, 20, 200, 180)], name="dog")
+        >>> prediction = predictor.predict("photo.jpg")
+        >>> prediction.masks["dog"], prediction.confidence["dog"]  # (H, W) bool, a float
+    """
+
+    def __init__(
+        self,
+        model: FewShotSegmentor,
+        resizes: Sequence[T.Augmentation],
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            model: is put into evaluation mode.
+            resizes: bring an image to the size or the sizes at which the model runs.
+            settings: what encoded supports depend on besides the weights, for files of supports.
+
+        Raises:
+            ValueError: a model that takes no supports, or no resize.
+        """
+        if not isinstance(model, FewShotSegmentor):
+            raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
+        if not resizes:
+            raise ValueError("a predictor needs at least one resize: give build_resize(cfg)")
+        self.model = model.eval()
+        self._resizes = tuple(resizes)
+        self._settings = dict(settings or {})
+        self._classes: dict[str, ClassSupport] = {}
+
+    @classmethod
+    def from_config(
+        cls,
+        config_file: str | os.PathLike[str],
+        *,
+        weights: str | os.PathLike[str] = "",
+        opts: Sequence[Any] = (),
+        device: str = "",
+    ) -> "FewShotPredictor":
+        """Build a predictor from a config file.
+
+        Args:
+            config_file: YAML.
+            weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
+            opts: further config keys and values, in turn.
+            device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
+
+        Raises:
+            FileNotFoundError: there is no such config or checkpoint.
+            ValueError: settings that do not go together, a method that takes no supports, or no such device.
+        """
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
+        chosen = ["MODEL.WEIGHTS", os.fspath(weights)] if weights else []
+        chosen += ["MODEL.DEVICE", device] if device else []
+        cfg = load_config(os.fspath(config_file), [*opts, *chosen], num_gpus=0 if device == "cpu" else None)
+        return cls.from_cfg(cfg)
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
+        """Build a predictor from a config that is loaded already; MODEL.WEIGHTS and MODEL.DEVICE count."""
+        resizes = build_view_resizes(cfg) or [build_resize(cfg)]
+        return cls(load_model(cfg), resizes, settings=encoding_settings(cfg))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes that there are supports of; none before `set_support`."""
+        return tuple(self._classes)
+
+    def set_support(
+        self,
+        images: Picture | Sequence[Picture],
+        masks: Annotation | Sequence[Annotation],
+        *,
+        name: str = "object",
+    ) -> None:
+        """Encode the supports of one class, which replaces all that were there.
+
+        Args:
+            images: one or K; `fss_d2.annotations.read_picture` says what may be given.
+            masks: one for each image; see `fss_d2.annotations.read_annotation`.
+            name: of the class.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: images and masks that do not go together, or cannot be read, or show no object. What
+                was there before then stays.
+        """
+        self.set_support_classes({name: (images, masks)})
+
+    def set_support_classes(
+        self,
+        classes: Mapping[str, tuple[Picture | Sequence[Picture], Annotation | Sequence[Annotation]]],
+    ) -> None:
+        """Encode the supports of several classes, {name: (images, masks)}; otherwise as `set_support`."""
+        if not classes:
+            raise ValueError("no class to set supports of: give {name: (images, masks)}")
+        if not all(isinstance(name, str) and name for name in classes):
+            raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
+        self._classes = {name: self._encode_class(name, *pair) for name, pair in classes.items()}
+
+    def reset(self) -> None:
+        """Forget all supports."""
+        self._classes = {}
+
+    @torch.no_grad()
+    def predict(self, image: Picture) -> Prediction:
+        """Segment an image.
+
+        Args:
+            image: see `fss_d2.annotations.read_picture`.
+
+        Returns:
+            The masks at the image's own resolution; of one class exactly those that an evaluation scores.
+
+        Raises:
+            RuntimeError: before `set_support`.
+            FileNotFoundError: there is no such file.
+            ValueError: the image cannot be read.
+        """
+        supports = self.supports
+        pixels, _ = read_picture(image)
+        height, width = pixels.shape[:2]
+        queries = self._at_each_size(pixels, np.zeros((height, width), np.uint8))
+        probability = np.empty((len(supports), height, width), np.float32)
+        labels = np.zeros((height, width), np.min_scalar_type(len(supports)))
+        best = np.zeros((height, width), np.float32)  # lead of the winner over its background
+        for i, support in enumerate(supports.values()):
+            lead = self._lead(queries, support, height, width)
+            wins = (lead > torch.from_numpy(best).to(lead)).numpy()
+            labels[wins], best[wins] = i + 1, lead.numpy()[wins]
+            probability[i] = lead.sigmoid_().numpy()
+        return Prediction(tuple(supports), probability, labels)
+
+    @torch.no_grad()
+    def attention(
+        self, image: Picture, point: tuple[float, float], *, name: str = ""
+    ) -> tuple[np.ndarray, ...]:
+        """Where in the supports of a class a point of an image looks, of methods that have such maps.
+
+        Args:
+            image: the query.
+            point: (x, y) in pixels of the image.
+            name: of the class; "" takes the first.
+
+        Returns:
+            One map (h, w) float32 for each support, at the support's own resolution, not negative.
+
+        Raises:
+            RuntimeError: before `set_support`.
+            KeyError: there is no such class.
+            ValueError: the method has no such maps, or the point lies outside the image.
+        """
+        supports = self.supports
+        self.check_attention()
+        if name and name not in supports:
+            raise KeyError(f"no supports of class {name!r}: choose from {', '.join(supports)}")
+        support = supports[name or next(iter(supports))]
+        pixels, _ = read_picture(image)
+        (height, width), (x, y) = pixels.shape[:2], point
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"point {tuple(point)} is outside the image of {width}x{height} pixels")
+        query = self._at_each_size(pixels, np.zeros((height, width), np.uint8))[0]
+        shape = query.image.shape[1:]
+        valid = query.valid_size or shape
+        fraction = (y / height * valid[0] / shape[0], x / width * valid[1] / shape[1])
+        maps = self.model.attention_map(query.image[None], support.sets[0], fraction)[0]  # (K, Hs, Ws)
+        return tuple(_to_own_size(*pair) for pair in zip(maps, support.frames, strict=True))
+
+    def check_attention(self) -> None:
+        """Raise ValueError where the method has no attention maps."""
+        if not hasattr(self.model, "attention_map"):
+            raise ValueError(f"{type(self.model).__name__} has no attention maps: take a config of DCAMA")
+
+    def save_support(self, path: str | os.PathLike[str]) -> None:
+        """Write the encoded supports to a file, which replaces one that is there.
+
+        Raises:
+            RuntimeError: before `set_support`.
+            OSError: it cannot be written.
+        """
+        save_classes(path, self.supports, self.model, self._settings)
+
+    def load_support(self, path: str | os.PathLike[str]) -> None:
+        """Take the supports of `save_support`, which replace all that were there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is none, or of another method, config or weights. What was there before stays.
+        """
+        classes = load_classes(path, self.model, self._settings)
+        self._classes = {
+            name: ClassSupport(tuple(s.to(self.model.device) for s in support.sets), support.frames)
+            for name, support in classes.items()
+        }
+
+    @property
+    def supports(self) -> dict[str, ClassSupport]:
+        """The encoded supports by class name.
+
+        Raises:
+            RuntimeError: there are none yet.
+        """
+        if not self._classes:
+            raise RuntimeError("no supports yet: call set_support or load_support first")
+        return self._classes
+
+    @torch.no_grad()
+    def _encode_class(
+        self,
+        name: str,
+        images: Picture | Sequence[Picture],
+        masks: Annotation | Sequence[Annotation],
+    ) -> ClassSupport:
+        pairs = support_pairs(images, masks, name)
+        samples, frames = [], []
+        for number, pair in enumerate(pairs, start=1):
+            by_size, frame = self._support(*pair, f"{name}, support {number}")
+            samples.append(by_size)
+            frames.append(frame)
+        sets = []
+        for same_size in zip(*samples, strict=True):
+            shots = [{"image": sample.image, "mask": sample.mask} for sample in same_size]
+            sets.append(self.model.encode_support(*stack_supports([{"support": shots}])))
+        return ClassSupport(tuple(sets), tuple(frames))
+
+    def _support(self, picture: Picture, annotation: Annotation, name: str) -> tuple[list[Sample], Frame]:
+        """A support at each size, and the size that it came in."""
+        pixels, mask = read_support(picture, annotation, name)
+        samples = self._at_each_size(pixels, mask)
+        for sample in samples:
+            if not sample.shows(1):
+                (height, width), (h, w) = mask.shape, sample.image.shape[1:]
+                raise ValueError(
+                    f"{name}: its object of {np.count_nonzero(mask == 1)} pixels is lost when the image of "
+                    f"{width}x{height} is resized to {w}x{h}; cut the image out round the object"
+                )
+        return samples, Frame(*pixels.shape[:2], samples[0].valid_size)
+
+    def _at_each_size(self, pixels: np.ndarray, mask: np.ndarray) -> list[Sample]:
+        return [transform_sample(resize, pixels, mask) for resize in self._resizes]
+
+    def _lead(self, queries: Sequence[Sample], support: ClassSupport, height: int, width: int) -> Tensor:
+        """(height, width) on the CPU: the object's score minus the background's."""
+        scores = []
+        for query, support_set in zip(queries, support.sets, strict=True):
+            logits = self.model.segment(query.image[None], support_set)[0]
+            frame = {"height": height, "width": width, "valid_size": query.valid_size or logits.shape[1:]}
+            scores.append(self.model.to_frame(logits, frame).cpu())
+        if len(scores) > 1:
+            scores = [mean_log_probability([score.double() for score in scores])]
+        background, foreground = scores[0]
+        return foreground.sub_(background)  # in place: the image may be large
+
+
+def _to_own_size(attention: Tensor, frame: Frame) -> np.ndarray:
+    """A map (H, W) of a support without its padding, at the support's own size."""
+    h, w = frame.valid_size or attention.shape
+    size = (frame.height, frame.width)
+    return resize_map(attention[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()

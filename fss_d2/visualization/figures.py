@@ -1,0 +1,271 @@
+"""The figures that the papers show of what goes on inside a method."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fss_d2.soft_masks import resize
+
+from .episodes import episode_panel, query_in_score_frame
+from .heat import heat_map
+from .predictions import attention_panel
+from .tiles import draw_tile, picture_grid, picture_row
+
+__all__ = [
+    "activation_figure",
+    "aggregated_figure",
+    "agnostic_figure",
+    "attention_figure",
+    "embed_tsne",
+    "otsu_mask",
+    "tsne_figure",
+]
+
+_MARKERS = {"support": "^", "query": "o"}
+
+
+def otsu_mask(values: np.ndarray) -> np.ndarray:
+    """Where a map (H, W) lies above Otsu's threshold, bool; nowhere in a constant one."""
+    span = values.max() - values.min()
+    if span <= 0:
+        return np.zeros(values.shape, bool)
+    levels = (255 * (values - values.min()) / span).astype(np.uint8)
+    return cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1].astype(bool)
+
+
+def attention_figure(
+    inputs: Mapping[str, Any],
+    points: Mapping[str, tuple[float, float]],
+    attention: Mapping[str, Tensor],
+    *,
+    height: int = 192,
+) -> np.ndarray:
+    """Where in the supports single query pixels look (DCAMA, Fig. S5); a row for each point.
+
+    Args:
+        inputs: a mapper's dict.
+        points: name -> (y, x) as fractions of the network's image, in [0, 1).
+        attention: name -> (K, Hs, Ws), not negative, as `DCAMA.attention_map` gives it.
+        height: of each tile, pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    query = inputs["image"].cpu().permute(1, 2, 0).numpy()
+    supports = [support["image"].cpu().permute(1, 2, 0).numpy() for support in inputs["support"]]
+    rows = []
+    for name, (y, x) in points.items():
+        sizes = [support.shape[:2] for support in supports]
+        maps = [
+            resize(one[None, None].float().cpu(), size)[0, 0].numpy()
+            for one, size in zip(attention[name], sizes, strict=True)
+        ]
+        place = (x * query.shape[1], y * query.shape[0])
+        rows.append(attention_panel(query, place, supports, maps, title=name, height=height))
+    return picture_grid(rows)
+
+
+def aggregated_figure(
+    inputs: Mapping[str, Any],
+    output: Mapping[str, Any],
+    *,
+    class_name: str | None = None,
+    height: int = 192,
+) -> np.ndarray:
+    """The masks that a method aggregates at each scale (DCAMA, Fig. 4b).
+
+    Below the episode, for each level the mean over its layers, and what of it lies above Otsu's threshold,
+    as the paper has it.
+
+    Args:
+        inputs: a mapper's dict.
+        output: the model's dict; "aux" has "aggregated_<level>" (layers, h, w) in [0, 1].
+        class_name: shown over the first support.
+        height: of each tile, pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: there are no such maps.
+    """
+    levels = {n: m for n, m in output.get("aux", {}).items() if n.startswith("aggregated_")}
+    maps = _maps_in_frame(inputs, {n.removeprefix("aggregated_"): m.mean(dim=0) for n, m in levels.items()})
+    query = query_in_score_frame(inputs)
+    masks = [draw_tile(f"{name}, Otsu", query, height, otsu_mask(m)) for name, m in maps.items()]
+    panel = episode_panel(inputs, output, class_name=class_name, height=height)
+    return picture_grid([panel, picture_row(_heat_tiles(query, maps, height)), picture_row(masks)])
+
+
+def activation_figure(
+    inputs: Mapping[str, Any],
+    output: Mapping[str, Any],
+    returned: Sequence[Mapping[str, Any]] = (),
+    *,
+    class_name: str | None = None,
+    height: int = 192,
+) -> np.ndarray:
+    """Activation maps, pseudo mask and refined mask (DPCN, Fig. A7), and the way back to the supports.
+
+    Args:
+        inputs: a mapper's dict.
+        output: the model's dict; "aux" has "activations" (n, h, w) and "pseudo_mask" (1, h, w), and may have
+            "refined_mask", or has "prior" (1, h, w) alone (PFENet, DANet), in [0, 1].
+        returned: for each support the model's dict of the episode with the roles exchanged, the query with
+            its predicted mask as support: its "sem_seg" and pseudo mask are drawn over the support.
+        class_name: shown over the first support.
+        height: of each tile, pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: there are no such maps.
+    """
+    query, maps = query_in_score_frame(inputs), _maps_in_frame(inputs, _activations(output))
+    rows = [
+        episode_panel(inputs, output, class_name=class_name, height=height),
+        picture_row(_heat_tiles(query, maps, height)),
+    ]
+    # Without `returned` the way back is left out.
+    pairs = zip(inputs["support"], returned, strict=bool(returned))
+    for number, (support, back) in enumerate(pairs, start=1):
+        maps = {f"to support {number}: {name}": m for name, m in _activations(back).items()}
+        image = query_in_score_frame(support)
+        tiles = _heat_tiles(image, _maps_in_frame(support, maps), height)
+        background, foreground = back["sem_seg"].cpu()
+        mask = torch.gt(foreground, background).numpy()
+        rows.append(picture_row([*tiles, draw_tile(f"to support {number}: mask", image, height, mask)]))
+    return picture_grid(rows)
+
+
+def agnostic_figure(
+    inputs: Mapping[str, Any],
+    output: Mapping[str, Any],
+    *,
+    class_name: str | None = None,
+    height: int = 192,
+) -> np.ndarray:
+    """How much each pixel looks like an object of any class (JC2A, Fig. 4).
+
+    Args:
+        inputs: a mapper's dict.
+        output: the model's dict; "aux" has "agnostic" (1, h, w).
+        class_name: shown over the first support.
+        height: of each tile, pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    aux = output.get("aux", {})
+    maps = _maps_in_frame(inputs, {"class-agnostic": aux["agnostic"][0]} if "agnostic" in aux else {})
+    panel = episode_panel(inputs, output, class_name=class_name, height=height)
+    return picture_row([panel, *_heat_tiles(query_in_score_frame(inputs), maps, height, stretch=True)])
+
+
+def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
+    """t-SNE of unit vectors (van der Maaten and Hinton, 2008), by scikit-learn.
+
+    Args:
+        features: (N, C), N >= 4; scaled to unit length first.
+        perplexity: about how many neighbours a point has; (N - 1) / 3 at most is used.
+        seed: the same seed gives the same result.
+
+    Returns:
+        (N, 2) float32.
+
+    Raises:
+        ValueError: too few points, or scikit-learn is missing.
+    """
+    if len(features) < 4:
+        raise ValueError(f"t-SNE of {len(features)} points: give at least 4, which are 2 episodes")
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ValueError("t-SNE needs the package scikit-learn: pip install 'fss_d2[figures]'") from error
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
+    perplexity = min(perplexity, (len(unit) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
+
+
+def tsne_figure(
+    points: np.ndarray, labels: Sequence[str], roles: Sequence[str], *, side: int = 768
+) -> np.ndarray:
+    """Scatter points, one colour a class (after DCAMA, Fig. S6): supports triangles, queries circles.
+
+    Args:
+        points: (N, 2).
+        labels: N class names.
+        roles: N of "support" and "query".
+        side: of the picture, pixels.
+
+    Returns:
+        (side, side, 3) uint8.
+
+    Raises:
+        ValueError: not one label and one role for each point, or another role.
+    """
+    if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
+        raise ValueError(
+            f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}: give each "
+            f"point a label and one of {', '.join(_MARKERS)}"
+        )
+    figure = Figure(figsize=(side / 96, side / 96), dpi=96, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(xticks=[], yticks=[])
+    names, kinds = np.asarray(labels), np.asarray(roles)
+    for number, name in enumerate(sorted(set(labels))):
+        color = colormaps["tab20"](number % 20)
+        axes.scatter([], [], marker="s", color=color, label=name)
+        for role, marker in _MARKERS.items():
+            axes.scatter(*points[(names == name) & (kinds == role)].T, marker=marker, color=color)
+    for role, marker in _MARKERS.items():
+        axes.scatter([], [], marker=marker, color="black", label=role)
+    figure.legend(loc="outside right upper", fontsize="small")
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])
+
+
+def _activations(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The maps (h, w) of `activation_figure` in a model's dict, by the names to show."""
+    aux, maps = output.get("aux", {}), {}
+    for number, one in enumerate(aux.get("activations", ()), start=1):
+        maps[f"activation {number}"] = one
+    for name in ("prior", "pseudo_mask", "refined_mask"):
+        if name in aux:
+            maps[name.replace("_", " ")] = aux[name][0]
+    return maps
+
+
+def _maps_in_frame(inputs: Mapping[str, Any], maps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Maps (h, w) of the network's image in the frame of `query_in_score_frame`."""
+    if not maps:
+        raise ValueError("the method gives no maps for this figure: choose another figure or method")
+    size = tuple(inputs["image"].shape[-2:])
+    h, w = inputs.get("valid_size", size)
+    frame = (int(inputs.get("height", h)), int(inputs.get("width", w)))
+    placed = {}
+    for name, one in maps.items():
+        whole = resize(one.detach().float().cpu()[None, None], size)[:, :, :h, :w]
+        placed[name] = resize(whole, frame)[0, 0].numpy()
+    return placed
+
+
+def _heat_tiles(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], height: int, *, stretch: bool = False
+) -> list[np.ndarray]:
+    """Each map over the image; dark to bright is 0 to 1, or if stretched the map's own range."""
+    heats = {
+        name: heat_map(image, m, float(m.min()), float(m.max())) if stretch else heat_map(image, m)
+        for name, m in maps.items()
+    }
+    return [draw_tile(name, heat, height) for name, heat in heats.items()]

@@ -1,0 +1,243 @@
+"""The run over a folder: what it labels, keeps, leaves alone, and how it goes on after it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.utils import comm
+from PIL import Image
+
+from fss_d2.autolabel import Job, read_supports, run_job
+from tests.autolabel.fakes import ColourPredictor, annotated_folder, disc, image_folder, picture, save
+
+_ROOT = Path(__file__).parents[2]
+_PROGRAM = """
+import sys
+from pathlib import Path
+import fss_d2
+from fss_d2.autolabel import Job, read_supports, run_job
+from tests.autolabel.fakes import ColourPredictor
+root, output = map(Path, sys.argv[1:3])
+run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two supports of each class, and six images."""
+    annotated_folder(tmp_path / "supports", ("red", "blue"))
+    image_folder(tmp_path / "images", 6)
+    return tmp_path
+
+
+def run(place: Path, predictor: ColourPredictor | None = None, **options: Any) -> dict[str, Any]:
+    job = Job(place / "images", options.pop("output", place / "out"), **options)
+    return run_job(job, predictor or ColourPredictor(), read_supports(place / "supports"), {"weights": "w"})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in sorted(files.items())}
+
+
+def test_every_image_gets_its_labels(place: Path) -> None:
+    summary = run(place, min_area=4)
+    assert summary["labelled"] == 6 and summary["nothing_found"] == 1
+    assert summary["with_class"] == {"blue": 3, "red": 5}
+    assert summary["unreadable"] == [] and summary["skipped_supports"] == []
+    class_map = np.asarray(Image.open(place / "out/png/photo 004.png"))
+    np.testing.assert_array_equal(class_map == 1, disc((40, 50), (20, 36), 5))  # classes by name: blue, red
+    np.testing.assert_array_equal(class_map == 2, disc((40, 50), (20, 14), 6))
+    names = {f"photo {i:03}.png" for i in range(6)}
+    assert {p.name.removesuffix(".jpg") for p in (place / "out/thumbnails").iterdir()} == names
+    page = (place / "out/report.html").read_text(encoding="utf-8")
+    assert all(f"thumbnails/{name}.jpg".replace(" ", "%20") in page for name in names)
+    assert json.loads((place / "out/summary.json").read_bytes()) == summary
+    checks = json.loads((place / "out/leave_one_out.json").read_bytes())
+    assert [[s["iou"] for s in c["supports"]] for c in checks] == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_unsure_images_are_listed_the_least_sure_first(place: Path) -> None:
+    """A disc half way to grey is found with little confidence; the page shows it first, in red."""
+    faint = picture({"red": disc((40, 50), (20, 20), 6)}).astype(float)
+    for name, share in (("faint", 0.85), ("fainter", 0.81)):
+        save(place / f"images/sub/{name} & <b>.png", (share * faint + (1 - share) * 120).astype(np.uint8))
+    threshold = 0.8
+    run(place, review_below=threshold)
+    listed = (place / "out/needs_review.txt").read_text().splitlines()
+    assert listed == ["sub/fainter & <b>.png", "sub/faint & <b>.png"]
+    rows = json.loads((place / "out/needs_review.json").read_bytes())
+    assert [row["image"] for row in rows] == listed
+    assert rows[0]["confidence"] < rows[1]["confidence"] < threshold
+    page = (place / "out/report.html").read_text()
+    assert "<b>" not in page and page.count('class="review"') == 2
+    assert page.index("fainter &amp; &lt;b&gt;") < page.index("faint &amp; &lt;b&gt;") < page.index("photo")
+
+
+def test_supports_among_the_images_are_skipped(place: Path) -> None:
+    """Also a copy of one by another name, and masks; the output folder is not looked into."""
+    original = place / "supports/red/images/0.png"
+    (place / "images/copy.png").write_bytes(original.read_bytes())
+    (place / "supports").rename(place / "images/annotated")
+    (place / "supports").symlink_to(place / "images/annotated")
+    for _ in range(2):
+        summary = run(place, output=place / "images/out")
+        assert summary["labelled"] == 6
+        parts = ("images", "masks")
+        inside = {f"annotated/{c}/{p}/{i}.png" for c in ("red", "blue") for p in parts for i in range(2)}
+        assert set(summary["skipped_supports"]) == {"copy.png", *inside}
+
+
+def test_unreadable_images_do_not_stop_the_run(place: Path) -> None:
+    (place / "images/broken.jpg").write_bytes(b"no image")
+    summary = run(place)
+    assert summary["labelled"] == 6
+    (row,) = summary["unreadable"]
+    assert row["image"] == "broken.jpg" and "cannot be read" in row["error"]
+    assert "broken.jpg could not be labelled" in (place / "out/report.html").read_text()
+    save(place / "images/broken.jpg", picture({}))  # mended: the next run labels it
+    predictor = ColourPredictor()
+    summary = run(place, predictor)
+    assert summary["labelled"] == 7 and summary["unreadable"] == [] and predictor.predicted == 1
+
+
+def test_names_survive_every_format(place: Path) -> None:
+    """Non-ASCII names, bytes that are no UTF-8, equal names in subfolders, one stem twice."""
+    region = {"red": disc((40, 50), (20, 20), 6)}
+    names = ["日本 é.png", "a/x.png", "b/x.png", "b/x.bmp", os.fsdecode(b"bad\xff.png"), "a'\"#?%.png"]
+    for i, name in enumerate(names):
+        save(place / "images" / name, picture(region, seed=i))
+    assert run(place)["labelled"] == 6 + len(names)
+    coco = json.loads((place / "out/coco/annotations.json").read_bytes())
+    assert {i["file_name"] for i in coco["images"]} >= set(names)
+    for stem in ("日本 é", "a/x", "b/x.png", "b/x.bmp", os.fsdecode(b"bad\xff"), "a'\"#?%"):
+        assert (place / f"out/png/{stem}.png").is_file()
+        assert (place / f"out/yolo/labels/{stem}.txt").is_file()
+        path = place / f"out/labelme/{stem}.json"
+        assert (path.parent / json.loads(path.read_bytes())["imagePath"]).is_file()
+    assert b"thumbnails/bad%FF.png.jpg" in (place / "out/report.html").read_bytes()
+
+
+def test_a_finished_run_does_nothing_again(place: Path) -> None:
+    run(place, formats=("coco",))
+    before = contents(place / "out")
+    predictor = ColourPredictor()
+    run(place, predictor, formats=("coco",))
+    assert contents(place / "out") == before and predictor.predicted == 0
+    run(place, predictor, formats=("coco", "yolo"))  # one more format, from the records
+    assert predictor.predicted == 0 and (place / "out/yolo/data.yaml").is_file()
+
+
+def test_changed_and_new_images_are_labelled(place: Path) -> None:
+    run(place)
+    save(place / "images/photo 001.png", picture({}, seed=5))
+    save(place / "images/new.png", picture({}, seed=6))
+    (place / "out/records/photo 002.png.json").write_bytes(b'{"state')  # damaged
+    predictor = ColourPredictor()
+    summary = run(place, predictor)
+    assert predictor.predicted == 3
+    assert summary["labelled"] == 7 and summary["with_class"]["red"] == 4
+    assert not np.asarray(Image.open(place / "out/png/photo 001.png")).any()
+
+
+def test_edited_files_are_left_alone(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(place)
+    edited = place / "out/labelme/photo 001.json"
+    edited.write_text("{}")
+    save(place / "images/photo 001.png", picture({}, seed=5))
+    run(place)
+    assert edited.read_text() == "{}"
+    assert "was edited since it was written" in caplog.text
+    assert (place / "out/yolo/labels/photo 001.txt").read_bytes() == b""  # not edited: renewed
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"min_area": 9}, "min_area"), ({"review_below": 0.5}, "review_below"), ({}, "supports")],
+)
+def test_other_settings_need_another_folder(place: Path, change: dict[str, Any], what: str) -> None:
+    run(place)
+    before = contents(place / "out")
+    if what == "supports":
+        save(place / "supports/red/images/0.png", picture({"red": disc((40, 50), (15, 20), 8)}, seed=99))
+    with pytest.raises(ValueError, match=rf"other settings \({what}\): give the same again"):
+        run(place, **change)
+    assert contents(place / "out") == before
+
+
+def test_a_folder_of_something_else_is_not_touched(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out/thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="in use for something else"):
+        run(place)
+    assert contents(place / "out") == {"thesis.txt": b"mine"}
+
+
+def test_what_cannot_be_run(place: Path) -> None:
+    with pytest.raises(ValueError, match="there is no 'voc'; choose from coco, png, yolo, labelme"):
+        run(place, formats=("voc",))
+    with pytest.raises(ValueError, match="a confidence is from 0 to 1"):
+        run(place, review_below=60)
+    for path in (place / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of 6 images could be labelled; image file"):
+        run(place)
+    for path in (place / "images").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no image"):
+        run(place)
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        run_job(Job(place / "gone", place / "o"), ColourPredictor(), read_supports(place / "supports"))
+
+
+def test_processes_share_the_images(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either of two labels three of six; what both have done is the whole."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setattr(comm, "gather", lambda data: [data])
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+        predictor = ColourPredictor()
+        summary = run(place, predictor, check=False)
+        assert predictor.predicted == 3
+        assert summary.get("labelled") == (3 if rank == 0 else None)
+    monkeypatch.undo()
+    predictor = ColourPredictor()
+    assert run(place, predictor, check=False)["labelled"] == 6 and predictor.predicted == 0
+
+
+def start(place: Path, output: str, seconds: float) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _PROGRAM, str(place), str(place / output), str(seconds)]
+    path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> None:
+    annotated_folder(tmp_path / "supports", ("red", "blue"))
+    image_folder(tmp_path / "images", 12)
+    (tmp_path / "images/broken.jpg").write_bytes(b"no image")
+    supports = read_supports(tmp_path / "supports")
+    killed = start(tmp_path, "killed", 0.3)
+    records = tmp_path / "killed/records"
+    deadline = time.monotonic() + 120
+    while len(list(records.glob("*.json"))) < 3:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    finished = contents(records)
+    assert 3 <= len(finished) < 12 and not (tmp_path / "killed/report.html").exists()
+    (records / f".x.json.{killed.pid}.tmp").write_bytes(b"half")  # killed while it wrote
+    predictor = ColourPredictor()
+    run_job(Job(tmp_path / "images", tmp_path / "killed"), predictor, supports)
+    assert predictor.predicted == 12 - len([name for name in finished if name.endswith(".json")])
+    run_job(Job(tmp_path / "images", tmp_path / "whole"), ColourPredictor(), supports)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -1,0 +1,202 @@
+"""Each format, read back by its own tool."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+from pycocotools.coco import COCO
+
+from fss_d2.autolabel.records import ImageRecord, record_of
+from fss_d2.autolabel.writers import FORMATS, LabelSet, file_stems
+from fss_d2.prediction import Prediction
+from tests.autolabel.fakes import disc
+
+NAMES = ("cat", "übergroßer Hund")
+SIZE = (90, 120)
+
+
+def record(image: str, *masks: np.ndarray) -> ImageRecord:
+    """A record of one mask (H, W) a class."""
+    shape = masks[0].shape if masks else SIZE
+    full = [masks[i] if i < len(masks) else np.zeros(shape, bool) for i in range(2)]
+    probability = np.stack(full).astype(np.float32) * 0.8 + 0.1
+    labels = np.select(full, [1, 2], 0).astype(np.uint8)
+    return record_of(image, Prediction(NAMES, probability, labels), 0)
+
+
+CAT = disc(SIZE, (30, 35), 25)
+CAT_PIECES = CAT | disc(SIZE, (70, 100), 12)
+DOG = disc(SIZE, (60, 80), 20) & ~disc(SIZE, (60, 80), 8) & ~CAT
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> LabelSet:
+    """Two objects of a class and one with a hole; nothing; subfolders with equal names; one stem twice."""
+    records = (
+        record("a/photo.jpg", CAT_PIECES, DOG & ~CAT_PIECES),
+        record("b/photo.jpg"),
+        record("b/photo.png", DOG),
+        record("日本 é.jpg", CAT),
+    )
+    return LabelSet(NAMES, records, tmp_path / "images", tmp_path / "out")
+
+
+@pytest.fixture
+def out(labels: LabelSet) -> Path:
+    """All formats, written."""
+    for name, write in FORMATS.items():
+        for file, content in write(labels):
+            assert file.startswith(f"{name}/")
+            path = labels.output / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return labels.output
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_coco_by_pycocotools(labels: LabelSet, out: Path) -> None:
+    coco = COCO(out / "coco/annotations.json")
+    assert {i["file_name"]: (i["height"], i["width"]) for i in coco.loadImgs(coco.getImgIds())} == {
+        r.image: SIZE for r in labels.records
+    }
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(NAMES)
+    for image_id, item in zip(coco.getImgIds(), labels.records, strict=True):
+        class_map = item.class_map(NAMES)
+        for category in (1, 2):
+            annotations = coco.loadAnns(coco.getAnnIds(imgIds=image_id, catIds=category))
+            union = np.zeros(SIZE, bool)
+            for annotation in annotations:
+                mask = coco.annToMask(annotation).astype(bool)
+                assert annotation["area"] == mask.sum()
+                ys, xs = np.nonzero(mask)
+                width, height = np.ptp(xs) + 1, np.ptp(ys) + 1
+                assert annotation["bbox"] == [xs.min(), ys.min(), width, height]
+                assert annotation["score"] == pytest.approx(0.9, abs=1e-6)
+                union |= mask
+            np.testing.assert_array_equal(union, class_map == category)
+    assert len(coco.getAnnIds(imgIds=1, catIds=1)) == 2  # an annotation for each object
+    assert coco.getAnnIds(imgIds=2) == []
+
+
+def test_png_by_pillow_and_opencv(labels: LabelSet, out: Path) -> None:
+    assert (out / "png/classes.txt").read_text(encoding="utf-8").splitlines() == list(NAMES)
+    expected = {"a/photo": 0, "b/photo.jpg": 1, "b/photo.png": 2, "日本 é": 3}
+    assert {p.relative_to(out / "png").as_posix() for p in out.glob("png/**/*.png")} == {
+        f"{stem}.png" for stem in expected
+    }
+    for stem, number in expected.items():
+        file = out / f"png/{stem}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), labels.records[number].class_map(NAMES))
+        raw = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(raw, labels.records[number].class_map(NAMES))
+    values = labels.records[0].class_map(NAMES)
+    np.testing.assert_array_equal(values == 1, CAT_PIECES)
+
+
+@pytest.mark.parametrize("to_pixels", [np.trunc, np.rint])
+def test_yolo_by_opencv(labels: LabelSet, out: Path, to_pixels: np.ufunc) -> None:
+    """Filled line by line, they are the masks, holes included."""
+    listing = yaml.safe_load((out / "yolo/data.yaml").read_text(encoding="utf-8"))
+    assert listing["names"] == dict(enumerate(NAMES))
+    stems = file_stems([r.image for r in labels.records])
+    for item in labels.records:
+        filled = np.zeros((2, *SIZE), np.uint8)
+        lines = (out / f"yolo/labels/{stems[item.image]}.txt").read_text().splitlines()
+        assert len(lines) == len(item.objects)
+        for line in lines:
+            class_id, *shares = line.split()
+            corners = np.array(shares, np.float64).reshape(-1, 2)
+            assert len(corners) >= 3 and corners.min() >= 0 and corners.max() <= 1
+            pixels = to_pixels(corners * (SIZE[1], SIZE[0])).astype(np.int32)
+            cv2.fillPoly(filled[int(class_id)], [pixels], 1)
+        for class_id in range(2):
+            np.testing.assert_array_equal(filled[class_id] == 1, item.class_map(NAMES) == class_id + 1)
+
+
+# Fields of LabelMe 5: (type or types, required).
+_FILE_FIELDS: dict[str, Any] = {
+    "version": str,
+    "flags": dict,
+    "shapes": list,
+    "imagePath": str,
+    "imageData": (str, type(None)),
+    "imageHeight": int,
+    "imageWidth": int,
+}
+_SHAPE_FIELDS: dict[str, Any] = {
+    "label": str,
+    "points": list,
+    "group_id": (int, type(None)),
+    "description": (str, type(None)),
+    "shape_type": str,
+    "flags": dict,
+}
+
+
+def check_fields(content: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert content.keys() == fields.keys()
+    for name, kind in fields.items():
+        assert isinstance(content[name], kind), name
+
+
+def test_labelme_by_its_schema_and_its_own_drawing(labels: LabelSet, out: Path) -> None:
+    """LabelMe draws a polygon with Pillow; its image is found from the file."""
+    stems = file_stems([r.image for r in labels.records])
+    for item in labels.records:
+        path = out / f"labelme/{stems[item.image]}.json"
+        content = json.loads(path.read_bytes())
+        check_fields(content, _FILE_FIELDS)
+        assert (path.parent / content["imagePath"]).resolve() == (labels.images / item.image).resolve()
+        assert (content["imageHeight"], content["imageWidth"]) == SIZE
+        drawn = {name: Image.new("1", SIZE[::-1]) for name in NAMES}
+        for shape in content["shapes"]:
+            check_fields(shape, _SHAPE_FIELDS)
+            assert shape["shape_type"] == "polygon" and len(shape["points"]) >= 3
+            assert all(0 <= x <= SIZE[1] and 0 <= y <= SIZE[0] for x, y in shape["points"])
+            points = [tuple(point) for point in shape["points"]]
+            ImageDraw.Draw(drawn[shape["label"]]).polygon(points, outline=1, fill=1)
+        assert len(content["shapes"]) == len(item.objects)
+        for number, name in enumerate(NAMES, start=1):
+            truth = item.class_map(NAMES) == number
+            assert not truth.any() or overlap(np.array(drawn[name]), truth) > 0.99
+
+
+def test_labelme_outline_of_a_large_object_is_close(tmp_path: Path) -> None:
+    mask = disc((600, 600), (300, 300), 250)
+    labels = LabelSet(NAMES, (record("x.jpg", mask),), tmp_path, tmp_path / "out")
+    ((_, content),) = FORMATS["labelme"](labels)
+    (shape,) = json.loads(content)["shapes"]
+    drawn = Image.new("1", (600, 600))
+    ImageDraw.Draw(drawn).polygon([tuple(point) for point in shape["points"]], outline=1, fill=1)
+    assert overlap(np.array(drawn), mask) > 0.99
+
+
+def test_stems_never_meet() -> None:
+    names = ["a.jpg", "a.png", "a.jpg.png", "b.jpg", "sub/a.jpg"]
+    stems = file_stems(names)
+    assert stems["b.jpg"] == "b" and stems["sub/a.jpg"] == "sub/a"
+    assert stems["a.jpg"] == "a.jpg" and stems["a.png"] == "a.png"
+    assert len(set(stems.values())) == len(names)
+
+
+def test_confidence_is_that_of_the_least_sure_class_over_its_pixels() -> None:
+    probability = np.full((2, 4, 4), 0.1, np.float32)
+    probability[0, 0, :2] = 0.9, 0.7  # cat: mean 0.8
+    probability[1, 2, :3] = 0.6, 0.6, 0.9  # dog: mean 0.7
+    labels = np.zeros((4, 4), np.uint8)
+    labels[0, :2], labels[2, :3] = 1, 2
+    prediction = Prediction(NAMES, probability, labels)
+    assert record_of("x", prediction, 0).confidence == pytest.approx(0.7)
+    assert record_of("x", prediction, 3).class_names == (NAMES[1],)
+    nothing = record_of("x", prediction, 4)  # dropped for its size: the image asks for a look
+    assert nothing.objects == () and nothing.confidence == pytest.approx(0.1)
+    empty = Prediction(NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8))
+    assert record_of("x", empty, 0).confidence == pytest.approx(0.8)

@@ -1,0 +1,89 @@
+"""Encoded supports on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.predictors import METHODS, make_predictor, square, three_colors
+
+
+@METHODS
+def test_supports_on_disk(method: str, tmp_path: Path) -> None:
+    first, second = make_predictor(method), make_predictor(method)
+    image, masks = three_colors()
+    first.set_support_classes({name: ([image] * 2, [mask] * 2) for name, mask in masks.items()})
+    first.save_support(tmp_path / "below" / "s.pt")
+    torch.load(tmp_path / "below" / "s.pt", weights_only=True)
+    second.load_support(tmp_path / "below" / "s.pt")
+    assert second.names == first.names
+    expected, loaded = first.predict(image), second.predict(image)
+    np.testing.assert_array_equal(loaded.probability, expected.probability)
+    np.testing.assert_array_equal(loaded.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("DCAMA", (), "is of Prototype, the model here is DCAMA"),
+        ("Prototype", ("INPUT.FEW_SHOT_SIZE", (64, 64)), r"FEW_SHOT_SIZE \(48, 64\), here it is \(64, 64\)"),
+        ("Prototype", ("MODEL.PROTOTYPE.IN_FEATURES", ("res4",)), "with MODEL.PROTOTYPE.IN_FEATURES"),
+        ("Prototype", ("TEST.SCALES", (48, 64)), "with TEST.SCALES"),
+        ("Prototype", ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), "with MODEL.PIXEL_MEAN"),
+    ],
+)
+def test_supports_of_something_else_are_refused(
+    method: str, overrides: tuple[Any, ...], message: str, tmp_path: Path
+) -> None:
+    writer, reader = make_predictor(), make_predictor(method, *overrides)
+    writer.set_support(*square())
+    writer.save_support(tmp_path / "s.pt")
+    reader.set_support(*square(), name="old")
+    with pytest.raises(ValueError, match=message) as caught:
+        reader.load_support(tmp_path / "s.pt")
+    assert "\n" not in str(caught.value) and "s.pt" in str(caught.value)
+    assert reader.names == ("old",)
+
+
+def test_supports_of_other_weights_are_refused(tmp_path: Path) -> None:
+    writer, reader = make_predictor(), make_predictor()
+    writer.set_support(*square())
+    writer.save_support(tmp_path / "s.pt")
+    reader.load_support(tmp_path / "s.pt")
+    with torch.no_grad():
+        next(reader.model.backbone.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="with other weights of Prototype"):
+        reader.load_support(tmp_path / "s.pt")
+
+
+def test_settings_that_do_not_matter(tmp_path: Path) -> None:
+    writer = make_predictor()
+    reader = make_predictor("Prototype", "MODEL.LOSS.DICE_WEIGHT", 3.0, "MODEL.BACKBONE.WEIGHTS", "")
+    writer.set_support(*square())
+    writer.save_support(tmp_path / "s.pt")
+    reader.load_support(tmp_path / "s.pt")
+    assert reader.names == ("object",)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    predictor = make_predictor()
+    with pytest.raises(FileNotFoundError, match=r"s\.pt does not exist"):
+        predictor.load_support(tmp_path / "s.pt")
+    contents: list[Any] = [b"text", {"model": {}}, [1, 2], {"kind": "fss_d2 encoded support", "version": 0}]
+    for content in contents:
+        if isinstance(content, bytes):
+            (tmp_path / "s.pt").write_bytes(content)
+        else:
+            torch.save(content, tmp_path / "s.pt")
+        with pytest.raises(ValueError, match=r"support file .*s\.pt is none") as caught:
+            predictor.load_support(tmp_path / "s.pt")
+        assert "\n" not in str(caught.value)
+    predictor.set_support(*square())
+    predictor.save_support(tmp_path / "s.pt")
+    content = torch.load(tmp_path / "s.pt", weights_only=True)
+    del content["classes"]["object"]["frames"]
+    torch.save(content, tmp_path / "s.pt")
+    with pytest.raises(ValueError, match="is damaged"):
+        predictor.load_support(tmp_path / "s.pt")

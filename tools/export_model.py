@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Export a method with its supports frozen in: one file that takes an image and gives logits.
+
+    python tools/export_model.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \\
+        --weights output/dcama/model_final.pth --support a.jpg b.jpg --support-mask a.png b.png \\
+        --format onnx --output output/dog.onnx
+
+Formats: torch_export (torch.export.load), torchscript (torch.jit.load), onnx (needs the extra "export"). The
+image has a fixed size, INPUT.FEW_SHOT_SIZE or --size, RGB values of 0 to 255, and is normalised inside. The
+file is read back and compared with the method itself on noise and on pictures; --output with ".json" added
+says what goes in and out, and the largest difference.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
+import numpy as np
+from torch import Tensor
+
+from fss_d2.annotations import read_picture
+from fss_d2.data.samples import transform_sample
+from fss_d2.data.transforms import Squash
+from fss_d2.engine.arguments import load_config, parse_command_line
+from fss_d2.engine.errors import run_command
+from fss_d2.engine.setup import start_log
+from fss_d2.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
+from fss_d2.modeling import SupportSet
+from fss_d2.predictor import FewShotPredictor
+
+logger = logging.getLogger("fss_d2.tools.export_model")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; None takes that of the process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of a few-shot method")
+    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    support = parser.add_mutually_exclusive_group(required=True)
+    support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")
+    support.add_argument("--support", nargs="+", metavar="IMAGE", help="support images")
+    parser.add_argument("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
+    parser.add_argument("--class-name", metavar="NAME", help="of --support-file; default: its only class")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument("--input-type", choices=tuple(INPUT_TYPES), default="uint8")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image; default: INPUT.FEW_SHOT_SIZE"
+    )
+    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    args = parse_command_line(parser, arguments)
+    if (args.support is None) != (args.support_mask is None):
+        parser.error("--support and --support-mask go together")
+    if args.size and min(args.size) < 1:
+        parser.error("--size must be at least 1 1")
+    if args.weights:
+        args.opts += ["MODEL.WEIGHTS", args.weights]
+    return args
+
+
+def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
+    """Name and supports of the class asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: as `FewShotPredictor.load_support` and `set_support`; a file of several
+            classes of which none is named, or a config of several sizes.
+        KeyError: there is no such class in the file.
+    """
+    if args.support:
+        predictor.set_support(args.support, args.support_mask, **_named(args))
+    else:
+        predictor.load_support(args.support_file)
+    if args.class_name is None and len(predictor.names) > 1:
+        raise ValueError(
+            f"{args.support_file} has several classes, a file takes one: give --class-name, one of "
+            f"{', '.join(predictor.names)}"
+        )
+    name = args.class_name or predictor.names[0]
+    if name not in predictor.names:
+        raise KeyError(f"no class {name!r} in {args.support_file}: choose from {', '.join(predictor.names)}")
+    sets = predictor.supports[name].sets
+    if len(sets) > 1:
+        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, a file takes one: add TEST.SCALES '()'")
+    return name, sets[0]
+
+
+def _named(args: argparse.Namespace) -> dict[str, str]:
+    return {} if args.class_name is None else {"name": args.class_name}
+
+
+def read_at(path: str, size: Sequence[int]) -> Tensor:
+    """A picture squashed to (H, W): (3, H, W) uint8."""
+    pixels, _ = read_picture(path)
+    return transform_sample(Squash(size), pixels, np.zeros(pixels.shape[:2], np.uint8)).image
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the tool.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: as `encoded_support` and `fss_d2.export.export_query`.
+    """
+    args = parse_arguments(arguments)
+    start_log()
+    cfg = load_config(args.config_file, args.opts, num_gpus=0)
+    predictor = FewShotPredictor.from_cfg(cfg)
+    name, support = encoded_support(predictor, args)
+    size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
+    content = export_query(
+        FrozenQuery(predictor.model, support),
+        args.output,
+        size=size,
+        file_format=args.format,
+        input_type=args.input_type,
+        images={path: read_at(path, size) for path in [*(args.support or []), *args.image]},
+        details={
+            "class": name,
+            "config": args.config_file,
+            "options": args.opts,
+            "weights": cfg.MODEL.WEIGHTS,
+            "resize": cfg.INPUT.TEST_RESIZE,
+        },
+    )
+    worst = max(content["max_relative_error"].values())
+    logger.info("Wrote %s; it differs from the method by %.1e of the largest logit", args.output, worst)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
