@@ -22,8 +22,8 @@ import numpy as np
 from torch import Tensor
 
 from fss_d2.annotations import read_picture
+from fss_d2.data.augmentations import Squash
 from fss_d2.data.samples import transform_sample
-from fss_d2.data.transforms import Squash
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log

@@ -17,20 +17,7 @@ from .augmentations import (
 )
 from .warps import BlurTransform
 
-__all__ = [
-    "AUGMENTATION_REGISTRY",
-    "Letterbox",
-    "PadTo",
-    "RandomColor",
-    "RandomKeepCrop",
-    "RandomResizedCrop",
-    "RandomRotate",
-    "RandomScale",
-    "ShortestEdge",
-    "Squash",
-    "build_augmentations",
-    "build_resize",
-]
+__all__ = ["AUGMENTATION_REGISTRY", "build_augmentations", "build_resize"]
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
 AUGMENTATION_REGISTRY.__doc__ = "Builders `name(cfg) -> Augmentation` for cfg.INPUT.TRAIN_AUGMENTATIONS."

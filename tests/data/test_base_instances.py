@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fss_d2.data.augmentations import Letterbox, Squash
 from fss_d2.data.base_instances import BaseInstances
-from fss_d2.data.transforms import Letterbox, Squash
 
 MakeRecords = Callable[..., list[dict[str, Any]]]
 

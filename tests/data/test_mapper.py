@@ -12,10 +12,10 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from fss_d2.config import get_cfg
+from fss_d2.data.augmentations import Letterbox, RandomKeepCrop, RandomResizedCrop, Squash
 from fss_d2.data.episode import Episode
 from fss_d2.data.mapper import EpisodeMapper
 from fss_d2.data.masks import load_sample
-from fss_d2.data.transforms import Letterbox, RandomKeepCrop, RandomResizedCrop, Squash
 from fss_d2.data.warps import SquashTransform
 
 Record = dict[str, Any]

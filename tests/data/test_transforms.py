@@ -12,8 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from fss_d2.config import get_cfg
-from fss_d2.data.transforms import (
-    AUGMENTATION_REGISTRY,
+from fss_d2.data.augmentations import (
     Letterbox,
     PadTo,
     RandomKeepCrop,
@@ -21,9 +20,8 @@ from fss_d2.data.transforms import (
     RandomScale,
     ShortestEdge,
     Squash,
-    build_augmentations,
-    build_resize,
 )
+from fss_d2.data.transforms import AUGMENTATION_REGISTRY, build_augmentations, build_resize
 from fss_d2.data.warps import ColorTransform, LetterboxTransform, PadCrop, RotateTransform, SquashTransform
 from tests.golden.recipe import recipe_tensor
 
