@@ -5,8 +5,9 @@
         --support-dir annotated --input 'photos/*.jpg' --output out
 
 `annotated` holds <class>/<name>.jpg with a mask <name>.png (or <name>_mask.png) beside each image; without
-class folders all files are of one class. What tools/autolabel.py reads is understood as well. A single image
-needs no folder: --support a.jpg --support-mask a.png, or --support-box 10 20 200 180.
+class folders all files are of one class. It may also hold <class>/images and <class>/masks, or LabelMe files,
+or be a COCO JSON file. A single image needs no folder: --support a.jpg --support-mask a.png, or
+--support-box 10 20 200 180.
 
 --save chooses among: mask, class maps (0 background, i the class on line i of classes.txt); overlay,
 pictures; coco, annotations with RLE masks; attention (of DCAMA), for each class the point of the image with
@@ -16,6 +17,7 @@ the highest probability, and the support pixels that it attends to.
 import argparse
 import glob
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ from fss_d2.annotations import Box, Boxes, read_picture
 from fss_d2.autolabel.image_folder import find_images
 from fss_d2.autolabel.records import ImageRecord, record_of
 from fss_d2.autolabel.supports import read_supports
-from fss_d2.autolabel.writers import FORMATS, LabelSet, file_stems
+from fss_d2.autolabel.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.launch import launch
@@ -39,7 +41,6 @@ from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import write_atomic
 from fss_d2.predictor import FewShotPredictor, Prediction
-from fss_d2.support_folder import find_supports
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
 
@@ -96,10 +97,7 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
     if folder := args.support_dir:
         if args.support_mask or args.support_box:
             raise ValueError("--support-mask and --support-box go with --support, not with --support-dir")
-        other = folder.is_file() or any(folder.glob("**/images")) or any(folder.rglob("[!.]*.json"))
-        if not other:
-            return dict(find_supports(folder, args.class_name))
-        found = read_supports(folder)
+        found = read_supports(folder, class_name=args.class_name)
         return {name: ([s.image for s in some], [s.mask for s in some]) for name, some in found.items()}
     if bool(args.support_mask) == bool(args.support_box):
         raise ValueError("--support needs either --support-mask or --support-box")
@@ -115,27 +113,25 @@ def find_inputs(patterns: Sequence[str], output: Path) -> list[Path]:
     Raises:
         FileNotFoundError: nothing is there of that name.
     """
-    files: dict[Path, None] = {}
+    files: dict[str, Path] = {}  # by absolute path
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
             found = [path / name for name in find_images(path, leave_out=output)]
         else:
-            found = (
-                [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-            )
+            matches = [path] if path.is_file() else map(Path, sorted(glob.glob(pattern, recursive=True)))
+            found = [file for file in matches if file.is_file()]
         if not found:
             raise FileNotFoundError(f"--input {pattern}: there is no such file; give images or a folder")
-        files |= dict.fromkeys(file for file in found if file.is_file())
-    return list(files)
+        for file in found:
+            files.setdefault(os.path.abspath(file), file)
+    return list(files.values())
 
 
 def name_files(files: Sequence[Path]) -> tuple[Path, list[str]]:
     """The folder that holds all files, and their names relative to it, with "/"."""
-    absolute = [file.absolute() for file in files]
-    common = absolute[0].parent
-    while not all(common in file.parents for file in absolute):
-        common = common.parent
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    common = Path(os.path.commonpath([file.parent for file in absolute]))
     return common, [file.relative_to(common).as_posix() for file in absolute]
 
 
@@ -221,7 +217,7 @@ def finish(
         for name, content in FORMATS["coco"](LabelSet(class_names, ordered, folder, args.output)):
             write_atomic(args.output / name, content)
     if "mask" in args.save:
-        write_atomic(args.output / CLASSES_FILE, "".join(f"{name}\n" for name in class_names).encode())
+        write_atomic(args.output / CLASSES_FILE, class_list(class_names))
     found = sum(bool(record.objects) for record in records)
     logger.info(
         "%s found in %d of %d images; see %s", ", ".join(class_names), found, len(records), args.output

@@ -1,11 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON files that are read with a word on what is wrong."""
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "write_atomic"]
+__all__ = ["atomic_path", "is_half_written", "read_json_object", "write_atomic"]
+
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
@@ -28,3 +33,28 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a whole file or none; see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether a file is what `atomic_path` leaves of a process that was killed in its block."""
+    return _HALF_WRITTEN.fullmatch(path.name) is not None
+
+
+def read_json_object(path: Path, mend: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        mend: what to do about a file that holds none, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or holds something else; names the file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {mend}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {mend}")
+    return content

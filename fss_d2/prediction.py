@@ -1,5 +1,6 @@
 """What a predictor says of an image."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +51,10 @@ class Prediction:
         }
 
     def instances(self, min_area: int | None = None) -> list[Instance]:
+        """As `iter_instances`, all at once: each holds a mask of the size of the image."""
+        return list(self.iter_instances(min_area))
+
+    def iter_instances(self, min_area: int | None = None) -> Iterator[Instance]:
         """The 8-connected parts of the masks, class by class, the largest first.
 
         Args:
@@ -62,12 +67,15 @@ class Prediction:
             min_area = self.labels.size // _LEAST_SHARE
         if min_area < 0:
             raise ValueError(f"min_area {min_area} is below 0: give a number of pixels")
-        found = []
-        for name, probability, mask in zip(self.names, self.probability, self.masks.values(), strict=True):
-            _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-            areas = statistics[1:, cv2.CC_STAT_AREA]
-            for part in np.argsort(-areas, kind="stable"):
-                if areas[part] >= min_area:
-                    region = parts == part + 1
-                    found.append(Instance(name, region, float(probability.mean(where=region))))
-        return found
+        for number, (name, probability) in enumerate(zip(self.names, self.probability, strict=True), start=1):
+            _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+                (self.labels == number).astype(np.uint8), connectivity=8
+            )
+            for part in np.argsort(-statistics[1:, cv2.CC_STAT_AREA], kind="stable") + 1:
+                left, top, width, height, area = statistics[part]
+                if area >= min_area:
+                    window = slice(top, top + height), slice(left, left + width)
+                    region = parts[window] == part
+                    mask = np.zeros(parts.shape, bool, order="F")  # as RLE runs: encoding is fast
+                    mask[window] = region
+                    yield Instance(name, mask, float(probability[window].mean(where=region)))

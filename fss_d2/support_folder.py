@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PIL import Image
+from fss_d2.data.images import is_image_name
 
 __all__ = ["find_supports"]
 
@@ -46,15 +46,15 @@ def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Pa
 
 def _pairs(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images of a folder by name, and their masks."""
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = [p for p in sorted(folder.glob("[!.]*")) if p.suffix.lower() in endings and p.is_file()]
-    marked = {p.stem.removesuffix(_MARK): p for p in files if p.suffix == ".png" and p.stem.endswith(_MARK)}
+    files = [p for p in sorted(folder.glob("[!.]*")) if is_image_name(p) and p.is_file()]
+    pngs = {p.stem: p for p in files if p.suffix.lower() == ".png"}
+    marked = {stem.removesuffix(_MARK): p for stem, p in pngs.items() if stem.endswith(_MARK)}
     plain = [p for p in files if p not in marked.values()]
-    pictures = {p.stem for p in plain if p.suffix != ".png"}
-    images = [p for p in plain if p.suffix != ".png" or p.stem not in pictures]
+    pictures = {p.stem for p in plain if p != pngs.get(p.stem)}
+    images = [p for p in plain if p != pngs.get(p.stem) or p.stem not in pictures]
     masks = []
     for image in images:
-        beside = image.with_suffix(".png")
+        beside = pngs.get(image.stem)
         mask = marked.get(image.stem, beside if beside in plain and beside != image else None)
         if mask is None:
             raise ValueError(

@@ -1,75 +1,12 @@
-"""Bad inputs, one a `Case`: what is run, what the error must name, and how the input gets bad."""
+"""Bad inputs of training, evaluation, data sets, weights and their tools."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from PIL import Image
 
-__all__ = ["CASES", "Case", "Code"]
+from tests.spoiling import Case, Code, cut, each, mask, remove, replace, save, write
 
-Break = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One bad input.
-
-    Attributes:
-        command: a name of `PROGRAMS` in test_bad_inputs.py, and the words that follow.
-        culprit: must be named by the error.
-        spoil: makes the input bad, run in the folder of the case; None where the command alone is bad.
-    """
-
-    command: str
-    culprit: str
-    spoil: Break | None = None
-
-    def __str__(self) -> str:
-        return f"{self.command} {self.culprit}"[:80]
-
-
-class Code:
-    """Pickles into a call that leaves a file behind."""
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
-        return open, ("code_was_run", "w")
-
-
-def _write(name: str, content: str | bytes) -> Break:
-    def spoil() -> None:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return spoil
-
-
-def _replace(name: str, old: str, new: str) -> Break:
-    return lambda: Path(name).write_text(Path(name).read_text().replace(old, new))
-
-
-def _remove(name: str) -> Break:
-    return lambda: Path(name).unlink()
-
-
-def _save(content: object) -> Break:
-    return lambda: torch.save(content, "w.pth")
-
-
-def _cut(name: str, size: int) -> Break:
-    return lambda: Path(name).write_bytes(Path(name).read_bytes()[:size])
-
-
-def _mask(name: str, side: int, value: int) -> Break:
-    return lambda: Image.new("L", (side, side), value).save(name)
-
-
-def _each(part: str, spoil: Callable[[str], Break]) -> Break:
-    """All images, or all masks: whichever is drawn, it is bad."""
-    return lambda: [spoil(str(path))() for path in Path("toy").glob(f"*/{part}/*")]
-
+__all__ = ["CASES"]
 
 _COCO_TRAIN = "train DATASETS.TRAIN ('toy_coco',)"
 _COCO_2014 = "coco/annotations/instances_train2014.json"
@@ -78,15 +15,15 @@ _STEM = "backbone.model.conv_stem.weight"
 
 CASES = [
     # Images and masks.
-    Case("train", "toy/dog/images", _each("images", partial(_cut, size=1200))),
-    Case("eval", "toy/cat/images", _each("images", partial(_cut, size=1200))),
-    Case("draw", "toy/cat/images", _each("images", partial(_cut, size=1200))),
-    Case("train", "toy/dog/images/1.png cannot be read", _write("toy/dog/images/1.png", "a text")),
-    Case("train", "is 20x20 pixels but its image", _each("masks", partial(_mask, side=20, value=255))),
-    Case("eval", "no pixel shows class 0", _each("masks", partial(_mask, side=32, value=0))),
-    Case("draw", "toy/cat/masks", _each("masks", partial(_write, content="a text"))),
-    Case("train", "toy/dog/images/2.png has no mask", _remove("toy/dog/masks/2.png")),
-    Case("train", "toy/dog/masks/2.png has no image", _remove("toy/dog/images/2.png")),
+    Case("train", "toy/dog/images", each("images", partial(cut, size=1200))),
+    Case("eval", "toy/cat/images", each("images", partial(cut, size=1200))),
+    Case("draw", "toy/cat/images", each("images", partial(cut, size=1200))),
+    Case("train", "toy/dog/images/1.png cannot be read", write("toy/dog/images/1.png", "a text")),
+    Case("train", "is 20x20 pixels but its image", each("masks", partial(mask, side=20, value=255))),
+    Case("eval", "no pixel shows class 0", each("masks", partial(mask, side=32, value=0))),
+    Case("draw", "toy/cat/masks", each("masks", partial(write, content="a text"))),
+    Case("train", "toy/dog/images/2.png has no mask", remove("toy/dog/masks/2.png")),
+    Case("train", "toy/dog/masks/2.png has no image", remove("toy/dog/images/2.png")),
     # Data sets.
     Case("train DATASETS.TRAIN ('toy_fold0_trian',)", "'toy_fold0_trian' is not registered"),
     Case("eval DATASETS.TEST ('glyphs_fold4_val',)", "no fold 4; folds are 0..3"),
@@ -94,16 +31,16 @@ CASES = [
     Case("train DATASETS.TEST ('pascal5i_fold0_val',)", "prepare_pascal5i.py"),
     Case("eval DATASETS.TEST ()", "DATASETS.TEST"),
     Case("train DATASETS.FOLDERS [3]", "DATASETS.FOLDERS"),
-    Case("train", "fold 2 does not exist", _replace("tiny.yaml", "fold: 0", "fold: 2")),
-    Case("train", "'fold': 'zero'", _replace("tiny.yaml", "fold: 0", "fold: zero")),
-    Case("train", "'foldd'", _replace("tiny.yaml", "fold:", "foldd:")),
-    Case("train", "toi does not exist", _replace("tiny.yaml", "root: toy", "root: toi")),
-    Case(_COCO_TRAIN, "coco.json is not valid JSON", _cut("coco.json", 100)),
-    Case(_COCO_TRAIN, "no list 'categories'", _replace("coco.json", "categories", "cats")),
-    Case(_COCO_TRAIN, "is of image 9", _replace("coco.json", '"image_id": 1', '"image_id": 9')),
-    Case(_COCO_TRAIN, "has category 8", _replace("coco.json", '"category_id": 7', '"category_id": 8')),
-    Case(_COCO_TRAIN, "coco.json is not in COCO's format", _replace("coco.json", '"id": 1,', '"id": [1],')),
-    Case(_COCO_TRAIN, "cat/images/", _replace("coco.json", "[[4, 4, 20, 4, 20, 20]]", "5")),
+    Case("train", "fold 2 does not exist", replace("tiny.yaml", "fold: 0", "fold: 2")),
+    Case("train", "'fold': 'zero'", replace("tiny.yaml", "fold: 0", "fold: zero")),
+    Case("train", "'foldd'", replace("tiny.yaml", "fold:", "foldd:")),
+    Case("train", "toi does not exist", replace("tiny.yaml", "root: toy", "root: toi")),
+    Case(_COCO_TRAIN, "coco.json is not valid JSON", cut("coco.json", 100)),
+    Case(_COCO_TRAIN, "no list 'categories'", replace("coco.json", "categories", "cats")),
+    Case(_COCO_TRAIN, "is of image 9", replace("coco.json", '"image_id": 1', '"image_id": 9')),
+    Case(_COCO_TRAIN, "has category 8", replace("coco.json", '"category_id": 7', '"category_id": 8')),
+    Case(_COCO_TRAIN, "coco.json is not in COCO's format", replace("coco.json", '"id": 1,', '"id": [1],')),
+    Case(_COCO_TRAIN, "cat/images/", replace("coco.json", "[[4, 4, 20, 4, 20, 20]]", "5")),
     # Episodes.
     Case("train FEW_SHOT.TRAIN.SHOTS (9,)", "the 10 images"),
     Case("eval FEW_SHOT.TEST.SHOTS (0,)", "SHOTS"),
@@ -116,16 +53,16 @@ CASES = [
     Case("train FEW_SHOT.TRAIN.SUPPORT_ANNOTATION point", "FEW_SHOT.TRAIN.SUPPORT_ANNOTATION 'point'"),
     Case("train FEW_SHOT.TEST.SUPPORT_ANNOTATION point", "FEW_SHOT.TEST.SUPPORT_ANNOTATION 'point'"),
     Case("draw FEW_SHOT.TEST.SUPPORT_ANNOTATION point", "FEW_SHOT.TEST.SUPPORT_ANNOTATION 'point'"),
-    Case(_ON_MANIFEST, "manifest.jsonl does not exist", _remove("manifest.jsonl")),
-    Case(_ON_MANIFEST, "manifest.jsonl:1: written for", _replace("manifest.jsonl", "toy_fold0", "other")),
-    Case(_ON_MANIFEST, "manifest.jsonl:2: not JSON", _cut("manifest.jsonl", 160)),
-    Case(_ON_MANIFEST, "manifest.jsonl:2: image 'cat/9'", _replace("manifest.jsonl", "cat/1", "cat/9")),
+    Case(_ON_MANIFEST, "manifest.jsonl does not exist", remove("manifest.jsonl")),
+    Case(_ON_MANIFEST, "manifest.jsonl:1: written for", replace("manifest.jsonl", "toy_fold0", "other")),
+    Case(_ON_MANIFEST, "manifest.jsonl:2: not JSON", cut("manifest.jsonl", 160)),
+    Case(_ON_MANIFEST, "manifest.jsonl:2: image 'cat/9'", replace("manifest.jsonl", "cat/1", "cat/9")),
     Case(_ON_MANIFEST + " FEW_SHOT.TEST.SHOTS (2,)", "manifest.jsonl: has 1 supports"),
     # Configs.
     Case("train --config-file nowhere.yaml", "nowhere.yaml does not exist"),
-    Case("train", "tiny.yaml: not a config", _write("tiny.yaml", b"\xff\x00")),
-    Case("train", "tiny.yaml: not a config", _write("tiny.yaml", "_BASE_: tiny.yaml")),
-    Case("train", "did you mean SOLVER.MAX_ITER", _replace("tiny.yaml", "MAX_ITER", "MAX_ITR")),
+    Case("train", "tiny.yaml: not a config", write("tiny.yaml", b"\xff\x00")),
+    Case("train", "tiny.yaml: not a config", write("tiny.yaml", "_BASE_: tiny.yaml")),
+    Case("train", "did you mean SOLVER.MAX_ITER", replace("tiny.yaml", "MAX_ITER", "MAX_ITR")),
     Case("train SOLVER.MAX_ITER three", "SOLVER.MAX_ITER three"),
     Case("train SOLVER 3", "SOLVER is a group of keys"),
     Case("train SOLVER.MAX_ITER -5", "SOLVER.MAX_ITER is -5"),
@@ -153,22 +90,20 @@ CASES = [
     Case("eval MODEL.DCAMA.KSHOT votes", "MODEL.DCAMA.KSHOT 'votes'"),
     Case("eval MODEL.DCAMA.ATTENTION_LEVELS ('res9',)", "'res9'"),
     Case("train MODEL.BACKBONE.WEIGHTS w.pth", "no weights file w.pth"),
-    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "no tensor of w.pth fits", _save({"a": torch.zeros(1)})),
-    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "(1,) in w.pth", _save({"conv_stem.weight": torch.zeros(1)})),
-    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "w.pth is no readable", _save(Code())),
+    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "no tensor of w.pth fits", save({"a": torch.zeros(1)})),
+    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "(1,) in w.pth", save({"conv_stem.weight": torch.zeros(1)})),
+    Case("train MODEL.BACKBONE.WEIGHTS w.pth", "w.pth is no readable", save(Code())),
     Case("eval MODEL.WEIGHTS w.pth", "checkpoint w.pth does not exist"),
-    Case("eval MODEL.WEIGHTS w.pth", "w.pth: none of its 1 names (a)", _save({"a": torch.zeros(1)})),
-    Case(
-        "eval MODEL.WEIGHTS w.pth", f"{_STEM} (1,) instead of (24, 3, 3, 3)", _save({_STEM: torch.zeros(1)})
-    ),
-    Case("eval MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", _save(Code())),
-    Case("eval MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", _write("w.pth", "a text")),
-    Case("train --resume", "out/model_9.pth, which", _write("out/last_checkpoint", "model_9.pth")),
+    Case("eval MODEL.WEIGHTS w.pth", "w.pth: none of its 1 names (a)", save({"a": torch.zeros(1)})),
+    Case("eval MODEL.WEIGHTS w.pth", f"{_STEM} (1,) instead of (24, 3, 3, 3)", save({_STEM: torch.zeros(1)})),
+    Case("eval MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", save(Code())),
+    Case("eval MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", write("w.pth", "a text")),
+    Case("train --resume", "out/model_9.pth, which", write("out/last_checkpoint", "model_9.pth")),
     # Outputs.
     Case("train OUTPUT_DIR tiny.yaml", "output folder tiny.yaml"),
     Case("eval OUTPUT_DIR tiny.yaml/out", "output folder tiny.yaml/out"),
-    Case("eval", "out/results.json: Is a directory", _write("out/results.json/a", "")),
-    Case("train", "out/model_final.pth: Is a directory", _write("out/model_final.pth/a", "")),
+    Case("eval", "out/results.json: Is a directory", write("out/results.json/a", "")),
+    Case("train", "out/model_final.pth: Is a directory", write("out/model_final.pth/a", "")),
     Case("draw --output tiny.yaml", "output folder tiny.yaml"),
     # Processes.
     Case("train --num-gpus 99", "--num-gpus 99"),
@@ -176,9 +111,9 @@ CASES = [
     # The other programs.
     Case("convert --method pfnet w.pth b.pth", "'pfnet'"),
     Case("convert --method dcama w.pth b.pth", "checkpoint w.pth does not exist"),
-    Case("convert --method dcama w.pth b.pth", "no DCAMA checkpoint", _save({"a": torch.zeros(1)})),
-    Case("convert --method dcama w.pth b.pth", "w.pth is broken or holds more", _save(Code())),
-    Case("convert --method dcama w.pth tiny.yaml", "tiny.yaml exists", _save({})),
+    Case("convert --method dcama w.pth b.pth", "no DCAMA checkpoint", save({"a": torch.zeros(1)})),
+    Case("convert --method dcama w.pth b.pth", "w.pth is broken or holds more", save(Code())),
+    Case("convert --method dcama w.pth tiny.yaml", "tiny.yaml exists", save({})),
     Case("folds --folds 7", "fold 7 does not exist"),
     Case("folds --weights {fald}.pth", "--weights {fald}.pth"),
     Case("folds --config-file tiny.yaml nowhere.yaml", "nowhere.yaml"),
@@ -186,7 +121,7 @@ CASES = [
     Case("folds --seeds -1", "--seeds [-1]"),
     Case("draw --dataset toy_val", "'toy_val' is not registered"),
     Case("draw --num 0", "--num"),
-    Case("proposals", "toy/cat/images", _each("images", partial(_cut, size=1200))),
+    Case("proposals", "toy/cat/images", each("images", partial(cut, size=1200))),
     Case("proposals --config-file nowhere.yaml", "nowhere.yaml does not exist"),
     Case("proposals --dataset toy_val", "'toy_val' is not registered"),
     Case("proposals --num 0", "--num"),
@@ -196,8 +131,8 @@ CASES = [
     Case("proposals MODEL.META_ARCHITECTURE DCAMA", "DCAMA makes no proposals"),
     Case("proposals MODEL.PROPOSALS.DIM 33", "MODEL.PROPOSALS.DIM 33"),
     Case("proposals MODEL.WEIGHTS w.pth", "checkpoint w.pth does not exist"),
-    Case("proposals MODEL.WEIGHTS w.pth", "w.pth: none of its 1 names", _save({"a": torch.zeros(1)})),
-    Case("proposals MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", _save(Code())),
+    Case("proposals MODEL.WEIGHTS w.pth", "w.pth: none of its 1 names", save({"a": torch.zeros(1)})),
+    Case("proposals MODEL.WEIGHTS w.pth", "w.pth is not a checkpoint of plain", save(Code())),
     Case("supports", "toy_fold0_val: all 4 episodes are of one class"),
     Case("supports --episodes 1", "--episodes must be at least 2"),
     Case("supports --dataset toy_val", "'toy_val' is not registered"),
@@ -208,9 +143,9 @@ CASES = [
     Case("benchmark --output toy", "--output toy is a folder"),
     Case("benchmark --output nowhere/numbers.json", "folder nowhere does not exist"),
     Case("glyphs --size 3", "size >= 32"),
-    Case("glyphs --check", "index.json is broken", _write("glyphs/index.json", "{}")),
+    Case("glyphs --check", "index.json is broken", write("glyphs/index.json", "{}")),
     Case("pascal5i", "VOC2012 not found"),
     Case("coco20i", "instances_train2014.json not found"),
-    Case("coco20i", "instances_train2014.json is not", _write(_COCO_2014, '{"categories": [')),
-    Case("fss1000", "fss1000/bus holds no images", _write("fss1000/bus/readme", "")),
+    Case("coco20i", "instances_train2014.json is not", write(_COCO_2014, '{"categories": [')),
+    Case("fss1000", "fss1000/bus holds no images", write("fss1000/bus/readme", "")),
 ]

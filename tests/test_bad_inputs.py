@@ -20,7 +20,8 @@ from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 from fss_d2.engine.errors import TRACEBACK_VARIABLE
-from tests.bad_input_cases import CASES, Case, Code
+from tests import bad_input_cases, own_picture_cases
+from tests.spoiling import Case, Code
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = """
@@ -57,6 +58,18 @@ PROGRAMS = {
     "--config-file tiny.yaml MODEL.META_ARCHITECTURE MMFormer MODEL.PROPOSALS.NUM_QUERIES 5 "
     "MODEL.PROPOSALS.DIM 32 MODEL.MM_FORMER.DIM 32 INPUT.FEW_SHOT_SIZE (64,64) MODEL.DEVICE cpu",
     "supports": "tools/check_support_use.py --config-file tiny.yaml --episodes 4 MODEL.DEVICE cpu",
+    "label": "tools/autolabel.py --config-file tiny.yaml --support toy --images photos --output out "
+    "--num-gpus 0",
+    "demo": "demo/demo.py --config-file tiny.yaml --support-dir toy --input photos --output out --num-gpus 0",
+    "flat": "demo/demo.py --config-file tiny.yaml --support-dir flat --input photos --output out "
+    "--num-gpus 0",
+    "one": "demo/demo.py --config-file tiny.yaml --support photos/a.png --input photos --output out "
+    "--num-gpus 0",
+    "export": "tools/export_model.py --config-file tiny.yaml --output out/m.pt2 --support photos/a.png "
+    "--support-mask toy/cat/masks/0.png",
+    "encoded": "tools/export_model.py --config-file tiny.yaml --output out/m.pt2 --support-file w.pth",
+    "figures": "tools/visualize_figures.py --config-file tiny.yaml --dataset toy_fold0_val --num 1 "
+    "--output out --figure attention MODEL.DEVICE cpu",
     "benchmark": "tools/benchmark.py --shots 1 --size 32 --repeats 1 --threads 1",
     "glyphs": "datasets/prepare_glyphs.py --root . --workers 0",
     "pascal5i": "datasets/prepare_pascal5i.py --root . --workers 0",
@@ -87,7 +100,7 @@ _ONE_ERROR = re.compile(r"(?:\w+\.py: )?error: (.+)")  # argparse puts the progr
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of three images, a COCO file of one, a manifest and configs: all in order."""
+    """Two classes of three images, a COCO file of one, a manifest, photographs and configs: all in order."""
     root = tmp_path_factory.mktemp("pristine")
     generator = np.random.default_rng(0)
     for class_name in ("cat", "dog"):
@@ -99,6 +112,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask[4:20, 8:24] = 255
             Image.fromarray(pixels).save(root / "toy" / class_name / "images" / f"{number}.png")
             Image.fromarray(mask).save(root / "toy" / class_name / "masks" / f"{number}.png")
+    for folder, names in (("photos", ("a.png", "b.png")), ("flat", ("c.jpg",))):
+        (root / folder).mkdir()
+        for name in names:
+            Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                root / folder / name
+            )
+    Image.fromarray(mask).save(root / "flat/c.png")
     (root / "tiny.yaml").write_text(_CONFIG)
     (root / "coco.json").write_text(json.dumps(_COCO))
     (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _MANIFEST))
@@ -150,6 +170,8 @@ def _is_whole(path: Path, content: bytes) -> bool:
         return bool(json.loads(content))
     if path.suffix == ".png":
         return content.endswith(b"IEND\xaeB`\x82")
+    if path.suffix == ".txt":
+        return content.endswith(b"\n")
     # ".partial": an index that the next run goes on with, of whole lines.
     return (
         path.suffix in (".jsonl", ".partial")
@@ -158,7 +180,7 @@ def _is_whole(path: Path, content: bytes) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*bad_input_cases.CASES, *own_picture_cases.CASES], ids=str)
 def test_bad_input(
     case: Case, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +203,19 @@ def test_bad_input(
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "eval MODEL.META_ARCHITECTURE Prototype", "draw", "proposals", "supports --dataset toy_both"],
+    [
+        "train",
+        "eval MODEL.META_ARCHITECTURE Prototype",
+        "draw",
+        "proposals",
+        "supports --dataset toy_both",
+        "label",
+        "demo",
+        "flat --save mask,overlay,coco,attention",
+        "one --support-box 4 4 20 20",
+        "export MODEL.META_ARCHITECTURE Prototype",
+        "figures",
+    ],
 )
 def test_the_input_is_good_before_it_is_spoilt(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch

@@ -116,6 +116,15 @@ def test_a_box_on_the_command_line(files: Path) -> None:
     assert {"mask/below/two.png", "overlay/one.png"} <= written(files)
 
 
+def test_inputs_by_several_ways_are_labelled_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written outside the output folder, wherever the inputs lie."""
+    monkeypatch.chdir(files / "q/below")
+    inputs = ["two.png", "../one.jpg", "../*.jpg", "../below", str(files / "q/below/two.png")]
+    run(files, "--support-dir", f"{files}/S", "--input", *inputs, "--save", "mask")
+    assert written(files) == {"mask/classes.txt", "mask/one.png", "mask/below/two.png"}
+    assert sorted(path.name for path in files.iterdir()) == ["S", "out", "q"]
+
+
 def test_the_auto_labellers_folders(files: Path) -> None:
     for kind, name in (("images", "r.jpg"), ("masks", "r.png")):
         (files / f"L/red/{kind}").mkdir(parents=True)
@@ -164,6 +173,7 @@ def test_a_broken_image_does_not_stop_the_others(files: Path) -> None:
     [
         (["--support-dir", "{}/none", "--input", "{}/q"], "none does not exist"),
         (["--support-dir", "{}/S", "--input", "{}/*.bmp"], r"\*\.bmp: there is no such file"),
+        (["--support-dir", "{}/S", "--input", "{}/q/*w"], r"q/\*w: there is no such file"),  # a folder
         (["--support-dir", "{}/S", "--support-mask", "m.png", "--input", "{}/q"], "go with --support"),
         (["--support", "{}/q/one.jpg", "--input", "{}/q"], "either --support-mask or --support-box"),
         (["--support", "{}/q/one.jpg", "--support-mask", "{}/no.png", "--input", "{}/q"], "no.png does not"),
@@ -187,5 +197,5 @@ def test_as_a_program(files: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: support folder {files}/none does not exist")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {files}/none does not exist; give a folder")
     assert "Traceback" not in done.stderr

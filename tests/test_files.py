@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.files import atomic_path, write_atomic
+from fss_d2.files import atomic_path, is_half_written, read_json_object, write_atomic
 
 
 def test_write_atomic_makes_the_folder_and_the_whole_file(tmp_path: Path) -> None:
@@ -39,3 +39,20 @@ def test_a_failure_while_renaming_leaves_the_old_file_and_nothing_else(
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_leaves_is_known(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.b.json") as temporary:
+        assert is_half_written(temporary)
+        temporary.write_bytes(b"")
+    assert not any(is_half_written(tmp_path / name) for name in ("a.json", ".a.tmp", "a.1.tmp", ".a.x.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "is not valid JSON"), (b"\xff", "is not"), (b"3", "int")]
+)
+def test_json_that_is_no_object_is_told_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^\S*x\.json .*{message}.*; mend it$") as caught:
+        read_json_object(tmp_path / "x.json", "mend it")
+    assert "\n" not in str(caught.value)

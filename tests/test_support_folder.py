@@ -27,6 +27,13 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     }
 
 
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    touch(tmp_path, "a.JPG", "a.PNG", "b.JPEG", "b_mask.PNG", "c.PNG", "c_mask.png")
+    assert names_of(tmp_path) == {
+        "object": [("a.JPG", "a.PNG"), ("b.JPEG", "b_mask.PNG"), ("c.PNG", "c_mask.png")]
+    }
+
+
 def test_files_of_one_class(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "a.png", "b.webp", "b.png")
     assert names_of(tmp_path) == {"object": [("a.jpg", "a.png"), ("b.webp", "b.png")]}

@@ -10,43 +10,27 @@ from typing import Any
 import pytest
 import torch
 
-from fss_d2.data.datasets.glyphs import write_glyphs
-from fss_d2.engine.arguments import argument_parser, parse_command_line
-from fss_d2.engine.errors import TRACEBACK_VARIABLE, run_command
+from fss_d2.engine.errors import run_command
 from fss_d2.engine.step import EpisodeStep
+from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 
 pytestmark = pytest.mark.usefixtures("closed_logs")
 
-_ROOT = Path(__file__).parents[1]
 _CONFIG = """
-_BASE_: "{base}"
 MODEL:
   META_ARCHITECTURE: DCAMA
-  BACKBONE:
-    NAME: build_timm_backbone
-  TIMM:
-    NAME: tf_efficientnet_lite0
-DATASETS:
-  TRAIN: ("glyphs_fold0_train",)
-  TEST: ("glyphs_fold0_val",)
-INPUT:
-  FEW_SHOT_SIZE: (64, 64)
 FEW_SHOT:
   TEST:
     EPISODES: 5
 SOLVER:
-  IMS_PER_BATCH: 2
   MAX_ITER: 4
   BASE_LR: 0.01
   CHECKPOINT_PERIOD: 2
   LOG_PERIOD: 1
-DATALOADER:
-  NUM_WORKERS: 0
 TEST:
   EVAL_PERIOD: 3
   PERIODIC_EPISODES: 2
   PICTURES: 1
-  BOOTSTRAP: 10
 """
 
 _STAGE_1 = """
@@ -77,21 +61,10 @@ TEST:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Glyphs of 64 pixels as $DETECTRON2_DATASETS."""
-    root = tmp_path_factory.mktemp("datasets")
-    write_glyphs(root, seed=0, size=64, images_per_class=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        patch.delenv(TRACEBACK_VARIABLE, raising=False)
-        yield root
-
-
-@pytest.fixture(scope="module")
-def config(data: Path) -> Path:
-    path = data / "tiny.yaml"
-    path.write_text(_CONFIG.format(base=_ROOT / "configs" / "Base-FewShot.yaml"))
-    return path
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The config, beside the glyphs."""
+    with tiny_glyphs(tmp_path_factory.mktemp("datasets"), _CONFIG, images_per_class=3) as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +74,11 @@ def stage_1(config: Path) -> Path:
     return path
 
 
-def _run(config: Path, folder: Path, *more: str) -> None:
-    import train_net
-
-    words = ["--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(folder), *more]
-    train_net.main(parse_command_line(argument_parser("test"), words))
-
-
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of four uninterrupted iterations, with two workers."""
     folder = tmp_path_factory.mktemp("trained")
-    _run(config, folder, "DATALOADER.NUM_WORKERS", "2")
+    train(config, folder, "DATALOADER.NUM_WORKERS", "2")
     return folder
 
 
@@ -134,10 +100,6 @@ def _equal(a: Any, b: Any) -> bool:
 def _losses(folder: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
-
-
-def _episodes(folder: Path) -> str:
-    return (folder / "inference" / "glyphs_fold0_val_1shot" / "episodes.jsonl").read_text()
 
 
 def test_a_training_leaves_its_files(trained: Path) -> None:
@@ -180,10 +142,10 @@ def _run_with_a_stop(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(EpisodeStep, "run_step", stop_at_the_fourth)
-        _run(config, folder)
+        train(config, folder)
     assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
     assert not (folder / "inference").exists()  # a training that broke off is not evaluated
-    _run(config, folder, "--resume")
+    train(config, folder, "--resume")
 
 
 def test_stop_and_resume_is_exact(
@@ -192,14 +154,14 @@ def test_stop_and_resume_is_exact(
     _run_with_a_stop(config, tmp_path, monkeypatch)
     assert _equal(_load(tmp_path / "model_final.pth"), _load(trained / "model_final.pth"))
     assert _losses(tmp_path) == _losses(trained)
-    assert _episodes(tmp_path) == _episodes(trained)
+    assert episodes(tmp_path) == episodes(trained)
 
 
 def test_proposals_are_trained_resumed_and_judged(
     stage_1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped, again = (tmp_path / name for name in ("whole", "stopped", "again"))
-    _run(stage_1, whole)
+    train(stage_1, whole)
     _run_with_a_stop(stage_1, stopped, monkeypatch)
     assert _equal(_load(stopped / "model_final.pth"), _load(whole / "model_final.pth"))
     assert _losses(stopped) == _losses(whole)
@@ -210,7 +172,7 @@ def test_proposals_are_trained_resumed_and_judged(
     best = json.loads((whole / "model_best.json").read_text())
     assert best["metric"] == "periodic/glyphs_fold0_val/1shot/oracle/mIoU"
     assert list((whole / "inference" / "glyphs_fold0_val_1shot" / "oracle" / "pictures").iterdir())
-    _run(stage_1, again, "--eval-only", "MODEL.WEIGHTS", str(whole / "model_final.pth"))
+    train(stage_1, again, "--eval-only", "MODEL.WEIGHTS", str(whole / "model_final.pth"))
     files = [f / "inference" / "glyphs_fold0_val_1shot" / "oracle" / "episodes.jsonl" for f in (whole, again)]
     assert files[0].read_text() == files[1].read_text()
 
@@ -225,7 +187,7 @@ def test_two_processes_count_as_one(config: Path, trained: Path, tmp_path: Path)
     """Trained by two processes, then the same weights evaluated by two and by one."""
     two, one = tmp_path / "two", tmp_path / "one"
     quick = ["TEST.EVAL_PERIOD", "0", "TEST.PICTURES", "0"]
-    command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", str(config), "--num-gpus", "0"]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config), "--num-gpus", "0"]
     done = subprocess.run(
         [*command, "--num-processes", "2", "OUTPUT_DIR", str(two), "SOLVER.MAX_ITER", "2", *quick],
         capture_output=True,
@@ -234,8 +196,8 @@ def test_two_processes_count_as_one(config: Path, trained: Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    _run(config, one, "--eval-only", "MODEL.WEIGHTS", str(two / "model_final.pth"))
-    assert _episodes(two) == _episodes(one)
+    train(config, one, "--eval-only", "MODEL.WEIGHTS", str(two / "model_final.pth"))
+    assert episodes(two) == episodes(one)
     # The gradient is the mean over the same two episodes, whoever has computed them.
     assert _losses(two)[0][1] == pytest.approx(_losses(trained)[0][1], rel=0.05)
 
@@ -244,14 +206,14 @@ def test_evaluation_on_a_written_manifest(config: Path, trained: Path, tmp_path:
     manifest = trained / "inference" / "glyphs_fold0_val_1shot" / "manifest.jsonl"
     weights = str(trained / "model_final.pth")
     opts = ["FEW_SHOT.TEST.MANIFEST", str(manifest), "FEW_SHOT.TEST.SEED", "9"]
-    _run(config, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights, *opts)
-    assert _episodes(tmp_path) == _episodes(trained)
+    train(config, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights, *opts)
+    assert episodes(tmp_path) == episodes(trained)
     again = tmp_path / "inference" / "glyphs_fold0_val_1shot" / "manifest.jsonl"
     assert again.read_text() == manifest.read_text()
 
 
 def test_the_baseline_is_evaluated_untrained(config: Path, tmp_path: Path) -> None:
-    _run(config, tmp_path, "--eval-only", "MODEL.META_ARCHITECTURE", "Prototype", "TEST.PICTURES", "0")
+    train(config, tmp_path, "--eval-only", "MODEL.META_ARCHITECTURE", "Prototype", "TEST.PICTURES", "0")
     assert "glyphs_fold0_val/1shot" in json.loads((tmp_path / "results.json").read_text())["results"]
 
 
@@ -285,8 +247,7 @@ def test_wrong_input_is_one_line(
 ) -> None:
     import train_net
 
-    program = ["train_net.py", "--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [*program, *words])
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *command_line(config, tmp_path, *words)])
     assert run_command(train_net.run) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert culprit in line
@@ -295,7 +256,6 @@ def test_wrong_input_is_one_line(
 
 def test_a_broken_image_in_a_worker(
     config: Path,
-    data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -303,12 +263,12 @@ def test_a_broken_image_in_a_worker(
     """The line names the file; neither the console nor the log has a traceback."""
     import train_net
 
-    images = sorted((data / "glyphs" / "images").iterdir())
+    images = sorted((config.parent / "glyphs" / "images").iterdir())
     kept = {path: path.read_bytes() for path in images}
     for path in images:
         path.write_bytes(kept[path][:200])
-    words = ["--config-file", str(config), "--num-gpus", "0", "OUTPUT_DIR", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["train_net.py", *words, "DATALOADER.NUM_WORKERS", "1"])
+    words = command_line(config, tmp_path, "DATALOADER.NUM_WORKERS", "1")
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
     try:
         assert run_command(train_net.run) == 1
     finally:
@@ -316,5 +276,5 @@ def test_a_broken_image_in_a_worker(
             path.write_bytes(content)
     output = capsys.readouterr()
     assert output.err.splitlines()[-1].startswith("error: ")
-    assert str(data / "glyphs" / "images") in output.err.splitlines()[-1]
+    assert str(config.parent / "glyphs" / "images") in output.err.splitlines()[-1]
     assert "Traceback" not in output.err + output.out + (tmp_path / "log.txt").read_text()

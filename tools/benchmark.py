@@ -4,11 +4,14 @@
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json     # DCAMA's attention
     python tools/benchmark.py --method proposals --size 480                      # the proposal segmenter
     python tools/benchmark.py --method model --config-file configs/danet/pascal5i_r50.yaml --batch 4
+    python tools/benchmark.py --method predictor --config-file configs/dcama/pascal5i_r50.yaml
 
 DCAMA runs with its attention maps written out, and with fused attention: a whole episode, and a query whose
 supports are encoded already. The proposal segmenter (MM-Former's stage 1, published sizes) runs with its
 deformable attention sampled by ``grid_sample``, and by gathered rows; the table says where the time goes.
-"model" runs the model of a config: a training step and an inference of a batch of episodes.
+"model" runs the model of a config: a training step and an inference of a batch of episodes. "predictor"
+gives the model of a config supports once and asks it for one image after another, against supports that are
+given anew with every image.
 
 Times are medians of runs that alternate between what is compared in one process, so that other work on the
 machine weighs on both. Peak memory is what one run adds to a process of its own (CPU: resident set; GPU:
@@ -23,11 +26,17 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
-from benchmarks import dcama, proposals, whole_model
+from benchmarks import dcama, predictor, proposals, whole_model
 from benchmarks.measure import BACKBONES, Report, Setting
 
-TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter", "model": "Model"}
-SIZES = {"dcama": 384, "proposals": 480, "model": 473}
+TITLES = {
+    "dcama": "DCAMA",
+    "proposals": "Proposal segmenter",
+    "model": "Model",
+    "predictor": "Predictor",
+}
+SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
+WITH_CONFIG = ("model", "predictor")
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,8 +46,10 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--method", choices=sorted(TITLES), default="dcama")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), help="(default: resnet50)")
-    parser.add_argument("--shots", type=int, nargs="+", help="of dcama (default: 1 5), of model one (1)")
-    parser.add_argument("--config-file", type=Path, help="of model")
+    parser.add_argument(
+        "--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)"
+    )
+    parser.add_argument("--config-file", type=Path, help="of model, predictor")
     parser.add_argument("--batch", type=int, help="episodes at once, of model (default: 1)")
     parser.add_argument("--inference-only", action="store_true", help="of model: no training step")
     parser.add_argument("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
@@ -67,15 +78,17 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """Refuse arguments of other methods than the chosen one."""
     if args.shots and args.method == "proposals":
         parser.error("--shots: proposals need no supports; leave it out, or choose another --method")
-    if args.method != "model":
-        if args.config_file or args.batch is not None or args.inference_only:
-            parser.error("--config-file, --batch and --inference-only: choose --method model with them")
+    if args.method != "model" and (args.batch is not None or args.inference_only):
+        parser.error("--batch and --inference-only: choose --method model")
+    if args.method not in WITH_CONFIG:
+        if args.config_file:
+            parser.error(f"--config-file: choose --method {' or '.join(WITH_CONFIG)}")
         return
     if args.backbone:
         parser.error("--backbone: the config names its own; leave it out")
     if args.config_file is None or not args.config_file.is_file():
         parser.error(f"--config-file is {args.config_file}: name an existing config of configs/")
-    if args.shots and len(args.shots) > 1:
+    if args.method == "model" and args.shots and len(args.shots) > 1:
         parser.error(f"--shots {args.shots}: give one number with --method model")
 
 
@@ -85,13 +98,15 @@ def measure(args: argparse.Namespace) -> Report:
     if args.method == "model":
         load = whole_model.Load(str(args.config_file), args.batch, *args.shots)
         return whole_model.measure(setting, load, training=not args.inference_only)
+    if args.method == "predictor":
+        return predictor.measure(setting, str(args.config_file), args.shots)
     return proposals.measure(setting) if args.method == "proposals" else dcama.measure(setting, args.shots)
 
 
 def _heading(args: argparse.Namespace) -> str:
-    what = args.backbone
+    what = str(args.config_file or args.backbone)
     if args.method == "model":
-        what = f"{args.config_file}, {args.batch} episodes of {args.shots[0]} supports"
+        what += f", {args.batch} episodes of {args.shots[0]} supports"
     return f"{TITLES[args.method]}, {what}, {args.size}x{args.size}, {args.device}, {args.threads} threads"
 
 

@@ -27,6 +27,7 @@ from fss_d2.data.samples import transform_sample
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
+from fss_d2.evaluation.rows import check_writable
 from fss_d2.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
 from fss_d2.modeling import SupportSet
 from fss_d2.predictor import FewShotPredictor
@@ -53,6 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of an earlier run")
     args = parse_command_line(parser, arguments)
     if (args.support is None) != (args.support_mask is None):
         parser.error("--support and --support-mask go together")
@@ -61,6 +63,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if args.weights:
         args.opts += ["MODEL.WEIGHTS", args.weights]
     return args
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Find out before the work that a file is there already.
+
+    Raises:
+        FileExistsError: it or its JSON file exists and ``overwrite`` is False, or it is a folder.
+    """
+    there = [file for file in (path, Path(f"{path}.json")) if file.exists()]
+    if there and (not overwrite or path.is_dir()):
+        raise FileExistsError(f"--output {there[0]} exists: give another name, or add --overwrite for a file")
 
 
 def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
@@ -103,13 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool.
 
     Raises:
-        FileNotFoundError, ValueError, KeyError: as `encoded_support` and `fss_d2.export.export_query`.
+        FileNotFoundError, FileExistsError, ValueError, KeyError: as `check_output`, `encoded_support` and
+            `fss_d2.export.export_query`.
     """
     args = parse_arguments(arguments)
     start_log()
+    check_output(args.output, overwrite=args.overwrite)
     cfg = load_config(args.config_file, args.opts, num_gpus=0)
     predictor = FewShotPredictor.from_cfg(cfg)
     name, support = encoded_support(predictor, args)
+    check_writable(args.output.parent)
     size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
     content = export_query(
         FrozenQuery(predictor.model, support),

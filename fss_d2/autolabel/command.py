@@ -76,8 +76,8 @@ def _parse(arguments: Sequence[str] | None, program: str | None) -> argparse.Nam
         "--support",
         required=True,
         metavar="PATH",
-        help="annotated images: a folder of <class>/images and <class>/masks, a COCO JSON file, or a folder "
-        "of LabelMe JSON files",
+        help="annotated images: a folder of <class>/images and <class>/masks, or of <class>/<name>.jpg and "
+        "<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files",
     )
     parser.add_argument(
         "--support-images", metavar="FOLDER", help="where a COCO JSON's images are; default: beside it"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from fss_d2.data.images import is_image_name
 
 __all__ = ["file_state", "find_images", "without_supports"]
 
@@ -24,13 +24,12 @@ def find_images(folder: Path, leave_out: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the folder of the images to label")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     leave_out = leave_out.resolve()
     names = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.suffix.lower() not in endings or not path.is_file():
+        if hidden or not is_image_name(path) or not path.is_file():
             continue
         if leave_out not in path.resolve().parents:
             names.append(relative.as_posix())
@@ -57,6 +56,7 @@ def without_supports(
 
     @cache
     def digest(path: Path) -> bytes:
+        """Of a file's content; asked only of files that have the size of a support."""
         return hashlib.sha256(path.read_bytes()).digest()
 
     to_label, supports = [], []

@@ -48,7 +48,7 @@ class Job:
         check: label the supports by each other first.
 
     Raises:
-        ValueError: a format that is not known, or a number out of its range.
+        ValueError: a format that is not known, a number out of its range, or the images lie in the output.
     """
 
     images: Path
@@ -64,6 +64,9 @@ class Job:
                 raise ValueError(f"formats: there is no {name!r}; choose from {', '.join(FORMATS)}")
         if not 0 <= self.review_below <= 1:
             raise ValueError(f"review_below is {self.review_below}; a confidence is from 0 to 1")
+        images, output = self.images.resolve(), self.output.resolve()
+        if output in (images, *images.parents):
+            raise ValueError(f"output {self.output} holds the images to label: give a folder of its own")
         if self.min_area is not None and self.min_area < 0:
             raise ValueError(f"min_area is {self.min_area}; it must be 0 pixels or more")
 
@@ -77,7 +80,8 @@ def run_job(
     all are, the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the
     records alone. A run that was interrupted goes on with the same call, and ends with the same files.
     Finished records are kept unless their image was changed; files that a person has edited are left as they
-    are. Images that are supports are skipped, those that cannot be read are listed in the summary.
+    are; labels of images that are gone go too. Images that are supports are skipped, those that cannot be
+    read are listed in the summary.
 
     In several processes (see `fss_d2.engine.launch`) each labels its share of the images.
 
@@ -95,15 +99,16 @@ def run_job(
             belongs to another job.
     """
     names, skipped = _to_label(job, supports)
+    classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
+    predictor.set_support_classes(classes)  # first: supports that are refused leave no folder behind
     output, checks = OutputFolder(job.output), []
     if comm.is_main_process():
         if output.claim(_settings(job, supports, model or {})):
             logger.info("Going on with the job in %s", job.output)
-        checks = _checked(job, predictor, supports) if job.check else []
+        if job.check:
+            checks = _checked(job, predictor, supports)
+            predictor.set_support_classes(classes)  # the check has put others there
     comm.synchronize()
-    predictor.set_support_classes(
-        {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
-    )
     states = {name: file_state(job.images / name) for name in names}
     failed = _label(job, predictor, tuple(supports), states)
     if not comm.is_main_process():
@@ -153,12 +158,12 @@ def _settings(job: Job, supports: Supports, model: Mapping[str, str]) -> dict[st
 def _checked(job: Job, predictor: Predictor, supports: Supports) -> list[ClassCheck]:
     """The leave-one-out check, of an earlier run of the job if it got so far."""
     file = job.output / _CHECK_FILE
-    if file.is_file():
+    try:
         content = json.loads(file.read_bytes())
         checks = [
             ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"])) for c in content
         ]
-    else:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged
         checks = check_supports(predictor, supports)
         write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
     logger.info("Each support labelled by the others of its class:\n%s", describe(checks))

@@ -120,13 +120,13 @@ def describe(checks: Sequence[ClassCheck]) -> str:
         worst = min(check.supports, key=lambda s: s.iou)
         lowest = f"{100 * worst.iou:.1f} ({worst.name})"
         rows.append([check.class_name, len(check.supports), f"{100 * check.expected_iou:.1f}", lowest])
-        others = {s.name: np.mean([o.iou for o in check.supports if o is not s]) for s in check.supports}
-        remarks += [
-            f"{check.class_name}: {s.name} hurts: without it the others reach "
-            f"{100 * (others[s.name] + s.gain_without):.1f} instead of {100 * others[s.name]:.1f}; "
-            "look at its mask, or take it out"
-            for s in check.supports
-            if s.hurts and s.gain_without is not None
-        ]
+        for s in check.supports:
+            if s.hurts and s.gain_without is not None:
+                others = np.mean([o.iou for o in check.supports if o is not s])
+                remarks.append(
+                    f"{check.class_name}: {s.name} hurts: without it the others reach "
+                    f"{100 * (others + s.gain_without):.1f} instead of {100 * others:.1f}; "
+                    "look at its mask, or take it out"
+                )
     table = tabulate(rows, ["class", "supports", "IoU to expect, %", "lowest"], disable_numparse=True)
     return "\n".join([table, *remarks])

@@ -82,18 +82,18 @@ def record_of(image: str, prediction: Prediction, min_area: int | None) -> Image
 
     Args:
         image: its name, see `ImageRecord`.
-        min_area: pixels; smaller connected parts are background. None: see `Prediction.instances`.
+        min_area: pixels; smaller connected parts are background. None: see `Prediction.iter_instances`.
     """
-    instances = prediction.instances(min_area)
-    objects = tuple(_labelled(instance) for instance in instances)
-    sure = [
-        sum(i.score * o.area for i, o in parts) / sum(o.area for _, o in parts)
-        for name in prediction.names
-        if (parts := [(i, o) for i, o in zip(instances, objects, strict=True) if i.name == name])
-    ]
+    objects = []
+    sums: dict[str, tuple[float, int]] = {}  # of each class: probability over its pixels, pixels
+    for instance in prediction.iter_instances(min_area):
+        objects.append(_labelled(instance))
+        total, area = sums.get(instance.name, (0.0, 0))
+        sums[instance.name] = total + instance.score * objects[-1].area, area + objects[-1].area
+    sure = [total / area for total, area in sums.values()]
     confidence = min(sure) if sure else 1 - float(prediction.probability.max())
     height, width = prediction.labels.shape
-    return ImageRecord(image, height, width, round(confidence, 6), objects)
+    return ImageRecord(image, height, width, round(confidence, 6), tuple(objects))
 
 
 def _labelled(instance: Instance) -> LabelledObject:

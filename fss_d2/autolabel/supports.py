@@ -1,7 +1,6 @@
 """Annotated pictures in the forms that people have them in: mask folders, COCO JSON, LabelMe JSON."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,19 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from fss_d2.annotations import read_support
 from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.masks import load_sample
+from fss_d2.files import read_json_object
+from fss_d2.support_folder import find_supports
 
 from .labelme import labelme_records
 
 __all__ = ["Support", "read_supports"]
 
 _FORMS = (
-    "give a folder with <class>/images/* and <class>/masks/<same name>.png, a COCO JSON file, or a folder of "
-    "LabelMe JSON files"
+    "give a folder with <class>/images/* and <class>/masks/<same name>.png or with <class>/<name>.jpg and "
+    "<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"
 )
 _serial = itertools.count()
 
@@ -43,15 +45,19 @@ class Support:
     mask: np.ndarray
 
 
-def read_supports(path: str | Path, image_root: str | Path | None = None) -> dict[str, list[Support]]:
+def read_supports(
+    path: str | Path, image_root: str | Path | None = None, *, class_name: str = ""
+) -> dict[str, list[Support]]:
     """Read annotated pictures; a picture that shows several classes is a support of each.
 
     Args:
         path: one of
             a folder with `<class>/images/*` and `<class>/masks/<same stem>.png`, or the folder of one class;
+            a folder where each image lies beside its mask, see `fss_d2.support_folder.find_supports`;
             a JSON file in COCO's format;
             a LabelMe JSON file, or a folder of them (subfolders too), each with its picture where it says.
         image_root: where the file names of a COCO JSON start; None takes the JSON's folder.
+        class_name: of images beside their masks without folders of classes; "" takes the folder's name.
 
     Returns:
         The supports of each class that has any. Classes come in the order of their names, or of the
@@ -62,6 +68,8 @@ def read_supports(path: str | Path, image_root: str | Path | None = None) -> dic
         ValueError: it has none of these forms, is broken, or annotates nothing; names the file.
     """
     path = Path(path)
+    if path.is_dir() and not any(path.glob("**/images")) and not any(path.rglob("[!.]*.json")):
+        return _side_by_side(path, class_name or path.resolve().name)
     records, names = _records(path, Path(image_root) if image_root else path.parent)
     supports: dict[str, list[Support]] = {name: [] for name in names}
     for record in records:
@@ -77,6 +85,17 @@ def read_supports(path: str | Path, image_root: str | Path | None = None) -> dic
     return found
 
 
+def _side_by_side(folder: Path, class_name: str) -> dict[str, list[Support]]:
+    """Images that lie beside their masks."""
+    supports = {}
+    for name, pairs in find_supports(folder, class_name).items():
+        supports[name] = [
+            Support(f"{name}/{image.stem}", (image, mask), *read_support(image, mask, f"{name}/{image.stem}"))
+            for image, mask in zip(*pairs, strict=True)
+        ]
+    return supports
+
+
 def _records(path: Path, image_root: Path) -> Records:
     """Dataset dicts and class names, whatever the form."""
     if path.is_dir():
@@ -88,25 +107,15 @@ def _records(path: Path, image_root: Path) -> Records:
         files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
         if not files:
             raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
-        return labelme_records((file, _parse(file)) for file in files)
+        return labelme_records((file, read_json_object(file, _FORMS)) for file in files)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")
-    content = _parse(path)
+    content = read_json_object(path, _FORMS)
     if "shapes" in content:
         return labelme_records([(path, content)])
     if "annotations" not in content:
         raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
     return _registered(path, register_coco_json, path, image_root)
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
-    return content
 
 
 def _registered(path: Path, register: Callable[..., None], *args: Any, **options: Any) -> Records:

@@ -16,7 +16,7 @@ from PIL import Image
 from .polygons import mask_polygons
 from .records import ImageRecord
 
-__all__ = ["FORMATS", "LabelSet", "OutputFile", "file_stems", "json_bytes"]
+__all__ = ["FORMATS", "LabelSet", "OutputFile", "class_list", "file_stems", "json_bytes"]
 
 OutputFile = tuple[str, bytes]  # name relative to the output folder, with "/"; content
 
@@ -59,6 +59,11 @@ def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
 
+def class_list(class_names: Sequence[str]) -> bytes:
+    """The classes, one a line, in the order of their numbers; a line break within a name becomes a blank."""
+    return b"".join(os.fsencode(" ".join(name.splitlines()) + "\n") for name in class_names)
+
+
 def _coco(labels: LabelSet) -> Iterator[OutputFile]:
     """COCO's instance format: an annotation for each object, masks as compressed RLE; ids count from 1."""
     images, annotations = [], []
@@ -86,7 +91,7 @@ def _coco(labels: LabelSet) -> Iterator[OutputFile]:
 
 def _png(labels: LabelSet) -> Iterator[OutputFile]:
     """A single-channel class map for each image: 0 background, i + 1 the class on line i of classes.txt."""
-    yield "png/classes.txt", b"".join(os.fsencode(f"{name}\n") for name in labels.class_names)
+    yield "png/classes.txt", class_list(labels.class_names)
     stems = file_stems([record.image for record in labels.records])
     for record in labels.records:
         buffer = BytesIO()
@@ -97,9 +102,10 @@ def _png(labels: LabelSet) -> Iterator[OutputFile]:
 def _yolo(labels: LabelSet) -> Iterator[OutputFile]:
     """YOLO-seg: a line "class x y x y ..." for each object, as shares of the width and the height.
 
-    Outlines are exact: truncated or rounded to pixels and filled by `cv2.fillPoly` they are the masks. The
-    format knows no holes; they are joined to the outline, see `mask_polygons`. An image without objects has
-    an empty file.
+    Outlines are exact: truncated or rounded to pixels and filled by `cv2.fillPoly`, as YOLO's own programs
+    do, they are the masks, each object a line by itself. COCO's rasteriser, which takes corners for edges of
+    pixels, loses up to a pixel of the rim. The format knows no holes; they are joined to the outline, see
+    `mask_polygons`. An image without objects has an empty file.
     """
     names = dict(enumerate(labels.class_names))
     listing = yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": names})

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["open_image", "orient", "read_image", "to_rgb"]
+__all__ = ["is_image_name", "open_image", "orient", "read_image", "to_rgb"]
 
 _EXIF_ORIENTATION = 0x0112
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def is_image_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name ends like that of an image that can be read, in letters of any case."""
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.OPEN
 
 
 def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image.Image, int]:

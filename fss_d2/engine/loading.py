@@ -7,6 +7,7 @@ from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 
+from .base_prototypes import check_base_knowledge
 from .trainer import Trainer
 
 __all__ = ["load_model"]
@@ -21,10 +22,12 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: settings that do not go together, or a checkpoint of another method.
+        ValueError: settings that do not go together, a checkpoint of another method, or none that has the
+            prototypes of the base classes where the method needs them.
     """
     model = Trainer.build_model(cfg).eval()
     if not cfg.MODEL.WEIGHTS and getattr(model, "trainable", True):
         logger.warning("MODEL.WEIGHTS is empty: %s is untrained", cfg.MODEL.META_ARCHITECTURE)
     FewShotCheckpointer(model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    check_base_knowledge(model)
     return model

@@ -96,5 +96,5 @@ def check_writable(folder: str | Path) -> None:
     except OSError as error:
         raise ValueError(
             f"cannot write to the output folder {str(folder) or '(empty name)'} ({error.strerror}); "
-            "choose another OUTPUT_DIR"
+            "choose another (OUTPUT_DIR, --output)"
         ) from error

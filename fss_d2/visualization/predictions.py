@@ -5,17 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.utils.colormap import colormap
-from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from fss_d2.prediction import Prediction
 
+from .heat import heat_map
 from .tiles import PREDICTION_COLOR, Color, draw_regions, draw_tile, picture_grid, picture_row
 
-__all__ = ["attention_panel", "class_color", "class_map_png", "heat_map", "prediction_panel"]
+__all__ = ["attention_panel", "class_color", "class_map_png", "prediction_panel"]
 
 _LEGEND = (8, 120)  # height and width of a class's strip, pixels
-_HEAT = 0.6  # opacity
 
 
 def class_color(number: int) -> Color:
@@ -67,13 +66,6 @@ def attention_panel(
     for number, (support, attention) in enumerate(zip(supports, maps, strict=True), start=1):
         tiles.append(draw_tile(f"support {number}", heat_map(support, attention, high=largest), height))
     return picture_row(tiles)
-
-
-def heat_map(image: np.ndarray, values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Lay a map (H, W) over an image (H, W, 3) uint8 RGB, from ``low`` (dark) to ``high`` (bright)."""
-    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    colors = 255 * colormaps["inferno"](scaled)[:, :, :3]
-    return ((1 - _HEAT) * image + _HEAT * colors).round().astype(np.uint8)
 
 
 def class_map_png(labels: np.ndarray) -> bytes:

@@ -2,15 +2,18 @@
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.utils import logger as detectron2_logger
 from pycocotools.coco import COCO
 
 from fss_d2 import cli
+from fss_d2.predictor import FewShotPredictor
 from tests.autolabel.fakes import annotated_folder, image_folder
 
 _ROOT = Path(__file__).parents[2]
@@ -64,6 +67,20 @@ def test_the_tool_labels_and_goes_on(
     capsys.readouterr()
     assert run_tool(monkeypatch, "--min-area", "1", "INPUT.FEW_SHOT_SIZE", "(48, 48)") == 1
     assert "error: out holds a job with other settings (config)" in capsys.readouterr().err
+
+
+def test_other_weights_are_another_job(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Known by their content, wherever they lie."""
+    model = FewShotPredictor.from_config("tiny.yaml", device="cpu").model
+    for name, value in (("a", 0.1), ("b", 0.2)):
+        state = {key: torch.full_like(tensor, value) for key, tensor in model.state_dict().items()}
+        torch.save({"model": state}, place / f"{name}.pth")
+    shutil.copy(place / "a.pth", place / "copy.pth")
+    quick = ("--no-check", "--formats", "png", "--weights")
+    assert [run_tool(monkeypatch, *quick, f"{name}.pth") for name in ("a", "copy", "b")] == [0, 0, 1]
+    assert "error: out holds a job with other settings (weights)" in capfd.readouterr().err
 
 
 def test_the_console_script(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,18 @@ def test_changed_and_new_images_are_labelled(place: Path) -> None:
     assert not np.asarray(Image.open(place / "out/png/photo 001.png")).any()
 
 
+def test_labels_of_images_that_are_gone_go_too(place: Path) -> None:
+    """A second image of the same stem, too, renames files; nothing of the old name stays behind."""
+    run(place)
+    (place / "images/photo 001.png").unlink()
+    save(place / "images/photo 002.bmp", picture({}, seed=8))
+    run(place)
+    stems = [*(f"photo {i:03}" for i in (0, 3, 4, 5)), "photo 002.bmp", "photo 002.png"]
+    for folder, ending in (("png", "png"), ("yolo/labels", "txt"), ("labelme", "json")):
+        found = {path.name for path in (place / "out" / folder).glob(f"*.{ending}")}
+        assert found == {f"{stem}.{ending}" for stem in stems}
+
+
 def test_edited_files_are_left_alone(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(place)
     edited = place / "out/labelme/photo 001.json"
@@ -241,3 +253,38 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     assert predictor.predicted == 12 - len([name for name in finished if name.endswith(".json")])
     run_job(Job(tmp_path / "images", tmp_path / "whole"), ColourPredictor(), supports)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_killed_at_any_write_it_ends_with_the_same_files(place: Path) -> None:
+    """Though an image came before it went on, which changes files that the killed run had written."""
+    for path in sorted((place / "images").iterdir())[2:-1]:
+        path.unlink()
+    save(place / "late.png", picture({"red": disc((40, 50), (20, 20), 6)}, seed=7))
+    path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "tests.autolabel.kill_everywhere", str(place)]
+    done = subprocess.run(command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    assert done.returncode == 0
+    expected = contents(place / "whole")
+    killed = list(place.glob("killed *"))
+    assert len(killed) > 20 and "coco/annotations.json" in expected
+    for folder in killed:
+        assert contents(folder) == expected, folder.name
+
+
+def test_refused_supports_leave_no_folder(place: Path) -> None:
+    class Refusing(ColourPredictor):
+        def set_support_classes(self, classes: Any) -> None:
+            raise ValueError("lost")
+
+    with pytest.raises(ValueError, match="lost"):
+        run(place, Refusing())
+    assert not (place / "out").exists()
+
+
+def test_a_damaged_check_is_made_anew(place: Path) -> None:
+    run(place)
+    before = contents(place / "out")
+    for damage in ("[", "[{}]", "3"):
+        (place / "out/leave_one_out.json").write_text(damage)
+        run(place)
+        assert contents(place / "out") == before

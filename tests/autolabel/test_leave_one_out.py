@@ -1,5 +1,6 @@
 """The check over the supports, with a predictor whose answers are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ def test_a_support_that_hurts_is_named() -> None:
     assert check.supports[3].gain_without == pytest.approx(1.0)
     assert check.supports[3].iou == 0.0
     assert "red: s3 hurts: without it the others reach 100.0 instead of 0.0" in describe([check])
+
+
+def test_supports_of_one_name_are_told_apart() -> None:
+    """Files of equal names in several folders; the others of the one that hurts reach 0 with it."""
+    wrong = support(3, mask=~disc((40, 50), (24, 20), 12))
+    supports = [replace(s, name="same") for s in (*(support(i) for i in range(3)), wrong)]
+    text = describe(check_supports(ColourPredictor(), {"red": supports}))
+    assert text.count("hurts: without it the others reach 100.0 instead of 0.0") == 1
 
 
 def test_ignored_pixels_do_not_count() -> None:

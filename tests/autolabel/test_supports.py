@@ -61,6 +61,24 @@ def test_the_folder_of_one_class(tmp_path: Path) -> None:
     assert list(supports) == ["blue"] and len(supports["blue"]) == 2
 
 
+def test_images_beside_their_masks(tmp_path: Path) -> None:
+    annotated_folder(tmp_path / "s", ("red", "blue"))
+    for name in ("red", "blue"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / f"s/{name}/images/{i}.png").rename(tmp_path / f"t/{name}/{i}.png")
+            (tmp_path / f"s/{name}/masks/{i}.png").rename(tmp_path / f"t/{name}/{i}_mask.png")
+    supports = read_supports(tmp_path / "t")
+    assert {name: [s.name for s in many] for name, many in supports.items()} == {
+        "blue": ["blue/0", "blue/1"],
+        "red": ["red/0", "red/1"],
+    }
+    first = supports["red"][0]
+    assert first.files == (tmp_path / "t/red/0.png", tmp_path / "t/red/0_mask.png")
+    assert first.image.shape == (40, 50, 3) and first.mask[15, 20] == 1 and first.mask[0, 0] == 0
+    assert list(read_supports(tmp_path / "t/blue")) == ["blue"]
+
+
 def test_coco(tmp_path: Path) -> None:
     save(tmp_path / "pictures/a.png", picture({}))
     outline = [value for corner in SQUARE for value in corner]
@@ -137,12 +155,15 @@ def test_what_is_wrong_in_labelme(tmp_path: Path, shapes: list[dict[str, Any]], 
 def test_what_is_no_annotation(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist; give a folder"):
         read_supports(tmp_path / "gone")
-    with pytest.raises(ValueError, match="holds no annotated pictures"):
+    with pytest.raises(ValueError, match="holds no image: add images with their masks"):
         read_supports(tmp_path)
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
         read_supports(tmp_path)
-    for content in ("[]", "{}"):
+    for content, message in (
+        ("[]", "holds a JSON list, not an object"),
+        ("{}", "neither COCO's nor LabelMe's"),
+    ):
         (tmp_path / "x.json").write_text(content)
-        with pytest.raises(ValueError, match="neither COCO's nor LabelMe's"):
+        with pytest.raises(ValueError, match=rf"x\.json .*{message}.*give a folder with"):
             read_supports(tmp_path / "x.json")

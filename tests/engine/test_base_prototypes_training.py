@@ -10,21 +10,14 @@ import torch
 from torch import Tensor
 
 import train_net
-from fss_d2.data.datasets.glyphs import write_glyphs
-from fss_d2.engine.arguments import argument_parser, parse_command_line
 from fss_d2.engine.errors import run_command
+from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 
 pytestmark = pytest.mark.usefixtures("closed_logs")
 
-_ROOT = Path(__file__).parents[2]
 _CONFIG = """
-_BASE_: "{base}"
 MODEL:
   META_ARCHITECTURE: JC2A
-  BACKBONE:
-    NAME: build_timm_backbone
-  TIMM:
-    NAME: tf_efficientnet_lite0
   JC2A:
     IN_FEATURES: ("res3", "res4")
     DIM: 16
@@ -36,60 +29,35 @@ MODEL:
     NUM_CLASSES: 60
     MIN_PIXELS: 1
     CACHE_DIR: ""
-DATASETS:
-  TRAIN: ("glyphs_fold0_train",)
-  TEST: ("glyphs_fold0_val",)
-INPUT:
-  FEW_SHOT_SIZE: (64, 64)
 FEW_SHOT:
   TEST:
     EPISODES: 3
 SOLVER:
-  IMS_PER_BATCH: 2
   MAX_ITER: 2
   CHECKPOINT_PERIOD: 1
-DATALOADER:
-  NUM_WORKERS: 0
 TEST:
   EVAL_PERIOD: 0
   PICTURES: 0
-  BOOTSTRAP: 10
 """
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Glyphs of 64 pixels as $DETECTRON2_DATASETS, with the config beside them."""
-    root = tmp_path_factory.mktemp("datasets")
-    write_glyphs(root, seed=0, size=64, images_per_class=2)
-    (root / "tiny.yaml").write_text(_CONFIG.format(base=_ROOT / "configs" / "Base-FewShot.yaml"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
-
-
-def _words(data: Path, folder: Path, *more: str) -> list[str]:
-    return ["--config-file", str(data / "tiny.yaml"), "--num-gpus", "0", "OUTPUT_DIR", str(folder), *more]
-
-
-def _run(data: Path, folder: Path, *more: str) -> None:
-    train_net.main(parse_command_line(argument_parser("test"), _words(data, folder, *more)))
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The config, beside the glyphs."""
+    with tiny_glyphs(tmp_path_factory.mktemp("datasets"), _CONFIG, images_per_class=2) as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two uninterrupted iterations."""
     folder = tmp_path_factory.mktemp("trained")
-    _run(data, folder)
+    train(config, folder)
     return folder
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)["model"]
-
-
-def _episodes(folder: Path) -> str:
-    return (folder / "inference" / "glyphs_fold0_val_1shot" / "episodes.jsonl").read_text()
 
 
 def test_the_checkpoint_holds_them(trained: Path) -> None:
@@ -98,35 +66,39 @@ def test_the_checkpoint_holds_them(trained: Path) -> None:
     assert torch.equal(first["knowledge.prototypes"], last["knowledge.prototypes"])
 
 
-def test_evaluation_reads_no_training_data(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_evaluation_reads_no_training_data(config: Path, trained: Path, tmp_path: Path) -> None:
     weights = str(trained / "model_final.pth")
-    _run(data, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights, "DATASETS.TRAIN", "()")
-    assert _episodes(tmp_path) == _episodes(trained)
+    train(config, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights, "DATASETS.TRAIN", "()")
+    assert episodes(tmp_path) == episodes(trained)
 
 
-def test_resuming_takes_them_from_the_checkpoint(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_resuming_takes_them_from_the_checkpoint(config: Path, trained: Path, tmp_path: Path) -> None:
     """To the bit, whatever the settings of building would now give."""
-    _run(data, tmp_path, "SOLVER.MAX_ITER", "1")
+    train(config, tmp_path, "SOLVER.MAX_ITER", "1")
     start = torch.load(tmp_path / "model_final.pth", weights_only=True)
     start["model"]["knowledge.prototypes"] *= 1 + 1e-6  # not what would be built
     torch.save(start, tmp_path / "model_final.pth")
-    _run(data, tmp_path, "--resume")
+    train(config, tmp_path, "--resume")
     resumed = _weights(tmp_path / "model_final.pth")
     assert torch.equal(resumed["knowledge.prototypes"], start["model"]["knowledge.prototypes"])
     torch.testing.assert_close(resumed, _weights(trained / "model_final.pth"))
 
 
-def test_a_new_training_builds_its_own(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_new_training_builds_its_own(config: Path, trained: Path, tmp_path: Path) -> None:
     """MODEL.WEIGHTS may have been trained on another fold."""
     weights = str(trained / "model_final.pth")
     fold_1 = ["DATASETS.TRAIN", "('glyphs_fold1_train',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"]
-    _run(data, tmp_path, "MODEL.WEIGHTS", weights, *fold_1)
+    train(config, tmp_path, "MODEL.WEIGHTS", weights, *fold_1)
     ours, theirs = _weights(tmp_path / "model_final.pth"), _weights(Path(weights))
     assert not torch.allclose(ours["knowledge.prototypes"], theirs["knowledge.prototypes"])
 
 
-def test_two_processes_have_the_same(data: Path, trained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(_ROOT / "train_net.py"), *_words(data, tmp_path, "SOLVER.MAX_ITER", "1")]
+def test_two_processes_have_the_same(config: Path, trained: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "train_net.py"),
+        *command_line(config, tmp_path, "SOLVER.MAX_ITER", "1"),
+    ]
     done = subprocess.run(
         [*command[:-4], "--num-processes", "2", *command[-4:], "DATASETS.TEST", "()"],
         capture_output=True,
@@ -151,14 +123,14 @@ def test_two_processes_have_the_same(data: Path, trained: Path, tmp_path: Path) 
     ],
 )
 def test_wrong_settings_are_one_line(
-    data: Path,
+    config: Path,
     tmp_path: Path,
     words: list[str],
     culprit: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_net.py", *_words(data, tmp_path, *words)])
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *command_line(config, tmp_path, *words)])
     assert run_command(train_net.run) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert culprit in line

@@ -25,3 +25,16 @@ def test_an_untrained_model_is_told(method: str, warned: bool, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, "fss_d2.engine.loading"):
         load_model(make_cfg(method))
     assert ("MODEL.WEIGHTS is empty: DCAMA is untrained" in caplog.text) == warned
+
+
+def test_missing_prototypes_are_told_before_the_first_image(tmp_path: Path) -> None:
+    """With no weights, and with those of a model whose prototypes were never built."""
+    saved, weights = make_model("JC2A"), str(tmp_path / "w.pth")
+    torch.save({"model": saved.state_dict()}, weights)
+    load_model(make_cfg("JC2A", "MODEL.WEIGHTS", weights))
+    load_model(make_cfg("JC2A", "MODEL.JC2A.CKMM", False))
+    saved.knowledge.filled.fill_(False)
+    torch.save({"model": saved.state_dict()}, weights)
+    for path in ("", weights):
+        with pytest.raises(ValueError, match=r"base classes .* are missing: set MODEL\.WEIGHTS"):
+            load_model(make_cfg("JC2A", "MODEL.WEIGHTS", path))

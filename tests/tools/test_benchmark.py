@@ -67,6 +67,38 @@ def test_a_tiny_run_of_the_model_of_a_config(tmp_path: Path) -> None:
     assert lines[3] == "| --- | --- | --- |" and lines[-1] == numbers["note"]
 
 
+def test_a_tiny_run_of_the_predictor(tmp_path: Path) -> None:
+    config = "configs/dcama/glyphs_efficientnet_lite0.yaml"
+    words = ("--method", "predictor", "--config-file", config, "--shots", "3")
+    lines, numbers = _run(tmp_path / "numbers.json", *words)
+    assert lines[0] == f"Predictor, {config}, 32x32, cpu, 1 threads"
+    assert [row["shots"] for row in numbers["results"]] == [3]
+    assert all(0 < seconds < 60 for row in numbers["results"] for seconds in list(row.values())[1:])
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_the_predictor_encodes_where_it_says(load: Import, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round is set_support, two queries, and both again; the clock here counts the encodings."""
+    predictor, measure = load("benchmarks.predictor"), load("benchmarks.measure")
+    encoded = []
+
+    def counted(setting: object, config_file: str) -> object:
+        made = make(setting, config_file)
+        inner = made.model.encode_support
+        monkeypatch.setattr(made.model, "encode_support", lambda *x: (encoded.append(1), inner(*x))[1])
+        return made
+
+    make = predictor.make_predictor
+    monkeypatch.setattr(predictor, "make_predictor", counted)
+    monkeypatch.setattr(measure, "_now", lambda device: float(len(encoded)))
+    config = str(ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml")
+    result = predictor._measure(measure.Setting("", 32, "cpu", 1, 2), config, 2)
+    assert result == predictor.Result(2, 1.0, 0.0, 0.0, 1.0)
+    assert predictor.table([result]).splitlines()[-1] == (
+        "| 2 | 1.000 | 1.000 | 0.000 | 0.000 | 1.00 | 0.00 | 0.00 |"
+    )
+
+
 def test_the_step_of_a_whole_model_trains_it(load: Import) -> None:
     whole_model = load("benchmarks.whole_model")
     job = whole_model.Load(str(ROOT / "configs/mmformer/stage1_glyphs.yaml"), batch=2, shots=1)
@@ -171,6 +203,10 @@ def test_runs_alternate_and_the_first_round_is_left_out(
         (["--method", "proposals", "--size", "0"], "must be at least 1"),
         (["--method", "none"], "invalid choice"),
         (["--batch", "2"], "choose --method model"),
+        (["--method", "predictor", "--batch", "2"], "choose --method model"),
+        (["--config-file", __file__], "--config-file: choose --method model or predictor"),
+        (["--method", "predictor"], "--config-file is None: name an existing config"),
+        (["--method", "predictor", "--config-file", __file__, "--shots", "0"], "must be at least 1"),
         (["--method", "model"], "--config-file is None: name an existing config"),
         (["--method", "model", "--config-file", "none.yaml"], "none.yaml: name an existing config"),
         (["--method", "model", "--config-file", __file__, "--shots", "1", "5"], "give one number"),

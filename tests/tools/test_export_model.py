@@ -58,12 +58,12 @@ def test_pictures_and_a_support_file_give_the_same(folder: Path) -> None:
     assert content["class"] == "object" and content["weights"] == f"{folder}/weights.pth"
     assert list(content["max_relative_error"]) == ["noise", f"{folder}/1.png", f"{folder}/0.png"]
     first = load_exported(path, "torch_export")(image)
-    words = ("--support-file", f"{folder}/support.pth", "--class-name", "dog")
+    words = ("--overwrite", "--support-file", f"{folder}/support.pth", "--class-name", "dog")
     path, content = _export(folder, *words)
     assert content["class"] == "dog" and content["shots"] == 1
     second = load_exported(path, "torch_export")(image)
     assert torch.equal(first, second)
-    path, _ = _export(folder, *words[:3], "cat")
+    path, _ = _export(folder, *words[:-1], "cat")
     assert not torch.equal(first, load_exported(path, "torch_export")(image))
 
 

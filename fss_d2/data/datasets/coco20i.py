@@ -189,6 +189,7 @@ def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
     shunned = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
 
     def choose(row: Mapping[str, Any]) -> list[int]:
+        """The classes of an image's episodes; none where it shows a class to be shunned."""
         if shunned and any(o["class"] in shunned for o in (*row["objects"], *row["crowds"])):
             return []
         return large_classes(row, wanted)
@@ -241,6 +242,7 @@ def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Pa
         in_val = set(os.listdir(val))
 
         def find(row: Mapping[str, Any]) -> Path:
+            """The 2017 file of an image: its number alone, in either folder."""
             name = f"{row['image_id']:012d}.jpg"
             return (val if name in in_val else train) / name
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from fss_d2.data.images import is_image_name
+
 from .coco_json import CocoSettings, load_coco_json
 from .registration import ClassDivision, first_duplicate, ids_of, register_once
 
@@ -194,9 +196,8 @@ def _folder_records(root: Path, drawn: dict[str, int], mask_encoding: str) -> li
 
 def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Images of a class folder by name, each with its mask; every file must have its partner."""
-    kinds = Image.registered_extensions()
-    images = [p for p in sorted((folder / "images").glob("[!.]*")) if p.suffix.lower() in kinds]
-    masks = {p.stem: p for p in (folder / "masks").glob("[!.]*.png")}
+    images = [p for p in sorted((folder / "images").glob("[!.]*")) if is_image_name(p)]
+    masks = {p.stem: p for p in (folder / "masks").glob("[!.]*") if p.suffix.lower() == ".png"}
     if not images:
         raise ValueError(f"{folder / 'images'} holds no image: add images or remove the class folder")
     if (twice := first_duplicate(p.stem for p in images)) is not None:

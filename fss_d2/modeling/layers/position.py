@@ -61,6 +61,7 @@ def sine_position_map(size: tuple[int, int], channels: int, device: torch.device
         periods = 10000 ** (torch.arange(0, half, 2, dtype=torch.float32) / half)  # (C/4,)
 
         def axis(length: int) -> Tensor:
+            """The code of each place along one side."""
             position = torch.arange(1, length + 1, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
             angles = position[:, None] / periods  # (length, C/4)
             return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).T  # (C/2, length)

@@ -63,6 +63,7 @@ class _BatchNorm(nn.BatchNorm2d):
     """Batch norm that keeps to its running statistics where there is no variance to be had."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape; see `PyramidPooling` on a single value a channel."""
         if not self.training or x.numel() > x.shape[1]:
             return super().forward(x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

@@ -83,7 +83,8 @@ def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: 
     B, N, M, L, P = weights.shape
     device = locations.device
 
-    def per_point(levels: Sequence[int]) -> Tensor:  # long rows of numbers: broadcasting L or P alone is slow
+    def per_point(levels: Sequence[int]) -> Tensor:
+        """A number of each level, at every point; a long row, as broadcasting L or P alone is slow."""
         numbers = torch.tensor(levels, dtype=torch.int32, device=device)
         return numbers.repeat_interleave(P).repeat(M)  # (M*L*P,)
 
@@ -103,7 +104,8 @@ def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: 
     rows = [row + column * M for row in line_rows for column, _ in columns]
     row_weights = [line * weight for line in line_weights for _, weight in columns]
 
-    def together(corners: list[Tensor]) -> Tensor:  # 4 x (B, N, M*L*P) -> (B*N*M, 4*L*P)
+    def together(corners: list[Tensor]) -> Tensor:
+        """The four corners of all points side by side: 4 x (B, N, M*L*P) to (B*N*M, 4*L*P)."""
         return torch.stack([corner.view(B * N * M, L * P) for corner in corners], dim=1).flatten(1)
 
     return together(rows), together(row_weights)

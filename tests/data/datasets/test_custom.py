@@ -47,6 +47,13 @@ def test_folder_records_and_metadata(folder: Path) -> None:
     assert metadata.novel_class_ids == []
 
 
+def test_endings_in_capitals(folder: Path) -> None:
+    (folder / "ant/images/a.jpg").rename(folder / "ant/images/a.JPG")
+    (folder / "ant/masks/a.png").rename(folder / "ant/masks/a.PNG")
+    register_folder("capitals", folder)
+    assert get_records("capitals")[0]["sem_seg_file_name"] == str(folder / "ant/masks/a.PNG")
+
+
 def test_folder_size_is_upright(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""A web page on this machine: mark an object in a few pictures, get its mask in many others.
+
+    python demo/app.py --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml
+
+Then open the address that is printed in a browser. Several configs make several methods to choose from. Only
+this machine can reach the page, unless --host says otherwise.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
+
+from fss_d2.app import Limits, MethodPool, check_gradio, serve
+from fss_d2.engine.errors import run_command
+from fss_d2.engine.setup import start_log
+
+logger = logging.getLogger("fss_d2.app")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", nargs="+", required=True, metavar="FILE", help="one for each method")
+    parser.add_argument(
+        "--weights", nargs="+", default=[], metavar="FILE", help="one for each config; - is its MODEL.WEIGHTS"
+    )
+    parser.add_argument("--device", default="", metavar="NAME", help="cpu, cuda; default: a GPU if there is")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
+    parser.add_argument("--port", type=int, metavar="N", help="default: a free one from 7860 on")
+    usual = Limits()
+    for name, value, text in (
+        ("--max-upload-mb", usual.upload_mb, "of one file"),
+        ("--max-pictures", usual.pictures, "of objects, and as many to look through"),
+    ):
+        parser.add_argument(name, type=int, default=value, metavar="N", help=f"{text}; default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until Ctrl-C, or until the process is told to end."""
+    args = parse(argv)
+    check_gradio()  # before models are loaded
+    start_log()
+    limits = Limits(upload_mb=args.max_upload_mb, pictures=args.max_pictures)
+    pool = MethodPool.load(args.config_file, args.weights, device=args.device)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with serve(pool, limits, host=args.host, port=args.port) as url:
+        logger.info("Open %s in a browser; Ctrl-C ends it", url)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

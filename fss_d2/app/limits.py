@@ -1,0 +1,96 @@
+"""How much a visitor of the page may give, and reading what was given."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fss_d2.annotations import read_picture
+
+__all__ = ["Limits", "Upload", "check_upload", "free_name", "read_upload"]
+
+# Formats that cameras and scanners write. Pillow knows more; some of those run other programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_MEGA = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one session may hold.
+
+    Attributes:
+        upload_mb: of one file, millions of bytes.
+        pictures: with the object, and as many to look through.
+        megapixels: of one picture.
+        total_megapixels: of all pictures to look through together; their scores stay in memory.
+        classes: of objects.
+
+    Raises:
+        ValueError: one is not above 0.
+    """
+
+    upload_mb: int = 20
+    pictures: int = 20
+    megapixels: float = 24
+    total_megapixels: float = 96
+    classes: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"limit {name} is {value}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture (H, W, 3) uint8 RGB, upright, under the name that its file had."""
+
+    name: str
+    pixels: np.ndarray
+    orientation: int = 1
+
+    @property
+    def megapixels(self) -> float:
+        """Its size in millions of pixels."""
+        return self.pixels.shape[0] * self.pixels.shape[1] / _MEGA
+
+
+def check_upload(path: str | os.PathLike[str], limits: Limits) -> None:
+    """Look at the size of a file and of the picture in it, before its pixels are read.
+
+    Raises:
+        ValueError: it is too large, or no picture; the message has the file's name without its folder.
+    """
+    name = Path(path).name
+    if os.path.getsize(path) > limits.upload_mb * _MEGA:
+        raise ValueError(f"{name} has more than {limits.upload_mb} MB: make it smaller")
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise ValueError(f"{name} is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF") from None
+    if width * height > limits.megapixels * _MEGA:
+        raise ValueError(f"{name} has {width}x{height} pixels: {limits.megapixels:g} million are allowed")
+
+
+def read_upload(path: str | os.PathLike[str], limits: Limits) -> Upload:
+    """Read an uploaded picture.
+
+    Raises:
+        ValueError: as `check_upload`, or it cannot be read.
+    """
+    check_upload(path, limits)
+    pixels, orientation = read_picture(path)
+    return Upload(Path(path).name, pixels, orientation)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number before its ending where it is taken: "a.jpg", "a (2).jpg"."""
+    stem, ending = os.path.splitext(name)
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{stem} ({number}){ending}"
+    return free

@@ -1,0 +1,48 @@
+"""Pictures with a known answer, and a page to give them to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fss_d2.app import Limits, MethodPool, serve
+from tests.predictors import make_predictor
+
+SIZE = (90, 120)  # height and width
+LIMITS = Limits(upload_mb=1, pictures=3, megapixels=0.5, total_megapixels=1, classes=2)
+SIDE = (96, 128)  # at which the models run
+
+
+def disc(x: int, y: int, radius: int = 24, color: tuple[int, int, int] = (240, 220, 40)) -> np.ndarray:
+    """A picture (90, 120, 3) uint8 of a bright disc on a dark ground."""
+    picture = np.full((*SIZE, 3), 20, np.uint8)
+    picture[disc_mask(x, y, radius)] = color
+    return picture
+
+
+def disc_mask(x: int, y: int, radius: int = 24) -> np.ndarray:
+    """Where `disc` draws it, (90, 120) bool."""
+    rows, columns = np.ogrid[: SIZE[0], : SIZE[1]]
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+def save(path: Path, picture: np.ndarray) -> str:
+    """Write a picture, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return str(path)
+
+
+def make_pool(*methods: str) -> MethodPool:
+    """Methods with random weights on the fake backbone."""
+    options = ("INPUT.FEW_SHOT_SIZE", SIDE, "INPUT.MAX_SIZE_TEST", max(SIDE))
+    return MethodPool({name: make_predictor(name, *options) for name in methods})
+
+
+@contextmanager
+def page(*methods: str, limits: Limits = LIMITS) -> Iterator[str]:
+    """Serve a page, and yield its address."""
+    with serve(make_pool(*methods), limits) as url:
+        yield url

@@ -1,0 +1,65 @@
+"""demo/app.py as a program."""
+
+import importlib.util
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+APP = ROOT / "demo" / "app.py"
+app: dict[str, Any] = runpy.run_path(str(APP))
+CONFIG = ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml"
+
+
+def test_arguments() -> None:
+    args = app["parse"](
+        ["--config-file", "a.yaml", "b.yaml", "--weights", "-", "b.pth", "--max-pictures", "5"]
+    )
+    assert args.config_file == ["a.yaml", "b.yaml"] and args.weights == ["-", "b.pth"]
+    assert args.host == "127.0.0.1" and args.port is None and args.max_upload_mb == 20
+    assert args.max_pictures == 5 and args.device == ""
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "gradio" else find(name, *a)
+    )
+    with pytest.raises(ValueError, match=r"needs the package gradio: pip install -e '\.\[app\]'"):
+        app["main"](["--config-file", "none.yaml"])
+
+
+def test_a_missing_config_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio", reason="needs the extra app")
+    assert app["run_command"](lambda: app["main"](["--config-file", "none.yaml"])) == 1
+    assert capsys.readouterr().err.strip().endswith("error: config file none.yaml does not exist")
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs the extra app")
+    config = tmp_path / "prototype/tiny.yaml"
+    config.parent.mkdir()
+    config.write_text(f'_BASE_: {CONFIG}\nMODEL:\n  BACKBONE:\n    WEIGHTS: ""\n')
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(APP), "--config-file", str(config), "--device", "cpu"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        url = next(found.group() for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert b"Few-shot segmentation" in answer.read()
+        assert list(tmp_path.glob("fss_d2_app_*"))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.strip().endswith("interrupted")
+    assert not list(tmp_path.glob("fss_d2_app_*"))

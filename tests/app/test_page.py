@@ -1,0 +1,267 @@
+"""The page over HTTP: what it does, and what it must not do."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="needs the extra app")
+
+from fss_d2.app import Session, server
+from tests.app.client import Visitor, file_value
+from tests.app.pages import disc, disc_mask, page, save
+
+ROOT = Path(__file__).parents[2]
+SECRET = "not for visitors, in no case"
+TARGETS = ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "fss_d2/app/page.py"), "pyproject.toml")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with page("Prototype", "DCAMA") as address:
+        yield address.rstrip("/")
+
+
+@pytest.fixture
+def visitor(url: str) -> Visitor:
+    return Visitor(url)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file in the folder for temporary files, from which Gradio may show what a program returns."""
+    path = tmp_path / "secret.txt"
+    path.write_text(SECRET)
+    return path
+
+
+def picture(visitor: Visitor, folder: Path, x: int, y: int) -> dict:
+    return visitor.give(save(folder / f"disc{x}.png", disc(x, y)))
+
+
+def show_and_ask(visitor: Visitor, folder: Path) -> None:
+    """A support with its mask, a query."""
+    visitor.do("add_supports", "disc", [picture(visitor, folder, 40, 40)])
+    mask = visitor.give(save(folder / "mask.png", disc_mask(40, 40)))
+    _, told = visitor.do("read_mask", "disc", mask)
+    assert told == []
+    visitor.do("add_queries", "Prototype", 0.5, [picture(visitor, folder, 75, 50)])
+
+
+def test_masks(visitor: Visitor, tmp_path: Path) -> None:
+    show_and_ask(visitor, tmp_path)
+    (gallery, table, chosen), told = visitor.do("find", "Prototype", 0.5)
+    assert told == [] and "disc75.png" in table
+    area = int(table.split('data-pixels="')[1].split('"')[0])
+    assert abs(area - disc_mask(75, 50).sum()) < 0.2 * area
+    status, content = visitor.get(f"/gradio_api/file={chosen['path']}")
+    (tmp_path / "chosen.png").write_bytes(content)
+    assert status == 200 and Image.open(tmp_path / "chosen.png").size == (120, 90)
+    (_, higher, _), _ = visitor.do("query_view", "Prototype", 0.8)
+    assert 0 < int(higher.split('data-pixels="')[1].split('"')[0]) < area
+
+
+def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
+    show_and_ask(visitor, tmp_path)
+    (_, _, _, _, status), _ = visitor.do("click_corner", "disc", picked=[16, 16])
+    assert status == "Now click the opposite corner of the box."
+    (gallery, name, *_, status), told = visitor.do("click_corner", "disc", picked=[64, 64])
+    assert told == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+    (attention, said), _ = visitor.do("attend", "Prototype", picked=[75, 50])
+    assert said["value"].startswith("**Prototype** keeps no record") and said["visible"]
+    (attention, said), told = visitor.do("attend", "DCAMA", picked=[75, 50])
+    assert told == [] and attention["visible"] and attention["value"]["path"].endswith("jpg")
+
+
+def test_visitors_are_apart(url: str, tmp_path: Path) -> None:
+    one, other = Visitor(url), Visitor(url)
+    show_and_ask(one, tmp_path)
+    one.do("find", "Prototype", 0.5)
+    (gallery, table, chosen), _ = other.do("query_view", "Prototype", 0.5)
+    assert gallery["value"] == [] and "Nothing was looked for" in table and chosen is None
+    _, told = other.do("find", "Prototype", 0.5)
+    assert told == ["no picture to look through yet: add some (step 2)"]
+    other.do("add_queries", "Prototype", 0.5, [picture(other, tmp_path, 75, 50)])
+    _, told = other.do("find", "Prototype", 0.5)
+    assert told[0].startswith("no object is shown yet")
+
+
+def fetch_paths(target: str) -> Iterator[str]:
+    up = "../" * 12 + target.lstrip("/")
+    for prefix in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/assets/", "/svelte/"):
+        for path in (target, up, up.replace("../", "..%2f"), up.replace("../", "%2e%2e/")):
+            yield prefix + path
+    yield f"/gradio_api/proxy=file://{target}"
+    yield f"/gradio_api/file=file://{target}"
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "secret"])
+def test_files_cannot_be_fetched(visitor: Visitor, target: str, secret: Path) -> None:
+    target = str(secret) if target == "secret" else target
+    content = (Path(target) if Path(target).is_absolute() else ROOT / target).read_bytes()
+    for path in fetch_paths(target):
+        status, answer = visitor.get(path)
+        assert status in (400, 403, 404), path
+        assert content[:20] not in answer, path
+
+
+def test_files_beyond_the_uploads_cannot_be_fetched(visitor: Visitor, tmp_path: Path, secret: Path) -> None:
+    uploaded = picture(visitor, tmp_path, 40, 40)["path"]
+    assert visitor.get(f"/gradio_api/file={uploaded}")[0] == 200
+    folder = Path(uploaded).parents[1]
+    for path in (f"{folder}/../{secret.name}", f"{folder}/{'../' * 9}etc/passwd", str(folder), f"{folder}/"):
+        assert visitor.get(f"/gradio_api/file={path}")[0] == 403, path
+    (folder / "link").symlink_to(secret)
+    assert visitor.get(f"/gradio_api/file={folder}/link")[0] == 403
+    for address in ("http://127.0.0.1:1/x", "//127.0.0.1:1/x", "https:/127.0.0.1:1/x"):
+        assert visitor.get(f"/gradio_api/file={address}")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "target", [*TARGETS, "../../etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x", "", "\0"]
+)
+def test_files_cannot_be_given_as_uploads(visitor: Visitor, target: str) -> None:
+    fake = file_value(target)
+    for name, event in visitor.events.items():
+        if len(event["inputs"]) < 2:
+            continue  # takes no value
+        for value in (fake, [fake], {"background": fake, "layers": [fake], "composite": fake}):
+            assert visitor.join(name, [value] * (len(event["inputs"]) - 1))[0] == 403, name
+        body = {"data": [fake] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "x"}
+        for way in ("run", "api", "call"):
+            assert visitor.post(f"/gradio_api/{way}/{name}", body)[0] == 404, name
+
+
+def test_a_form_is_looked_through_as_well(visitor: Visitor) -> None:
+    event = visitor.events["add_supports"]["id"]
+    body = {"data": [None, "disc", [file_value("/etc/passwd")]], "fn_index": event, "session_hash": "x"}
+    form = {"content-type": "multipart/form-data; boundary=XX"}
+    for path in ("/gradio_api/queue/join", "/gradio_api/queue/join/", "//gradio_api/queue/join"):
+        status, _ = visitor.request("POST", path, json.dumps(body).encode(), form)
+        assert status in (403, 404), path
+
+
+def test_gradio_refuses_them_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: Path) -> None:
+    from fss_d2.app.guard import Guard
+
+    monkeypatch.setattr(Guard, "_holds", lambda self, path: True)
+    with page("Prototype") as url:
+        visitor = Visitor(url)
+        for target in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(secret)):
+            assert visitor.get(f"/gradio_api/file={target}")[0] == 403
+            values, told = visitor.do("add_supports", "disc", [file_value(target)])
+            assert values == [] and told == ["unknown error"]
+
+
+def test_an_upload_that_is_gone(visitor: Visitor, tmp_path: Path) -> None:
+    given = picture(visitor, tmp_path, 40, 40)
+    Path(given["path"]).unlink()
+    _, told = visitor.do("add_supports", "disc", [given])
+    assert len(told) == 1 and "Traceback" not in told[0] and str(Path(given["path"]).parent) not in told[0]
+
+
+def test_no_event_is_an_interface_for_programs(visitor: Visitor) -> None:
+    assert {event["api_visibility"] for event in visitor.events.values()} == {"private"}
+    for path in ("info", "openapi.json", "runs", "deep_link", "monitoring", "vibe-code", "user", "token"):
+        assert visitor.get(f"/gradio_api/{path}")[0] == 404, path
+    for path in ("/docs", "/openapi.json", "/monitoring", "/gradio_api/vibe-code", "/gradio_api/mcp/"):
+        assert visitor.get(path)[0] == 404, path
+    assert visitor.post("/gradio_api/vibe-edit", {})[0] == 404
+    assert visitor.request("PUT", "/")[0] == 404
+
+
+def test_the_page_tells_no_folders(visitor: Visitor) -> None:
+    for path in ("/", "/config"):
+        content = visitor.get(path)[1].decode()
+        assert not any(folder in content for folder in (str(ROOT), str(Path.home()) + "/", "fss_d2_app_"))
+
+
+def test_uploads_are_limited(visitor: Visitor, tmp_path: Path) -> None:
+    assert visitor.upload("a.png", bytes(1_100_000))[0] == 413
+    assert visitor.request("POST", "/gradio_api/upload", headers={"content-length": "9" * 9})[0] == 413
+    assert visitor.request("POST", "/gradio_api/upload", headers={"content-length": "x"})[0] in (400, 411)
+    assert visitor.post("/gradio_api/queue/join", "x" * 4_100_000)[0] in (403, 413)
+    assert visitor.request("POST", "/gradio_api/queue/join", b"[" * 100_000)[0] == 400
+    given = [picture(visitor, tmp_path, 40, 40)] * 4
+    _, told = visitor.do("add_queries", "Prototype", 0.5, given)
+    assert told == ["at most 3 pictures at a time: remove some first"]
+    _, told = visitor.do("add_supports", "disc", given)
+    assert told == ["at most 3 pictures can show objects: remove some first"]
+    bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))
+    _, told = visitor.do("add_supports", "disc", [visitor.give(bomb)])
+    assert told == ["bomb.png has 1000x1000 pixels: 0.5 million are allowed"]
+
+
+def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no picture")
+    values, told = visitor.do("add_supports", "disc", [visitor.give(tmp_path / "no.png")])
+    assert told == ["no.png is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
+    assert values[-1] is None or values[-1] == {"__type__": "update", "value": None}  # the field is emptied
+    visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
+    wrong = visitor.give(save(tmp_path / "m.png", np.ones((5, 5), bool)))
+    _, told = visitor.do("read_mask", "disc", wrong)
+    assert len(told) == 1 and "m.png" in told[0] and tempfile.gettempdir() not in told[0]
+    _, told = visitor.do("paint", "<img src=x>", None)
+    assert told == ["nothing is painted yet: draw over the object first"]
+
+
+def test_messages_are_no_html(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("/etc/<b>x.png is bad")
+
+    monkeypatch.setattr(Session, "findings", fail)
+    assert visitor.do("query_view", "Prototype", 0.5)[1] == ["&lt;b&gt;x.png is bad"]
+
+
+def test_bugs_are_not_shown(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise TypeError(f"{ROOT}: details")
+
+    monkeypatch.setattr(Session, "findings", fail)
+    assert visitor.do("query_view", "Prototype", 0.5) == ([], ["unknown error"])
+
+
+def test_other_names_of_this_machine_are_refused(visitor: Visitor) -> None:
+    assert visitor.get("/", host="evil.example")[0] == 400
+    assert visitor.get("/", host="localhost")[0] == 200
+
+
+def test_no_other_server_is_needed(visitor: Visitor) -> None:
+    import http.client
+
+    connection = http.client.HTTPConnection(visitor._address, timeout=30)
+    connection.request("GET", "/")
+    policy = connection.getresponse().headers["content-security-policy"]
+    connection.close()
+    assert "default-src 'self'" in policy and "http" not in policy
+
+
+def test_files_go_with_the_server(tmp_path: Path) -> None:
+    with page("Prototype") as url:
+        visitor = Visitor(url)
+        show_and_ask(visitor, tmp_path)
+        visitor.do("find", "Prototype", 0.5)
+        packed = visitor.do("pack", "Prototype", 0.5)[0][0]["value"]["path"]
+        folder = Path(packed).parents[2]
+        assert folder.is_dir() and folder.stat().st_mode & 0o077 == 0
+        assert json.loads(visitor.get("/config")[1])["analytics_enabled"] is False
+    assert not folder.exists()
+
+
+def test_uploads_are_deleted_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_KEPT", 1)  # second
+    with page("Prototype") as url:
+        visitor = Visitor(url)
+        given = Path(picture(visitor, tmp_path, 40, 40)["path"])
+        values, _ = visitor.do("add_supports", "disc", [file_value(str(given))])
+        shown = Path(values[0]["value"][0]["image"]["path"])
+        assert given.exists() and shown.exists()
+        deadline = time.monotonic() + 20
+        while (given.exists() or shown.exists()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not given.exists() and not shown.exists()

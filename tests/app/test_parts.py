@@ -1,0 +1,191 @@
+"""Limits, messages, thresholds, drawing, the zip file, the pool of methods."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from PIL import Image
+
+from fss_d2.app import Limits, MethodPool
+from fss_d2.app.archive import pack
+from fss_d2.app.drawing import draw_prediction, draw_support, on_screen, to_picture
+from fss_d2.app.limits import check_upload, free_name, read_upload
+from fss_d2.app.messages import public_message
+from fss_d2.app.session import Finding
+from fss_d2.app.texts import findings_table
+from fss_d2.app.thresholds import at_threshold
+from fss_d2.app.visitor_files import VisitorFiles
+from fss_d2.prediction import Prediction
+from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
+
+
+def two_classes() -> Prediction:
+    """Four pixels, two classes."""
+    probability = np.float32([[[0.2, 0.6, 0.7, 0.4]], [[0.1, 0.7, 0.3, 0.4]]])
+    return Prediction(("cat", "dog"), probability, np.uint8([[0, 2, 1, 0]]))
+
+
+class TestLimits:
+    """What is refused before it is read."""
+
+    def test_a_picture_is_read(self, tmp_path: Path) -> None:
+        upload = read_upload(save(tmp_path / "a.png", disc(40, 40)), LIMITS)
+        assert upload.name == "a.png" and upload.megapixels == 0.0108
+        np.testing.assert_array_equal(upload.pixels, disc(40, 40))
+
+    def test_pixels(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))  # a few bytes
+        with pytest.raises(ValueError, match=r"^bomb\.png has 1000x1000 pixels: 0\.5 million are allowed"):
+            check_upload(path, LIMITS)
+
+    def test_bytes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(bytes(1_000_001))
+        with pytest.raises(ValueError, match=r"^a\.png has more than 1 MB"):
+            check_upload(tmp_path / "a.png", LIMITS)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"root:x:0:0", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+    )
+    def test_other_files(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^a\.png is no picture: give JPEG"):
+            check_upload(tmp_path / "a.png", LIMITS)
+
+    def test_numbers(self) -> None:
+        with pytest.raises(ValueError, match="limit pictures is 0: give a number above 0"):
+            Limits(pictures=0)
+
+    def test_names(self) -> None:
+        assert free_name("a.jpg", {"b.jpg"}) == "a.jpg"
+        assert free_name("a.jpg", {"a.jpg", "a (2).jpg"}) == "a (3).jpg"
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "image file /tmp/x/ab12/my dog.png cannot be read (bad); replace it",
+            "image file my dog.png cannot",
+        ),
+        (r"mask C:\Users\me\m.png has the value 3", "mask m.png has"),
+        ("mask file '/tmp/m.png': no pixel", "mask file 'm.png': no"),
+        ("sizes 3/4 and/or 5", "sizes 3/4 and/or 5"),
+        ("first\n  File '/a/b.py', line 3", "first"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_messages_have_no_folders(message: str, shown: str, kind: type[Exception]) -> None:
+    text = public_message(kind(message))
+    assert text.startswith(shown) and "\n" not in text and "/tmp" not in text and "Users" not in text
+
+
+def test_messages_of_the_system() -> None:
+    assert public_message(FileNotFoundError(2, "No such file", "/srv/secret/x.png")) == "x.png: No such file"
+    assert public_message(RuntimeError()) == "RuntimeError"
+
+
+def test_thresholds() -> None:
+    prediction = two_classes()
+    assert at_threshold(prediction, 0.5) is prediction
+    np.testing.assert_array_equal(at_threshold(prediction, 0.15).labels, [[1, 2, 1, 1]])
+    np.testing.assert_array_equal(at_threshold(prediction, 0.65).labels, [[0, 2, 1, 0]])
+    assert not at_threshold(prediction, 0.75).labels.any()
+    assert at_threshold(prediction, 0.15).labels.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"threshold -0\.1"):
+        at_threshold(prediction, -0.1)
+
+
+def test_points_on_the_screen() -> None:
+    assert on_screen(np.zeros((1440, 720, 3), np.uint8)).shape == (720, 360, 3)
+    assert on_screen(np.zeros((90, 120), np.uint8)).shape == (90, 120)
+    assert to_picture((0, 719), 1440, 720) == (1, 1439)  # the middle of two pixels
+    with pytest.raises(ValueError, match="outside the picture of 360x720"):
+        to_picture((360, 0), 1440, 720)
+
+
+def test_drawings() -> None:
+    mask = disc_mask(40, 40).astype(np.uint8)
+    plain = disc(40, 40)
+    np.testing.assert_array_equal(draw_support(plain, None), plain)
+    marked = draw_support(plain, None, (100, 70))
+    changed = (marked != plain).any(axis=2)
+    assert changed[70, 100] and not changed[mask == 1].any()
+    assert (draw_support(plain, mask) != plain).any(axis=2)[mask == 1].all()
+    large = np.zeros((1440, 1440, 3), np.uint8)
+    labels = np.zeros((1440, 1440), np.uint8)
+    labels[:720, :720] = 2
+    drawn = draw_prediction(large, Prediction(("a", "b"), np.zeros((2, 1440, 1440), np.float32), labels))
+    assert drawn[180, 180].any() and not drawn[540, 180].any() and drawn.shape == (720, 720, 3)
+
+
+def test_the_zip_file() -> None:
+    prediction = two_classes()
+    archive = zipfile.ZipFile(io.BytesIO(pack([("a.jpg", prediction), ("a.png", prediction)])))
+    names = {"mask/classes.txt", "mask/a.jpg.png", "mask/a.png.png", "coco/annotations.json"}
+    assert set(archive.namelist()) == names
+    assert archive.read("mask/classes.txt") == b"cat\ndog\n"
+    image = Image.open(io.BytesIO(archive.read("mask/a.jpg.png")))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), prediction.labels)
+    content = json.loads(archive.read("coco/annotations.json"))
+    drawn = np.zeros((1, 4), np.uint8)
+    for item in content["annotations"]:
+        if item["image_id"] == 2:
+            drawn[coco_mask.decode(item["segmentation"]) == 1] = item["category_id"]
+    np.testing.assert_array_equal(drawn, prediction.labels)
+
+
+def test_files_of_a_visitor(tmp_path: Path) -> None:
+    files = VisitorFiles(tmp_path)
+    assert not list(tmp_path.iterdir())
+    path = files.picture(disc(40, 40))
+    inode = Path(path).stat().st_ino
+    assert files.picture(disc(40, 40)) == path and Path(path).stat().st_ino == inode  # not written anew
+    assert np.abs(np.asarray(Image.open(path)).astype(int) - disc(40, 40)).mean() < 2
+    packed = Path(files.file(b"zip", "/masks.zip"))
+    assert packed.name == "masks.zip" and packed.read_bytes() == b"zip"
+    assert VisitorFiles(tmp_path).folder != files.folder
+    files.clear()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_escapes_names() -> None:
+    finding = Finding(
+        "<b>.png", np.zeros((1, 1, 3), np.uint8), 200, {"<i>": 50, "x": 0}, {"<i>": 0.9, "x": 0.0}
+    )
+    table = findings_table([finding])
+    assert "&lt;b&gt;.png" in table and "&lt;i&gt;" in table and "<b>.png" not in table
+    assert "25.0 %" in table and "0.90" in table and "not found" in table
+    assert "Nothing was looked for" in findings_table([])
+
+
+class TestMethodPool:
+    """Models by name."""
+
+    def test_supports_of_two_visitors(self) -> None:
+        pool = make_pool("Prototype")
+        one, other = pool.predictor("Prototype"), pool.predictor("Prototype")
+        one.set_support(disc(40, 40), disc_mask(40, 40))
+        assert one.model is other.model and one.names == ("object",) and other.names == ()
+        assert pool.predictor("Prototype").names == ()
+
+    def test_from_files(self, tmp_path: Path) -> None:
+        base = Path(__file__).parents[2] / "configs/prototype/glyphs_efficientnet_lite0.yaml"
+        config = tmp_path / "prototype/tiny.yaml"
+        config.parent.mkdir()
+        config.write_text(f'_BASE_: {base}\nMODEL:\n  BACKBONE:\n    WEIGHTS: ""\n')
+        assert MethodPool.load([config], ["-"], device="cpu").names == ("prototype/tiny",)
+        with pytest.raises(ValueError, match="config prototype/tiny is given twice"):
+            MethodPool.load([config, config], device="cpu")
+        with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+            MethodPool.load([config], [str(tmp_path / "none.pth")], device="cpu")
+
+    def test_bad_arguments(self) -> None:
+        with pytest.raises(ValueError, match="1 configs and 2 weights: give '-' for none"):
+            MethodPool.load(["a.yaml"], ["b", "c"])
+        with pytest.raises(ValueError, match="no method to offer"):
+            MethodPool({})
