@@ -46,7 +46,5 @@ def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ValueError, match=r"cannot write to the output folder .*file.* choose another"
-    ):
+    with pytest.raises(ValueError, match=r"cannot write to the output folder .*file.* choose another"):
         check_writable(tmp_path / "file" / "below")
