@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """A web page on this machine: mark an object in a few pictures, get its mask in many others.
 
-    python demo/app.py --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml
+    python demo/app.py
 
-Then open the address that is printed in a browser. Several configs make several methods to choose from. Only
-this machine can reach the page, unless --host says otherwise.
+Then open the address that is printed in a browser. Without --config-file it runs the trained model that comes
+with the package; several configs make several methods to choose from. Only this machine can reach the page,
+unless --host says otherwise.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
 from fss_d2.app import Limits, MethodPool, check_gradio, serve
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
+from fss_d2.model_zoo import DEFAULT_CONFIG
 
 logger = logging.getLogger("fss_d2.app")
 
@@ -28,7 +30,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", nargs="+", required=True, metavar="FILE", help="one for each method")
+    parser.add_argument(
+        "--config-file",
+        nargs="+",
+        default=[str(DEFAULT_CONFIG)],
+        metavar="FILE",
+        help="one for each method; default: the model of the package",
+    )
     parser.add_argument(
         "--weights", nargs="+", default=[], metavar="FILE", help="one for each config; - is its MODEL.WEIGHTS"
     )

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Segment images like a few annotated ones.
 
-    python demo/demo.py --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml \
-        --support-dir annotated --input 'photos/*.jpg' --output out
+    python demo/demo.py --support-dir annotated --input 'photos/*.jpg' --output out
 
 `annotated` holds <class>/<name>.jpg with a mask <name>.png (or <name>_mask.png) beside each image; without
 class folders all files are of one class. It may also hold <class>/images and <class>/masks, or LabelMe files,
@@ -40,6 +39,7 @@ from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import write_atomic
+from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.predictor import FewShotPredictor, Prediction
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
@@ -57,7 +57,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of a method")
+    parser.add_argument(
+        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
+    )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--support-dir", type=Path, metavar="PATH", help="annotated images, see above")

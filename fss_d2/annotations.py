@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ __all__ = [
     "support_pairs",
 ]
 
-_LEAST_WIDTH = 3  # pixels of a stroke, as `fss_d2.data.weak_masks`
+_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.weak_masks`, and for OpenCV
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Box:
     y1: float
 
     def __post_init__(self) -> None:
-        sides = (self.x0, self.y0, self.x1, self.y1)
-        if not all(math.isfinite(side) for side in sides) or self.x0 >= self.x1 or self.y0 >= self.y1:
+        x0, y0, x1, y1 = sides = (self.x0, self.y0, self.x1, self.y1)
+        if not all(isinstance(s, Real) and math.isfinite(s) for s in sides) or x0 >= x1 or y0 >= y1:
             raise ValueError(f"box {sides}: give x0 y0 x1 y1 in pixels, x0 below x1 and y0 below y1")
 
     def mask(self, height: int, width: int) -> np.ndarray:
@@ -67,11 +68,13 @@ class Boxes:
     boxes: Sequence[Box | Sequence[float]]
 
     def __post_init__(self) -> None:
-        if len(self.boxes) == 0:
+        try:
+            boxes = tuple(box if isinstance(box, Box) else Box(*box) for box in self.boxes)
+        except TypeError as error:
+            raise ValueError(f"boxes {self.boxes}: give a list with x0 y0 x1 y1 of each") from error
+        if not boxes:
             raise ValueError("an annotation of no boxes: give at least one, or leave the image out")
-        if any(not isinstance(box, Box) and len(box) != 4 for box in self.boxes):
-            raise ValueError(f"boxes {self.boxes}: give x0 y0 x1 y1 of each")
-        object.__setattr__(self, "boxes", tuple(b if isinstance(b, Box) else Box(*b) for b in self.boxes))
+        object.__setattr__(self, "boxes", boxes)
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """Draw them into (height, width): uint8, 1 in a box."""
@@ -98,10 +101,11 @@ class Scribble:
     def __post_init__(self) -> None:
         object.__setattr__(self, "strokes", _strokes(self.strokes))
         object.__setattr__(self, "background", _strokes(self.background))
-        if not self.strokes or (self.width is not None and self.width < 1):
+        fits = isinstance(self.width, Integral) and 1 <= self.width <= _MOST_WIDTH
+        if not self.strokes or (self.width is not None and not fits):
             raise ValueError(
-                f"a scribble of {len(self.strokes)} strokes, {self.width} pixels wide: give at least one "
-                "stroke on the object and a width of at least 1"
+                f"a scribble of {len(self.strokes)} strokes, {self.width!r} pixels wide: give at least one, "
+                f"and a whole number from 1 to {_MOST_WIDTH} as width"
             )
 
     def mask(self, height: int, width: int) -> np.ndarray:
@@ -204,10 +208,8 @@ def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[n
     """
     pixels, orientation = read_picture(picture, f"image of {name}")
     image_name = str(picture) if isinstance(picture, str | os.PathLike) else f"of {name}"
-    mask = read_annotation(
-        annotation, pixels, orientation=orientation, name=f"mask of {name}", image_name=image_name
-    )
-    return pixels, mask
+    names = {"name": f"mask of {name}", "image_name": image_name}
+    return pixels, read_annotation(annotation, pixels, orientation=orientation, **names)
 
 
 def support_pairs(
@@ -240,10 +242,8 @@ def _as_list(given: Any, single: tuple[type, ...], stacked: int) -> list[Any]:
 def _strokes(given: Sequence) -> tuple[tuple[tuple[float, float], ...], ...]:
     """One stroke or several, as a tuple of strokes; each point is (x, y)."""
     try:
-        one = len(given) > 0 and np.ndim(given[0][0]) == 0
-        strokes = tuple(
-            tuple((float(x), float(y)) for x, y in stroke) for stroke in ([given] if one else given)
-        )
+        several = [given] if len(given) and np.ndim(given[0][0]) == 0 else given
+        strokes = tuple(tuple((float(x), float(y)) for x, y in stroke) for stroke in several)
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"a scribble's strokes are sequences of points (x, y): {error}") from error
     if not all(stroke and np.isfinite(stroke).all() for stroke in strokes):

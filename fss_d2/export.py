@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 class FrozenQuery(nn.Module):
     """A method and the encoded supports of one class: an image in, logits out, nothing else.
 
-    It holds a copy of the model, on the CPU, and the supports' tensors as buffers.
+    It holds a copy of the model, on the CPU, and the supports' tensors as buffers. What comes after the
+    network (TEST.REFINEMENT) is left away.
     """
 
     def __init__(self, model: FewShotSegmentor, support: SupportSet) -> None:
@@ -50,6 +51,7 @@ class FrozenQuery(nn.Module):
             raise ValueError(f"a support set of {support.batch_size} episodes: export one class at a time")
         super().__init__()
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model.refinement = ""
         for module in self.model.modules():
             if isinstance(module, BaseKnowledge):
                 _settle(module)
@@ -262,7 +264,7 @@ _WRITERS = {"torch_export": _write_torch_export, "torchscript": _write_torchscri
 def _need_onnx() -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"onnx needs the packages {', '.join(missing)}: pip install 'fss_d2[export]'")
+        raise ValueError(f"onnx needs the packages {', '.join(missing)}: pip install -e '.[export]'")
 
 
 def _onnx_session(path: str | os.PathLike[str]) -> Run:

@@ -1,7 +1,7 @@
 """What a predictor says of an image."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = ["Instance", "Prediction"]
 
+_USUAL = 0.5  # the threshold at which labels are made
 _LEAST_SHARE = 2000  # of an image that an instance covers at least: one part in so many
 
 
@@ -49,6 +50,23 @@ class Prediction:
             name: float(probability.mean(where=mask, dtype=np.float64)) if mask.any() else 0.0
             for (name, mask), probability in pairs
         }
+
+    def at(self, threshold: float) -> "Prediction":
+        """The prediction with the class of highest probability wherever that exceeds a threshold.
+
+        Args:
+            threshold: in [0, 1); at 0.5 the labels stay as they are.
+
+        Raises:
+            ValueError: another threshold.
+        """
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold {threshold}: give a number from 0 to below 1")
+        if threshold == _USUAL:
+            return self
+        best = self.probability.argmax(axis=0)
+        labels = np.where(self.probability.max(axis=0) > threshold, best + 1, 0)
+        return replace(self, labels=labels.astype(self.labels.dtype))
 
     def instances(self, min_area: int | None = None) -> list[Instance]:
         """As `iter_instances`, all at once: each holds a mask of the size of the image."""

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from fss_d2.annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from fss_d2.data.samples import Sample, transform_sample
+from fss_d2.data.support_views import check_support_views
+from fss_d2.data.support_views import support_views as make_views
 from fss_d2.data.transforms import build_resize
 from fss_d2.data.views import build_view_resizes
 from fss_d2.engine.arguments import load_config
 from fss_d2.engine.loading import load_model
+from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import resize as resize_map
@@ -37,7 +40,7 @@ class FewShotPredictor:
 
     Example:
         >>> from fss_d2.annotations import Box
-        >>> predictor = FewShotPredictor.from_config("configs/prototype/voc_coseg_efficientnet_lite0.yaml")
+        >>> predictor = FewShotPredictor.from_config()
         >>> predictor.set_support(["a.jpg", "b.jpg"], ["a.png", Box(10, 20, 200, 180)], name="dog")
         >>> prediction = predictor.predict("photo.jpg")
         >>> prediction.masks["dog"], prediction.confidence["dog"]  # (H, W) bool, a float
@@ -48,12 +51,14 @@ class FewShotPredictor:
         model: FewShotSegmentor,
         resizes: Sequence[T.Augmentation],
         *,
+        support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             model: is put into evaluation mode.
             resizes: bring an image to the size or the sizes at which the model runs.
+            support_views: in which each support is shown (`fss_d2.data.support_views`).
             settings: what encoded supports depend on besides the weights, for files of supports.
 
         Raises:
@@ -65,13 +70,14 @@ class FewShotPredictor:
             raise ValueError("a predictor needs at least one resize: give build_resize(cfg)")
         self.model = model.eval()
         self._resizes = tuple(resizes)
+        self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
         self._classes: dict[str, ClassSupport] = {}
 
     @classmethod
     def from_config(
         cls,
-        config_file: str | os.PathLike[str],
+        config_file: str | os.PathLike[str] = DEFAULT_CONFIG,
         *,
         weights: str | os.PathLike[str] = "",
         opts: Sequence[Any] = (),
@@ -80,7 +86,7 @@ class FewShotPredictor:
         """Build a predictor from a config file.
 
         Args:
-            config_file: YAML.
+            config_file: YAML; the trained model that comes with the package if there is none.
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: further config keys and values, in turn.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
@@ -100,7 +106,13 @@ class FewShotPredictor:
     def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
         """Build a predictor from a config that is loaded already; MODEL.WEIGHTS and MODEL.DEVICE count."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
-        return cls(load_model(cfg), resizes, settings=encoding_settings(cfg))
+        views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
+        return cls(load_model(cfg), resizes, support_views=views, settings=encoding_settings(cfg))
+
+    def another(self) -> "FewShotPredictor":
+        """A predictor over the same model at the same sizes, without supports."""
+        views, settings = self._support_views, self._settings
+        return FewShotPredictor(self.model, self._resizes, support_views=views, settings=settings)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,7 +173,7 @@ class FewShotPredictor:
         supports = self.supports
         pixels, _ = read_picture(image)
         height, width = pixels.shape[:2]
-        queries = self._at_each_size(pixels, np.zeros((height, width), np.uint8))
+        queries = self._at_each_size(pixels)
         probability = np.empty((len(supports), height, width), np.float32)
         labels = np.zeros((height, width), np.min_scalar_type(len(supports)))
         best = np.zeros((height, width), np.float32)  # lead of the winner over its background
@@ -200,12 +212,13 @@ class FewShotPredictor:
         (height, width), (x, y) = pixels.shape[:2], point
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"point {tuple(point)} is outside the image of {width}x{height} pixels")
-        query = self._at_each_size(pixels, np.zeros((height, width), np.uint8))[0]
+        query = self._at_each_size(pixels)[0]
         shape = query.image.shape[1:]
         valid = query.valid_size or shape
         fraction = (y / height * valid[0] / shape[0], x / width * valid[1] / shape[1])
         maps = self.model.attention_map(query.image[None], support.sets[0], fraction)[0]  # (K, Hs, Ws)
-        return tuple(_to_own_size(*pair) for pair in zip(maps, support.frames, strict=True))
+        shots = iter(maps)
+        return tuple(_join_views([(next(shots), frame) for frame in views]) for views in support.frames)
 
     def check_attention(self) -> None:
         """Raise ValueError where the method has no attention maps."""
@@ -236,11 +249,7 @@ class FewShotPredictor:
 
     @property
     def supports(self) -> dict[str, ClassSupport]:
-        """The encoded supports by class name.
-
-        Raises:
-            RuntimeError: there are none yet.
-        """
+        """The encoded supports by class name; raises RuntimeError where there are none yet."""
         if not self._classes:
             raise RuntimeError("no supports yet: call set_support or load_support first")
         return self._classes
@@ -252,32 +261,36 @@ class FewShotPredictor:
         images: Picture | Sequence[Picture],
         masks: Annotation | Sequence[Annotation],
     ) -> ClassSupport:
-        pairs = support_pairs(images, masks, name)
-        samples, frames = [], []
-        for number, pair in enumerate(pairs, start=1):
-            by_size, frame = self._support(*pair, f"{name}, support {number}")
-            samples.append(by_size)
-            frames.append(frame)
+        shots, frames = [], []
+        for number, pair in enumerate(support_pairs(images, masks, name), start=1):
+            views = self._views(*pair, f"{name}, support {number}")
+            shots += [by_size for by_size, _ in views]
+            frames.append(tuple(frame for _, frame in views))
         sets = []
-        for same_size in zip(*samples, strict=True):
-            shots = [{"image": sample.image, "mask": sample.mask} for sample in same_size]
-            sets.append(self.model.encode_support(*stack_supports([{"support": shots}])))
+        for same_size in zip(*shots, strict=True):
+            support = [{"image": sample.image, "mask": sample.mask} for sample in same_size]
+            sets.append(self.model.encode_support(*stack_supports([{"support": support}])))
         return ClassSupport(tuple(sets), tuple(frames))
 
-    def _support(self, picture: Picture, annotation: Annotation, name: str) -> tuple[list[Sample], Frame]:
-        """A support at each size, and the size that it came in."""
+    def _views(self, picture: Picture, annotation: Annotation, name: str) -> list[tuple[list[Sample], Frame]]:
+        """Those views of a support that still show its object at every size, and where each lies."""
         pixels, mask = read_support(picture, annotation, name)
-        samples = self._at_each_size(pixels, mask)
-        for sample in samples:
-            if not sample.shows(1):
-                (height, width), (h, w) = mask.shape, sample.image.shape[1:]
-                raise ValueError(
-                    f"{name}: its object of {np.count_nonzero(mask == 1)} pixels is lost when the image of "
-                    f"{width}x{height} is resized to {w}x{h}; cut the image out round the object"
-                )
-        return samples, Frame(*pixels.shape[:2], samples[0].valid_size)
+        views = []
+        for view in make_views(self._support_views, pixels, mask):
+            samples = self._at_each_size(view.image, view.mask)
+            if all(sample.shows(1) for sample in samples):
+                frame = Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size)
+                views.append((samples, frame))
+        if not views:
+            (height, width), (h, w) = mask.shape, samples[0].image.shape[1:]
+            raise ValueError(
+                f"{name}: its object of {np.count_nonzero(mask == 1)} pixels is lost when the image of "
+                f"{width}x{height} is resized to {w}x{h}; cut the image out round the object"
+            )
+        return views
 
-    def _at_each_size(self, pixels: np.ndarray, mask: np.ndarray) -> list[Sample]:
+    def _at_each_size(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> list[Sample]:
+        mask = np.zeros(pixels.shape[:2], np.uint8) if mask is None else mask
         return [transform_sample(resize, pixels, mask) for resize in self._resizes]
 
     def _lead(self, queries: Sequence[Sample], support: ClassSupport, height: int, width: int) -> Tensor:
@@ -293,8 +306,12 @@ class FewShotPredictor:
         return foreground.sub_(background)  # in place: the image may be large
 
 
-def _to_own_size(attention: Tensor, frame: Frame) -> np.ndarray:
-    """A map (H, W) of a support without its padding, at the support's own size."""
-    h, w = frame.valid_size or attention.shape
-    size = (frame.height, frame.width)
-    return resize_map(attention[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()
+def _join_views(views: Sequence[tuple[Tensor, Frame]]) -> np.ndarray:
+    """Maps (H, W) of a support's views, without their padding, added up at the support's own size."""
+    joined = np.zeros(views[0][1].size, np.float32)
+    for attention, frame in views:
+        h, w = frame.valid_size or attention.shape
+        part = frame.window.of(joined)
+        own = resize_map(attention[None, None, :h, :w], part.shape, align_corners=False)[0, 0].cpu().numpy()
+        part += own[:, ::-1] if frame.mirrored else own
+    return joined

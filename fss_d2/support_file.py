@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from fss_d2.checkpoint.reading import UNREADABLE, load_plain
+from fss_d2.data.windows import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes"]
 
-_KIND, _VERSION = "fss_d2 encoded support", 1
+_KIND, _VERSION = "fss_d2 encoded support", 2
 # Keys that leave the encoding as it is, or that the digest of the weights stands for.
 _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
@@ -24,10 +25,18 @@ _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
 @dataclass(frozen=True)
 class Frame:
-    """Size of a support image, and of the part of the network's input that is not padding; pixels."""
+    """Where a view of a support lies in it.
 
-    height: int
-    width: int
+    Attributes:
+        size: height and width of the support image, in pixels.
+        window: of its pixels, what the view shows.
+        mirrored: left and right.
+        valid_size: height and width of the part of the network's input that is not padding.
+    """
+
+    size: tuple[int, int]
+    window: Window
+    mirrored: bool = False
     valid_size: tuple[int, int] | None = None
 
 
@@ -37,17 +46,18 @@ class ClassSupport:
 
     Attributes:
         sets: what the method keeps of them, one set for each size at which images run.
-        frames: one for each support image.
+        frames: for each support image one for each of its views; together the shots of each set.
     """
 
     sets: tuple[SupportSet, ...]
-    frames: tuple[Frame, ...]
+    frames: tuple[tuple[Frame, ...], ...]
 
 
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
     """The config keys that an encoded support depends on, with their values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
     settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
+    settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     for key, value in _leaves(cfg.MODEL):
         if not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):
             settings[f"MODEL.{key}"] = str(value)
@@ -70,7 +80,7 @@ def save_classes(
         "classes": {
             name: {
                 "sets": [support_set.state() for support_set in support.sets],
-                "frames": [[f.height, f.width, *(f.valid_size or ())] for f in support.frames],
+                "frames": [[_numbers(frame) for frame in views] for views in support.frames],
             }
             for name, support in classes.items()
         },
@@ -98,38 +108,45 @@ def load_classes(
     if not known:
         raise ValueError(f"support file {path} is none of this version: write it anew with save_support")
     try:
-        _check_origin(path, content, model, settings)
-        return {name: _class_support(state) for name, state in content["classes"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        difference = _difference(content, model, settings)
+        classes = {} if difference else dict(map(_class_support, content["classes"].items()))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"support file {path} is damaged ({error!r}): write it anew") from error
+    if difference:
+        raise ValueError(f"support file {path} {difference}, or encode the supports anew")
+    return classes
 
 
-def _class_support(state: Mapping[str, Any]) -> ClassSupport:
-    frames = (Frame(height, width, tuple(valid) or None) for height, width, *valid in state["frames"])
-    return ClassSupport(tuple(SupportSet.from_state(s) for s in state["sets"]), tuple(frames))
+def _class_support(named: tuple[str, Mapping[str, Any]]) -> tuple[str, ClassSupport]:
+    name, state = named
+    frames = tuple(tuple(_frame(numbers) for numbers in views) for views in state["frames"])
+    sets, shots = tuple(SupportSet.from_state(s) for s in state["sets"]), sum(map(len, frames))
+    if not sets or not shots or any(s.shots != shots for s in sets):
+        raise ValueError(f"class {name} has {shots} frames, its sets have {[s.shots for s in sets]} shots")
+    return name, ClassSupport(sets, frames)
 
 
-def _check_origin(
-    path: str | os.PathLike[str], content: Mapping[str, Any], model: nn.Module, settings: Mapping[str, str]
-) -> None:
-    method = type(model).__name__
+def _numbers(frame: Frame) -> list[int]:
+    return [*frame.size, *frame.window, int(frame.mirrored), *(frame.valid_size or ())]
+
+
+def _frame(numbers: Sequence[int]) -> Frame:
+    height, width, left, top, right, bottom, mirrored, *valid = numbers
+    window = Window(left, top, right, bottom)
+    return Frame((height, width), window, bool(mirrored), tuple(valid) or None)
+
+
+def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[str, str]) -> str:
+    """What a file's supports were encoded with that is not so here, and the mend; "" if all is the same."""
+    method, there = type(model).__name__, content["settings"]
     if content["method"] != method:
-        raise ValueError(
-            f"support file {path} is of {content['method']}, the model here is {method}: take its config, or "
-            "encode the supports anew"
-        )
-    there = content["settings"]
+        return f"is of {content['method']}, the model here is {method}: take its config"
     for key in sorted(there.keys() & settings.keys()):
         if there[key] != settings[key]:
-            raise ValueError(
-                f"support file {path} was encoded with {key} {there[key]}, here it is {settings[key]}: take "
-                "its config, or encode the supports anew"
-            )
+            return f"was encoded with {key} {there[key]}, here it is {settings[key]}: take its config"
     if content["weights"] != _digest(model):
-        raise ValueError(
-            f"support file {path} was encoded with other weights of {method}: load those, or encode the "
-            "supports anew"
-        )
+        return f"was encoded with other weights of {method}: load those"
+    return ""
 
 
 def _digest(model: nn.Module) -> str:

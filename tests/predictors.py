@@ -22,7 +22,9 @@ def make_predictor(method: str = "Prototype", *overrides: Any) -> FewShotPredict
     options = (*SMALL, *overrides)
     cfg = make_cfg(method, *options)
     resizes = build_view_resizes(cfg) or [build_resize(cfg)]
-    return FewShotPredictor(make_model(method, *options), resizes, settings=encoding_settings(cfg))
+    views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
+    model = make_model(method, *options)
+    return FewShotPredictor(model, resizes, support_views=views, settings=encoding_settings(cfg))
 
 
 def glyph(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

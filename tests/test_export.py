@@ -171,5 +171,5 @@ def test_several_episodes_are_refused() -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export, "_ONNX_PACKAGES", ("onnx_of_nobody",))
-    with pytest.raises(ValueError, match=r"packages onnx_of_nobody: pip install 'fss_d2\[export\]'"):
+    with pytest.raises(ValueError, match=r"packages onnx_of_nobody: pip install -e '\.\[export\]'"):
         export_query(prototype(), tmp_path / "x.onnx", size=SIZE, file_format="onnx")

@@ -28,6 +28,20 @@ def test_masks_and_confidence() -> None:
     assert prediction.confidence == {"cat": 0.75, "dog": 1.0, "cow": 0.0}
 
 
+def test_other_thresholds() -> None:
+    probability = np.float32([[[0.2, 0.6, 0.7, 0.4]], [[0.1, 0.7, 0.3, 0.4]]])
+    prediction = Prediction(("cat", "dog"), probability, np.uint8([[0, 2, 1, 0]]))
+    assert prediction.at(0.5) is prediction
+    np.testing.assert_array_equal(prediction.at(0.15).labels, [[1, 2, 1, 1]])  # the first of two equal ones
+    np.testing.assert_array_equal(prediction.at(0.65).labels, [[0, 2, 1, 0]])
+    assert not prediction.at(0.7).labels.any()  # which is not above itself
+    assert prediction.at(0.15).labels.dtype == np.uint8
+    assert prediction.at(0.15).confidence["cat"] == pytest.approx((0.2 + 0.7 + 0.4) / 3)
+    for threshold in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold .*: give a number from 0 to below 1"):
+            prediction.at(threshold)
+
+
 def test_instances_are_connected_parts_the_largest_first() -> None:
     prediction = make_prediction()
     found = prediction.instances(1)

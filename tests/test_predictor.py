@@ -60,6 +60,31 @@ def test_masks_are_those_of_a_multi_scale_evaluation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(prediction.labels == 1, (scores[1] > scores[0]).numpy())
 
 
+@pytest.mark.parametrize("method", ["Prototype", "DCAMA"])
+def test_masks_with_views_of_the_supports_are_those_of_an_evaluation(method: str, tmp_path: Path) -> None:
+    views = ("FEW_SHOT.TEST.SUPPORT_VIEWS", ("whole", "flip", "cut", "cut_flip"))
+    predictor = make_predictor(method, *views)
+    files, scores = evaluated(make_cfg(method, *SMALL, *views), predictor.model, tmp_path)
+    predictor.set_support([files[2], files[4]], [files[3], files[5]])
+    assert predictor.supports["object"].sets[0].shots == 8
+    probability = predictor.predict(files[0]).probability[0]
+    np.testing.assert_array_equal(probability, (scores[1] - scores[0]).sigmoid().numpy())
+    plain = make_predictor(method)
+    plain.set_support([files[2], files[4]], [files[3], files[5]])
+    assert not np.array_equal(probability, plain.predict(files[0]).probability[0])
+
+
+def test_a_cut_shows_an_object_that_is_lost_in_the_whole() -> None:
+    image, mask = np.zeros((600, 900, 3), np.uint8), np.zeros((600, 900), bool)
+    mask[301:304, 401:404], image[301:304, 401:404] = True, 255
+    with pytest.raises(ValueError, match="is lost when the image of 900x600 is resized"):
+        make_predictor().set_support(image, mask)
+    predictor = make_predictor("Prototype", "FEW_SHOT.TEST.SUPPORT_VIEWS", ("whole", "cut"))
+    predictor.set_support(image, mask)
+    (frames,) = predictor.supports["object"].frames
+    assert len(frames) == 1 and frames[0].window.of(mask).sum() == 9
+
+
 def test_a_prediction_finds_the_object() -> None:
     predictor = make_predictor()
     image, mask = square()
@@ -166,6 +191,24 @@ def test_padding_takes_no_part_in_attention(monkeypatch: pytest.MonkeyPatch) -> 
     (found,) = predictor.attention(image, (30, 60))
     assert points == [(60 / 80, 30 / 40 * 32 / 64)]
     assert found.shape == (80, 40) and found.min() == 0 and found.max() == pytest.approx(31)  # the left half
+
+
+def test_attention_of_views_adds_up_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, mask = square(80, 100)  # its object is (0..49, 0..39), a cut of it ends at 62 and 51
+    predictor = make_predictor("DCAMA", "FEW_SHOT.TEST.SUPPORT_VIEWS", ("whole", "flip", "cut"))
+    predictor.set_support(image, mask)
+
+    def halves(images: torch.Tensor, support: SupportSet, point: tuple[float, float]) -> torch.Tensor:
+        left = torch.zeros(1, 3, *support.size)
+        left[0, :, :, : support.size[1] // 2] = torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+        return left
+
+    monkeypatch.setattr(predictor.model, "attention_map", halves)
+    (found,) = predictor.attention(image, (5, 5))
+    assert found.shape == (80, 100)
+    # The left half of the whole; mirrored, the right half; the left half of the cut.
+    corners = [found[5, 5], found[5, 45], found[5, 90], found[75, 5]]
+    assert corners == pytest.approx([101, 1, 10, 1])
 
 
 def test_attention_that_there_is_not() -> None:

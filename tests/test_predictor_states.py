@@ -134,6 +134,20 @@ def test_wrong_supports_leave_the_old_ones(classes: dict[Any, Any], message: str
     np.testing.assert_array_equal(predictor.predict(square()[0]).probability, expected)
 
 
+def test_another_has_supports_of_its_own(tmp_path: Path) -> None:
+    one = make_predictor("Prototype", "TEST.SCALES", (48, 64))
+    image, mask = square()
+    one.set_support(image, mask, name="a")
+    other = one.another()
+    assert other.model is one.model and other.names == () and one.names == ("a",)
+    other.set_support(image, mask, name="b")
+    assert one.names == ("a",) and other.names == ("b",)
+    np.testing.assert_array_equal(one.predict(image).probability, other.predict(image).probability)
+    other.save_support(tmp_path / "b.pt")
+    one.load_support(tmp_path / "b.pt")  # the same settings
+    assert one.names == ("b",)
+
+
 def test_wrong_queries_are_refused() -> None:
     predictor = make_predictor()
     predictor.set_support(*square())

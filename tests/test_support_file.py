@@ -1,5 +1,6 @@
 """Encoded supports on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,40 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"support file .*s\.pt is none") as caught:
             predictor.load_support(tmp_path / "s.pt")
         assert "\n" not in str(caught.value)
+
+
+def no_frames(content: dict[str, Any]) -> None:
+    del content["classes"]["object"]["frames"]
+
+
+def one_frame_more(content: dict[str, Any]) -> None:
+    content["classes"]["object"]["frames"] *= 2
+
+
+def short_frames(content: dict[str, Any]) -> None:
+    content["classes"]["object"]["frames"] = [[[1, 2]]]
+
+
+def no_sets(content: dict[str, Any]) -> None:
+    content["classes"]["object"]["sets"] = []
+
+
+def no_tensors(content: dict[str, Any]) -> None:
+    del content["classes"]["object"]["sets"][0]["tensors"]
+
+
+def no_weights(content: dict[str, Any]) -> None:
+    del content["weights"]
+
+
+@pytest.mark.parametrize("spoil", [no_frames, one_frame_more, short_frames, no_sets, no_tensors, no_weights])
+def test_damaged_files(spoil: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    predictor = make_predictor()
     predictor.set_support(*square())
     predictor.save_support(tmp_path / "s.pt")
     content = torch.load(tmp_path / "s.pt", weights_only=True)
-    del content["classes"]["object"]["frames"]
+    spoil(content)
     torch.save(content, tmp_path / "s.pt")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"support file .*s\.pt is damaged") as caught:
         predictor.load_support(tmp_path / "s.pt")
+    assert "\n" not in str(caught.value) and predictor.names == ("object",)

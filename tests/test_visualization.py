@@ -17,7 +17,9 @@ from fss_d2.visualization import (
     episode_panel,
     picture_grid,
     save_picture,
+    tiles,
 )
+from fss_d2.visualization.tiles import draw_tile
 
 
 def _episode(size: tuple[int, int] = (48, 64), shots: int = 2, **extra: Any) -> dict[str, Any]:
@@ -106,6 +108,17 @@ def test_caption_shows_name_and_score() -> None:
     assert (captions[0][:, support] != captions[1][:, support]).any()
     assert (captions[1][:, prediction] != captions[2][:, prediction]).any()
     assert (captions[1][:, support] == captions[2][:, support]).all()
+
+
+def test_a_long_caption_is_written_smaller_and_then_shortened() -> None:
+    image = np.zeros((80, 120, 3), np.uint8)
+    short, long, longer = (draw_tile(text, image, 80)[:18] for text in ("dog", 14 * "w", 200 * "w"))
+    ink = [np.flatnonzero((caption < 128).all(axis=2).any(axis=0)) for caption in (short, long, longer)]
+    assert ink[0][-1] < 40 and all(columns[-1] < 120 - 2 for columns in ink)
+    assert tiles._fitting(14 * "w", 116)[0] == 14 * "w"
+    text, font = tiles._fitting(200 * "w", 116)
+    assert text.endswith("w...") and font.getlength(text) <= 116 < font.getlength(f"w{text}")
+    assert (draw_tile("dog", image[:, :1], 80)[:18] == 255).all()
 
 
 def test_query_is_shown_in_the_frame_of_its_scores() -> None:

@@ -174,3 +174,11 @@ def test_scatter_draws_classes_in_colours() -> None:
     assert (two == blue).all(axis=2).any() and (two == light).all(axis=2).any()
     with pytest.raises(ValueError, match=r"4 points, 3 labels.*support, query"):
         tsne_figure(points, ["a"] * 3, roles)
+
+
+def test_a_legend_of_many_classes_stays_within_the_picture() -> None:
+    names = [f"class {number}" for number in range(80)]
+    points = np.stack([np.arange(80), np.zeros(80)], axis=1)
+    picture = tsne_figure(points, names, ["query"] * 80, side=768)
+    edge = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3)])
+    assert picture.shape == (768, 768, 3) and (edge == 255).all()

@@ -29,6 +29,7 @@ from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
+from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import SupportSet
 from fss_d2.predictor import FewShotPredictor
 
@@ -40,7 +41,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of a few-shot method")
+    parser.add_argument(
+        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
+    )
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     support = parser.add_mutually_exclusive_group(required=True)
     support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fss_d2.autolabel.records import record_of
-from fss_d2.autolabel.writers import FORMATS, LabelSet, file_stems
+from fss_d2.autolabel.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.prediction import Prediction
 from fss_d2.visualization.predictions import class_map_png
 
@@ -30,7 +30,7 @@ def pack(predictions: Sequence[tuple[str, Prediction]]) -> bytes:
         raise ValueError("no masks to pack yet: look for the object first (step 2)")
     class_names = predictions[0][1].names
     stems = file_stems([name for name, _ in predictions])
-    files = {"mask/classes.txt": "".join(f"{name}\n" for name in class_names).encode()}
+    files = {"mask/classes.txt": class_list(class_names)}
     files |= {f"mask/{stems[name]}.png": class_map_png(p.labels) for name, p in predictions}
     records = tuple(record_of(name, prediction, 1) for name, prediction in predictions)
     files |= dict(FORMATS["coco"](LabelSet(class_names, records, Path(), Path())))

@@ -25,6 +25,7 @@ __all__ = [
     "choose_query",
     "clear_queries",
     "click_corner",
+    "drop_outdated",
     "find",
     "handled",
     "name_object",
@@ -129,6 +130,11 @@ def clear_queries(session: Session, method: str, threshold: float) -> tuple[Any,
     """All pictures to look through shall go."""
     session.clear_queries()
     return query_view(session, method, threshold)
+
+
+def drop_outdated(session: Session, method: str, threshold: float) -> Any:
+    """Supports may have changed: masks that were found with others go."""
+    return query_view(session, method, threshold) if session.drop_outdated() else gr.skip()
 
 
 def find(

@@ -19,7 +19,7 @@ _FILE = f"{_API}file="
 _UPLOAD = f"{_API}upload"
 _BLOBS = f"{_API}component_server"  # what was painted comes by it, as a form or not
 _EVENTS = (_BLOBS, *(_API + name for name in ("queue/join", "cancel", "reset")))
-_MOST_JSON = 4_000_000  # bytes of an event; pictures come as uploads beforehand
+_MOST_EVENT = 4_000_000  # bytes; pictures come as uploads beforehand, what was painted is of a screen's size
 # Gradio's own scripts build functions and styles at run time. No other server is asked for anything.
 _HEADERS = {
     "content-security-policy": (
@@ -36,8 +36,9 @@ class Guard:
     """ASGI middleware before Gradio's server.
 
     It answers 404 to all addresses but those that the page uses, and 403 to each that names a file outside
-    the folder of uploads, be it to fetch it or as the value of an upload. Gradio checks files as well; this
-    does not rely on it. Gradio would also fetch web addresses for a visitor; here it does not.
+    the folder of uploads, be it to fetch it or as the value of an upload, and to what a page of another site
+    sends through a visitor's browser. Gradio checks files as well; this does not rely on it. Gradio would
+    also fetch web addresses for a visitor; here it does not.
     """
 
     def __init__(self, app: ASGIApp, folder: str | os.PathLike[str], most_upload: int) -> None:
@@ -45,7 +46,7 @@ class Guard:
         Args:
             app: the server.
             folder: of uploads and of files for visitors.
-            most_upload: bytes of one request.
+            most_upload: bytes of one request that uploads.
         """
         self._app = app
         self._folder = Path(folder).resolve()
@@ -72,10 +73,13 @@ class Guard:
         """What is wrong with the address or the announced size, or None."""
         path, method = scope["path"], scope["method"]
         if method == "POST" and (path == _UPLOAD or path in _EVENTS):
+            if _header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):  # "same-origin" is the page
+                return PlainTextResponse("Not from other sites", 403)
             length = _header(scope, b"content-length")
             if not length.isdigit():
                 return PlainTextResponse("Length Required", 411)
-            return PlainTextResponse("Too Large", 413) if int(length) > self._most_upload else None
+            most = self._most_upload if path == _UPLOAD else _MOST_EVENT
+            return PlainTextResponse("Too Large", 413) if int(length) > most else None
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("Not Found", 404)
         if path.startswith(_FILE):
@@ -133,7 +137,7 @@ async def _read_body(receive: Receive) -> bytes | None:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > _MOST_JSON:
+        if len(body) > _MOST_EVENT:
             return None
     return body
 

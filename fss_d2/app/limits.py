@@ -1,15 +1,18 @@
 """How much a visitor of the page may give, and reading what was given."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from fss_d2.annotations import read_picture
 
-__all__ = ["Limits", "Upload", "check_upload", "free_name", "read_upload"]
+__all__ = ["Limits", "Upload", "check_upload", "free_name", "open_upload", "read_upload"]
 
 # Formats that cameras and scanners write. Pillow knows more; some of those run other programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -66,13 +69,28 @@ def check_upload(path: str | os.PathLike[str], limits: Limits) -> None:
     name = Path(path).name
     if os.path.getsize(path) > limits.upload_mb * _MEGA:
         raise ValueError(f"{name} has more than {limits.upload_mb} MB: make it smaller")
+    with open_upload(path, limits, name):
+        pass
+
+
+@contextmanager
+def open_upload(
+    source: str | os.PathLike[str] | BinaryIO, limits: Limits, name: str
+) -> Iterator[Image.Image]:
+    """Open a picture of a format and a size that are allowed; its pixels are not read yet.
+
+    Raises:
+        ValueError: it is too large, or no picture; also what reading it within the block finds.
+    """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             width, height = image.size
+            if width * height <= limits.megapixels * _MEGA:
+                yield image
+                return
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError(f"{name} is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF") from None
-    if width * height > limits.megapixels * _MEGA:
-        raise ValueError(f"{name} has {width}x{height} pixels: {limits.megapixels:g} million are allowed")
+    raise ValueError(f"{name} has {width}x{height} pixels: {limits.megapixels:g} million are allowed")
 
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Upload:

@@ -1,6 +1,5 @@
 """The methods that a page offers: one model each, which all sessions share."""
 
-import copy
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -68,9 +67,7 @@ class MethodPool:
         Raises:
             ValueError: there is no such method.
         """
-        predictor = copy.copy(self._get(name))  # shallow: the same model, supports of its own
-        predictor.reset()
-        return predictor
+        return self._get(name).another()
 
     def has_attention(self, name: str) -> bool:
         """Whether a method can tell where in the supports a pixel looks."""

@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from . import events
+from .editor import build_editor
 from .events import handled
 from .limits import Limits
 from .methods import MethodPool
 from .session import Session
 from .texts import CSS, INTRODUCTION, STEPS
-from .thresholds import USUAL
 from .views import query_view
 
 __all__ = ["build_page", "look"]
@@ -47,17 +47,19 @@ def build_page(pool: MethodPool, limits: Limits, folder: Path, *, keep: int = 36
         session = gr.State(Session(pool, limits, folder), delete_callback=lambda gone: gone.files.clear())
         gr.Markdown(INTRODUCTION)
         with gr.Column(elem_classes="step"):
-            _show_object(session)
+            supports = _show_object(session, limits)
         with gr.Column(elem_classes="step"):
-            settings = _give_pictures(session, pool)
+            packed = gr.File(label="Zip file", interactive=False, visible=False, elem_id="zip", render=False)
+            settings = _give_pictures(session, pool, supports, packed)
         with gr.Column(elem_classes="step"):
-            _take_masks(session, settings)
+            _take_masks(session, settings, packed)
+        # Gradio deletes only states that an event has set.
         page.load(lambda: Session(pool, limits, folder), None, session, api_name="start", **_EVENT)
     return page
 
 
-def _show_object(session: gr.State) -> None:
-    """Step 1: pictures of the object, and the three ways to mark it."""
+def _show_object(session: gr.State, limits: Limits) -> gr.Gallery:
+    """Step 1: pictures of the object, and the three ways to mark it; returns the pictures as marked."""
     gr.Markdown(STEPS[0])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -71,7 +73,7 @@ def _show_object(session: gr.State) -> None:
         with gr.Column(scale=5, min_width=320):
             status = gr.Markdown("Add a picture that shows the object.", elem_id="status")
             with gr.Tab("Paint", id="paint"):
-                editor = _editor()
+                editor = build_editor(limits)
                 painted = gr.Button("Add what I painted", variant="primary", elem_id="use-paint")
             with gr.Tab("Box", id="box"):
                 boxed = gr.Image(label="Click two opposite corners", elem_id="boxed", **_image())
@@ -93,9 +95,10 @@ def _show_object(session: gr.State) -> None:
         button.click(
             handled(partial(events.change_support, action)), session, view, api_name=action, **_EVENT
         )
+    return gallery
 
 
-def _give_pictures(session: gr.State, pool: MethodPool) -> list[Any]:
+def _give_pictures(session: gr.State, pool: MethodPool, supports: gr.Gallery, packed: gr.File) -> list[Any]:
     """Step 2: pictures to look through, method and threshold, what was found; returns the last two inputs."""
     gr.Markdown(STEPS[1])
     with gr.Row():
@@ -104,7 +107,7 @@ def _give_pictures(session: gr.State, pool: MethodPool) -> list[Any]:
             clear = gr.Button("Remove all", size="sm")
             method = gr.Dropdown(list(pool.names), value=pool.names[0], label="Method", elem_id="method")
             threshold = gr.Slider(
-                0, 0.99, USUAL, step=0.01, label="Threshold: higher finds less", elem_id="threshold"
+                0, 0.99, 0.5, step=0.01, label="Threshold: higher finds less", elem_id="threshold"
             )
             find = gr.Button("Find the object", variant="primary", elem_id="find")
             gallery = gr.Gallery(height=240, **_gallery("queries"))
@@ -115,24 +118,25 @@ def _give_pictures(session: gr.State, pool: MethodPool) -> list[Any]:
             attention = gr.Image(elem_id="attention", show_label=False, visible=False, **_image())
     table = gr.HTML(elem_id="table")
     settings = [method, threshold]
-    inputs, view = [session, *settings], [gallery, table, chosen]
+    inputs, view = [session, *settings], [gallery, table, chosen, attention, said, packed]
     upload.upload(handled(events.add_queries, emptied=upload), [*inputs, upload], [*view, upload], **_EVENT)
     clear.click(handled(events.clear_queries), inputs, view, **_EVENT)
     find.click(handled(events.find), inputs, view, **_EVENT)
-    for setting in settings:
-        quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        setting.change(handled(query_view), inputs, view, **quiet, **_EVENT)
+    quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    for changed in (method.change, threshold.release):
+        changed(handled(query_view), inputs, view, **quiet, **_EVENT)
+    supports.change(handled(events.drop_outdated), inputs, view, **quiet, **_EVENT)
     gallery.select(handled(events.choose_query), inputs, [chosen, attention, said], **_EVENT)
     chosen.select(handled(events.attend), [session, method], [attention, said], **_EVENT)
     return settings
 
 
-def _take_masks(session: gr.State, settings: list[Any]) -> None:
+def _take_masks(session: gr.State, settings: list[Any], packed: gr.File) -> None:
     """Step 3: the zip file."""
     gr.Markdown(STEPS[2])
     with gr.Row():
         pack = gr.Button("Pack the masks", variant="primary", elem_id="pack")
-        packed = gr.File(label="Zip file", interactive=False, visible=False, elem_id="zip")
+        packed.render()
     pack.click(handled(events.pack), [session, *settings], packed, **_EVENT)
 
 
@@ -155,16 +159,3 @@ def _gallery(elem_id: str) -> dict[str, Any]:
 
 def _image() -> dict[str, Any]:
     return {"interactive": False, "buttons": [], "sources": None}
-
-
-def _editor() -> gr.ImageEditor:
-    return gr.ImageEditor(
-        label="Paint over the object",
-        sources=(),
-        transforms=(),
-        layers=gr.LayerOptions(disabled=True),
-        brush=gr.Brush(default_size=24, colors=["rgb(26, 115, 242)"], color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
-        format="png",
-        elem_id="editor",
-    )

@@ -15,7 +15,6 @@ from .drawing import Point, attention_rows, draw_prediction, on_screen
 from .limits import Limits, Upload, free_name, read_upload
 from .methods import MethodPool
 from .supports import SupportList
-from .thresholds import at_threshold
 from .visitor_files import VisitorFiles
 
 __all__ = ["Finding", "Session"]
@@ -113,6 +112,14 @@ class Session:
                 with self.pool.lock:
                     self._found[method, query.name] = predictor.predict(query.pixels)
 
+    def drop_outdated(self) -> bool:
+        """Forget what comes from other supports than those of now; whether masks were among it."""
+        outdated = self._revision != self.supports.revision
+        lost = outdated and bool(self._found)
+        if outdated:
+            self._found, self._encoded, self._revision = {}, {}, self.supports.revision
+        return lost
+
     def findings(self, method: str, threshold: float) -> list[Finding]:
         """What to show of each picture; the network does not run.
 
@@ -171,13 +178,13 @@ class Session:
 
     def _prediction(self, method: str, query: Upload, threshold: float) -> Prediction | None:
         """What was found with the supports as they are now."""
-        self._drop_outdated()
+        self.drop_outdated()
         prediction = self._found.get((method, query.name))
-        return prediction and at_threshold(prediction, threshold)
+        return prediction and prediction.at(threshold)
 
     def _predictor(self, method: str) -> FewShotPredictor:
         """The method with the supports as they are now; they are encoded once."""
-        self._drop_outdated()
+        self.drop_outdated()
         if method not in self._encoded:
             classes = self.supports.classes()
             predictor = self.pool.predictor(method)
@@ -185,7 +192,3 @@ class Session:
                 predictor.set_support_classes(classes)
             self._encoded[method] = predictor
         return self._encoded[method]
-
-    def _drop_outdated(self) -> None:
-        if self._revision != self.supports.revision:
-            self._found, self._encoded, self._revision = {}, {}, self.supports.revision

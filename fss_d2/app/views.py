@@ -44,11 +44,12 @@ def _next_step(session: Session) -> str:
 
 
 def query_view(session: Session, method: str, threshold: float) -> tuple[Any, ...]:
-    """Values of gallery, table, and the picture to look at closely."""
+    """Values of gallery, table, and the picture to look at closely; what is older than they is hidden."""
     findings = session.findings(method, threshold)
     pictures = [(session.files.picture(finding.picture), finding.name) for finding in findings]
     chosen = pictures[session.chosen][0] if pictures else None
-    return gr.update(value=pictures), findings_table(findings), chosen
+    hidden = gr.update(visible=False)  # attention, the message in its place, the zip file
+    return gr.update(value=pictures), findings_table(findings), chosen, hidden, hidden, hidden
 
 
 def chosen_view(session: Session, method: str, threshold: float, number: int) -> str:

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.utils.file_io import PathManager
+
 from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_command_line, plan_from
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
+from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.predictor import FewShotPredictor
 
 from .job import Job, run_job
@@ -60,7 +63,7 @@ def _run(args: argparse.Namespace, device: str) -> None:
 def _model(args: argparse.Namespace, device: str) -> dict[str, str]:
     """Digests of the settings and of the weights, wherever they lie."""
     cfg = load_config(args.config_file, args.opts, num_gpus=0 if device == "cpu" else None).clone()
-    weights = args.weights or cfg.MODEL.WEIGHTS
+    weights = PathManager.get_local_path(args.weights or cfg.MODEL.WEIGHTS)
     cfg.defrost()
     cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
     if Path(weights).is_file():
@@ -70,7 +73,9 @@ def _model(args: argparse.Namespace, device: str) -> dict[str, str]:
 
 def _parse(arguments: Sequence[str] | None, program: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=_DESCRIPTION)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of a few-shot method")
+    parser.add_argument(
+        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
+    )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument(
         "--support",

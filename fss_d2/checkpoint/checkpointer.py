@@ -12,6 +12,7 @@ from torch import nn
 
 from fss_d2.files import atomic_path, write_atomic
 
+from .heads import is_head
 from .reading import UNREADABLE, ForbiddenPickle, load_plain
 
 __all__ = ["FewShotCheckpointer"]
@@ -110,6 +111,10 @@ class FewShotCheckpointer(DetectionCheckpointer):
         filename = checkpoint.pop("__file__", "the checkpoint")
         own = self.model.state_dict()
         found = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
+            logger.info("%s holds no backbone: MODEL.BACKBONE.WEIGHTS stay", filename)
+            found |= kept
+            checkpoint["model"] = found
         shared = [name for name in found if name in own]
         if not shared and own:
             raise ValueError(

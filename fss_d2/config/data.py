@@ -45,6 +45,9 @@ def add_episode_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
     # "mask", "box" or "scribble", as above; "box" with models trained on masks is the usual comparison.
     cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION = "mask"
+    # Each support is shown in these views, each of which counts as a shot: "whole", "flip" (mirrored), "cut"
+    # (a window round the object), "cut_flip". For methods that take any number of shots.
+    cfg.FEW_SHOT.TEST.SUPPORT_VIEWS = ("whole",)
     # A manifest file (JSON lines) to score on instead of drawing episodes; "" draws.
     cfg.FEW_SHOT.TEST.MANIFEST = ""
 
@@ -78,5 +81,7 @@ def add_input_keys(cfg: CN) -> None:
     cfg.INPUT.AUG.BLUR_PROB = 0.5  # 5x5 Gaussian
     cfg.INPUT.AUG.FLIP_PROB = 0.5  # horizontal
     cfg.INPUT.AUG.CROP_KEEP = 0.85  # redraw a crop that keeps less of the target, 31 times at most
+    cfg.INPUT.AUG.OBJECT_CONTEXT = (1.05, 3.0)  # sides of a window round the object: factor on the object's
+    cfg.INPUT.AUG.OBJECT_CROP_PROB = 0.8  # of such a window
     cfg.INPUT.AUG.CROP_AREA = (0.3, 1.0)  # random resized crop: fraction of the image's area
     cfg.INPUT.AUG.COLOR = 0.4  # brightness, contrast, saturation: factor in [1-x, 1+x]

@@ -29,6 +29,9 @@ def add_solver_and_test_keys(cfg: CN) -> None:
     # probabilities are averaged in TEST.FRAME. Sides, (473, 641), or heights and widths,
     # ((480, 640), (600, 800)); () runs at INPUT.FEW_SHOT_SIZE alone.
     cfg.TEST.SCALES = ()
+    # After the network, at its size: "grabcut" moves masks to the outlines that the colours of the image show
+    # (OpenCV's GrabCut, for any method); "" nothing.
+    cfg.TEST.REFINEMENT = ""
     # How counts become scores: "hsnet" (union at least 1) or "pfenet" (union + 1e-10).
     cfg.TEST.COUNTING = "hsnet"
     # Classes that the episodes never draw: "zero" (count as IoU 0, both references) or "skip".

@@ -17,12 +17,14 @@ from .warps import (
     ScaleTransform,
     SquashTransform,
 )
+from .windows import random_object_window
 
 __all__ = [
     "Letterbox",
     "PadTo",
     "RandomColor",
     "RandomKeepCrop",
+    "RandomObjectCrop",
     "RandomResizedCrop",
     "RandomRotate",
     "RandomScale",
@@ -127,6 +129,19 @@ class RandomKeepCrop(T.Augmentation):
     @staticmethod
     def _offset(side: int, window: int) -> int:
         return -((window - side) // 2) if side <= window else np.random.randint(side - window + 1)
+
+
+class RandomObjectCrop(T.Augmentation):
+    """Cut a window with all of the object in it; its sides are the object's times a factor in `context`."""
+
+    def __init__(self, context: tuple[float, float]) -> None:
+        super().__init__()
+        self.context = context
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> T.Transform:
+        """A window drawn anew, by the object (1) in the mask (H, W) in {0, 1, 255}."""
+        left, top, right, bottom = random_object_window(sem_seg, self._rand_range(*self.context))
+        return T.CropTransform(left, top, right - left, bottom - top)
 
 
 class RandomResizedCrop(T.Augmentation):

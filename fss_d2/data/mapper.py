@@ -15,6 +15,7 @@ from .frames import FRAMES, in_frame
 from .masks import load_sample
 from .samples import Sample, seeded, transform_sample
 from .segments import Segment, load_segments
+from .support_views import check_support_views, support_views
 from .transforms import build_augmentations, build_resize
 from .views import build_view_resizes, view_frame
 from .weak_masks import annotate, support_annotation
@@ -53,6 +54,7 @@ class EpisodeMapper:
         frame: str = "original",
         views: Sequence[T.Augmentation] = (),
         support_annotation: str = "mask",
+        support_views: Sequence[str] = ("whole",),
         is_train: bool = False,
         segments: str = "",
         target_segments: bool = False,
@@ -70,6 +72,7 @@ class EpisodeMapper:
             frame: in which frame evaluation compares: "original", "network" or "pfenet_square".
             views: resizes, one for each further size at which an evaluation wants the episode.
             support_annotation: what a support tells of its object: "mask", "box" or "scribble".
+            support_views: in which an evaluation shows each support, see `support_views`.
             is_train: augment, and give no "target".
             segments: give "segments" in training: "semantic" or "instance" (`load_segments`); "" gives none.
             target_segments: give "target_segments" in evaluation.
@@ -91,6 +94,7 @@ class EpisodeMapper:
         self.frame = frame
         self.views = () if is_train else tuple(views)
         self.support_annotation = support_annotation
+        self.support_views = ("whole",) if is_train else check_support_views(support_views)
         self.is_train = is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
@@ -115,6 +119,7 @@ class EpisodeMapper:
             "frame": cfg.TEST.FRAME,
             "views": build_view_resizes(cfg),
             "support_annotation": support_annotation(cfg, is_train),
+            "support_views": cfg.FEW_SHOT.TEST.SUPPORT_VIEWS,
             "is_train": is_train,
             "segments": cfg.INPUT.SEGMENTS,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
@@ -134,7 +139,8 @@ class EpisodeMapper:
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only where letterboxed, in the original frame;
             - class_id, image_id, episode_index;
-            - support: K dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id;
+            - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
+              for each view of each of the K supports;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
               class id + 1; only in training with `segments`;
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
@@ -147,7 +153,7 @@ class EpisodeMapper:
         """
         image, mask, segments = self._load_query(episode)
         query, class_id = self._query(episode, image, mask, segments)
-        supports = [self._support(episode, number) for number in range(len(episode.supports))]
+        supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
         mapped = {
             "image": query.image,
             "sem_seg": query.mask,
@@ -187,16 +193,24 @@ class EpisodeMapper:
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
 
-    def _support(self, episode: Episode, number: int) -> list[dict[str, Any]]:
-        """A support at the network's size, then at the size of each view."""
+    def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
+        """The views of a support, each at the network's size, then at the size of each of `self.views`.
+
+        Of several views only those count that still show the object, if there are such.
+        """
         image_id, seed = episode.supports[number], (episode.seed, number + 1)
         image, mask = load_sample(self._record(image_id), episode.class_id)
         mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
         keeps = self.support_min_pixels
-        sample = self._prepare(image, mask, (), seed, augment, lambda sample: sample.shows(keeps))
-        samples = [sample, *(transform_sample(resize, image, mask) for resize in self.views)]
-        return [{"image": each.image, "mask": each.mask, "image_id": image_id} for each in samples]
+        shots = []
+        for view in support_views(self.support_views, image, mask):
+            pair = (view.image, view.mask)
+            sample = self._prepare(*pair, (), seed, augment, lambda sample: sample.shows(keeps))
+            samples = [sample, *(transform_sample(resize, *pair) for resize in self.views)]
+            shots.append([{"image": each.image, "mask": each.mask, "image_id": image_id} for each in samples])
+        seen = [shot for shot in shots if all((size["mask"] == 1).any() for size in shot)]
+        return seen or shots[:1]
 
     def _view(
         self, mapped: Mapping[str, Any], query: Sample, view: Sample, supports: list[dict[str, Any]]

@@ -9,6 +9,7 @@ from .augmentations import (
     PadTo,
     RandomColor,
     RandomKeepCrop,
+    RandomObjectCrop,
     RandomResizedCrop,
     RandomRotate,
     RandomScale,
@@ -25,7 +26,7 @@ AUGMENTATION_REGISTRY.__doc__ = "Builders `name(cfg) -> Augmentation` for cfg.IN
 RESIZES = ("squash", "letterbox", "shortest_edge")
 # After one of the first the image has the network's size; one of the second undoes that.
 _FIX_SIZE = {"crop", "random_resized_crop", "pad", *RESIZES}
-_CHANGE_SIZE = {"scale", "random_shortest_edge", "random_crop"}
+_CHANGE_SIZE = {"scale", "object_crop", "random_shortest_edge", "random_crop"}
 
 
 @AUGMENTATION_REGISTRY.register()
@@ -81,6 +82,15 @@ def flip(cfg: CfgNode) -> T.Augmentation:
 def crop(cfg: CfgNode) -> T.Augmentation:
     """Cut INPUT.FEW_SHOT_SIZE with INPUT.AUG.CROP_KEEP of the object, filled with the mean colour."""
     return RandomKeepCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_KEEP, cfg.MODEL.PIXEL_MEAN)
+
+
+@AUGMENTATION_REGISTRY.register()
+def object_crop(cfg: CfgNode) -> T.Augmentation:
+    """With INPUT.AUG.OBJECT_CROP_PROB cut round the object, INPUT.AUG.OBJECT_CONTEXT times its sides."""
+    low, high = cfg.INPUT.AUG.OBJECT_CONTEXT
+    if not 1 <= low <= high:
+        raise ValueError(f"INPUT.AUG.OBJECT_CONTEXT {(low, high)}: give two rising factors of at least 1")
+    return T.RandomApply(RandomObjectCrop((low, high)), cfg.INPUT.AUG.OBJECT_CROP_PROB)
 
 
 @AUGMENTATION_REGISTRY.register()

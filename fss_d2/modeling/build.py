@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 
+from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.layers import BaseKnowledge
@@ -23,7 +24,8 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backb
     and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    other weights are neither read nor downloaded.
+    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.checkpoint.heads`) needs
+    them.
 
     Args:
         cfg: the config.
@@ -46,9 +48,11 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backb
             f"{cfg.MODEL.META_ARCHITECTURE} has a pixel decoder of its own: set MODEL.BACKBONE.FEATURES to "
             "'backbone' (of MMFormer, MODEL.MM_FORMER.FEATURES chooses what is matched)"
         )
+    cfg = cfg.clone()
+    cfg.defrost()
+    if is_head_file(cfg.MODEL.WEIGHTS):
+        cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.WEIGHTS or (decoded and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS):
-        cfg = cfg.clone()
-        cfg.defrost()
         cfg.MODEL.BACKBONE.WEIGHTS = ""
     return _build_decoded_backbone(cfg) if decoded else build_backbone(cfg)
 

@@ -26,7 +26,7 @@ def episode_panel(
     Args:
         inputs: a mapper's dict; without "target" the truth is left out.
         output: the model's dict ("sem_seg", (2, h, w) scores) or a mask (h, w); None draws no prediction.
-        class_name: shown over the first support.
+        class_name: shown over the supports.
         height: of each tile, pixels; widths keep the tile's aspect ratio.
 
     Returns:

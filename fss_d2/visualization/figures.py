@@ -28,6 +28,7 @@ __all__ = [
     "tsne_figure",
 ]
 
+_LEGEND_LINE = 20  # pixels of the legend's height for each entry
 _MARKERS = {"support": "^", "query": "o"}
 
 
@@ -87,7 +88,7 @@ def aggregated_figure(
     Args:
         inputs: a mapper's dict.
         output: the model's dict; "aux" has "aggregated_<level>" (layers, h, w) in [0, 1].
-        class_name: shown over the first support.
+        class_name: shown over the supports.
         height: of each tile, pixels.
 
     Returns:
@@ -120,7 +121,7 @@ def activation_figure(
             "refined_mask", or has "prior" (1, h, w) alone (PFENet, DANet), in [0, 1].
         returned: for each support the model's dict of the episode with the roles exchanged, the query with
             its predicted mask as support: its "sem_seg" and pseudo mask are drawn over the support.
-        class_name: shown over the first support.
+        class_name: shown over the supports.
         height: of each tile, pixels.
 
     Returns:
@@ -158,7 +159,7 @@ def agnostic_figure(
     Args:
         inputs: a mapper's dict.
         output: the model's dict; "aux" has "agnostic" (1, h, w).
-        class_name: shown over the first support.
+        class_name: shown over the supports.
         height: of each tile, pixels.
 
     Returns:
@@ -192,7 +193,7 @@ def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0)
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise ValueError("t-SNE needs the package scikit-learn: pip install 'fss_d2[figures]'") from error
+        raise ValueError("t-SNE needs the package scikit-learn: pip install -e '.[figures]'") from error
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
     perplexity = min(perplexity, (len(unit) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
@@ -230,7 +231,8 @@ def tsne_figure(
             axes.scatter(*points[(names == name) & (kinds == role)].T, marker=marker, color=color)
     for role, marker in _MARKERS.items():
         axes.scatter([], [], marker=marker, color="black", label=role)
-    figure.legend(loc="outside right upper", fontsize="small")
+    columns = -(-(len(set(labels)) + len(_MARKERS)) * _LEGEND_LINE // side)
+    figure.legend(loc="outside right upper", fontsize="small", ncols=columns)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])
 

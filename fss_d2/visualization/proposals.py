@@ -85,7 +85,7 @@ def proposal_panel(
         output: the model's dict: "aux" with "proposals" (N, h, w) in [0, 1] of the network frame and, as the
             method has them, "similarity" and "coefficients" (N, 1, 1); "sem_seg" if the method gives scores.
         top: proposals to draw, at most N.
-        class_name: shown over the first support.
+        class_name: shown over the supports.
         height: of each tile, pixels.
 
     Returns:

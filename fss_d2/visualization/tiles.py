@@ -41,6 +41,7 @@ SUBTRACTED_COLOR: Color = (0.60, 0.20, 0.85)  # proposals that are taken from th
 IGNORE_COLOR: Color = (0.6, 0.6, 0.6)
 CAPTION_HEIGHT = 18  # pixels
 GAP = 4  # pixels between tiles
+_FONT_SIZES = (12, 11, 10, 9)  # of captions, pixels; the first that fits
 
 
 def draw_mask(
@@ -86,7 +87,10 @@ def draw_tile(
     color: Color = PREDICTION_COLOR,
     framed: bool = False,
 ) -> np.ndarray:
-    """(height + caption, w, 3): the image scaled to ``height``, its mask drawn, a caption above."""
+    """(height + caption, w, 3): the image scaled to ``height``, its mask drawn, a caption above.
+
+    A caption that is too long is written smaller, and then shortened.
+    """
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     if mask is not None:
@@ -95,11 +99,24 @@ def draw_tile(
     canvas = Image.new("RGB", (width, height + CAPTION_HEIGHT), "white")
     canvas.paste(Image.fromarray(image), (0, CAPTION_HEIGHT))
     pen = ImageDraw.Draw(canvas)
-    pen.text((2, 2), caption, fill="black", font=ImageFont.load_default(size=12))
+    text, font = _fitting(caption, width - 4)
+    pen.text((2, 2), text, fill="black", font=font)
     if framed:
         corners = (0, CAPTION_HEIGHT, width - 1, CAPTION_HEIGHT + height - 1)
         pen.rectangle(corners, outline=tuple(round(255 * x) for x in TRUTH_COLOR), width=3)
     return np.asarray(canvas)
+
+
+def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """A text and a font in which it is at most so many pixels wide, or nothing is left of it."""
+    fonts = (ImageFont.load_default(size=size) for size in _FONT_SIZES)
+    font = next((font for font in fonts if font.getlength(text) <= width), None)
+    if font is not None:
+        return text, font
+    font = ImageFont.load_default(size=_FONT_SIZES[-1])
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..." if text else "", font
 
 
 def picture_row(tiles: Sequence[np.ndarray]) -> np.ndarray:

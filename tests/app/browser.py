@@ -54,6 +54,10 @@ class Screen:
         """Wait until an element says just that."""
         self.wait_until(lambda: [e for e in self._seen(selector) if e.text == text])
 
+    def sees(self, selector: str) -> bool:
+        """Whether any element of a CSS selector can be seen."""
+        return bool(self._seen(selector))
+
     def give(self, elem_id: str, *paths: str) -> None:
         """Upload files."""
         field = self._driver.find_element(By.CSS_SELECTOR, f"#{elem_id} input[type=file]")

@@ -150,6 +150,11 @@ def test_box_of_two_clicks_and_attention(screen: Screen, pictures: dict[str, str
     assert len(ring) > 10  # the point is marked
     screen.save(artifacts / "app_attention.png")
 
+    screen.paint((20, 75), (120, 90))  # masks that were found without this go
+    screen.click("#use-paint")
+    screen.wait_until(lambda: screen.areas() == [])
+    screen.wait_until(lambda: not screen.sees("#attention img"))
+
 
 def test_an_error_is_one_line(screen: Screen, pictures: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 
 from fss_d2.app import Session, server
 from tests.app.client import Visitor, file_value
-from tests.app.pages import disc, disc_mask, page, save
+from tests.app.pages import SIZE, disc, disc_mask, page, save
 
 ROOT = Path(__file__).parents[2]
 SECRET = "not for visitors, in no case"
@@ -55,14 +56,14 @@ def show_and_ask(visitor: Visitor, folder: Path) -> None:
 
 def test_masks(visitor: Visitor, tmp_path: Path) -> None:
     show_and_ask(visitor, tmp_path)
-    (gallery, table, chosen), told = visitor.do("find", "Prototype", 0.5)
+    (gallery, table, chosen, *_), told = visitor.do("find", "Prototype", 0.5)
     assert told == [] and "disc75.png" in table
     area = int(table.split('data-pixels="')[1].split('"')[0])
     assert abs(area - disc_mask(75, 50).sum()) < 0.2 * area
     status, content = visitor.get(f"/gradio_api/file={chosen['path']}")
     (tmp_path / "chosen.png").write_bytes(content)
     assert status == 200 and Image.open(tmp_path / "chosen.png").size == (120, 90)
-    (_, higher, _), _ = visitor.do("query_view", "Prototype", 0.8)
+    (_, higher, *_), _ = visitor.do("query_view", "Prototype", 0.8)
     assert 0 < int(higher.split('data-pixels="')[1].split('"')[0]) < area
 
 
@@ -78,11 +79,43 @@ def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
     assert told == [] and attention["visible"] and attention["value"]["path"].endswith("jpg")
 
 
+def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) -> None:
+    show_and_ask(visitor, tmp_path)
+    settings = ("Prototype", 0.5)
+    (found, table, *_), _ = visitor.do("find", *settings)
+    same, _ = visitor.do("drop_outdated", *settings)
+    assert "data-pixels" in table and len(same) == 6
+    assert not any({"value", "visible"} & update.keys() for update in same)
+    visitor.do("add_box", "disc", 100, 70, 110, 80)
+    (gallery, table, _, *hidden), told = visitor.do("drop_outdated", *settings)
+    assert told == [] and "Nothing was looked for" in table and len(gallery["value"]) == 1
+    assert gallery["value"][0]["image"]["path"] != found["value"][0]["image"]["path"]
+    assert [update["visible"] for update in hidden] == [False] * 3
+
+
+def test_two_visitors_at_once(url: str, tmp_path: Path) -> None:
+    visitors = [Visitor(url) for _ in range(2)]
+    for number, visitor in enumerate(visitors):
+        visitor.do("add_supports", f"thing {number}", [picture(visitor, tmp_path, 40, 40)])
+        mask = visitor.give(save(tmp_path / f"{number}.png", disc_mask(40, 40, 8 + 8 * number)))
+        visitor.do("read_mask", f"thing {number}", mask)
+        visitor.do("add_queries", "DCAMA", 0.5, [picture(visitor, tmp_path, x, 50) for x in (50, 75)])
+    with ThreadPoolExecutor() as pool:
+        together = list(pool.map(lambda visitor: visitor.do("find", "DCAMA", 0.5), visitors))
+    for number, (visitor, (values, told)) in enumerate(zip(visitors, together, strict=True)):
+        assert told == [] and values[1].count(f"thing {number}") == values[1].count("thing") == 2
+        visitor.do("add_box", f"thing {number}", 100, 70, 110, 80)  # the same once more, now alone
+        visitor.do("unmark")
+        mask = visitor.give(save(tmp_path / f"{number}.png", disc_mask(40, 40, 8 + 8 * number)))
+        visitor.do("read_mask", f"thing {number}", mask)
+        assert visitor.do("find", "DCAMA", 0.5)[0][1] == values[1]
+
+
 def test_visitors_are_apart(url: str, tmp_path: Path) -> None:
     one, other = Visitor(url), Visitor(url)
     show_and_ask(one, tmp_path)
     one.do("find", "Prototype", 0.5)
-    (gallery, table, chosen), _ = other.do("query_view", "Prototype", 0.5)
+    (gallery, table, chosen, *_), _ = other.do("query_view", "Prototype", 0.5)
     assert gallery["value"] == [] and "Nothing was looked for" in table and chosen is None
     _, told = other.do("find", "Prototype", 0.5)
     assert told == ["no picture to look through yet: add some (step 2)"]
@@ -195,6 +228,45 @@ def test_uploads_are_limited(visitor: Visitor, tmp_path: Path) -> None:
     bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))
     _, told = visitor.do("add_supports", "disc", [visitor.give(bomb)])
     assert told == ["bomb.png has 1000x1000 pixels: 0.5 million are allowed"]
+
+
+def paint(visitor: Visitor, index: str, content: bytes) -> tuple[list, list[str]]:
+    """Send a painted layer as the page does, and use it."""
+    component = visitor.events["paint"]["inputs"][-1]
+    fields = {"type": "layer", "index": index, "id": "one", "component_id": component}
+    fields |= {"fn_name": "accept_blobs", "session_hash": "x"}
+    head = "".join(
+        f'--XX\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    head += '--XX\r\ncontent-disposition: form-data; name="file"; filename="blob"\r\n\r\n'
+    form = {"content-type": "multipart/form-data; boundary=XX"}
+    body = head.encode() + content + b"\r\n--XX--\r\n"
+    status, _ = visitor.request("POST", "/gradio_api/component_server", body, form)
+    sent = {"id": "one", "background": None, "layers": [], "composite": None}
+    return visitor.do("paint", "disc", sent) if status == 200 else ([], [str(status)])
+
+
+def test_paintings_are_limited(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
+    layer = np.zeros((*SIZE, 4), np.uint8)
+    layer[disc_mask(40, 40)] = 255
+    good = Path(save(tmp_path / "layer.png", layer)).read_bytes()
+    large = Path(save(tmp_path / "large.png", np.full((800, 800, 4), 255, np.uint8))).read_bytes()
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"  # Pillow would have Ghostscript run it
+    for content in (large, script, b""):
+        assert paint(visitor, "0", content) == ([], ["unknown error"])
+    assert paint(visitor, "99999999999", good)[1] == ["500"]  # a list of that length
+    assert paint(visitor, "0", bytes(4_100_000))[1] == ["413"]
+    (*_, status), told = paint(visitor, "0", good)
+    assert told == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_other_sites_send_nothing(visitor: Visitor, site: str) -> None:
+    for path in ("upload", "queue/join", "component_server", "cancel", "reset"):
+        status, answer = visitor.request("POST", f"/gradio_api/{path}", b"{}", {"sec-fetch-site": site})
+        assert (status, answer) == (403, b"Not from other sites"), path
 
 
 def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Limits, messages, thresholds, drawing, the zip file, the pool of methods."""
+"""Limits, messages, drawing, the zip file, the pool of methods."""
 
 import io
 import json
@@ -17,8 +17,8 @@ from fss_d2.app.limits import check_upload, free_name, read_upload
 from fss_d2.app.messages import public_message
 from fss_d2.app.session import Finding
 from fss_d2.app.texts import findings_table
-from fss_d2.app.thresholds import at_threshold
 from fss_d2.app.visitor_files import VisitorFiles
+from fss_d2.autolabel.writers import class_list
 from fss_d2.prediction import Prediction
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 
@@ -88,17 +88,6 @@ def test_messages_of_the_system() -> None:
     assert public_message(RuntimeError()) == "RuntimeError"
 
 
-def test_thresholds() -> None:
-    prediction = two_classes()
-    assert at_threshold(prediction, 0.5) is prediction
-    np.testing.assert_array_equal(at_threshold(prediction, 0.15).labels, [[1, 2, 1, 1]])
-    np.testing.assert_array_equal(at_threshold(prediction, 0.65).labels, [[0, 2, 1, 0]])
-    assert not at_threshold(prediction, 0.75).labels.any()
-    assert at_threshold(prediction, 0.15).labels.dtype == np.uint8
-    with pytest.raises(ValueError, match=r"threshold -0\.1"):
-        at_threshold(prediction, -0.1)
-
-
 def test_points_on_the_screen() -> None:
     assert on_screen(np.zeros((1440, 720, 3), np.uint8)).shape == (720, 360, 3)
     assert on_screen(np.zeros((90, 120), np.uint8)).shape == (90, 120)
@@ -127,7 +116,7 @@ def test_the_zip_file() -> None:
     archive = zipfile.ZipFile(io.BytesIO(pack([("a.jpg", prediction), ("a.png", prediction)])))
     names = {"mask/classes.txt", "mask/a.jpg.png", "mask/a.png.png", "coco/annotations.json"}
     assert set(archive.namelist()) == names
-    assert archive.read("mask/classes.txt") == b"cat\ndog\n"
+    assert archive.read("mask/classes.txt") == class_list(prediction.names) == b"cat\ndog\n"
     image = Image.open(io.BytesIO(archive.read("mask/a.jpg.png")))
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), prediction.labels)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fss_d2.annotations import Box
 from fss_d2.app import MethodPool, Session
@@ -137,6 +138,60 @@ def test_pictures_are_limited(session: Session, tmp_path: Path) -> None:
     assert [query.name for query in session.queries] == ["large.png", "large (2).png"]
     session.clear_queries()
     assert session.findings("Prototype", 0.5) == []
+
+
+def odd_pictures() -> dict[str, Image.Image]:
+    """What phones, scanners and other programs write, by file name."""
+    plain = Image.fromarray(disc(40, 40))
+    clear = plain.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.where(disc_mask(40, 40), np.uint8(255), np.uint8(0))))
+    deep = np.asarray(plain.convert("L")).astype(np.uint16) * 257
+    return {
+        "grey16.png": Image.fromarray(deep),
+        "grey16.tif": Image.fromarray(deep),
+        "palette.gif": plain.convert("P"),
+        "alpha.png": clear,
+        "alpha.webp": clear,
+        "one.png": Image.new("RGB", (1, 1)),
+        "line.png": Image.new("L", (500, 1)),
+        "ink.jpg": plain.convert("CMYK"),
+        "bits.bmp": plain.convert("1"),
+    }
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_odd_pictures(session: Session, tmp_path: Path, name: str) -> None:
+    image = odd_pictures()[name]
+    image.save(tmp_path / name)
+    show(session, tmp_path)
+    session.add_queries([tmp_path / name])
+    session.find("Prototype")
+    (finding,) = session.findings("Prototype", 0.5)
+    assert finding.picture.shape == (image.height, image.width, 3) and finding.areas is not None
+    assert session.zip_file("Prototype", 0.4)
+    assert session.attention("DCAMA", 0, (0, 0)).ndim == 3
+    session.supports.add([tmp_path / name])
+    session.supports.add_box(Box(0, 0, 1, 1))
+    assert session.supports.open.mask is not None and session.supports.open.mask.sum() == 1
+
+
+def test_an_animation_is_its_first_picture(session: Session, tmp_path: Path) -> None:
+    frames = [Image.fromarray(disc(x, 40)) for x in (40, 80)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    session.add_queries([tmp_path / "a.gif"])
+    assert np.abs(session.query(0).pixels.astype(int) - disc(40, 40)).mean() < 4
+
+
+def test_a_phone_that_was_turned(session: Session, tmp_path: Path) -> None:
+    stored, exif = Image.fromarray(np.rot90(disc(40, 40)).copy()), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    stored.save(tmp_path / "a.png", exif=exif)
+    session.supports.add([tmp_path / "a.png"])
+    np.testing.assert_array_equal(session.supports.open.upload.pixels, disc(40, 40))
+    for mask in (disc_mask(40, 40), np.rot90(disc_mask(40, 40)).copy()):  # of the picture seen, or stored
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        session.supports.read_mask(tmp_path / "mask.png")
+        np.testing.assert_array_equal(session.supports.open.mask, disc_mask(40, 40))
 
 
 def test_a_copy_is_another_visitors(session: Session, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.layers import dice_loss, resize
+from fss_d2.modeling.refinement import check_refinement, refine
 
 from .image_model import ImageModel
 from .support import SupportSet, stack_supports
@@ -39,6 +40,7 @@ class FewShotSegmentor(ImageModel):
         foreground_weight: float = 1.0,
         dice_weight: float = 0.0,
         aux_weight: float = 1.0,
+        refinement: str = "",
         **image_model: Any,
     ) -> None:
         """
@@ -48,12 +50,14 @@ class FewShotSegmentor(ImageModel):
             foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
             dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
             aux_weight: weight of the loss of a method's levels; see `_losses`.
+            refinement: of the scores, in evaluation mode; see `refine`.
             image_model: see `ImageModel`; "backbone" is required.
 
         Raises:
-            ValueError: as `ImageModel`.
+            ValueError: as `ImageModel`, or an unknown refinement.
         """
         super().__init__(**image_model)
+        self.refinement = check_refinement(refinement)
         self.ignore_as_background = ignore_as_background
         self.align_corners = align_corners
         self.dice_weight = dice_weight
@@ -68,6 +72,7 @@ class FewShotSegmentor(ImageModel):
             **cls.image_arguments(cfg),
             "foreground_weight": cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
             "dice_weight": cfg.MODEL.LOSS.DICE_WEIGHT,
+            "refinement": cfg.TEST.REFINEMENT,
         }
 
     # -- what a method defines ---------------------------------------------------------------------------
@@ -144,7 +149,8 @@ class FewShotSegmentor(ImageModel):
         if support.method != type(self).__name__:
             names = f"support set of {support.method} given to {type(self).__name__}"
             raise ValueError(f"{names}: encode it again")
-        return self._decode(self.normalise(images), support.expand(images.shape[0]))
+        logits, aux = self._decode(self.normalise(images), support.expand(images.shape[0]))
+        return logits if self.training else refine(self.refinement, images, logits), aux
 
     # -- Detectron2's interface --------------------------------------------------------------------------
 

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""How well does the auto-labeller label? Per class, on a folder whose masks are all known.
+
+    python tools/score_autolabel.py --data datasets/voc_coseg --shots 1 3 --draws 3 \\
+        --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml DEFAULT
+
+`--data` holds <class>/images/* and <class>/masks/<same name>.png. Of each class K images are drawn as
+supports, the others are labelled as tools/autolabel.py does it, and the PNG masks that it writes are compared
+with the true ones. All configs get the same supports. DEFAULT is the model of the package.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
+import numpy as np
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from fss_d2.autolabel.job import Job, run_job
+from fss_d2.autolabel.supports import Support, read_supports
+from fss_d2.autolabel.writers import file_stems
+from fss_d2.engine.arguments import parse_command_line
+from fss_d2.engine.errors import run_command
+from fss_d2.engine.setup import start_log
+from fss_d2.evaluation.bootstrap import interval
+from fss_d2.files import write_atomic
+from fss_d2.model_zoo import DEFAULT_CONFIG
+from fss_d2.predictor import FewShotPredictor
+
+logger = logging.getLogger("fss_d2.tools.score_autolabel")
+
+Scores = dict[str, list[float]]  # of a class, one IoU for each labelled image of each draw
+
+_RESAMPLES = 1000
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--config-file", nargs="+", default=["DEFAULT"], metavar="FILE")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1], metavar="K")
+    parser.add_argument("--draws", type=int, default=1, metavar="N", help="of supports (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU where there is one")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="also write the IoU of every image")
+    args = parse_command_line(parser, arguments)
+    for name in ("shots", "draws"):
+        if np.min(getattr(args, name)) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: give 1 or more")
+    return args
+
+
+def draw_supports(supports: Sequence[Support], shots: int, seed: Sequence[int]) -> list[Support]:
+    """Draw K supports.
+
+    Raises:
+        ValueError: that would leave no image to label.
+    """
+    if len(supports) <= shots:
+        raise ValueError(f"--shots {shots}: {supports[0].files[0].parent} has only {len(supports)} images")
+    chosen = np.random.default_rng(seed).choice(len(supports), shots, replace=False)
+    return [supports[i] for i in sorted(chosen)]
+
+
+def label_and_score(
+    predictor: FewShotPredictor, name: str, of_class: Sequence[Support], chosen: Sequence[Support]
+) -> list[float]:
+    """Label the images of a class that were not chosen; their IoU with the true masks, 0 to 100."""
+    images = of_class[0].files[0].parent
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(images, Path(folder) / "labels", formats=("png",), check=False)
+        run_job(job, predictor, {name: chosen})
+        truth = {support.files[0].name: support.mask for support in of_class if support not in chosen}
+        stems = file_stems(sorted(truth))
+        return [iou(job.output / f"png/{stems[image]}.png", mask) for image, mask in truth.items()]
+
+
+def iou(file: Path, truth: np.ndarray) -> float:
+    """Of a class map of one class with a mask {0, 1, 255}, 0 to 100; pixels marked 255 do not count."""
+    found, counts = np.asarray(Image.open(file)) == 1, truth != 255
+    union = np.count_nonzero((found | (truth == 1)) & counts)
+    return 100 * np.count_nonzero(found & (truth == 1)) / max(union, 1)
+
+
+def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, data: Mapping) -> Scores:
+    """The scores of all draws of all classes."""
+    scores: Scores = {name: [] for name in data}
+    for number, (name, of_class) in enumerate(tqdm(data.items(), desc=f"{shots}-shot")):
+        for draw in range(args.draws):
+            chosen = draw_supports(of_class, shots, (args.seed, number, draw))
+            scores[name] += label_and_score(predictor, name, of_class, chosen)
+    return scores
+
+
+def mean_of_classes(scores: Scores) -> str:
+    """Mean over classes of the mean over images, with a bootstrap interval over images."""
+    rng = np.random.default_rng(0)
+    means = [
+        np.mean([np.mean(rng.choice(of_class, len(of_class))) for of_class in scores.values()])
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = interval(np.array(means))
+    return f"{np.mean([np.mean(s) for s in scores.values()]):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score all configs and print the table."""
+    start_log()
+    logging.getLogger("fss_d2.autolabel").setLevel(logging.WARNING)
+    data = {name: [s for s in some if s.files] for name, some in read_supports(args.data).items()}
+    columns: dict[str, Scores] = {}
+    for config in args.config_file:
+        file = DEFAULT_CONFIG if config == "DEFAULT" else config
+        predictor = FewShotPredictor.from_config(file, opts=args.opts, device=args.device)
+        for shots in args.shots:
+            columns[f"{Path(config).parent.name or config} {shots}-shot"] = score(
+                predictor, args, shots, data
+            )
+    rows = [[name, *(f"{np.mean(scores[name]):.1f}" for scores in columns.values())] for name in data]
+    rows.append(["mean", *(mean_of_classes(scores) for scores in columns.values())])
+    print(tabulate(rows, ["class", *columns], tablefmt="github"))
+    if args.output:
+        write_atomic(args.output, json.dumps(columns).encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    run(parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
