@@ -52,6 +52,8 @@ PROGRAMS = {
     "train": "train_net.py --config-file tiny.yaml --num-gpus 0",
     "eval": "train_net.py --config-file tiny.yaml --num-gpus 0 --eval-only",
     "convert": "tools/convert_checkpoint.py",
+    "head": "tools/extract_head.py",
+    "score": "tools/score_autolabel.py --config-file tiny.yaml --device cpu",
     "folds": "tools/cross_validate.py --config-file tiny.yaml --num-gpus 0 --folds 0 --output out",
     "draw": "tools/visualize_episodes.py --dataset toy_fold0_val --output out --config-file tiny.yaml",
     "proposals": "tools/visualize_proposals.py --dataset toy_fold0_val --num 1 --output out "

@@ -111,10 +111,6 @@ class FewShotCheckpointer(DetectionCheckpointer):
         filename = checkpoint.pop("__file__", "the checkpoint")
         own = self.model.state_dict()
         found = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
-        if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
-            logger.info("%s holds no backbone: MODEL.BACKBONE.WEIGHTS stay", filename)
-            found |= kept
-            checkpoint["model"] = found
         shared = [name for name in found if name in own]
         if not shared and own:
             raise ValueError(
@@ -129,6 +125,9 @@ class FewShotCheckpointer(DetectionCheckpointer):
                 f"{filename}: {len(wrong)} tensor(s) of another shape than the model's, the first {name} "
                 f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}; check the MODEL.* keys"
             )
+        if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
+            logger.info("%s holds no backbone: MODEL.BACKBONE.WEIGHTS stay", filename)
+            checkpoint["model"] = found | kept
         return super()._load_model(checkpoint)
 
 
