@@ -21,7 +21,6 @@ from fss_d2.engine.loading import load_model
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.kshot import mean_log_probability
-from fss_d2.modeling.layers import resize as resize_map
 from fss_d2.modeling.meta_arch.support import stack_supports
 from fss_d2.prediction import Prediction
 from fss_d2.support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
@@ -217,8 +216,7 @@ class FewShotPredictor:
         valid = query.valid_size or shape
         fraction = (y / height * valid[0] / shape[0], x / width * valid[1] / shape[1])
         maps = self.model.attention_map(query.image[None], support.sets[0], fraction)[0]  # (K, Hs, Ws)
-        shots = iter(maps)
-        return tuple(_join_views([(next(shots), frame) for frame in views]) for views in support.frames)
+        return support.on_supports(maps)
 
     def check_attention(self) -> None:
         """Raise ValueError where the method has no attention maps."""
@@ -304,14 +302,3 @@ class FewShotPredictor:
             scores = [mean_log_probability([score.double() for score in scores])]
         background, foreground = scores[0]
         return foreground.sub_(background)  # in place: the image may be large
-
-
-def _join_views(views: Sequence[tuple[Tensor, Frame]]) -> np.ndarray:
-    """Maps (H, W) of a support's views, without their padding, added up at the support's own size."""
-    joined = np.zeros(views[0][1].size, np.float32)
-    for attention, frame in views:
-        h, w = frame.valid_size or attention.shape
-        part = frame.window.of(joined)
-        own = resize_map(attention[None, None, :h, :w], part.shape, align_corners=False)[0, 0].cpu().numpy()
-        part += own[:, ::-1] if frame.mirrored else own
-    return joined

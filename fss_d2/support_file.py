@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from fss_d2.checkpoint.reading import UNREADABLE, load_plain
 from fss_d2.data.windows import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
+from fss_d2.modeling.layers import resize
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes"]
 
@@ -51,6 +53,23 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]
     frames: tuple[tuple[Frame, ...], ...]
+
+    def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
+        """Bring maps of the shots (shots, H, W) to the supports' own sizes, adding up those of its views.
+
+        Returns:
+            One (h, w) float32 for each support image.
+        """
+        shots = iter(maps)
+        joined = []
+        for views in self.frames:
+            whole = np.zeros(views[0].size, np.float32)
+            for frame in views:
+                part = frame.window.of(whole)
+                own = _without_padding(next(shots), frame, part.shape)
+                part += own[:, ::-1] if frame.mirrored else own
+            joined.append(whole)
+        return tuple(joined)
 
 
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
@@ -115,6 +134,12 @@ def load_classes(
     if difference:
         raise ValueError(f"support file {path} {difference}, or encode the supports anew")
     return classes
+
+
+def _without_padding(shot: Tensor, frame: Frame, size: Sequence[int]) -> np.ndarray:
+    """A map (H, W) of the network's input at a view's own size."""
+    h, w = frame.valid_size or shot.shape
+    return resize(shot[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()
 
 
 def _class_support(named: tuple[str, Mapping[str, Any]]) -> tuple[str, ClassSupport]:
