@@ -43,17 +43,18 @@ def measure(setting: Setting, config_file: str, shots: Sequence[int]) -> Report:
 
 
 def make_predictor(setting: Setting, config_file: str) -> FewShotPredictor:
-    """With random weights, for images of the setting's size.
+    """With random weights, for images of the setting's size, without what comes after the network.
 
     Raises:
         ValueError: a method that takes no supports.
     """
     size = ("INPUT.FEW_SHOT_SIZE", (setting.size, setting.size))
-    cfg = load_config(config_file, [*NO_WEIGHTS, "MODEL.DEVICE", setting.device, *size])
+    network_alone = (*NO_WEIGHTS, "TEST.REFINEMENT", "")
+    cfg = load_config(config_file, [*network_alone, "MODEL.DEVICE", setting.device, *size])
     model = Trainer.build_model(cfg)
     if (knowledge := getattr(model, "knowledge", None)) is not None:
         knowledge.fill(torch.rand_like(knowledge.prototypes))
-    return FewShotPredictor(model, [build_resize(cfg)])
+    return FewShotPredictor(model, [build_resize(cfg)], support_views=cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
 
 
 def _measure(setting: Setting, config_file: str, shots: int) -> Result:
