@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     """
     args = _parse(arguments, program)
     plan = plan_from(args)
-    launch(_run, plan, (args, "" if plan.uses_gpu else "cpu"))
+    try:
+        launch(_run, plan, (args, "" if plan.uses_gpu else "cpu"))
+    except KeyboardInterrupt:
+        logger.info("What is done is kept: the same command goes on where it stopped")
+        raise
 
 
 def _run(args: argparse.Namespace, device: str) -> None:

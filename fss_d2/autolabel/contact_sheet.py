@@ -65,7 +65,9 @@ def contact_sheet(
         f"<h1>{len(labels.records)} images</h1>",
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         f"<pre>{html.escape(describe(checks))}</pre>" if checks else "",
-        f"<p>Least sure first; a red frame: confidence below {review_below:g}.{legend}</p>\n<main>",
+        f"<p>Least sure first; a red frame: confidence below {review_below:g}.{legend}</p>",
+        "<p>Confidence takes for granted that the object is there: look for pictures without it.</p>",
+        "<main>",
     ]
     ordered = sorted(labels.records, key=lambda record: (record.confidence, record.image))
     parts += [_figure(record, labels, record.confidence < review_below) for record in ordered]

@@ -106,8 +106,9 @@ def run_job(
         if output.claim(_settings(job, supports, model or {})):
             logger.info("Going on with the job in %s", job.output)
         if job.check:
-            checks = _checked(job, predictor, supports)
-            predictor.set_support_classes(classes)  # the check has put others there
+            checks, ran = _checked(job, predictor, supports)
+            if ran:
+                predictor.set_support_classes(classes)  # the check has put others there
     comm.synchronize()
     states = {name: file_state(job.images / name) for name in names}
     failed = _label(job, predictor, tuple(supports), states)
@@ -155,19 +156,20 @@ def _settings(job: Job, supports: Supports, model: Mapping[str, str]) -> dict[st
     }
 
 
-def _checked(job: Job, predictor: Predictor, supports: Supports) -> list[ClassCheck]:
-    """The leave-one-out check, of an earlier run of the job if it got so far."""
-    file = job.output / _CHECK_FILE
+def _checked(job: Job, predictor: Predictor, supports: Supports) -> tuple[list[ClassCheck], bool]:
+    """The leave-one-out check, and whether it ran: an earlier run of the job may have got so far."""
+    file, ran = job.output / _CHECK_FILE, False
     try:
         content = json.loads(file.read_bytes())
         checks = [
             ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"])) for c in content
         ]
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged
-        checks = check_supports(predictor, supports)
+        logger.info("Labelling each support by the others of its class, to see what to expect")
+        checks, ran = check_supports(predictor, supports), True
         write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
     logger.info("Each support labelled by the others of its class:\n%s", describe(checks))
-    return checks
+    return checks, ran
 
 
 def _label(
@@ -179,6 +181,7 @@ def _label(
     pending = [name for name in mine if journal.read(name, states[name]) is None]
     failed = {}
     done = len(mine) - len(pending)
+    logger.info("Labelling %d images; %d are done already", len(mine), done)
     for name in tqdm(pending, initial=done, total=len(mine), desc="Label", disable=None):
         try:
             image, _ = read_image(job.images / name)

@@ -111,7 +111,7 @@ def _iou(predictor: Predictor, support: Support) -> float:
 
 
 def describe(checks: Sequence[ClassCheck]) -> str:
-    """A table of the IoU to expect of each class in percent, and a line for each support that hurts."""
+    """A table of the IoU to expect of each class in percent, and which supports hurt, in words."""
     rows, remarks = [], []
     for check in checks:
         if check.expected_iou is None:
@@ -120,8 +120,11 @@ def describe(checks: Sequence[ClassCheck]) -> str:
         worst = min(check.supports, key=lambda s: s.iou)
         lowest = f"{100 * worst.iou:.1f} ({worst.name})"
         rows.append([check.class_name, len(check.supports), f"{100 * check.expected_iou:.1f}", lowest])
-        for s in check.supports:
-            if s.hurts and s.gain_without is not None:
+        known = [s for s in check.supports if s.gain_without is not None]
+        if known and not any(s.hurts for s in known):
+            remarks.append(f"{check.class_name}: none of its supports makes the others worse; keep them all")
+        for s in known:
+            if s.hurts:
                 others = np.mean([o.iou for o in check.supports if o is not s])
                 remarks.append(
                     f"{check.class_name}: {s.name} hurts: without it the others reach "
