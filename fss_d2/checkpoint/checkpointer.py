@@ -126,9 +126,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
                 f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}; check the MODEL.* keys"
             )
         if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
-            logger.info(
-                "%s is of a head; the backbone has the weights of MODEL.BACKBONE.WEIGHTS", filename
-            )
+            logger.info("%s is of a head; the backbone has the weights of MODEL.BACKBONE.WEIGHTS", filename)
             checkpoint["model"] = found | kept
         return super()._load_model(checkpoint)
 
