@@ -38,7 +38,7 @@ from fss_d2.engine.errors import run_command
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import write_atomic
+from fss_d2.files import printable, write_atomic
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.predictor import FewShotPredictor, Prediction
 from fss_d2.visualization import picture_grid, save_picture
@@ -221,9 +221,8 @@ def finish(
     if "mask" in args.save:
         write_atomic(args.output / CLASSES_FILE, class_list(class_names))
     found = sum(bool(record.objects) for record in records)
-    logger.info(
-        "%s found in %d of %d images; see %s", ", ".join(class_names), found, len(records), args.output
-    )
+    names, output = printable(", ".join(class_names)), printable(args.output)
+    logger.info("%s found in %d of %d images; see %s", names, found, len(records), output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

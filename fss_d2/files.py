@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "is_half_written", "read_json_object", "write_atomic"]
+__all__ = ["atomic_path", "is_half_written", "printable", "read_json_object", "write_atomic"]
 
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
@@ -38,6 +38,11 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 def is_half_written(path: Path) -> bool:
     """Whether a file is what `atomic_path` leaves of a process that was killed in its block."""
     return _HALF_WRITTEN.fullmatch(path.name) is not None
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """A name for a log, which takes UTF-8 only: bytes of a file system that are none are written out."""
+    return os.fspath(text).encode("utf-8", "backslashreplace").decode()
 
 
 def read_json_object(path: Path, mend: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.files import atomic_path, is_half_written, read_json_object, write_atomic
+from fss_d2.files import atomic_path, is_half_written, printable, read_json_object, write_atomic
 
 
 def test_write_atomic_makes_the_folder_and_the_whole_file(tmp_path: Path) -> None:
@@ -56,3 +56,8 @@ def test_json_that_is_no_object_is_told_in_one_line(content: bytes, message: str
     with pytest.raises(ValueError, match=rf"^\S*x\.json .*{message}.*; mend it$") as caught:
         read_json_object(tmp_path / "x.json", "mend it")
     assert "\n" not in str(caught.value)
+
+
+def test_any_name_can_be_printed() -> None:
+    assert printable("日本/a b.jpg") == "日本/a b.jpg"
+    assert printable(Path(os.fsdecode(b"bad\xff.jpg"))) == r"bad\udcff.jpg"

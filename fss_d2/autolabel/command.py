@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_command_line, plan_from
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
+from fss_d2.files import printable
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.predictor import FewShotPredictor
 
@@ -60,7 +61,7 @@ def _run(args: argparse.Namespace, device: str) -> None:
             summary["labelled"],
             summary["needs_review"],
             len(summary["unreadable"]),
-            output / "report.html",
+            printable(output / "report.html"),
         )
 
 

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from fss_d2.data.images import read_image
-from fss_d2.files import write_atomic
+from fss_d2.files import printable, write_atomic
 
 from .contact_sheet import THUMBNAILS, contact_sheet, thumbnail
 from .image_folder import file_state, find_images, without_supports
@@ -104,7 +104,7 @@ def run_job(
     output, checks = OutputFolder(job.output), []
     if comm.is_main_process():
         if output.claim(_settings(job, supports, model or {})):
-            logger.info("Going on with the job in %s", job.output)
+            logger.info("Going on with the job in %s", printable(job.output))
         if job.check:
             checks, ran = _checked(job, predictor, supports)
             if ran:
@@ -121,7 +121,9 @@ def run_job(
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
     summary = _summary(labels, job.review_below, skipped, failed)
     for name in output.write(_final_files(job, labels, summary, checks)):
-        logger.warning("%s was edited since it was written, and is left as it is", job.output / name)
+        logger.warning(
+            "%s was edited since it was written, and is left as it is", printable(job.output / name)
+        )
     return summary
 
 
@@ -132,7 +134,7 @@ def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str]]:
     files = {file for of_class in supports.values() for support in of_class for file in support.files}
     names, skipped = without_supports(job.images, find_images(job.images, job.output), files)
     for name in skipped:
-        logger.info("Skipped %s: it is a support, or a mask of one", name)
+        logger.info("Skipped %s: it is a support, or a mask of one", printable(name))
     if not names:
         raise ValueError(f"{job.images} holds no image but the supports; there is nothing to label")
     return names, skipped
@@ -168,7 +170,7 @@ def _checked(job: Job, predictor: Predictor, supports: Supports) -> tuple[list[C
         logger.info("Labelling each support by the others of its class, to see what to expect")
         checks, ran = check_supports(predictor, supports), True
         write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
-    logger.info("Each support labelled by the others of its class:\n%s", describe(checks))
+    logger.info("Each support labelled by the others of its class:\n%s", printable(describe(checks)))
     return checks, ran
 
 

@@ -1,6 +1,7 @@
 """Images as cameras and scanners make them, and classes of any name, from the supports to the labels."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_masks_of_any_mode(mode: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(support.mask == 1, OBJECT)
 
 
-def test_classes_of_any_name(tmp_path: Path) -> None:
+def test_classes_of_any_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No file is named after a class, and no format or page is broken by one."""
     names = ["a/b", "../x", "<b>&\"'", "two\nlines", "日本", os.fsdecode(b"bad\xff"), "0: {x}", "# no"]
     images, annotations = [], []
@@ -122,7 +123,9 @@ def test_classes_of_any_name(tmp_path: Path) -> None:
     (tmp_path / "s/coco.json").write_text(json.dumps(content))
     save(tmp_path / "images/q.png", picture({"red": OBJECT}, seed=99))
     out = tmp_path / "out"
-    run_job(Job(tmp_path / "images", out), ColourPredictor(), read_supports(tmp_path / "s/coco.json"))
+    with caplog.at_level(logging.INFO):
+        run_job(Job(tmp_path / "images", out), ColourPredictor(), read_supports(tmp_path / "s/coco.json"))
+    assert r"bad\udcff" in caplog.text.encode("utf-8").decode()  # a log is UTF-8
     written = json.loads((out / "coco/annotations.json").read_bytes())
     assert [category["name"] for category in written["categories"]] == names
     assert yaml.safe_load((out / "yolo/data.yaml").read_text())["names"] == dict(enumerate(names))
