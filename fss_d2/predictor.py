@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fss_d2.annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from fss_d2.data.samples import Sample, transform_sample
-from fss_d2.data.support_views import check_support_views
-from fss_d2.data.support_views import support_views as make_views
+from fss_d2.data.support_views import check_support_views, support_views
 from fss_d2.data.transforms import build_resize
 from fss_d2.data.views import build_view_resizes
 from fss_d2.engine.arguments import load_config
@@ -274,7 +273,7 @@ class FewShotPredictor:
         """Those views of a support that still show its object at every size, and where each lies."""
         pixels, mask = read_support(picture, annotation, name)
         views = []
-        for view in make_views(self._support_views, pixels, mask):
+        for view in support_views(self._support_views, pixels, mask):
             samples = self._at_each_size(view.image, view.mask)
             if all(sample.shows(1) for sample in samples):
                 frame = Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size)

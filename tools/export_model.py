@@ -143,8 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "options": args.opts,
             "weights": cfg.MODEL.WEIGHTS,
             "resize": cfg.INPUT.TEST_RESIZE,
+            "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),  # each is a shot
+            "left_out": {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {},
         },
     )
+    if cfg.TEST.REFINEMENT:
+        logger.warning(
+            "TEST.REFINEMENT %s comes after the network and is not in the file", cfg.TEST.REFINEMENT
+        )
     worst = max(content["max_relative_error"].values())
     logger.info("Wrote %s; it differs from the method by %.1e of the largest logit", args.output, worst)
 

@@ -17,6 +17,7 @@ import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
 
 from fss_d2.checkpoint.heads import head_of
 from fss_d2.checkpoint.reading import UNREADABLE, load_plain
+from fss_d2.engine.errors import run_command
 from fss_d2.files import atomic_path
 
 
@@ -43,21 +44,16 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
     return sum(tensor.numel() for tensor in head.values())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; raises as `extract`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("input", metavar="IN", type=Path, help="checkpoint of a training")
     parser.add_argument("output", metavar="OUT", type=Path, help="file to write")
     args = parser.parse_args(arguments)
-    try:
-        count = extract(args.input, args.output, force=args.force)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    count = extract(args.input, args.output, force=args.force)
     print(f"{count} parameters; wrote {args.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -117,15 +117,13 @@ def run(args: argparse.Namespace) -> None:
     """Score all configs and print the table."""
     start_log()
     logging.getLogger("fss_d2.autolabel").setLevel(logging.WARNING)
-    data = {name: [s for s in some if s.files] for name, some in read_supports(args.data).items()}
+    data = read_supports(args.data)
     columns: dict[str, Scores] = {}
     for config in args.config_file:
         file = DEFAULT_CONFIG if config == "DEFAULT" else config
         predictor = FewShotPredictor.from_config(file, opts=args.opts, device=args.device)
         for shots in args.shots:
-            columns[f"{Path(config).parent.name or config} {shots}-shot"] = score(
-                predictor, args, shots, data
-            )
+            columns[f"{config} {shots}-shot"] = score(predictor, args, shots, data)
     rows = [[name, *(f"{np.mean(scores[name]):.1f}" for scores in columns.values())] for name in data]
     rows.append(["mean", *(mean_of_classes(scores) for scores in columns.values())])
     print(tabulate(rows, ["class", *columns], tablefmt="github"))

@@ -34,6 +34,7 @@ def build_editor(limits: Limits) -> gr.ImageEditor:
     keep, waiting = editor.accept_blobs, editor.blob_storage
 
     def read(file: Any, flatten_on_white: bool = False) -> np.ndarray | None:
+        """In place of `convert_and_format_image`: a painting, checked as an upload is."""
         if file is None or flatten_on_white:  # the picture, or picture and painting
             return None
         source = BytesIO(file) if isinstance(file, bytes) else file.path
@@ -42,6 +43,7 @@ def build_editor(limits: Limits) -> gr.ImageEditor:
 
     @server
     def accept_blobs(data: Any) -> None:
+        """In place of Gradio's own: keeps few layers, and few paintings."""
         index = str(data.data["index"])
         if index.isdigit() and int(index) >= _MOST_LAYERS:
             raise ValueError(f"a painting of more than {_MOST_LAYERS} layers: paint on one")

@@ -50,6 +50,7 @@ def handled(handler: Callable[..., Any], *, emptied: Any = None) -> Callable[...
 
     @wraps(handler)
     def handle(session: Session, *arguments: Any) -> Any:
+        """The handler's answer, or a warning in the page."""
         with session.lock:
             try:
                 return handler(session, *arguments)

@@ -76,15 +76,15 @@ def test_a_model_with_a_head_has_its_backbones_weights(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_the_tool_overwrites_nothing_and_names_what_is_wrong(
-    trained: tuple[_Model, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tool_overwrites_nothing_and_names_what_is_wrong(trained: tuple[_Model, Path]) -> None:
     _, file = trained
-    head = file.with_name("head.pth")
-    assert main([str(file), str(head)]) == 0
-    assert main([str(file), str(head)]) == 1 and "--force" in capsys.readouterr().err
-    assert main(["--force", str(file), str(head)]) == 0
-    assert main([str(head), str(head.with_name("again.pth"))]) == 1
-    assert "is a head already" in capsys.readouterr().err
-    assert main([str(file.with_name("absent.pth")), str(head)]) == 1
-    assert "absent.pth does not exist" in capsys.readouterr().err
+    head, again = file.with_name("head.pth"), file.with_name("again.pth")
+    main([str(file), str(head)])
+    with pytest.raises(FileExistsError, match="--force"):
+        main([str(file), str(head)])
+    main(["--force", str(file), str(head)])
+    with pytest.raises(ValueError, match="is a head already"):
+        main([str(head), str(again)])
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .* does not exist"):
+        main([str(file.with_name("absent.pth")), str(again)])
+    assert not again.exists()

@@ -67,6 +67,17 @@ def test_pictures_and_a_support_file_give_the_same(folder: Path) -> None:
     assert not torch.equal(first, load_exported(path, "torch_export")(image))
 
 
+def test_what_the_file_leaves_out_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, plain = _export(folder, *_pictures(folder, 1))
+    assert plain["left_out"] == {} and plain["support_views"] == ["whole"] and plain["shots"] == 1
+    image = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
+    network = load_exported(path, "torch_export")(image)
+    path, content = _export(folder, "--overwrite", *_pictures(folder, 1), "TEST.REFINEMENT", "grabcut")
+    assert content["left_out"] == {"TEST.REFINEMENT": "grabcut"}
+    assert "TEST.REFINEMENT grabcut comes after the network" in caplog.text
+    assert torch.equal(load_exported(path, "torch_export")(image), network)
+
+
 def test_size_and_weights_can_be_given(folder: Path) -> None:
     torch.manual_seed(3)
     state = torch.load(folder / "weights.pth", weights_only=True)["model"]

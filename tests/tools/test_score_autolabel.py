@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from fss_d2.autolabel import read_supports
+from fss_d2.predictor import FewShotPredictor
 from tests.autolabel.fakes import ColourPredictor, annotated_folder
-from tools.score_autolabel import draw_supports, iou, label_and_score, mean_of_classes, parse
+from tools.score_autolabel import draw_supports, iou, label_and_score, mean_of_classes, parse, run
 
 
 def test_iou_by_hand(tmp_path: Path) -> None:
@@ -41,6 +42,20 @@ def test_draws_differ_and_are_repeatable(tmp_path: Path) -> None:
 
 def test_a_mean_of_classes_weighs_them_alike() -> None:
     assert mean_of_classes({"a": [10.0] * 9, "b": [50.0]}) == "30.0 [30.0, 30.0]"
+
+
+def test_configs_of_one_folder_have_columns_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotated_folder(tmp_path, ("red",))
+    monkeypatch.setattr(FewShotPredictor, "from_config", lambda *args, **options: ColourPredictor())
+    run(parse(["--data", str(tmp_path), "--config-file", "configs/a.yaml", "configs/b.yaml", "DEFAULT"]))
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| class"))
+    assert [cell.strip() for cell in header.strip("|").split("|")[1:]] == [
+        "configs/a.yaml 1-shot",
+        "configs/b.yaml 1-shot",
+        "DEFAULT 1-shot",
+    ]
 
 
 def test_wrong_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,7 @@ def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Pat
         instances = _Instances(root / "coco/annotations" / f"instances_{image_set}.json")
 
         def rows_from(start: int, source: _Instances = instances) -> Iterator[dict[str, Any]]:
+            """Rows of the index from a place on, in order."""
             todo = source.tasks[start:]
             return parallel_map(index_row, todo, workers=workers, progress=f"index {source.path.stem}")
 

@@ -37,6 +37,7 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     files = "\n".join(f"{path.parent.name}/{path.name}" for c in classes for path in sorted(c.iterdir()))
 
     def rows_from(start: int) -> Iterator[dict[str, Any]]:
+        """Rows of the index from a place on, in order."""
         return parallel_map(_index_row, classes[start:], workers=workers, progress="index")
 
     header = {"index": "fss1000", "version": 1, "files": zlib.crc32(files.encode())}

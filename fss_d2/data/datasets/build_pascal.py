@@ -86,6 +86,7 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     tasks = [_ImageTask(i, voc / "JPEGImages" / f"{i}.jpg", maps[i]) for i in sources]
 
     def rows_from(start: int) -> Iterator[dict[str, Any]]:
+        """Rows of the index from a place on, in order."""
         return parallel_map(_index_row, tasks[start:], workers=workers, progress="index")
 
     header = {"index": "pascal5i", "version": 1, "ids": zlib.crc32("\n".join(sources).encode())}
