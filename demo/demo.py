@@ -28,19 +28,19 @@ import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from fss_d2.annotations import Box, Boxes, read_picture
-from fss_d2.autolabel.image_folder import find_images
-from fss_d2.autolabel.records import ImageRecord, record_of
-from fss_d2.autolabel.supports import read_supports
-from fss_d2.autolabel.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import printable, write_atomic
+from fss_d2.inference.annotations import Box, Boxes, read_picture
+from fss_d2.inference.predictor import FewShotPredictor, Prediction
+from fss_d2.label.image_folder import find_images
+from fss_d2.label.records import ImageRecord, record_of
+from fss_d2.label.supports import read_supports
+from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.predictor import FewShotPredictor, Prediction
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
 

@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def _label(arguments: Sequence[str]) -> None:
-    from fss_d2.autolabel.command import main as label  # late: the usage shall not wait for torch
+    from fss_d2.label.command import main as label  # late: the usage shall not wait for torch
 
     label(arguments, program="fss-d2 label")
 

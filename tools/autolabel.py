@@ -14,8 +14,8 @@ that shows all. An interrupted run goes on with the same command.
 
 import sys
 
-from fss_d2.autolabel.command import main
 from fss_d2.engine.errors import run_command
+from fss_d2.label.command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -21,17 +21,17 @@ import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
 import numpy as np
 from torch import Tensor
 
-from fss_d2.annotations import read_picture
 from fss_d2.data.augmentations import Squash
 from fss_d2.data.samples import transform_sample
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.rows import check_writable
-from fss_d2.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
+from fss_d2.inference.annotations import read_picture
+from fss_d2.inference.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
+from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import SupportSet
-from fss_d2.predictor import FewShotPredictor
 
 logger = logging.getLogger("fss_d2.tools.export_model")
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError, KeyError: as `check_output`, `encoded_support` and
-            `fss_d2.export.export_query`.
+            `fss_d2.inference.export.export_query`.
     """
     args = parse_arguments(arguments)
     start_log()

@@ -23,16 +23,16 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from fss_d2.autolabel.job import Job, run_job
-from fss_d2.autolabel.supports import Support, read_supports
-from fss_d2.autolabel.writers import file_stems
 from fss_d2.engine.arguments import parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation.bootstrap import interval
 from fss_d2.files import write_atomic
+from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import Support, read_supports
+from fss_d2.label.writers import file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.predictor import FewShotPredictor
 
 logger = logging.getLogger("fss_d2.tools.score_autolabel")
 
@@ -116,7 +116,7 @@ def mean_of_classes(scores: Scores) -> str:
 def run(args: argparse.Namespace) -> None:
     """Score all configs and print the table."""
     start_log()
-    logging.getLogger("fss_d2.autolabel").setLevel(logging.WARNING)
+    logging.getLogger("fss_d2.label").setLevel(logging.WARNING)
     data = read_supports(args.data)
     columns: dict[str, Scores] = {}
     for config in args.config_file:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
 from fss_d2.visualization import draw_mask
 from fss_d2.visualization.predictions import attention_panel, class_color
 from fss_d2.visualization.tiles import SUPPORT_COLOR, draw_regions, picture_grid

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from fss_d2.annotations import Box
+from fss_d2.inference.annotations import Box
 
 from .drawing import to_picture
 from .messages import EXPECTED_ERRORS, public_message

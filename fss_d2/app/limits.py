@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from fss_d2.annotations import read_picture
+from fss_d2.inference.annotations import read_picture
 
 __all__ = ["Limits", "Upload", "check_upload", "free_name", "open_upload", "read_upload"]
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fss_d2.predictor import FewShotPredictor
+from fss_d2.inference.predictor import FewShotPredictor
 
 __all__ = ["MethodPool"]
 

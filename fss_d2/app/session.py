@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.predictor import FewShotPredictor, Prediction
+from fss_d2.inference.predictor import FewShotPredictor, Prediction
 
 from .archive import pack
 from .drawing import Point, attention_rows, draw_prediction, on_screen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fss_d2.annotations import Box, read_annotation
+from fss_d2.inference.annotations import Box, read_annotation
 
 from .drawing import Point
 from .limits import Limits, Upload, check_upload, read_upload

@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.utils.colormap import colormap
 from PIL import Image, ImageDraw
 
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
 
 from .heat import heat_map
 from .tiles import PREDICTION_COLOR, Color, draw_regions, draw_tile, picture_grid, picture_row

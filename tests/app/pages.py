@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fss_d2.app import Limits, MethodPool, serve
-from tests.predictors import make_predictor
+from tests.inference.predictors import make_predictor
 
 SIZE = (90, 120)  # height and width
 LIMITS = Limits(upload_mb=1, pictures=3, megapixels=0.5, total_megapixels=1, classes=2)

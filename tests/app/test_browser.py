@@ -27,7 +27,7 @@ from selenium import webdriver  # noqa: E402
 
 from tests.app.browser import Screen  # noqa: E402
 from tests.app.pages import disc, disc_mask, page, save  # noqa: E402
-from tests.predictors import overlap  # noqa: E402
+from tests.inference.predictors import overlap  # noqa: E402
 
 
 @pytest.fixture(scope="module")

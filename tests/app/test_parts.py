@@ -18,8 +18,8 @@ from fss_d2.app.messages import public_message
 from fss_d2.app.session import Finding
 from fss_d2.app.texts import findings_table
 from fss_d2.app.visitor_files import VisitorFiles
-from fss_d2.autolabel.writers import class_list
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
+from fss_d2.label.writers import class_list
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.annotations import Box
 from fss_d2.app import MethodPool, Session
 from fss_d2.app.supports import SupportList
+from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
-from tests.predictors import overlap
+from tests.inference.predictors import overlap
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fss_d2.export import load_exported
-from fss_d2.predictor import FewShotPredictor
+from fss_d2.inference.export import load_exported
+from fss_d2.inference.predictor import FewShotPredictor
 from tests.modeling.fake_backbone import register_fake_backbone
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import torch
 from fss_d2.data.transforms import build_resize
 from fss_d2.engine.arguments import load_config
 from fss_d2.engine.trainer import Trainer
-from fss_d2.predictor import FewShotPredictor
+from fss_d2.inference.predictor import FewShotPredictor
 
 from .measure import Report, Setting, alternate, in_fresh_process, start
 from .whole_model import NO_WEIGHTS

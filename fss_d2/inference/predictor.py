@@ -10,19 +10,19 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from fss_d2.annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.support_views import check_support_views, support_views
 from fss_d2.data.transforms import build_resize
 from fss_d2.data.views import build_view_resizes
 from fss_d2.engine.arguments import load_config
 from fss_d2.engine.loading import load_model
+from fss_d2.inference.annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from fss_d2.inference.prediction import Prediction
+from fss_d2.inference.support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.meta_arch.support import stack_supports
-from fss_d2.prediction import Prediction
-from fss_d2.support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
 
 __all__ = ["FewShotPredictor", "Prediction"]
 
@@ -37,7 +37,7 @@ class FewShotPredictor:
         model: the method, in evaluation mode.
 
     Example:
-        >>> from fss_d2.annotations import Box
+        >>> from fss_d2.inference.annotations import Box
         >>> predictor = FewShotPredictor.from_config()
         >>> predictor.set_support(["a.jpg", "b.jpg"], ["a.png", Box(10, 20, 200, 180)], name="dog")
         >>> prediction = predictor.predict("photo.jpg")
@@ -127,8 +127,8 @@ class FewShotPredictor:
         """Encode the supports of one class, which replaces all that were there.
 
         Args:
-            images: one or K; `fss_d2.annotations.read_picture` says what may be given.
-            masks: one for each image; see `fss_d2.annotations.read_annotation`.
+            images: one or K; `fss_d2.inference.annotations.read_picture` says what may be given.
+            masks: one for each image; see `fss_d2.inference.annotations.read_annotation`.
             name: of the class.
 
         Raises:
@@ -158,7 +158,7 @@ class FewShotPredictor:
         """Segment an image.
 
         Args:
-            image: see `fss_d2.annotations.read_picture`.
+            image: see `fss_d2.inference.annotations.read_picture`.
 
         Returns:
             The masks at the image's own resolution; of one class exactly those that an evaluation scores.

@@ -12,8 +12,8 @@ from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_com
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
 from fss_d2.files import printable
+from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.predictor import FewShotPredictor
 
 from .job import Job, run_job
 from .supports import read_supports

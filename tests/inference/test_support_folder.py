@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.support_folder import find_supports
+from fss_d2.inference.support_folder import find_supports
 
 
 def touch(folder: Path, *names: str) -> None:

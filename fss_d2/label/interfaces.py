@@ -1,11 +1,11 @@
-"""What the auto-labeller asks of a predictor; `fss_d2.predictor.FewShotPredictor` has it."""
+"""What the auto-labeller asks of a predictor; `fss_d2.inference.predictor.FewShotPredictor` has it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
 
 __all__ = ["Predictor"]
 

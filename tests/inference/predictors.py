@@ -8,9 +8,9 @@ import pytest
 from fss_d2.data.datasets.glyph_drawing import GlyphGenerator
 from fss_d2.data.transforms import build_resize
 from fss_d2.data.views import build_view_resizes
+from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.inference.support_file import encoding_settings
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
-from fss_d2.predictor import FewShotPredictor
-from fss_d2.support_file import encoding_settings
 from tests.modeling.episodes import make_cfg, make_model
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
 
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 GREY = (120, 120, 120)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.autolabel.leave_one_out import check_supports, describe
-from fss_d2.autolabel.supports import Support
-from tests.autolabel.fakes import ColourPredictor, disc, picture
+from fss_d2.label.leave_one_out import check_supports, describe
+from fss_d2.label.supports import Support
+from tests.label.fakes import ColourPredictor, disc, picture
 
 
 def support(number: int, mask: np.ndarray | None = None) -> Support:

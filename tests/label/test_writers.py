@@ -11,10 +11,10 @@ import yaml
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from fss_d2.autolabel.records import ImageRecord, record_of
-from fss_d2.autolabel.writers import FORMATS, LabelSet, file_stems
-from fss_d2.prediction import Prediction
-from tests.autolabel.fakes import disc
+from fss_d2.inference.prediction import Prediction
+from fss_d2.label.records import ImageRecord, record_of
+from fss_d2.label.writers import FORMATS, LabelSet, file_stems
+from tests.label.fakes import disc
 
 NAMES = ("cat", "übergroßer Hund")
 SIZE = (90, 120)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.annotations import (
+from fss_d2.data.images import read_image
+from fss_d2.inference.annotations import (
     Box,
     Boxes,
     Scribble,
@@ -16,7 +17,6 @@ from fss_d2.annotations import (
     read_support,
     support_pairs,
 )
-from fss_d2.data.images import read_image
 
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 IMAGE = np.zeros((6, 8, 3), np.uint8)

@@ -14,16 +14,16 @@ import pytest
 from detectron2.utils import comm
 from PIL import Image
 
-from fss_d2.autolabel import Job, read_supports, run_job
-from tests.autolabel.fakes import ColourPredictor, annotated_folder, disc, image_folder, picture, save
+from fss_d2.label import Job, read_supports, run_job
+from tests.label.fakes import ColourPredictor, annotated_folder, disc, image_folder, picture, save
 
 _ROOT = Path(__file__).parents[2]
 _PROGRAM = """
 import sys
 from pathlib import Path
 import fss_d2
-from fss_d2.autolabel import Job, read_supports, run_job
-from tests.autolabel.fakes import ColourPredictor
+from fss_d2.label import Job, read_supports, run_job
+from tests.label.fakes import ColourPredictor
 root, output = map(Path, sys.argv[1:3])
 run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
 """
@@ -261,7 +261,7 @@ def test_killed_at_any_write_it_ends_with_the_same_files(place: Path) -> None:
         path.unlink()
     save(place / "late.png", picture({"red": disc((40, 50), (20, 20), 6)}, seed=7))
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "tests.autolabel.kill_everywhere", str(place)]
+    command = [sys.executable, "-m", "tests.label.kill_everywhere", str(place)]
     done = subprocess.run(command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path}, timeout=300)
     assert done.returncode == 0
     expected = contents(place / "whole")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.predictors import METHODS, make_predictor, square, three_colors
+from tests.inference.predictors import METHODS, make_predictor, square, three_colors
 
 
 @METHODS

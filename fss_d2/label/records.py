@@ -11,7 +11,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 
 from fss_d2.files import write_atomic
-from fss_d2.prediction import Instance, Prediction
+from fss_d2.inference.prediction import Instance, Prediction
 
 __all__ = ["ImageRecord", "Journal", "LabelledObject", "record_of"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fss_d2.prediction import Prediction
+from fss_d2.inference.prediction import Prediction
 
 
 def make_prediction() -> Prediction:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fss_d2.annotations import Box, Scribble
 from fss_d2.data.transforms import build_resize
-from fss_d2.predictor import FewShotPredictor
+from fss_d2.inference.annotations import Box, Scribble
+from fss_d2.inference.predictor import FewShotPredictor
+from tests.inference.predictors import METHODS, glyph, make_predictor, overlap, square
 from tests.modeling.episodes import make_cfg, make_model
 from tests.modeling.fake_backbone import register_fake_backbone
-from tests.predictors import METHODS, glyph, make_predictor, overlap, square
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROTOTYPE = ROOT / "configs" / "prototype" / "glyphs_efficientnet_lite0.yaml"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.autolabel.output import OutputFolder
+from fss_d2.label.output import OutputFolder
 
 
 def written(folder: Path, names: str) -> dict[str, str]:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
-from fss_d2.autolabel import Job, read_supports, run_job
-from tests.autolabel.fakes import ColourPredictor
+from fss_d2.label import Job, read_supports, run_job
+from tests.label.fakes import ColourPredictor
 
 
 def _work(root: Path, output: str, kill_at: int) -> None:

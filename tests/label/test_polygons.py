@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fss_d2.autolabel.polygons import mask_polygons
-from tests.autolabel.fakes import disc
+from fss_d2.label.polygons import mask_polygons
+from tests.label.fakes import disc
 
 
 def fill(polygons: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from fss_d2.annotations import read_support
 from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.masks import load_sample
 from fss_d2.files import read_json_object
-from fss_d2.support_folder import find_supports
+from fss_d2.inference.annotations import read_support
+from fss_d2.inference.support_folder import find_supports
 
 from .labelme import labelme_records
 
@@ -53,7 +53,7 @@ def read_supports(
     Args:
         path: one of
             a folder with `<class>/images/*` and `<class>/masks/<same stem>.png`, or the folder of one class;
-            a folder where each image lies beside its mask, see `fss_d2.support_folder.find_supports`;
+            a folder where each image lies beside its mask, see `find_supports`;
             a JSON file in COCO's format;
             a LabelMe JSON file, or a folder of them (subfolders too), each with its picture where it says.
         image_root: where the file names of a COCO JSON start; None takes the JSON's folder.

@@ -13,8 +13,8 @@ from detectron2.utils import logger as detectron2_logger
 from pycocotools.coco import COCO
 
 from fss_d2 import cli
-from fss_d2.predictor import FewShotPredictor
-from tests.autolabel.fakes import annotated_folder, image_folder
+from fss_d2.inference.predictor import FewShotPredictor
+from tests.label.fakes import annotated_folder, image_folder
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = """

@@ -1,0 +1,1 @@
+"""From a few annotated pictures to masks: predictor, annotations, supports on disk, export."""
