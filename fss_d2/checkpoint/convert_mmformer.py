@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
-from fss_d2.modeling.meta_arch.mask_matching import MaskMatching
+from fss_d2.modeling.meta_arch.mm_former import MaskMatching
 from fss_d2.modeling.proposals.head import ProposalHead
 from fss_d2.modeling.proposals.predictions import LEVELS
 

@@ -22,7 +22,7 @@ from fss_d2.inference.support_file import ClassSupport, Frame, encoding_settings
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.kshot import mean_log_probability
-from fss_d2.modeling.meta_arch.support import stack_supports
+from fss_d2.modeling.meta_arch.contract import stack_supports
 
 __all__ = ["FewShotPredictor", "Prediction"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fss_d2.inference import export
 from fss_d2.inference.export import FrozenQuery, export_query, load_exported
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, Prototype, SupportSet
-from fss_d2.modeling.meta_arch.support import stack_supports
+from fss_d2.modeling.meta_arch.contract import stack_supports
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 

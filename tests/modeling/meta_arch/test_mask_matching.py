@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
-from fss_d2.modeling.meta_arch.mask_matching import (
+from fss_d2.modeling.meta_arch.mm_former import (
     MaskMatching,
     Matching,
     contrastive_loss,
