@@ -31,11 +31,11 @@ from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
 from fss_d2.data.foreign_supports import ForeignSupports
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation import Comparison, EpisodeCounts, FewShotEvaluator, compare, read_rows
 from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import write_atomic
+from fss_d2.inference.loading import load_model
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 

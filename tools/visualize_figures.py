@@ -35,8 +35,8 @@ from fss_d2.config import load_config
 from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
 from fss_d2.evaluation.rows import check_writable
+from fss_d2.inference.loading import load_model
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.layers import area_fraction, masked_average
 from fss_d2.visualization import (

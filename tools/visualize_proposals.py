@@ -24,7 +24,7 @@ from fss_d2.config import load_config
 from fss_d2.data import register_datasets_from_cfg
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
+from fss_d2.inference.loading import load_model
 from fss_d2.visualization import proposal_panel
 
 logger = logging.getLogger("fss_d2.tools.visualize_proposals")

@@ -25,24 +25,9 @@ from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
 
-__all__ = ["build_base_prototypes", "check_base_knowledge", "fill_base_knowledge", "has_base_knowledge"]
+__all__ = ["build_base_prototypes", "fill_base_knowledge"]
 
 logger = logging.getLogger(__name__)
-
-
-def has_base_knowledge(model: nn.Module) -> bool:
-    """Whether a model has all the prototypes that it needs; so has one that needs none."""
-    knowledge = getattr(model, "knowledge", None)
-    return knowledge is None or bool(knowledge.filled)
-
-
-def check_base_knowledge(model: nn.Module) -> None:
-    """Find out before an evaluation that a model lacks its prototypes, and raise ValueError."""
-    if not has_base_knowledge(model):
-        raise ValueError(
-            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
-            "checkpoint that was trained with them, or switch the method's CKMM off"
-        )
 
 
 def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:

@@ -1,10 +1,13 @@
 """Building what every method needs from a config."""
 
 import difflib
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import build_model as build_meta_arch
+from torch import nn
 
 from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES
@@ -13,7 +16,17 @@ from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 
-__all__ = ["build_base_knowledge", "build_few_shot_backbone", "dynamic_convolution_arguments"]
+__all__ = [
+    "build_base_knowledge",
+    "build_few_shot_backbone",
+    "build_model",
+    "check_base_knowledge",
+    "dynamic_convolution_arguments",
+    "has_base_knowledge",
+    "is_trainable",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @config_keys
@@ -51,6 +64,50 @@ def add_backbone_keys(cfg: CfgNode) -> None:
 
 
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the weights of MODEL.BACKBONE.WEIGHTS.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    model = build_meta_arch(cfg)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def is_trainable(cfg: CfgNode) -> bool:
+    """Whether the method of a config has parameters to train; found by building it without weights."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
+    return build_meta_arch(cfg).trainable
+
+
+def has_base_knowledge(model: nn.Module) -> bool:
+    """Whether a model has the prototypes of base classes that it needs; so has one that needs none."""
+    knowledge = getattr(model, "knowledge", None)
+    return knowledge is None or bool(knowledge.filled)
+
+
+def check_base_knowledge(model: nn.Module) -> None:
+    """Raise ValueError, before an evaluation, if a model lacks its prototypes of base classes."""
+    if not has_base_knowledge(model):
+        raise ValueError(
+            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
+            "checkpoint that was trained with them, or switch the method's CKMM off"
+        )
 
 
 def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backbone:

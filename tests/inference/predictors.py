@@ -1,9 +1,11 @@
 """Predictors on the fake backbone, and pictures for them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fss_d2.data.datasets.glyph_drawing import GlyphGenerator
 from fss_d2.data.transforms import build_resize
@@ -59,3 +61,21 @@ def three_colors() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """IoU of two masks."""
     return (a & b).sum() / (a | b).sum()
+
+
+def count_backbone_passes(predictor: FewShotPredictor, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """A function that gives the images that passed the backbone since it was last called."""
+    backbone, images = predictor.model.backbone, []
+    forward = backbone.forward
+
+    def counted(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        images.extend([None] * len(x))
+        return forward(x)
+
+    def calls() -> int:
+        count = len(images)
+        images.clear()
+        return count
+
+    monkeypatch.setattr(backbone, "forward", counted)
+    return calls
