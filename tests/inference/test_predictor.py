@@ -11,7 +11,16 @@ from PIL import Image
 from fss_d2.data import Episode, EpisodeMapper
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
-from tests.inference.predictors import METHODS, SMALL, glyph, make_predictor, overlap, square, three_colors
+from tests.inference.predictors import (
+    METHODS,
+    SMALL,
+    count_backbone_passes,
+    glyph,
+    make_predictor,
+    overlap,
+    square,
+    three_colors,
+)
 from tests.modeling.episodes import make_cfg
 
 # -- the same as an evaluation -----------------------------------------------------------------------------
