@@ -9,8 +9,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
 

@@ -10,8 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["SwinBackbone", "build_fss_swin_backbone"]
 

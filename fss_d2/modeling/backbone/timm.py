@@ -12,9 +12,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone, map_size
 from .timm_units import candidate_units, neighbours
+from .weights import load_backbone_weights
 
 __all__ = ["TimmPlainBackbone", "TimmPyramidBackbone", "build_timm_backbone", "create_timm_backbone"]
 

@@ -8,8 +8,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import vgg
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["VGGBackbone", "build_vgg_backbone"]
 
