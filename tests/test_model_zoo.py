@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
-from fss_d2.engine.arguments import load_config
+from fss_d2.config import load_config
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.label.supports import read_supports
 from fss_d2.model_zoo import DEFAULT_CONFIG
