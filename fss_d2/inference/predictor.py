@@ -11,10 +11,9 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from fss_d2.config import load_config
+from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
-from fss_d2.data.support_views import check_support_views, support_views
-from fss_d2.data.transforms import build_resize
-from fss_d2.data.views import build_view_resizes
+from fss_d2.data.views import check_support_views, support_views
 from fss_d2.engine.loading import load_model
 from fss_d2.inference.annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from fss_d2.inference.prediction import Prediction
@@ -56,7 +55,7 @@ class FewShotPredictor:
         Args:
             model: is put into evaluation mode.
             resizes: bring an image to the size or the sizes at which the model runs.
-            support_views: in which each support is shown (`fss_d2.data.support_views`).
+            support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for files of supports.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from fss_d2.data.windows import Window
+from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.layers import resize
