@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fss_d2.data.datasets import build_coco, coco20i
-from fss_d2.data.hsnet_episodes import hsnet_coco
 from fss_d2.data.masks import load_mask
+from fss_d2.data.published_episodes import hsnet_coco
 from fss_d2.data.sampler import pairs_of
 from tests.data.datasets.archives import write_instances
 

@@ -5,8 +5,8 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data.datasets import build_fss, fss1000
-from fss_d2.data.hsnet_episodes import hsnet_fss
 from fss_d2.data.masks import load_mask
+from fss_d2.data.published_episodes import hsnet_fss
 from fss_d2.data.sampler import pairs_of
 
 

@@ -6,8 +6,8 @@ from PIL import Image
 
 from fss_d2.data.datasets import build_pascal, pascal5i
 from fss_d2.data.datasets.folds import held_out_classes
-from fss_d2.data.hsnet_episodes import hsnet_pascal
 from fss_d2.data.masks import load_mask
+from fss_d2.data.published_episodes import hsnet_pascal
 from fss_d2.data.sampler import pairs_of
 
 
