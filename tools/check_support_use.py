@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
-from fss_d2.data.foreign_supports import ForeignSupports
+from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
@@ -69,7 +69,7 @@ def build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict
         build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in range(2)
     )
     try:
-        foreign.dataset.mapper = ForeignSupports(foreign.dataset.mapper, foreign.sampler.episodes)
+        foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
     return {"own": own, "foreign": foreign}

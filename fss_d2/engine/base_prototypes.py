@@ -17,13 +17,13 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.data.base_instances import BaseInstances, Instances
+from fss_d2.data.augmentation_registry import build_resize
 from fss_d2.data.catalog import get_records
-from fss_d2.data.transforms import build_resize
+from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
+from fss_d2.state_dict import UNREADABLE, load_plain
 
 __all__ = ["build_base_prototypes", "fill_base_knowledge"]
 

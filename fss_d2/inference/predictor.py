@@ -13,10 +13,9 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from fss_d2.config import load_config
+from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
-from fss_d2.data.support_views import check_support_views, support_views
-from fss_d2.data.transforms import build_resize
-from fss_d2.data.views import build_view_resizes
+from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures
 from fss_d2.modeling.kshot import mean_log_probability
@@ -80,7 +79,7 @@ class FewShotPredictor:
         Args:
             model: is put into evaluation mode.
             resizes: bring an image to the size or the sizes at which the model runs.
-            support_views: in which each support is shown (`fss_d2.data.support_views`).
+            support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for files of supports.
 
         Raises:
@@ -439,8 +438,7 @@ class FewShotPredictor:
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[list[Sample], Frame]]:
         """Those views of a support that still show its object at every size, and where each lies."""
         views = []
-        for view in support_views(self._support_views, pixels, mask):
-            samples = self._at_each_size(view.image, view.mask)
+        for view, samples in shown_views(self._support_views, pixels, mask, self._at_each_size):
             if all(sample.shows(1) for sample in samples):
                 frame = Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size)
                 views.append((samples, frame))

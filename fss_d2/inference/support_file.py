@@ -11,11 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.data.windows import Window
+from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.layers import resize
+from fss_d2.state_dict import UNREADABLE, load_plain
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes"]
 

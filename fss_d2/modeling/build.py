@@ -9,12 +9,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone,
 from detectron2.modeling import build_model as build_meta_arch
 from torch import nn
 
-from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
+from fss_d2.state_dict import is_head_file
 
 __all__ = [
     "build_base_knowledge",
@@ -117,7 +117,7 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backb
     and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.checkpoint.heads`) needs
+    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs
     them.
 
     Args:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.keys import config_keys
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone, map_size
 from .timm_units import candidate_units, neighbours
+from .weights import load_backbone_weights
 
 __all__ = ["TimmPlainBackbone", "TimmPyramidBackbone", "build_timm_backbone", "create_timm_backbone"]
 

@@ -15,9 +15,8 @@ from detectron2.layers import ShapeSpec
 from PIL import Image
 from torch import Tensor, nn
 
-from fss_d2.checkpoint import load_backbone_weights
-from fss_d2.checkpoint.pretrained import _read_package
 from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, create_timm_backbone
+from fss_d2.modeling.backbone.weights import _read_package, load_backbone_weights
 
 
 class TinyBackbone(FeatureBackbone):
@@ -74,7 +73,7 @@ def test_only_the_backbone_of_a_whole_model_is_read(tmp_path: Path) -> None:
 def test_safetensors_and_the_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     safetensors.torch.save_file(tiny_state() | {"fc.bias": torch.zeros(3)}, tmp_path / "w.safetensors")
     backbone = TinyBackbone()
-    with caplog.at_level(logging.INFO, logger="fss_d2.checkpoint.pretrained"):
+    with caplog.at_level(logging.INFO, logger="fss_d2.modeling.backbone.weights"):
         report = load_backbone_weights(backbone, str(tmp_path / "w.safetensors"))
     assert report is not None
     assert report.unexpected == ("fc.bias",)
@@ -110,8 +109,8 @@ def test_nothing_is_loaded_without_a_spec() -> None:
             {**tiny_state(), "conv.weight": torch.zeros(2, 3, 7, 7)},
             r"\(2, 3, 7, 7\) in .* but \(2, 3, 1, 1\)",
         ),
-        (torch.zeros(3), "holds a Tensor: save a state dict"),
-        (nn.ReLU(), "is no readable weights file"),
+        (torch.zeros(3), "holds no state dict of named tensors: save"),
+        (nn.ReLU(), "is no checkpoint of plain tensors"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: object, message: str) -> None:
@@ -127,14 +126,18 @@ def test_files_that_do_not_fit(tmp_path: Path, content: object, message: str) ->
 def test_broken_files(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no readable weights file"):
+    with pytest.raises(ValueError, match="is no checkpoint of plain tensors"):
         load_backbone_weights(TinyBackbone(), str(path))
 
 
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("/no/such.pth", FileNotFoundError, r"no weights file /no/such\.pth: check MODEL\.BACKBONE\.WEIGHTS"),
+        (
+            "/no/such.pth",
+            FileNotFoundError,
+            r"checkpoint /no/such\.pth does not exist: check MODEL\.BACKBONE\.WEIGHTS",
+        ),
         (
             "ftp://x",
             ValueError,

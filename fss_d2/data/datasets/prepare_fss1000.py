@@ -8,8 +8,17 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from . import fss1000
-from .files import prepared_dir, read_ids, read_index, require, write_index, write_text_if_changed
-from .preparation import Count, find_list, parallel_map
+from .preparation import (
+    Count,
+    find_list,
+    parallel_map,
+    prepared_dir,
+    read_ids,
+    read_index,
+    require,
+    write_index,
+    write_text_if_changed,
+)
 
 __all__ = ["check", "prepare"]
 

@@ -11,7 +11,10 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from . import pascal5i
-from .files import (
+from .preparation import (
+    Count,
+    find_list,
+    parallel_map,
     png_is_whole,
     prepared_dir,
     read_ids,
@@ -20,8 +23,7 @@ from .files import (
     write_index,
     write_text_if_changed,
 )
-from .folds import NUM_FOLDS
-from .preparation import Count, find_list, parallel_map
+from .splits import NUM_FOLDS
 
 __all__ = ["check", "prepare"]
 
