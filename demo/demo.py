@@ -32,8 +32,7 @@ from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, pl
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import printable, write_atomic
+from fss_d2.files import check_writable, printable, write_atomic
 from fss_d2.inference.annotations import Box, Boxes, read_picture
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
 from fss_d2.label.image_folder import find_images

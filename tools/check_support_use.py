@@ -34,8 +34,7 @@ from fss_d2.engine.errors import run_command
 from fss_d2.engine.loading import load_model
 from fss_d2.engine.setup import start_log
 from fss_d2.evaluation import Comparison, EpisodeCounts, FewShotEvaluator, compare, read_rows
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import write_atomic
+from fss_d2.files import check_writable, write_atomic
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 

@@ -28,8 +28,7 @@ from fss_d2.engine.cross_validation import Run, plan_runs
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.fold_report import collect_scores, markdown, summarize
 from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import write_atomic
+from fss_d2.files import check_writable, write_atomic
 
 logger = logging.getLogger("fss_d2.cross_validate")
 

@@ -36,7 +36,7 @@ from fss_d2.engine.arguments import load_config
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.loading import load_model
-from fss_d2.evaluation.rows import check_writable
+from fss_d2.files import check_writable
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.layers import area_fraction, masked_average
 from fss_d2.visualization import (

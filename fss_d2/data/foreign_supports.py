@@ -55,4 +55,5 @@ class ForeignSupports:
         own, donor = self._mapper(episode), self._mapper(self._donors[episode.index])
         pairs = zip(own.get("views", ()), donor.get("views", ()), strict=True)
         views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
-        return {**own, "support": donor["support"], **({"views": views} if views else {})}
+        theirs = {name: donor[name] for name in ("support", "support_ids")}
+        return {**own, **theirs, **({"views": views} if views else {})}

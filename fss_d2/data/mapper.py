@@ -139,6 +139,7 @@ class EpisodeMapper:
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only where letterboxed, in the original frame;
             - class_id, image_id, episode_index;
+            - support_ids: tuple of the image ids of the K supports, in order;
             - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
               for each view of each of the K supports;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
@@ -162,6 +163,7 @@ class EpisodeMapper:
             "class_id": class_id,
             "image_id": episode.query,
             "episode_index": episode.index,
+            "support_ids": tuple(episode.supports),
             "support": [sizes[0] for sizes in supports],
         }
         if self.views:

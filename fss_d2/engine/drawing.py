@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data import build_few_shot_test_loader
-from fss_d2.evaluation.rows import check_writable
+from fss_d2.files import check_writable
 from fss_d2.visualization import picture_grid, save_picture
 
 from .arguments import parse_command_line

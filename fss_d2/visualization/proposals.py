@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.utils.colormap import colormap
 
-from fss_d2.evaluation.proposal_frame import THRESHOLD, proposals_in_frame
+from fss_d2.evaluation.proposals import THRESHOLD, proposals_in_frame
 from fss_d2.soft_masks import soft_iou
 
 from .episodes import episode_panel, query_in_score_frame

@@ -31,6 +31,7 @@ def make_episode(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "image_id": f"query{index}",
         "episode_index": index,
         "support": [{"image": image, "mask": mask, "image_id": index}],
+        "support_ids": (index,),
     }
     return inputs, {"sem_seg": scores}
 
