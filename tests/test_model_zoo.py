@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from fss_d2.checkpoint.heads import is_head_file
-from fss_d2.engine.arguments import load_config
+from fss_d2.config import load_config
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.label.supports import read_supports
 from fss_d2.model_zoo import DEFAULT_CONFIG

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from fss_d2.config import load_config
 from fss_d2.data import register_datasets_from_cfg
-from fss_d2.engine.arguments import load_config
 from fss_d2.engine.drawing import draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
 from fss_d2.visualization import episode_panel

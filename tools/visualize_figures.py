@@ -31,8 +31,8 @@ from detectron2.utils.logger import setup_logger
 from scipy import ndimage
 from torch import Tensor, nn
 
+from fss_d2.config import load_config
 from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
-from fss_d2.engine.arguments import load_config
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.loading import load_model

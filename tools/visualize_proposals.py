@@ -20,8 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from fss_d2.config import load_config
 from fss_d2.data import register_datasets_from_cfg
-from fss_d2.engine.arguments import load_config
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.loading import load_model

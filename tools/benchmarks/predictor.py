@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from fss_d2.config import load_config
 from fss_d2.data.transforms import build_resize
-from fss_d2.engine.arguments import load_config
 from fss_d2.engine.trainer import Trainer
 from fss_d2.inference.predictor import FewShotPredictor
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from fss_d2.engine.arguments import load_config
+from fss_d2.config import load_config
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.step import EpisodeStep
 from fss_d2.engine.trainer import Trainer

@@ -9,10 +9,24 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from fss_d2.modeling.keys import config_keys
+
 from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
 
 __all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of ResNets, besides Detectron2's MODEL.RESNETS.DEPTH."""
+    cfg.MODEL.RESNETS.STEM = "torchvision"  # or "deep": three 3x3 convolutions (PSPNet, PFENet)
+    # "none" (strides 4, 8, 16, 32), "pspnet" (res4 and res5 dilated by 2 and 4 at stride 8; PFENet) or
+    # "torchvision" (the same, but the first block of each keeps the previous rate; MM-Former's later code).
+    cfg.MODEL.RESNETS.DILATION = "none"
+    # Block outputs ("res4.3") are taken before the block's last ReLU, as HSNet and DCAMA do.
+    cfg.MODEL.RESNETS.TAPS_BEFORE_RELU = True
+
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _STRIDES = {"none": (4, 8, 16, 32), "pspnet": (4, 8, 8, 8), "torchvision": (4, 8, 8, 8)}

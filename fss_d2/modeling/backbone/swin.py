@@ -10,10 +10,23 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from fss_d2.modeling.keys import config_keys
+
 from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
 
 __all__ = ["SwinBackbone", "build_fss_swin_backbone"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of Swin."""
+    cfg.MODEL.FSS_SWIN = CfgNode()
+    # "tiny", "small" (window 7, made for 224 pixels), "base" or "large" (window 12, made for 384); other
+    # image sizes run too, with maps padded to whole windows.
+    cfg.MODEL.FSS_SWIN.SIZE = "base"
+    cfg.MODEL.FSS_SWIN.OUT_NORM = False  # a layer norm on each stage that is given out (Mask2Former)
+
 
 _NAMES = {
     "tiny": "swin_tiny_patch4_window7_224",

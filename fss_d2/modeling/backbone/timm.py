@@ -12,11 +12,21 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from fss_d2.modeling.keys import config_keys
+
 from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone, map_size
 from .timm_units import candidate_units, neighbours
 
 __all__ = ["TimmPlainBackbone", "TimmPyramidBackbone", "build_timm_backbone", "create_timm_backbone"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of timm backbones."""
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
+
 
 _STRIDES = (4, 8, 16, 32)
 _PROBE_SIDE = 65  # tells maps of size ceil(65 / stride) from floor(65 / stride), for every stride to 64

@@ -8,10 +8,19 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import vgg
 
+from fss_d2.modeling.keys import config_keys
+
 from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
 
 __all__ = ["VGGBackbone", "build_vgg_backbone"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of VGG."""
+    cfg.MODEL.VGG = CfgNode()
+    cfg.MODEL.VGG.BATCH_NORM = True
 
 
 class VGGBackbone(FeatureBackbone):

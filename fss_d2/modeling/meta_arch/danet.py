@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DenseAttention,
@@ -27,6 +28,24 @@ from .few_shot import FewShotSegmentor
 from .support import SupportSet
 
 __all__ = ["DANet"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of the few-shot DANet (Chen et al., 2022)."""
+    cfg.MODEL.DANET = CfgNode()
+    cfg.MODEL.DANET.IN_FEATURES = ("res3", "res4")  # low and high features, joined at the first one's size
+    cfg.MODEL.DANET.DIM = 256
+    cfg.MODEL.DANET.DROPOUT = 0.5
+    cfg.MODEL.DANET.LDA = True  # Table 3: light and dense attention
+    cfg.MODEL.DANET.PCA = True  # Table 3: prototypical channel attention; False: masked average pooling
+    cfg.MODEL.DANET.LIGHT_SCALE = False  # divide light attention's products by the root of their length
+    cfg.MODEL.DANET.PCA_RATIO = 16
+    cfg.MODEL.DANET.PCA_MASKED = False  # soft pooling over the object only
+    cfg.MODEL.DANET.USE_PRIOR = False  # PFENet's prior mask as a further channel
+    cfg.MODEL.DANET.PRIOR_FEATURE = "res5"  # compared for it; masked after that stage only
+    cfg.MODEL.DANET.PPM_BINS = (1, 2, 3, 6)
+    cfg.MODEL.DANET.CKMM = False  # JC2A's class-agnostic map as a further channel
 
 
 @META_ARCH_REGISTRY.register()

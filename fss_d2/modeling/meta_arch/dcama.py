@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor
 
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.kshot import FUSIONS, guidance_weights
 from fss_d2.modeling.layers import BaseKnowledge
 
@@ -17,6 +18,36 @@ from .few_shot import FewShotSegmentor
 from .support import SupportSet
 
 __all__ = ["DCAMA"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of DCAMA."""
+    cfg.MODEL.DCAMA = CfgNode()
+    cfg.MODEL.DCAMA.ATTENTION_LEVELS = ("res3", "res4", "res5")  # Table S4; fine to coarse
+    cfg.MODEL.DCAMA.SKIP_LEVELS = ("res2", "res3")  # Table S3
+    cfg.MODEL.DCAMA.SKIP_SUPPORT = True  # Table S5 (a): also skip-connect the support features
+    cfg.MODEL.DCAMA.SUPPORT_BACKGROUND = True  # Table 3: False zeroes the support's background
+    cfg.MODEL.DCAMA.REGION_PIXELS = 0  # Table S5 (b): pixels of each region kept; 0 keeps all
+    # Aggregate each layer also over the mean object and the mean background token (not in the paper).
+    cfg.MODEL.DCAMA.REGION_MEANS = False
+    # Table 4: "one_pass", "vote", "average", "normalized_vote" (HSNet), "cross_guided" (SCL).
+    cfg.MODEL.DCAMA.KSHOT = "one_pass"
+    cfg.MODEL.DCAMA.NUM_HEADS = 8
+    # "linear": learned query and key projections; "cosine": none, unit vectors over a temperature.
+    cfg.MODEL.DCAMA.PROJECTION = "linear"
+    cfg.MODEL.DCAMA.TEMPERATURE = 0.1  # of PROJECTION "cosine"
+    cfg.MODEL.DCAMA.POSITION_ENCODING = True
+    cfg.MODEL.DCAMA.DROPOUT = 0.5  # on tokens and attention weights (reference code, not the paper)
+    # Of the convolutions on the aggregated masks, and of the mixer blocks.
+    cfg.MODEL.DCAMA.WIDTHS = (16, 64, 128)
+    cfg.MODEL.DCAMA.MIXER_WIDTHS = (128, 64, 16)
+    cfg.MODEL.DCAMA.FUSED_ATTENTION = True  # False writes the attention maps out
+    # True: pixels marked 255 count as background in the loss (reference code); False: left out.
+    cfg.MODEL.DCAMA.IGNORE_AS_BACKGROUND = True
+    # JC2A's class-agnostic map beside the aggregated masks (not in the paper; MODEL.BASE_KNOWLEDGE).
+    cfg.MODEL.DCAMA.CKMM = False
+
 
 STRATEGIES = ("one_pass", *FUSIONS)
 AGNOSTIC = "agnostic"  # the class-agnostic map among the features

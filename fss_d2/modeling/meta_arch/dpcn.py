@@ -15,6 +15,7 @@ from fss_d2.modeling.build import (
     build_few_shot_backbone,
     dynamic_convolution_arguments,
 )
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge, mask_features, resize, support_activations
 
 from .dpcn_head import DPCNHead
@@ -22,6 +23,33 @@ from .few_shot import FewShotSegmentor
 from .support import SupportSet
 
 __all__ = ["DPCN"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of DPCN (Liu et al., CVPR 2022)."""
+    cfg.MODEL.DPCN = CfgNode()
+    cfg.MODEL.DPCN.IN_FEATURES = ("res4", "res3")  # middle features, as in PFENET
+    cfg.MODEL.DPCN.SAM_FEATURE = "res5"  # compared by the support activation module
+    cfg.MODEL.DPCN.DIM = 256
+    cfg.MODEL.DPCN.DROPOUT = 0.5
+    # Table 3: SAM, FFM, DCM. Without SAM its windows are ((1, 1),), which is PFENet's prior.
+    cfg.MODEL.DPCN.SAM = True
+    cfg.MODEL.DPCN.FFM = True
+    cfg.MODEL.DPCN.DCM = True
+    cfg.MODEL.DPCN.WINDOWS = ((5, 1), (3, 3), (1, 5))  # of SAM, (height, width)
+    cfg.MODEL.DPCN.MASK_BEFORE_SAM = False  # also mask before the last stage, as PFENet's code does
+    cfg.MODEL.DPCN.FFM_KERNEL = 1
+    cfg.MODEL.DPCN.KERNEL_SIZE = 5  # S of the dynamic kernels (Table 4: 3, 5, 7, 9)
+    cfg.MODEL.DPCN.KERNELS = ("vertical", "horizontal", "square")  # Sx1, 1xS, SxS (Table 5)
+    # Table A1: "serial" (Eq. 6), "parallel", "serial_kernels" (Appendix B's words).
+    cfg.MODEL.DPCN.KERNEL_GENERATION = "serial"
+    cfg.MODEL.DPCN.ASPP_DILATIONS = (6, 12, 18)
+    cfg.MODEL.DPCN.RETURN_WEIGHT = 1.0  # lambda of the query-to-support loss (Fig. A2)
+    cfg.MODEL.DPCN.CKMM = False  # JC2A's class-agnostic map as one more activation map
+    cfg.MODEL.DPCN.TRAIN_LAST_STAGE = True  # the stage of SAM_FEATURE learns, although the backbone is frozen
+    cfg.MODEL.DPCN.LAST_STAGE_START = 0  # iteration from which it does
+
 
 Features = dict[str, Tensor]
 DEEP = "deep"  # among the features of images: what is compared for the activation maps

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import dice_loss, resize
 from fss_d2.modeling.refinement import check_refinement, refine
 
@@ -17,6 +18,17 @@ from .image_model import ImageModel
 from .support import SupportSet, stack_supports
 
 __all__ = ["FewShotSegmentor"]
+
+
+@config_keys
+def add_loss_keys(cfg: CfgNode) -> None:
+    """Keys of the losses that methods share."""
+    # The loss of the final prediction. The published recipes leave both as they are here; small sets of
+    # small objects train faster with some of either.
+    cfg.MODEL.LOSS = CfgNode()
+    cfg.MODEL.LOSS.FOREGROUND_WEIGHT = 1.0  # of an object pixel in the cross entropy (background: 1)
+    cfg.MODEL.LOSS.DICE_WEIGHT = 0.0  # of a soft Dice loss beside it
+
 
 Episode = dict[str, Any]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -26,6 +27,30 @@ from .few_shot import FewShotSegmentor
 from .support import SupportSet
 
 __all__ = ["JC2A"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of JC2A (Huang et al., 2022). CKMM's own settings are MODEL.BASE_KNOWLEDGE."""
+    cfg.MODEL.JC2A = CfgNode()
+    cfg.MODEL.JC2A.IN_FEATURES = ("res4", "res3")  # middle features, as in PFENET
+    cfg.MODEL.JC2A.DIM = 256
+    cfg.MODEL.JC2A.DROPOUT = 0.5
+    # Sides of the pyramid's levels, in cells; as learned position embeddings have them, no fractions.
+    cfg.MODEL.JC2A.BINS = (60, 30, 15, 8)
+    cfg.MODEL.JC2A.P2P = True  # Table 3: point-to-point attention (P2P and P2B together are HPAM)
+    cfg.MODEL.JC2A.P2B = True  # Table 3: point-to-block attention
+    cfg.MODEL.JC2A.CKMM = True  # Table 3: the class-agnostic map
+    cfg.MODEL.JC2A.BLOCK_SIDES = (3, 3, 3, 2)  # m of P2B's blocks, one a level, in cells
+    cfg.MODEL.JC2A.TOP_BLOCKS = (60, 20, 5, 3)  # k blocks that show most of the object, one a level
+    # Table 4: "linear" (ours), "normalized_linear" (NLA), "softmax" (NA), "cosine".
+    cfg.MODEL.JC2A.ATTENTION = "linear"
+    cfg.MODEL.JC2A.POSITION_EMBEDDING = True  # of point-to-block attention
+    cfg.MODEL.JC2A.ATTENTION_MERGE = "add"  # of P2P and P2B (Table 6): "multiply", "concat"
+    # Of the attention's answer and the class-agnostic map (Table 6): "concat", "add", "multiply".
+    cfg.MODEL.JC2A.AGNOSTIC_MERGE = "concat"
+    cfg.MODEL.JC2A.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
+
 
 AGNOSTIC_MERGES = ("concat", "add", "multiply")
 

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
@@ -22,6 +23,32 @@ from .proposal_segmenter import proposal_criterion_arguments, proposal_head_argu
 from .support import SupportSet
 
 __all__ = ["MMFormer"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of MM-Former (Jiao et al., NeurIPS 2022), stage 2: the mask matching module."""
+    cfg.MODEL.MM_FORMER = CfgNode()
+    # Table 3b: features matched, "backbone" (before MSDeformAttn) or "pixel_decoder" (after it).
+    cfg.MODEL.MM_FORMER.FEATURES = "backbone"
+    cfg.MODEL.MM_FORMER.SELF_ALIGNMENT = True  # Table 3a: SA
+    # Table 3a: CA "learned", "parameter_free" (CA*) or "none".
+    cfg.MODEL.MM_FORMER.CROSS_ALIGNMENT = "learned"
+    # Table 3a: LM; False takes the proposal most similar to the support.
+    cfg.MODEL.MM_FORMER.LEARNABLE_MATCHING = True
+    cfg.MODEL.MM_FORMER.DIM = 256  # channels of the aligned features
+    cfg.MODEL.MM_FORMER.NUM_HEADS = 4
+    cfg.MODEL.MM_FORMER.NUM_LAYERS = 2
+    cfg.MODEL.MM_FORMER.FEEDFORWARD = 512
+    # Not in the paper: similarities reach the matching network with mean 0 and deviation 1 an image.
+    cfg.MODEL.MM_FORMER.STANDARDIZE_SIMILARITY = False
+    cfg.MODEL.MM_FORMER.MATCHING_WIDTH = 500  # hidden units of the matching MLP
+    cfg.MODEL.MM_FORMER.MEMORY_SIDE = 15  # shorter side of the maps attended to, pixels
+    cfg.MODEL.MM_FORMER.DICE_WEIGHT = 10.0  # lambda_1, of the fused mask's Dice loss
+    cfg.MODEL.MM_FORMER.CONTRASTIVE_WEIGHT = 6.0  # lambda_2, of L_co (Eq. 5); 0 leaves it out
+    # Table 3c: False freezes the proposal segmenter (stage 2), True trains both together (end to end).
+    cfg.MODEL.MM_FORMER.TRAIN_PROPOSALS = False
+
 
 FEATURES = ("backbone", "pixel_decoder")
 

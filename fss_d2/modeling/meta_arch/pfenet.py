@@ -16,6 +16,7 @@ from fss_d2.modeling.build import (
     build_few_shot_backbone,
     dynamic_convolution_arguments,
 )
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DynamicQuery,
@@ -34,6 +35,26 @@ from .few_shot import Episode, FewShotSegmentor
 from .support import SupportSet, stack_supports
 
 __all__ = ["PLUG_INS", "PFENet"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of PFENet (Tian et al., TPAMI 2020)."""
+    cfg.MODEL.PFENET = CfgNode()
+    # Middle features, joined in this order at the first one's size and reduced to DIM channels.
+    cfg.MODEL.PFENET.IN_FEATURES = ("res4", "res3")
+    cfg.MODEL.PFENET.PRIOR_FEATURE = "res5"  # compared for the prior mask
+    # The support mask is also applied before the stage of PRIOR_FEATURE runs (reference code, not the paper).
+    cfg.MODEL.PFENET.MASK_BEFORE_PRIOR = True
+    cfg.MODEL.PFENET.DIM = 256
+    # Sides of the pyramid's levels, in cells; a number up to 1.0 is a fraction of the feature map's side.
+    cfg.MODEL.PFENET.BINS = (60.0, 30.0, 15.0, 8.0)
+    cfg.MODEL.PFENET.DROPOUT = 0.5  # of channels of the middle features
+    cfg.MODEL.PFENET.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
+    # Plug-ins: "dcm" (DPCN, Table 6: dynamic convolution of the query features; settings in MODEL.DPCN),
+    # "ckmm" (JC2A, Table 5: the class-agnostic map beside the prior; settings in MODEL.BASE_KNOWLEDGE).
+    cfg.MODEL.PFENET.PLUG_INS = ()
+
 
 PLUG_INS = ("dcm", "ckmm")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
@@ -19,6 +20,40 @@ from fss_d2.modeling.proposals.predictions import MaskPredictions
 from .image_model import ImageModel
 
 __all__ = ["PotentialObjectsSegmenter", "proposal_criterion_arguments", "proposal_head_arguments"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Add the keys of the class-agnostic proposal segmenter, Mask2Former without classifier (stage 1)."""
+    cfg.MODEL.PROPOSALS = CfgNode()
+    cfg.MODEL.PROPOSALS.NUM_QUERIES = 100  # proposals an image (MM-Former, Table 4b: 10, 50, 100)
+    cfg.MODEL.PROPOSALS.DIM = 256  # channels of tokens, queries and mask features
+    cfg.MODEL.PROPOSALS.ENCODER_LAYERS = 6  # of the MSDeformAttn pixel decoder
+    cfg.MODEL.PROPOSALS.ENCODER_FEEDFORWARD = 1024
+    cfg.MODEL.PROPOSALS.DECODER_LAYERS = 9  # masked cross attention, self attention, feed-forward
+    cfg.MODEL.PROPOSALS.DECODER_FEEDFORWARD = 2048
+    cfg.MODEL.PROPOSALS.NUM_HEADS = 8
+    # How deformable attention samples: "gather" (fast on a CPU), "grid", or "auto" (by device).
+    cfg.MODEL.PROPOSALS.SAMPLING = "auto"
+    # Maps that a dilated backbone gives at stride 8 are resized to strides 16 and 32 (MM-Former's later
+    # code); False takes them as they are (its variant with trained singular values).
+    cfg.MODEL.PROPOSALS.RESIZE_DILATED = True
+    # Table 4a: True also classifies each proposal among the base classes and the background.
+    cfg.MODEL.PROPOSALS.MASK_CLASSIFICATION = False
+    cfg.MODEL.PROPOSALS.NUM_CLASSES = 81  # of that classifier: largest class id + 2, 0 is the background
+    cfg.MODEL.PROPOSALS.LOSS = CfgNode()
+    cfg.MODEL.PROPOSALS.LOSS.MASK_WEIGHT = 5.0  # cross entropy on points, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.DICE_WEIGHT = 5.0  # Dice on the same points, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.CLASS_WEIGHT = 2.0  # of MASK_CLASSIFICATION, also a matching cost
+    cfg.MODEL.PROPOSALS.LOSS.NO_OBJECT_WEIGHT = 0.1  # of an unmatched proposal in the classification
+    # Reference code, not in the paper: Dice between the drawn class's mask and the proposal that fits it
+    # best; 0 leaves it out. FEW_SHOT_RANK 2 takes the second best, as MM-Former's later code does.
+    cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_WEIGHT = 10.0
+    cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK = 1
+    cfg.MODEL.PROPOSALS.LOSS.DEEP_SUPERVISION = True  # the same losses after every decoder layer
+    cfg.MODEL.PROPOSALS.LOSS.NUM_POINTS = 12544  # sampled a mask
+    cfg.MODEL.PROPOSALS.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates a point kept for its uncertainty
+    cfg.MODEL.PROPOSALS.LOSS.IMPORTANCE_RATIO = 0.75  # share of points kept for their uncertainty
 
 
 def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:

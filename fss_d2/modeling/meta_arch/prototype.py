@@ -10,12 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import area_fraction, masked_average, resize
 
 from .few_shot import FewShotSegmentor
 from .support import SupportSet
 
 __all__ = ["Prototype"]
+
+
+@config_keys
+def add_keys(cfg: CfgNode) -> None:
+    """Keys of the training-free baseline."""
+    cfg.MODEL.PROTOTYPE = CfgNode()
+    cfg.MODEL.PROTOTYPE.IN_FEATURES = ("res4", "res5")  # resized to the first one and joined
+    cfg.MODEL.PROTOTYPE.TEMPERATURE = 0.05  # of the two cosines in the softmax
 
 
 @META_ARCH_REGISTRY.register()

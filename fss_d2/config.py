@@ -1,0 +1,258 @@
+"""The configuration: keys of Detectron2, shared keys of ours, and keys that backbones and methods declare."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
+from fss_d2.modeling.keys import KEY_GROUPS, at_least
+
+__all__ = ["add_fss_config", "get_cfg", "load_config"]
+
+# Numbers that are refused here because too small a value fails late or unclearly.
+_LEAST = {
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "FEW_SHOT.SEED": 0,
+    "FEW_SHOT.TEST.SEED": 0,
+    "FEW_SHOT.TEST.EPISODES": 0,
+    "TEST.PERIODIC_EPISODES": 0,
+    "TEST.PICTURES": 0,
+    "INPUT.QUERY_MIN_PIXELS": 0,
+    "INPUT.SUPPORT_MIN_PIXELS": 0,
+    "INPUT.REDRAWS": 0,
+}
+
+
+def get_cfg() -> CfgNode:
+    """Return Detectron2's default config with the keys of fss_d2 added."""
+    cfg = get_detectron2_cfg()
+    add_fss_config(cfg)
+    return cfg
+
+
+def add_fss_config(cfg: CfgNode) -> None:
+    """Add the keys of fss_d2 to a Detectron2 config, in place."""
+    shared = (_add_dataset_keys, _add_episode_keys, _add_input_keys, _add_solver_keys, _add_test_keys)
+    for add in (*shared, *KEY_GROUPS):
+        add(cfg)
+
+
+def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | None = None) -> CfgNode:
+    """Read a config file with its bases, apply ``KEY VALUE`` pairs, and freeze.
+
+    Args:
+        config_file: a YAML file.
+        opts: keys and values in turn.
+        num_gpus: 0 puts the model on the CPU, as does a machine without GPU.
+
+    Raises:
+        FileNotFoundError: no such file, or no such base.
+        ValueError: an unknown key (the message has the closest one), a value of the wrong type, YAML that
+            does not parse, a key without value, a number below what its key allows.
+    """
+    cfg = get_cfg()
+    loaded = _read_yaml(config_file)
+    for key in _keys(loaded):
+        _check_key(cfg, key, config_file)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(loaded))
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"{config_file}: {error}") from error
+    if len(opts) % 2:
+        raise ValueError(f"{opts[-1]} has no value; give config keys and values in pairs: KEY VALUE")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _check_key(cfg, key, "command line")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"command line: {key} {value}: {error}") from error
+    if num_gpus == 0 or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    _check_limits(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _check_limits(cfg: CfgNode) -> None:
+    for key, least in _LEAST.items():
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        at_least(key, value, least)
+
+
+def _read_yaml(config_file: str) -> dict[str, Any]:
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(f"config file {config_file} does not exist")
+    try:
+        loaded = CfgNode.load_yaml_with_base(config_file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
+    except (yaml.YAMLError, TypeError, AssertionError, ValueError, RecursionError) as error:
+        raise ValueError(f"{config_file}: not a config: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{config_file}: not a config: it holds no keys")
+    return loaded
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full names of all leaves."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_key(cfg: CfgNode, key: str, where: str) -> None:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            break
+        node = node[part]
+    else:
+        if isinstance(node, CfgNode):
+            raise ValueError(
+                f"{where}: {key} is a group of keys; give one of them, like {key}.{next(iter(node))}"
+            )
+        return
+    known = {name.upper(): name for name in _keys(cfg)}
+    close = difflib.get_close_matches(key.upper(), known, n=1)
+    hint = (
+        f"did you mean {known[close[0]]}?" if close else "see fss_d2/config.py and the files of the methods"
+    )
+    raise ValueError(f"{where}: there is no config key {key}; {hint}")
+
+
+def _add_dataset_keys(cfg: CfgNode) -> None:
+    """Add the keys of data sets that are not built in."""
+    # Folder sets to register: dicts of keyword arguments of `fss_d2.data.register_folder`.
+    # Relative paths are taken from $DETECTRON2_DATASETS.
+    cfg.DATASETS.FOLDERS = []
+    # COCO-format sets to register: dicts of keyword arguments of `fss_d2.data.register_coco_json`.
+    cfg.DATASETS.COCO_JSON = []
+
+
+def _add_episode_keys(cfg: CfgNode) -> None:
+    """Add the keys of episodes: how many supports, how queries are drawn."""
+    cfg.FEW_SHOT = CfgNode()
+    # Base seed of every episode drawn. Training adds nothing to it: episode i is a function of (SEED, i).
+    cfg.FEW_SHOT.SEED = 0
+    # A manifest or a protocol may list one support twice; ours never does unless this is True.
+    cfg.FEW_SHOT.REPEAT_SUPPORTS = False
+
+    cfg.FEW_SHOT.TRAIN = CfgNode()
+    # Supports per training episode. More than one number: drawn uniformly per batch.
+    cfg.FEW_SHOT.TRAIN.SHOTS = (1,)
+    # How a query is drawn: "class" (class, then image), "pair" (each (image, class) pair once
+    # an epoch), "image" (each image once an epoch, class uniform among its classes), "pfenet" (as "image",
+    # but among all classes that the image shows, also where it is too small to be a support).
+    cfg.FEW_SHOT.TRAIN.QUERY_RULE = "class"
+    # What a support tells of its object: "mask", "box" (a filled box each connected part) or "scribble"
+    # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
+    cfg.FEW_SHOT.TRAIN.SUPPORT_ANNOTATION = "mask"
+
+    cfg.FEW_SHOT.TEST = CfgNode()
+    # One evaluation per number of shots listed.
+    cfg.FEW_SHOT.TEST.SHOTS = (1,)
+    # Episodes per evaluation; 0 means one per (image, class) pair.
+    cfg.FEW_SHOT.TEST.EPISODES = 1000
+    # Seed of the evaluation episodes.
+    cfg.FEW_SHOT.TEST.SEED = 0
+    # "class", "pair", "image", "pfenet" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
+    # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md), or "mmformer".
+    cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
+    # "mask", "box" or "scribble", as above; "box" with models trained on masks is the usual comparison.
+    cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION = "mask"
+    # Each support is shown in these views, each of which counts as a shot: "whole", "flip" (mirrored), "cut"
+    # (a window round the object), "cut_flip". For methods that take any number of shots.
+    cfg.FEW_SHOT.TEST.SUPPORT_VIEWS = ("whole",)
+    # A manifest file (JSON lines) to score on instead of drawing episodes; "" draws.
+    cfg.FEW_SHOT.TEST.MANIFEST = ""
+
+
+def _add_input_keys(cfg: CfgNode) -> None:
+    """Add the keys of what becomes of an image before the network."""
+    cfg.INPUT.FORMAT = "RGB"
+    # Network input (height, width) of query and supports.
+    cfg.INPUT.FEW_SHOT_SIZE = (384, 384)
+    # How an image reaches that size at test: "squash" (aspect ratio given up; DCAMA, HSNet),
+    # "letterbox" (longest side fitted, PFENet's rounding, black padding), "shortest_edge" (no crop).
+    cfg.INPUT.TEST_RESIZE = "squash"
+    # Training augmentations in order; an empty tuple means the test transform. Each is the name of
+    # a builder in fss_d2/data/transforms.py, whose settings are the INPUT.AUG.* keys.
+    cfg.INPUT.TRAIN_AUGMENTATIONS = ()
+    # Supports go through TRAIN_AUGMENTATIONS as well, drawn independently of the query's.
+    cfg.INPUT.AUGMENT_SUPPORTS = True
+    # Also give a training query's "segments", one mask each: "" (none), "semantic" (each base class in the
+    # image and the background; pixels of novel classes are in none) or "instance" (each object of a base
+    # class; needs data sets with annotations). The proposal segmenter is trained on them.
+    cfg.INPUT.SEGMENTS = ""
+    # Augmentations of a training query (support) are drawn anew while its object covers fewer pixels,
+    # at most so many times. Query 0, support 1: only a support that lost its object is drawn anew.
+    cfg.INPUT.QUERY_MIN_PIXELS = 0
+    cfg.INPUT.SUPPORT_MIN_PIXELS = 1
+    cfg.INPUT.REDRAWS = 10
+    cfg.INPUT.AUG = CfgNode()
+    cfg.INPUT.AUG.SCALE_RANGE = (0.9, 1.1)  # factor on both sides
+    cfg.INPUT.AUG.ROTATE_DEGREES = 10.0  # uniform in [-x, x]
+    cfg.INPUT.AUG.ROTATE_PROB = 0.5
+    cfg.INPUT.AUG.BLUR_PROB = 0.5  # 5x5 Gaussian
+    cfg.INPUT.AUG.FLIP_PROB = 0.5  # horizontal
+    cfg.INPUT.AUG.CROP_KEEP = 0.85  # redraw a crop that keeps less of the target, 31 times at most
+    cfg.INPUT.AUG.OBJECT_CONTEXT = (1.05, 3.0)  # sides of a window round the object: factor on the object's
+    cfg.INPUT.AUG.OBJECT_CROP_PROB = 0.8  # of such a window
+    cfg.INPUT.AUG.CROP_AREA = (0.3, 1.0)  # random resized crop: fraction of the image's area
+    cfg.INPUT.AUG.COLOR = 0.4  # brightness, contrast, saturation: factor in [1-x, 1+x]
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    """Keys of training."""
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
+    # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Iterations between two lines on the console, in metrics.json and in TensorBoard.
+    cfg.SOLVER.LOG_PERIOD = 20
+    # Factor on BASE_LR that a released code applies but its paper does not print.
+    cfg.SOLVER.LR_FACTOR = 1.0
+    # Besides Detectron2's: "WarmupPolyLR" (power below) and "ConstantLR".
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+
+
+def _add_test_keys(cfg: CfgNode) -> None:
+    """Keys of evaluation."""
+    # What is evaluated: "few_shot_seg" (the episodes' scores), "oracle" (the proposal that fits the truth
+    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals); the last two need proposals.
+    cfg.TEST.EVALUATORS = ("few_shot_seg",)
+    # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
+    # "pfenet_square": at the square of the longer side, as PFENet's released code.
+    cfg.TEST.FRAME = "original"
+    # Multi-scale testing: an episode runs at each of these sizes instead of INPUT.FEW_SHOT_SIZE, and the
+    # probabilities are averaged in TEST.FRAME. Sides, (473, 641), or heights and widths,
+    # ((480, 640), (600, 800)); () runs at INPUT.FEW_SHOT_SIZE alone.
+    cfg.TEST.SCALES = ()
+    # After the network, at its size: "grabcut" moves masks to the outlines that the colours of the image show
+    # (OpenCV's GrabCut, for any method); "" nothing.
+    cfg.TEST.REFINEMENT = ""
+    # How counts become scores: "hsnet" (union at least 1) or "pfenet" (union + 1e-10).
+    cfg.TEST.COUNTING = "hsnet"
+    # Classes that the episodes never draw: "zero" (count as IoU 0, both references) or "skip".
+    cfg.TEST.ABSENT_CLASSES = "zero"
+    # Episodes of the periodic evaluation while training (a fixed manifest); 0 uses FEW_SHOT.TEST.EPISODES.
+    cfg.TEST.PERIODIC_EPISODES = 200
+    cfg.TEST.BOOTSTRAP = 1000  # resamples of the confidence interval
+    cfg.TEST.REGION_WISE = False  # also ROM and RUM, region-wise measures (DCAMA, Table S1)
+    # Episodes drawn as pictures: to TensorBoard while training, to OUTPUT_DIR at evaluation.
+    cfg.TEST.PICTURES = 4
+    # Keep model_best.pth by this metric of the first evaluator on the last test set; "" keeps none.
+    cfg.TEST.BEST_METRIC = "mIoU"
