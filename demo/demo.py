@@ -41,7 +41,7 @@ from fss_d2.label.supports import read_supports
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.visualization import picture_grid, save_picture
-from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
+from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
 
 KINDS = ("mask", "overlay", "coco", "attention")
 COCO_FILE, CLASSES_FILE = "coco/annotations.json", "mask/classes.txt"

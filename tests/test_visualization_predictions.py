@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.inference.prediction import Prediction
-from fss_d2.visualization.predictions import attention_panel, class_color, class_map_png, prediction_panel
+from fss_d2.visualization.panels import attention_panel, class_color, class_map_png, prediction_panel
 
 IMAGE = np.full((40, 300, 3), 128, np.uint8)
 
