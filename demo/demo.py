@@ -149,7 +149,7 @@ def draw(
     if kind == "mask":
         return class_map_png(prediction.labels)
     if kind == "overlay":
-        return prediction_panel(image, prediction)
+        return prediction_panel(image, prediction.masks, prediction.confidence)
     rows = []
     for name, probability in zip(prediction.names, prediction.probability, strict=True):
         y, x = np.unravel_index(int(probability.argmax()), probability.shape)

@@ -16,7 +16,7 @@ def test_masks_are_drawn_and_named_below() -> None:
     labels = np.zeros((40, 300), np.uint8)
     labels[10:30, 50:100], labels[10:30, 200:250] = 1, 2
     prediction = Prediction(("a", "b"), np.ones((2, 40, 300), np.float32), labels)
-    panel = prediction_panel(IMAGE, prediction)
+    panel = prediction_panel(IMAGE, prediction.masks, prediction.confidence)
     assert panel.shape[1] == 300 and panel.shape[0] > 40
     for column, number in ((75, 0), (225, 1)):
         color = 255 * np.array(class_color(number))

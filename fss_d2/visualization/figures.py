@@ -1,8 +1,8 @@
 """The papers' figures of the maps inside a method.
 
 Every figure takes a mapper's dict (``inputs``) and the height of its tiles in pixels, and returns (H, W, 3)
-uint8. Those of a model's maps also take the model's dict (``output``) and the class name for the captions; they
-raise ValueError if the method gives no such maps.
+uint8. Those of a model's maps also take the model's dict (``output``) and the class name for the captions;
+they raise ValueError if the method gives no such maps.
 """
 
 from collections.abc import Mapping, Sequence

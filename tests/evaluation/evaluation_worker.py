@@ -55,6 +55,7 @@ def main(rank: int, world_size: int, store: str, output_dir: str) -> None:
     results = evaluate(indices + [0] * (rank > 0), Path(output_dir), region_wise=True)
     if bool(results) != (rank == 0):
         raise SystemExit("scores belong to the main process alone")
+    dist.barrier()  # a process that leaves early may abort while the other still sends
     dist.destroy_process_group()
 
 
