@@ -32,8 +32,7 @@ from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, pl
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.launch import launch
 from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import printable, write_atomic
+from fss_d2.files import check_writable, printable, write_atomic
 from fss_d2.inference.annotations import Box, Boxes, read_picture
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
 from fss_d2.label.image_folder import find_images
@@ -42,7 +41,7 @@ from fss_d2.label.supports import read_supports
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.visualization import picture_grid, save_picture
-from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
+from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
 
 KINDS = ("mask", "overlay", "coco", "attention")
 COCO_FILE, CLASSES_FILE = "coco/annotations.json", "mask/classes.txt"
@@ -150,7 +149,7 @@ def draw(
     if kind == "mask":
         return class_map_png(prediction.labels)
     if kind == "overlay":
-        return prediction_panel(image, prediction)
+        return prediction_panel(image, prediction.masks, prediction.confidence)
     rows = []
     for name, probability in zip(prediction.names, prediction.probability, strict=True):
         y, x = np.unravel_index(int(probability.argmax()), probability.shape)

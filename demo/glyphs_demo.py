@@ -57,7 +57,7 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
     from fss_d2.evaluation import format_table
-    from fss_d2.evaluation.rows import check_writable
+    from fss_d2.files import check_writable
 
     output = Path(args.output)
     shared = [

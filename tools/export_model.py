@@ -26,7 +26,7 @@ from fss_d2.data.samples import transform_sample
 from fss_d2.engine.arguments import load_config, parse_command_line
 from fss_d2.engine.errors import run_command
 from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
+from fss_d2.files import check_writable
 from fss_d2.inference.annotations import read_picture
 from fss_d2.inference.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
 from fss_d2.inference.predictor import FewShotPredictor

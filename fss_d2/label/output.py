@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import is_half_written, read_json_object, write_atomic
+from fss_d2.files import check_writable, is_half_written, read_json_object, write_atomic
 
 from .writers import OutputFile, json_bytes
 

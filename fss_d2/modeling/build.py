@@ -20,10 +20,10 @@ __all__ = [
     "build_base_knowledge",
     "build_few_shot_backbone",
     "build_model",
+    "build_without_weights",
     "check_base_knowledge",
     "dynamic_convolution_arguments",
     "has_base_knowledge",
-    "is_trainable",
 ]
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,13 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def is_trainable(cfg: CfgNode) -> bool:
-    """Whether the method of a config has parameters to train; found by building it without weights."""
+def build_without_weights(cfg: CfgNode) -> nn.Module:
+    """Build the method of a config on the CPU with random weights, to ask what it has; reads no file."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
     cfg.MODEL.DEVICE = "cpu"
-    return build_meta_arch(cfg).trainable
+    return build_meta_arch(cfg)
 
 
 def has_base_knowledge(model: nn.Module) -> bool:

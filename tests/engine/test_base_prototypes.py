@@ -17,10 +17,9 @@ from fss_d2.data.samples import BaseInstances
 from fss_d2.engine import base_prototypes
 from fss_d2.engine.base_prototypes import (
     build_base_prototypes,
-    check_base_knowledge,
     fill_base_knowledge,
-    has_base_knowledge,
 )
+from fss_d2.modeling.build import check_base_knowledge, has_base_knowledge
 from fss_d2.modeling.layers import resize
 from fss_d2.modeling.meta_arch import JC2A
 from tests.modeling.episodes import make_cfg, make_model

@@ -1,4 +1,4 @@
-"""Average recall: how many of an image's objects are among its proposals."""
+"""Scores of class-agnostic proposals: their average recall, and the score of the best one (the oracle)."""
 
 import itertools
 import logging
@@ -15,28 +15,107 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from .proposal_frame import THRESHOLD, proposals_in_frame
+from fss_d2.soft_masks import resize, soft_iou
+
+from .few_shot_evaluation import FewShotEvaluator
 from .report import format_table
 
 __all__ = [
     "BUDGETS",
     "IOU_THRESHOLDS",
+    "THRESHOLD",
+    "OracleEvaluator",
     "ProposalRecallEvaluator",
     "mask_iou",
     "mask_quality",
+    "proposals_in_frame",
     "ranked",
     "ranks_of_finds",
 ]
 
 logger = logging.getLogger(__name__)
 
-BUDGETS = (10, 50, 100)  # proposals an image
+THRESHOLD = 0.5  # a pixel belongs to a proposal above it
+BUDGETS = (10, 50, 100)  # proposals per image
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 DUPLICATE_IOU = 0.7
 
 
+def proposals_in_frame(episode: Mapping[str, Any], output: Mapping[str, Any], *, method: str) -> Tensor:
+    """Bring a model's proposals to the frame in which it is scored, still soft.
+
+    They are resized to the network's image (align_corners False, as in Mask2Former), its padding is removed,
+    and the rest is resized to the target's size (align_corners True, as few-shot scores are).
+
+    Args:
+        episode: "image" (3, H, W), "height" and "width", optionally "valid_size" (h, w).
+        output: "aux" with "proposals" (N, h', w') in [0, 1].
+        method: name of the model, for messages.
+
+    Returns:
+        (N, height, width) float32 on the device of the proposals.
+
+    Raises:
+        ValueError: no proposals, or NaN among them.
+    """
+    proposals = _proposals(output, method)
+    if proposals.isnan().any():
+        index = episode.get("episode_index", "?")
+        raise ValueError(f"episode {index}: the proposals hold NaN; check the model's weights and precision")
+    return _in_frame(episode, proposals)
+
+
+def _in_frame(episode: Mapping[str, Any], proposals: Tensor) -> Tensor:
+    masks = resize(proposals[None].float(), episode["image"].shape[-2:], align_corners=False)  # (1, N, H, W)
+    h, w = episode.get("valid_size", masks.shape[-2:])
+    return resize(masks[:, :, :h, :w], (episode["height"], episode["width"]), align_corners=True)[0]
+
+
+def _proposals(output: Mapping[str, Any], method: str) -> Tensor:
+    proposals = output.get("aux", {}).get("proposals")
+    if proposals is None:
+        raise ValueError(
+            f"TEST.EVALUATORS: oracle and proposal_recall score proposals, and {method} gives none; "
+            "set it to ('few_shot_seg',)"
+        )
+    return proposals
+
+
+class OracleEvaluator(FewShotEvaluator):
+    """Score the best proposal of each episode, the upper bound of a method that chooses one.
+
+    MM-Former calls it "oracle". The best has the highest soft IoU with the target (ignored pixels count as
+    background); it is binarised at 0.5. Everything else is as in `FewShotEvaluator`.
+    """
+
+    task: ClassVar[str] = "oracle"
+    _scored: ClassVar[str] = "the proposals"
+
+    def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> Tensor:
+        """Binarise the best proposal.
+
+        Args:
+            episode: the mapper's dict, with "target" (height, width).
+            output: "aux" with "proposals" (N, h, w) in [0, 1].
+
+        Returns:
+            (height, width) bool.
+
+        Raises:
+            ValueError: no proposals.
+        """
+        masks = _in_frame(episode, self._scores(output))
+        target = torch.as_tensor(episode["target"]).to(masks.device, non_blocking=True)
+        best = soft_iou(masks[None], target[None])[0].argmax(dim=0, keepdim=True)
+        # Indexing by a tensor without dimensions would wait for the device.
+        return masks.index_select(0, best)[0] > THRESHOLD
+
+    def _scores(self, output: Mapping[str, Any]) -> Tensor:
+        return _proposals(output, self.method)
+
+
 def mask_quality(proposals: Tensor) -> Tensor:
-    """Mean probability inside each binarised proposal (N, H, W): (N,), 0 where that is empty."""
+    """Mean probability inside each binarised proposal (N, H, W): (N,), 0 for an empty one."""
     inside = proposals > THRESHOLD
     return (proposals * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
 
@@ -50,9 +129,9 @@ def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
 
 
 def ranked(proposals: Tensor) -> Tensor:
-    """Order in which proposals count: by `mask_quality`, those that repeat a better one after all others.
+    """Rank proposals by `mask_quality`; those that repeat a better one come after all others.
 
-    One repeats another if their IoU exceeds `DUPLICATE_IOU`: an image's background is proposed many times.
+    One repeats another if their IoU exceeds `DUPLICATE_IOU`. The background is proposed many times.
 
     Args:
         proposals: (N, H, W) in [0, 1].
@@ -72,15 +151,16 @@ def ranked(proposals: Tensor) -> Tensor:
 
 
 def ranks_of_finds(iou: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
-    """At which rank each object is found, as COCO matches: in order of rank, each proposal takes the object
-    of highest IoU among those not taken, if that reaches the threshold.
+    """The rank of the proposal that finds each object, matched as in COCO.
+
+    In order of rank, each proposal takes the free object with the highest IoU, if that reaches the threshold.
 
     Args:
         iou: (N, M) of proposals, best first, with objects.
         thresholds: (T,) of the IoU.
 
     Returns:
-        (T, M) int64: 0 for the first proposal; N for an object that none finds.
+        (T, M) int64: 0 for the first proposal; N for an object that no proposal finds.
     """
     found = np.full((len(thresholds), iou.shape[1]), len(iou), np.int64)
     for row, threshold in zip(found, thresholds, strict=True):
@@ -94,7 +174,7 @@ def ranks_of_finds(iou: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> 
 
 @dataclass(frozen=True)
 class _ImageCounts:
-    """Objects of one image, and how many are found, by IoU threshold and by budget (T, 3)."""
+    """The number of objects in one image, and how many are found, by IoU threshold and budget (T, 3)."""
 
     image_id: int | str
     objects: int
@@ -105,8 +185,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     """Average recall of class-agnostic proposals, as COCO computes it (Hosang et al., TPAMI 2016).
 
     The recall, pooled over all objects of the novel (test) classes in the query images, is averaged over the
-    IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and `ranked`. An image
-    counts once, however many episodes and processes see it.
+    IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and `ranked`. Each image counts
+    once, even if several episodes or processes use it.
 
     Args:
         dataset_name: for the log.
@@ -128,7 +208,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         return cls(dataset_name, method=cfg.MODEL.META_ARCHITECTURE)
 
     def reset(self) -> None:
-        """Forget the images seen so far."""
+        """Remove the counts of all images seen so far."""
         self._images = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -140,7 +220,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             outputs: per image "aux" with "proposals" (N, h, w) in [0, 1].
 
         Raises:
-            ValueError: no proposals, or no "target_segments".
+            ValueError: no proposals, NaN among them, or no "target_segments".
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = image["image_id"]
@@ -165,8 +245,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
         Returns:
             ``{"proposal_recall": {"AR@10": ..., "recall50@10": ...}}`` in percent, both for all of `BUDGETS`,
-            the second at the IoU threshold 0.5 alone; an image with fewer proposals gives all that it has.
-            Empty on every process but the main one, and where there are no objects.
+            the second at the IoU threshold 0.5 alone; an image with fewer proposals than a budget uses all.
+            Empty if there are no objects, and on every process except the main one.
         """
         gathered = comm.gather(list(self._images.values()))
         if not comm.is_main_process():
@@ -174,7 +254,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         images = {row.image_id: row for row in itertools.chain.from_iterable(gathered)}
         objects = sum(row.objects for row in images.values())
         if not objects:
-            logger.warning("No object of %s was looked for; there is no recall.", self._dataset_name)
+            logger.warning("No object of %s in the evaluated images; there is no recall.", self._dataset_name)
             return OrderedDict()
         recall = 100 * sum(row.found for row in images.values()) / objects  # (T, 3)
         scores = {f"AR@{budget}": float(recall[:, i].mean()) for i, budget in enumerate(BUDGETS)}
