@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from fss_d2.checkpoint.convert import Conversion, convert_mmformer
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.layers import resize, soft_iou
-from fss_d2.modeling.meta_arch.mm_former import Matching
-from fss_d2.modeling.meta_arch.mm_former import MMFormer
+from fss_d2.modeling.meta_arch.mm_former import Matching, MMFormer
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.modeling.proposals.head import ProposalHead
 from tests.golden.mmformer import ellipse, image, load, official_mmformer_state
