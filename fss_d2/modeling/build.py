@@ -5,12 +5,13 @@ import logging
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling import build_model as build_meta_arch
 from torch import nn
 
-from fss_d2.modeling.backbone.base import STAGES
-from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
+from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
 from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
@@ -110,8 +111,10 @@ def check_base_knowledge(model: nn.Module) -> None:
         )
 
 
-def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backbone:
+def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> FeatureBackbone:
     """Build MODEL.BACKBONE.NAME with the weights MODEL.BACKBONE.WEIGHTS.
+
+    The name may be one of ours or any other in Detectron2's registry (`Detectron2Backbone`).
 
     MODEL.BACKBONE.FEATURES "pixel_decoder" puts a frozen pixel decoder behind it (`PixelDecoderBackbone`),
     and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
@@ -147,7 +150,8 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backb
         cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.WEIGHTS or (decoded and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS):
         cfg.MODEL.BACKBONE.WEIGHTS = ""
-    return _build_decoded_backbone(cfg) if decoded else build_backbone(cfg)
+    prepare_detectron2_keys(cfg)
+    return _build_decoded_backbone(cfg) if decoded else adapt_backbone(cfg, build_backbone(cfg))
 
 
 def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
@@ -156,7 +160,7 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
             "MODEL.BACKBONE.FEATURES 'pixel_decoder' stays as it was trained: set MODEL.BACKBONE.FREEZE True "
             "and MODEL.BACKBONE.BN_TRAIN_STATS False, or FEATURES to 'backbone'"
         )
-    c, backbone = cfg.MODEL.PROPOSALS, build_backbone(cfg)
+    c, backbone = cfg.MODEL.PROPOSALS, adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
     decoder = MSDeformAttnPixelDecoder(
         {stage: shape.channels for stage, shape in backbone.output_shape().items()},
@@ -171,7 +175,7 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
     return decoded
 
 
-def build_base_knowledge(cfg: CfgNode, backbone: Backbone) -> BaseKnowledge:
+def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
     """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE, its prototypes not built yet.
 
     Raises:

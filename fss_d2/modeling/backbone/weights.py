@@ -72,10 +72,10 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     source = _strip_prefixes(_read_source(spec))
     if "layers.0.downsample.reduction.weight" in source:
         source = rename_microsoft_swin(source)
-    if "stem.conv1.weight" in source:
-        source = rename_detectron2_resnet(source)
     target = backbone.library_module
     own = {key: value for key, value in target.state_dict().items() if "num_batches_tracked" not in key}
+    if "stem.conv1.weight" in source and "stem.conv1.weight" not in own:
+        source = rename_detectron2_resnet(source)
     matched = {key: source[key] for key in own if key in source}
     _check_match(spec, own, source, matched)
     report = LoadReport(

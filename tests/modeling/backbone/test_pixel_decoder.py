@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from fss_d2.modeling.backbone import PixelDecoderBackbone, ResNetBackbone
-from fss_d2.modeling.backbone.pixel_decoder import load_stage1_weights
+from fss_d2.modeling.backbone.decoded import load_stage1_weights
 from fss_d2.modeling.build import build_few_shot_backbone
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from tests.modeling.episodes import make_cfg

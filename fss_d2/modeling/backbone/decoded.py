@@ -1,4 +1,4 @@
-"""Features of a backbone after a frozen pixel decoder: MM-Former's Table 3b for every method."""
+"""The features of a backbone after a frozen pixel decoder: MM-Former's Table 3b for every method."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ...state_dict import read_state_dict
-from ..layers.dilation import shrink_factors, shrink_maps
-from .base import STAGES, FeatureBackbone
+from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
 __all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
 
@@ -18,14 +17,14 @@ KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
 
 
 class PixelDecoderBackbone(FeatureBackbone):
-    """What the pixel decoder of a proposal segmenter makes of another backbone's stages; both are frozen.
+    """The stages of another backbone after the pixel decoder of a proposal segmenter; both are frozen.
 
-    "res2" is the decoder's mask features, "res3" to "res5" are its refined maps, all of one number of
-    channels and of the wrapped stages' sizes. Each stage is its own one block ("res3.0"), and none runs
-    alone, for the decoder reads them together.
+    "res2" is the mask features of the decoder, "res3" to "res5" are its refined maps. All have the same
+    number of channels, and the sizes of the wrapped stages. Each stage has one block, the stage itself
+    ("res3.0"). No stage runs alone, because the decoder reads them together.
 
     Attributes:
-        backbone: the wrapped one.
+        backbone: the wrapped backbone.
         decoder: the pixel decoder.
     """
 
@@ -35,11 +34,11 @@ class PixelDecoderBackbone(FeatureBackbone):
         """
         Args:
             backbone: gives res2 to res5.
-            decoder: of these maps by name; returns the mask features and the list of res5, res4, res3
+            decoder: takes these maps by name; returns the mask features and the list of res5, res4, res3
                 (`MSDeformAttnPixelDecoder`).
-            dim: channels of what the decoder gives.
-            resize_dilated: bring res4 and res5 of a dilated backbone to the sizes they have without, as the
-                proposal segmenter does; sizes are then res3's halved and rounded down.
+            dim: channels of the decoder's maps.
+            resize_dilated: resize res4 and res5 of a dilated backbone to their sizes without dilation, as the
+                proposal segmenter does: res3's size over 2 and 4, rounded down.
 
         Raises:
             KeyError: the backbone lacks a stage.
@@ -59,7 +58,7 @@ class PixelDecoderBackbone(FeatureBackbone):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever the mode: the features are those that the decoder was trained for."""
+        """Stay in eval mode in any case: the decoder was trained on these features."""
         return super().train(False)
 
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
