@@ -10,38 +10,29 @@ all of its score; one that finds whatever stands out keeps it. The episodes foll
 (SEED, QUERY_RULE, MANIFEST), so the numbers are the same each time.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import inference_on_dataset
-from detectron2.utils.env import seed_all_rng
-from tabulate import tabulate
-from torch import nn
-from torch.utils.data import DataLoader
+from fss_d2.engine.command_line import parse_command_line, run_command
 
-from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
-from fss_d2.data.foreign_supports import ForeignSupports
-from fss_d2.engine.arguments import load_config, parse_command_line
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation import Comparison, EpisodeCounts, FewShotEvaluator, compare, read_rows
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import write_atomic
-from fss_d2.modeling import FewShotSegmentor
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from detectron2.config import CfgNode
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from fss_d2.evaluation import Comparison, EpisodeCounts
+    from fss_d2.modeling import FewShotSegmentor
+
+    Loader = DataLoader[list[dict[str, Any]]]
 
 logger = logging.getLogger("fss_d2.check_support_use")
-
-Loader = DataLoader[list[dict[str, Any]]]
 
 
 def load_few_shot_model(cfg: CfgNode) -> FewShotSegmentor:
@@ -50,6 +41,9 @@ def load_few_shot_model(cfg: CfgNode) -> FewShotSegmentor:
     Raises:
         ValueError: a method that reads no supports.
     """
+    from fss_d2.engine.loading import load_model
+    from fss_d2.modeling import FewShotSegmentor
+
     model = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
         raise ValueError(
@@ -65,6 +59,9 @@ def build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict
     Raises:
         ValueError: as `build_few_shot_test_loader`, or an episode for which there are no foreign supports.
     """
+    from fss_d2.data import build_few_shot_test_loader
+    from fss_d2.data.foreign_supports import ForeignSupports
+
     own, foreign = (
         build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in range(2)
     )
@@ -77,6 +74,10 @@ def build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict
 
 def score(cfg: CfgNode, model: nn.Module, dataset: str, loader: Loader, folder: Path) -> list[EpisodeCounts]:
     """Evaluate, with the files of `FewShotEvaluator` in ``folder``; return the counts of each episode."""
+    from detectron2.evaluation import inference_on_dataset
+
+    from fss_d2.evaluation import FewShotEvaluator, read_rows
+
     evaluator = FewShotEvaluator.from_config(cfg, dataset, folder)
     inference_on_dataset(model, loader, evaluator)
     return read_rows(folder / "episodes.jsonl")
@@ -93,6 +94,14 @@ def check(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> tuple[Compar
         ValueError: a method without supports, a data set of one class, or an OUTPUT_DIR not to be written to.
         FileNotFoundError: no such weights, or a data set that has not been prepared.
     """
+    from detectron2.data import MetadataCatalog
+    from detectron2.utils.env import seed_all_rng
+
+    from fss_d2.evaluation import compare
+    from fss_d2.evaluation.rows import check_writable
+    from fss_d2.files import write_atomic
+    from fss_d2.modeling.multi_scale import MultiScaleSegmentor
+
     loaders = build_loaders(cfg, dataset, shots, episodes)
     seed_all_rng(max(cfg.SEED, 0))  # also of the initial weights of a model without a checkpoint
     model: nn.Module = load_few_shot_model(cfg)
@@ -137,6 +146,8 @@ def numbers(cfg: CfgNode, dataset: str, shots: int, result: Comparison) -> dict[
 
 def table(method: str, result: Comparison) -> str:
     """Markdown: mIoU in percent with either kind of supports, their difference, and what to make of it."""
+    from tabulate import tabulate
+
     cells = [f"{result.mean_iou_a:.2f}", f"{result.mean_iou_b:.2f}"]
     cells.append(f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]")
     headers = ["mIoU, %", "own supports", "of another class", "difference [95 % interval]"]
@@ -172,6 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError, FileNotFoundError: as `check`, or a config that names no test set or no number of shots.
     """
     args = parse_arguments(arguments)
+    from fss_d2.config import load_config
+    from fss_d2.data import register_datasets_from_cfg
+    from fss_d2.engine.setup import start_log
+
     start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)

@@ -12,6 +12,8 @@ and the test episodes. All methods take data, episodes, input size and counting 
 and are compared with it episode by episode; KEY VALUE pairs hold for all.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -22,14 +24,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
-from fss_d2.engine.cross_validation import Run, plan_runs
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.fold_report import collect_scores, markdown, summarize
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
 from fss_d2.files import write_atomic
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from fss_d2.engine.cross_validation import Run
 
 logger = logging.getLogger("fss_d2.cross_validate")
 
@@ -43,6 +44,8 @@ def start(run: Run, args: argparse.Namespace) -> None:
     Raises:
         ValueError: it failed; the message has its error.
     """
+    from fss_d2.evaluation.rows import check_writable
+
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
@@ -72,6 +75,9 @@ def run_all(args: argparse.Namespace, starter: Callable[[Run, argparse.Namespace
     Raises:
         ValueError: a run failed; none is started after it, and those under way are waited for.
     """
+    from fss_d2.engine.cross_validation import plan_runs
+    from fss_d2.evaluation.rows import check_writable
+
     runs = plan_runs(args)
     output = runs[0].folder.parents[1]
     check_writable(output)
@@ -101,6 +107,8 @@ def run_all(args: argparse.Namespace, starter: Callable[[Run, argparse.Namespace
 
 def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> str:
     """Write the table of what is done, and return it."""
+    from fss_d2.engine.fold_report import collect_scores, markdown, summarize
+
     scored = [run for run in runs if run.scored]
     first = scored[0].method
     rows = collect_scores((run for run in scored if run.folder in done), first)
@@ -141,6 +149,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Parse, check that the processes can start, run."""
     args = parse_arguments()
+    from fss_d2.engine.setup import start_log
+
     plan_from(args)
     start_log()
     run_all(args)

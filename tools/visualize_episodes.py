@@ -10,13 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from fss_d2.config import load_config
-from fss_d2.data import register_datasets_from_cfg
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.drawing import draw_episodes, drawing_parser, parse_drawing_arguments
-from fss_d2.engine.errors import run_command
-from fss_d2.visualization import episode_panel
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 
@@ -28,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = drawing_parser(__doc__.splitlines()[0])
     parser.add_argument("--config-file", default=str(BASE_CONFIG), help="its FEW_SHOT.TEST, INPUT, ...")
     args = parse_drawing_arguments(parser, argv)
-    setup_logger(name="fss_d2")
+    # Imported late, so that --help is quick.
+    from fss_d2.config import load_config
+    from fss_d2.data import register_datasets_from_cfg
+    from fss_d2.engine.setup import start_log
+    from fss_d2.visualization import episode_panel
+
+    start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
     files = draw_episodes(

@@ -14,49 +14,40 @@ tsne        the objects of all episodes by their mean feature, one picture (ever
 The proposals of MM-Former have a tool of their own, tools/visualize_proposals.py.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.utils.logger import setup_logger
-from scipy import ndimage
-from torch import Tensor, nn
-
-from fss_d2.config import load_config
-from fss_d2.data import build_few_shot_test_loader, register_datasets_from_cfg
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.modeling import FewShotSegmentor
-from fss_d2.modeling.layers import area_fraction, masked_average
-from fss_d2.visualization import (
-    activation_figure,
-    aggregated_figure,
-    agnostic_figure,
-    attention_figure,
-    embed_tsne,
-    save_picture,
-    tsne_figure,
-)
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    import numpy as np
+    from detectron2.config import CfgNode
+    from torch import Tensor, nn
+
+    from fss_d2.modeling import FewShotSegmentor
 
 logger = logging.getLogger("fss_d2.tools.visualize_figures")
 
 Episode = dict[str, Any]
-Figure = Callable[[FewShotSegmentor, Episode, str, int], np.ndarray]
+Figure = Callable[["FewShotSegmentor", Episode, str, int], "np.ndarray"]
 
 
 def draw_attention(model: FewShotSegmentor, episode: Episode, class_name: str, height: int) -> np.ndarray:
     """The points that lie deepest in the object and in the background."""
+    import numpy as np
+    import torch
+    from scipy import ndimage
+
+    from fss_d2.visualization import attention_figure
+
     images, masks = (torch.stack([s[name] for s in episode["support"]])[None] for name in ("image", "mask"))
     support = model.encode_support(images, masks)
     truth, points = episode["sem_seg"].numpy(), {}
@@ -72,11 +63,17 @@ def draw_attention(model: FewShotSegmentor, episode: Episode, class_name: str, h
 
 def draw_aggregated(model: FewShotSegmentor, episode: Episode, class_name: str, height: int) -> np.ndarray:
     """The masks of each scale."""
+    from fss_d2.visualization import aggregated_figure
+
     return aggregated_figure(episode, model([episode])[0], class_name=class_name, height=height)
 
 
 def draw_activation(model: FewShotSegmentor, episode: Episode, class_name: str, height: int) -> np.ndarray:
     """Activations of the query by the supports, and of each support by the query as it was segmented."""
+    import torch
+
+    from fss_d2.visualization import activation_figure
+
     (plain,) = model([{"image": episode["image"], "support": episode["support"]}])
     found = {"image": episode["image"], "mask": plain["sem_seg"].argmax(dim=0).to(torch.uint8).cpu()}
     returned = model([{"image": s["image"], "support": [found]} for s in episode["support"]])
@@ -85,6 +82,8 @@ def draw_activation(model: FewShotSegmentor, episode: Episode, class_name: str, 
 
 def draw_agnostic(model: FewShotSegmentor, episode: Episode, class_name: str, height: int) -> np.ndarray:
     """The class-agnostic map."""
+    from fss_d2.visualization import agnostic_figure
+
     return agnostic_figure(episode, model([episode])[0], class_name=class_name, height=height)
 
 
@@ -114,6 +113,7 @@ def panel_of(model: FewShotSegmentor, figure: str, height: int) -> Panel:
     Raises (the function):
         ValueError: the method has no such figure.
     """
+    import torch
 
     @torch.no_grad()
     def panel(episode: Episode, class_name: str) -> np.ndarray:
@@ -128,14 +128,18 @@ def panel_of(model: FewShotSegmentor, figure: str, height: int) -> Panel:
     return panel
 
 
-@torch.no_grad()
 def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
     """The mean feature of the object in the query and in each support, deepest map: (1 + K, C)."""
+    import torch
+
+    from fss_d2.modeling.layers import area_fraction, masked_average
+
     shown = [{"image": episode["image"], "mask": episode["sem_seg"]}, *episode["support"]]
     name = [n for n in model.backbone.available if n in model.backbone.selected][-1]
     means = []
     for one in shown:
-        feature = model.extract(model.normalise(one["image"][None]))[name]  # (1, C, h, w)
+        with torch.no_grad():
+            feature = model.extract(model.normalise(one["image"][None]))[name]  # (1, C, h, w)
         share = area_fraction(one["mask"][None, None].to(model.device) == 1, tuple(feature.shape[-2:]))
         means.append(masked_average(feature[:, None], share)[0])
     return torch.stack(means).cpu()
@@ -143,6 +147,13 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
 
 def draw_tsne(cfg: CfgNode, model: FewShotSegmentor, args: argparse.Namespace) -> Path:
     """All episodes in one picture; returns its file."""
+    import torch
+    from detectron2.data import MetadataCatalog
+
+    from fss_d2.data import build_few_shot_test_loader
+    from fss_d2.evaluation.rows import check_writable
+    from fss_d2.visualization import embed_tsne, save_picture, tsne_figure
+
     check_writable(args.output)
     names = MetadataCatalog.get(args.dataset).stuff_classes
     features, labels, roles = [], [], []
@@ -162,6 +173,9 @@ def load_few_shot_model(cfg: CfgNode) -> FewShotSegmentor:
     Raises:
         ValueError: a method that reads no supports.
     """
+    from fss_d2.engine.loading import load_model
+    from fss_d2.modeling import FewShotSegmentor
+
     model: nn.Module = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
         raise ValueError(
@@ -178,9 +192,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--figure", required=True, choices=(*FIGURES, "tsne"))
     args = parse_drawing_arguments(parser, argv)
+    from fss_d2.config import load_config
+    from fss_d2.data import register_datasets_from_cfg
+    from fss_d2.engine.setup import start_log
+
     if args.weights:
         args.opts += ["MODEL.WEIGHTS", args.weights]
-    setup_logger(name="fss_d2")
+    start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
     model = load_few_shot_model(cfg)

@@ -10,22 +10,20 @@ coefficients. For PotentialObjectsSegmenter, which reads no supports: the propos
 each and in one overview. A green frame marks the oracle, the proposal that fits the truth best.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-from torch import nn
-
-from fss_d2.config import load_config
-from fss_d2.data import register_datasets_from_cfg
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.drawing import Panel, draw_episodes, drawing_parser, parse_drawing_arguments
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.loading import load_model
-from fss_d2.visualization import proposal_panel
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    import numpy as np
+    from detectron2.config import CfgNode
+    from torch import nn
 
 logger = logging.getLogger("fss_d2.tools.visualize_proposals")
 
@@ -36,6 +34,8 @@ def load_proposing_model(cfg: CfgNode) -> nn.Module:
     Raises:
         ValueError: a method without proposals.
     """
+    from fss_d2.engine.loading import load_model
+
     model = load_model(cfg)
     if not hasattr(model, "proposals"):
         raise ValueError(
@@ -47,6 +47,9 @@ def load_proposing_model(cfg: CfgNode) -> nn.Module:
 
 def panel_of(model: nn.Module, *, top: int, height: int) -> Panel:
     """The function that runs the model on one episode and draws what comes out."""
+    import torch
+
+    from fss_d2.visualization import proposal_panel
 
     @torch.inference_mode()
     def panel(episode: dict, class_name: str) -> np.ndarray:
@@ -62,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, help="of a method that makes proposals")
     parser.add_argument("--proposals", type=int, default=8, help="proposals to draw of each query")
     args = parse_drawing_arguments(parser, argv)
-    setup_logger(name="fss_d2")
+    from fss_d2.config import load_config
+    from fss_d2.data import register_datasets_from_cfg
+    from fss_d2.engine.setup import start_log
+
+    start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
     panel = panel_of(load_proposing_model(cfg), top=args.proposals, height=args.height)

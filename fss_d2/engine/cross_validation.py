@@ -11,10 +11,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from fss_d2.config import load_config
 from fss_d2.evaluation.report import TASK
 from fss_d2.modeling.meta_arch.image_model import ImageModel
-
-from .arguments import load_config
 
 __all__ = ["Run", "of_fold", "plan_runs", "without_fold"]
 

@@ -1,24 +1,22 @@
 """What the programs that draw episodes share: their arguments, and the loop over the episodes."""
 
+from __future__ import annotations
+
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from .command_line import parse_command_line
 
-from fss_d2.data import build_few_shot_test_loader
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.visualization import picture_grid, save_picture
-
-from .arguments import parse_command_line
+if TYPE_CHECKING:
+    import numpy as np
+    from detectron2.config import CfgNode
 
 __all__ = ["draw_episodes", "drawing_parser", "parse_drawing_arguments"]
 
-Panel = Callable[[dict[str, Any], str], np.ndarray]
+Panel = Callable[[dict[str, Any], str], "np.ndarray"]
 
 
 def drawing_parser(description: str, *, num: int = 8) -> argparse.ArgumentParser:
@@ -59,6 +57,12 @@ def draw_episodes(
     Returns:
         The files, the grid last.
     """
+    from detectron2.data import MetadataCatalog
+
+    from fss_d2.data import build_few_shot_test_loader
+    from fss_d2.evaluation.rows import check_writable
+    from fss_d2.visualization import picture_grid, save_picture
+
     check_writable(output)
     names = MetadataCatalog.get(dataset).get("stuff_classes", ())
     panels, files = [], []

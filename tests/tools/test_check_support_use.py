@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import Tensor, nn
 
+from fss_d2.evaluation import read_rows
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
 from tests.modeling.episodes import TINY, make_cfg, make_model
 from tests.modeling.fake_backbone import register_fake_backbone
@@ -124,7 +125,7 @@ def test_queries_are_the_same_and_supports_of_the_other_class(
 ) -> None:
     monkeypatch.setattr(tool, "load_few_shot_model", lambda cfg: _SameColour())
     _, file = tool.check(_cfg("Prototype", tmp_path), two_classes, 1, 8)
-    own, foreign = (tool.read_rows(file.parent / name / "episodes.jsonl") for name in ("own", "foreign"))
+    own, foreign = (read_rows(file.parent / name / "episodes.jsonl") for name in ("own", "foreign"))
     assert [(r.class_id, r.query) for r in own] == [(r.class_id, r.query) for r in foreign]
     by_class = [{r.supports for r in own if r.class_id == class_id} for class_id in (0, 1)]
     assert all(row.supports in by_class[1 - row.class_id] for row in foreign)

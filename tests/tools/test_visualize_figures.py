@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fss_d2.config import load_config
 from tests.modeling.episodes import TINY
 from tests.modeling.fake_backbone import register_fake_backbone
 
@@ -79,7 +80,7 @@ def test_object_features_are_means_over_the_object() -> None:
 
 def _config(method: str, *words: str) -> object:
     base = str(ROOT / "configs" / "Base-FewShot.yaml")
-    return _tool["load_config"](base, [*_TINY, "MODEL.META_ARCHITECTURE", method, *words])
+    return load_config(base, [*_TINY, "MODEL.META_ARCHITECTURE", method, *words])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fss_d2.config import load_config
 from fss_d2.engine.trainer import Trainer
 from tests.modeling.fake_backbone import register_fake_backbone
 
@@ -70,7 +71,7 @@ def test_draws_as_many_episodes_and_proposals_as_asked_for(method: str, config: 
 
 def test_the_weights_given_are_those_drawn(config: Path, dataset: str) -> None:
     first = np.asarray(Image.open(_draw("MMFormer", config, dataset, "--num", "1") / "0000.png"))
-    cfg = _tool["load_config"](str(config), [*_TINY, "MODEL.META_ARCHITECTURE", "MMFormer"])
+    cfg = load_config(str(config), [*_TINY, "MODEL.META_ARCHITECTURE", "MMFormer"])
     torch.manual_seed(5)
     weights = config.parent / "weights.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
