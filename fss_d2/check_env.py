@@ -2,8 +2,8 @@
 
     python -m fss_d2.check_env
 
-Prints Detectron2's report on the machine, then our lines: `note` (nothing to fix unless you want that feature)
-or `WRONG`, each with what to do. The exit code is 1 when a line says `WRONG`.
+Prints Detectron2's report on the machine, then our lines: `note` (fix it if you want that feature) or
+`WRONG`, each with what to do. The exit code is 1 when a line says `WRONG`.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def notes() -> Iterator[str]:
         else:
             missing.append(title)
     if missing:
-        yield f"not in {place}: {', '.join(missing)}  ->  datasets/README.md; demo and tests need none of them"
+        yield f"not in {place}: {', '.join(missing)}  ->  datasets/README.md; demo and tests need none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

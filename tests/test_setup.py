@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# FAIL names an argument that makes it fail; OLD and TORCH say what Python's version and its own torch are; BARE
-# says that it has no ensurepip, and with "all" no pip either.
+# FAIL names an argument that makes it fail; OLD: its version is too old; TORCH: it has a torch that works;
+# BARE: it has no ensurepip, and with "all" no pip either.
 _PYTHON = """#!/bin/sh
 echo "$*" >> "$LOG"
 case "$*" in
@@ -19,7 +19,9 @@ case "$*" in
 -V) echo "Python 3.9.1" ;;
 *"import ensurepip"*) [ -z "$BARE" ] ;;
 "-m pip --version") [ "$BARE" != all ] ;;
-"-m venv .venv" | "-m virtualenv .venv") mkdir -p .venv/bin .venv/lib/python3/site-packages && cp "$0" .venv/bin/python ;;
+"-m venv .venv" | "-m virtualenv .venv")
+    mkdir -p .venv/bin .venv/lib/python3/site-packages
+    cp "$0" .venv/bin/python ;;
 *) case "$*" in *"${FAIL:-nothing}"*) echo "no network"; exit 1 ;; esac ;;
 esac
 """
