@@ -1,5 +1,7 @@
 """Command line that the preparation scripts share."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -33,7 +35,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def run(
     args: argparse.Namespace,
     prepare: Callable[[], None],
-    check: Callable[[], "tuple[list[Count], list[str]]"],
+    check: Callable[[], tuple[list[Count], list[str]]],
 ) -> int:
     """Prepare (unless ``--check``), then print the counts and faults that ``check`` returns.
 

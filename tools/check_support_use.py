@@ -10,13 +10,14 @@ all of its score; a model that segments any salient object keeps it. The episode
 FEW_SHOT.TEST (SEED, QUERY_RULE, MANIFEST), so the scores are the same each time.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from fss_d2.engine.arguments import parse_command_line
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import parse_command_line, run_command
 
 logger = logging.getLogger("fss_d2.check_support_use")
 

@@ -23,8 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.engine.cross_validation import Run
@@ -39,6 +38,7 @@ def start(run: Run, args: argparse.Namespace) -> None:
     Raises:
         ValueError: the run failed; the message contains its error.
     """
+
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
@@ -90,9 +90,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Run the tool; wrong arguments are reported before the first run."""
     args = parse_arguments()
+    from fss_d2.engine.setup import start_log
+
     plan_from(args)
     from fss_d2.engine.cross_validation import run_all
-    from fss_d2.engine.setup import start_log
 
     start_log()
     run_all(args, start)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 
 
 def extract(source: Path, target: Path, *, force: bool = False) -> int:

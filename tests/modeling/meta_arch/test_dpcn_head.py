@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from fss_d2.modeling.meta_arch.dpcn_head import DPCNHead, FeatureFilter
 from torch.nn import functional as F
 
 from fss_d2.modeling.layers import resize, soft_mask
