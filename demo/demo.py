@@ -36,8 +36,8 @@ from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import printable, write_atomic
 from fss_d2.inference.annotations import Box, Boxes, read_picture
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
-from fss_d2.label.image_folder import find_images
-from fss_d2.label.records import ImageRecord, record_of
+from fss_d2.label.job import find_images
+from fss_d2.label.output import ImageRecord, record_of
 from fss_d2.label.supports import read_supports
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG

@@ -1,7 +1,7 @@
 """From a few annotated pictures to masks of many: supports once, then image after image."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,16 @@ class FewShotPredictor:
             labels[wins], best[wins] = i + 1, lead.numpy()[wins]
             probability[i] = lead.sigmoid_().numpy()
         return Prediction(tuple(supports), probability, labels)
+
+    def leave_out(
+        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], left_out: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """For each group of left-out indices, the masks (H, W) bool of these supports, given all others."""
+        other = self.another()
+        for out in left_out:
+            rest = [i for i in range(len(images)) if i not in out]
+            other.set_support([images[i] for i in rest], [masks[i] for i in rest])
+            yield tuple(other.predict(images[i]).labels == 1 for i in out)
 
     @torch.no_grad()
     def attention(
