@@ -78,7 +78,7 @@ def test_it_goes_on_with_settings_that_labels_do_not_depend_on(
     monkeypatch.setattr(FewShotPredictor, "predict", None)  # nothing is labelled again
     keys = "SOLVER.BASE_LR 0.5 SOLVER.IMS_PER_BATCH 7 DATALOADER.NUM_WORKERS 3 TEST.EVAL_PERIOD 9"
     keys += " TEST.BOOTSTRAP 7 MODEL.LOSS.DICE_WEIGHT 1.0 OUTPUT_DIR elsewhere"
-    assert label("--review-below", "1", "--formats", "png", *keys.split()) == 0
+    assert label("--no-check", "--review-below", "1", "--formats", "png", *keys.split()) == 0
     assert [path.read_bytes() for path in sorted((place / "out/records").iterdir())] == before
     assert len((place / "out/needs_review.txt").read_text().splitlines()) == 4
 
