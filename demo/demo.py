@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
     import numpy as np
 
     from fss_d2.inference.predictor import FewShotPredictor, Prediction
-    from fss_d2.label.records import ImageRecord
+    from fss_d2.label.output import ImageRecord
 
 KINDS = ("mask", "overlay", "coco", "attention")
 COCO_FILE, CLASSES_FILE = "coco/annotations.json", "mask/classes.txt"
@@ -109,7 +109,7 @@ def find_inputs(patterns: Sequence[str], output: Path) -> list[Path]:
     Raises:
         FileNotFoundError: nothing is there of that name.
     """
-    from fss_d2.label.image_folder import find_images
+    from fss_d2.label.job import find_images
 
     files: dict[str, Path] = {}  # by absolute path
     for pattern in patterns:
@@ -173,7 +173,7 @@ def segment(
     from tqdm import tqdm
 
     from fss_d2.inference.annotations import read_picture
-    from fss_d2.label.records import record_of
+    from fss_d2.label.output import record_of
     from fss_d2.visualization import save_picture
 
     for path, (name, stem) in tqdm(work.items(), unit="image", disable=not comm.is_main_process()):
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace, device: str) -> None:
     from fss_d2.engine.setup import start_log
     from fss_d2.files import check_writable
     from fss_d2.inference.predictor import FewShotPredictor
-    from fss_d2.label.records import ImageRecord
+    from fss_d2.label.output import ImageRecord
     from fss_d2.label.writers import file_stems
 
     start_log()

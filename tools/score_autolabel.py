@@ -5,7 +5,7 @@
         --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml DEFAULT
 
 `--data` holds <class>/images/* and <class>/masks/<same name>.png. Of each class K images are drawn as
-supports, the others are labelled as tools/autolabel.py does it, and the PNG masks that it writes are compared
+supports, the others are labelled as fss-d2 label does it, and the PNG masks that it writes are compared
 with the true ones. All configs get the same supports. DEFAULT is the model of the package.
 """
 

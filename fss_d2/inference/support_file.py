@@ -17,7 +17,7 @@ from fss_d2.modeling import SupportSet
 from fss_d2.modeling.layers import resize
 from fss_d2.state_dict import UNREADABLE, load_plain
 
-__all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes"]
+__all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
 _KIND, _VERSION = "fss_d2 encoded support", 3
 # Keys that leave the encoding as it is, or that the digest of the weights stands for.
@@ -100,7 +100,7 @@ def save_classes(
         "version": _VERSION,
         "method": type(model).__name__,
         "settings": dict(settings),
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "classes": {
             name: {
                 "sets": [support_set.state() for support_set in support.sets],
@@ -174,12 +174,12 @@ def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[
     for key in sorted(there.keys() & settings.keys()):
         if there[key] != settings[key]:
             return f"was encoded with {key} {there[key]}, here it is {settings[key]}: take its config"
-    if content["weights"] != _digest(model):
+    if content["weights"] != weights_digest(model):
         return f"was encoded with other weights of {method}: load those"
     return ""
 
 
-def _digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A hash of all weights, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
