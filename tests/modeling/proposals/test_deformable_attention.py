@@ -162,8 +162,8 @@ def test_autocast_changes_nothing(sampling: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 20}, "8 heads do not divide 20 channels"),
-        ({"sampling": "cuda"}, "unknown MODEL.PROPOSALS.SAMPLING 'cuda'"),
+        ({"dim": 20}, "num_heads 8 does not divide dim 20"),
+        ({"sampling": "cuda"}, "unknown sampling 'cuda': choose from auto, grid, gather"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, int | str], message: str) -> None:
