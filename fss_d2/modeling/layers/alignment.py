@@ -75,7 +75,7 @@ class CrossAlignment(nn.Module):
         if kind not in CROSS_ALIGNMENTS:
             raise ValueError(f"unknown kind {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
         if kind == "learned" and dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide dim {dim}: change one of them")
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change num_heads or dim")
         self.memory_side = memory_side
         self.layers = nn.ModuleList(
             CrossAttentionLayer(dim, num_heads, feedforward) if kind == "learned" else ParameterFreeLayer()

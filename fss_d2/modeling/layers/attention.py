@@ -65,7 +65,7 @@ class MaskAggregation(nn.Module):
 
     def _add_projections(self, width: int) -> None:
         if width % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide {width} channels: change it")
+            raise ValueError(f"{self.num_heads} heads do not divide {width} channels: change num_heads")
         self.query[str(width)] = nn.Linear(width, width)
         self.key[str(width)] = nn.Linear(width, width)
         self.key[str(width)].load_state_dict(self.query[str(width)].state_dict())

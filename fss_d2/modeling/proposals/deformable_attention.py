@@ -198,7 +198,7 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide dim {dim}: change one of them")
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change num_heads or dim")
         if sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {sampling!r}: choose from {', '.join(SAMPLINGS)}")
         self.shape = (num_heads, num_levels, num_points)

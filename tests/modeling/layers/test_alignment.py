@@ -151,5 +151,5 @@ def test_layers_change_something() -> None:
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match=r"'cosine': choose from learned, parameter_free"):
         CrossAlignment(kind="cosine")
-    with pytest.raises(ValueError, match="num_heads 3 does not divide dim 256"):
+    with pytest.raises(ValueError, match="3 heads do not divide 256 channels"):
         CrossAlignment(num_heads=3)

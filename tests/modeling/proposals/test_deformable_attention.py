@@ -162,7 +162,7 @@ def test_autocast_changes_nothing(sampling: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 20}, "num_heads 8 does not divide dim 20"),
+        ({"dim": 20}, "8 heads do not divide 20 channels"),
         ({"sampling": "cuda"}, "unknown sampling 'cuda': choose from auto, grid, gather"),
     ],
 )

@@ -149,7 +149,7 @@ def test_one_cell_of_one_channel_a_group_is_too_little() -> None:
 
 @pytest.mark.parametrize(
     ("dim", "message"),
-    [(48, "dim 48 is not a multiple of the 32 norm groups"), (32, "num_heads 5 does not divide dim 32")],
+    [(48, "dim 48 is not a multiple of the 32 norm groups"), (32, "5 heads do not divide 32")],
 )
 def test_wrong_width(dim: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
