@@ -12,9 +12,12 @@ from torch import nn
 from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
 from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys, divides
 from fss_d2.modeling.layers import BaseKnowledge
-from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
+from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
+from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
+from fss_d2.modeling.proposals.deformable_attention import SAMPLINGS
+from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
 from fss_d2.state_dict import is_head_file
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "build_model",
     "build_without_weights",
     "check_base_knowledge",
+    "check_proposal_keys",
     "dynamic_convolution_arguments",
     "has_base_knowledge",
 ]
@@ -160,6 +164,7 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
             "MODEL.BACKBONE.FEATURES 'pixel_decoder' stays as it was trained: set MODEL.BACKBONE.FREEZE True "
             "and MODEL.BACKBONE.BN_TRAIN_STATS False, or FEATURES to 'backbone'"
         )
+    check_proposal_keys(cfg)
     c, backbone = cfg.MODEL.PROPOSALS, adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
     decoder = MSDeformAttnPixelDecoder(
@@ -175,6 +180,19 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
     return decoded
 
 
+def check_proposal_keys(cfg: CfgNode) -> None:
+    """Check the keys of MODEL.PROPOSALS that the pixel decoder and the mask decoder share.
+
+    Raises:
+        ValueError: channels that the heads or the norm groups do not divide, or unknown sampling.
+    """
+    c = cfg.MODEL.PROPOSALS
+    divides("MODEL.PROPOSALS.NUM_HEADS", c.NUM_HEADS, "MODEL.PROPOSALS.DIM", c.DIM)
+    if c.DIM % GROUPS:
+        raise ValueError(f"MODEL.PROPOSALS.DIM {c.DIM} is not a multiple of {GROUPS}: change it")
+    choose("MODEL.PROPOSALS.SAMPLING", c.SAMPLING, SAMPLINGS)
+
+
 def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
     """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE, its prototypes not built yet.
 
@@ -185,9 +203,11 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
     c = cfg.MODEL.BASE_KNOWLEDGE
     if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
         raise ValueError(
-            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that stays as it is: set "
+            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that does not change: set "
             "MODEL.BACKBONE.BN_TRAIN_STATS False and MODEL.BACKBONE.FREEZE True, or the method's CKMM off"
         )
+    if not c.IN_FEATURES:
+        raise ValueError("MODEL.BASE_KNOWLEDGE.IN_FEATURES is empty: name a backbone output")
     available = backbone.available
     for name in c.IN_FEATURES:
         if name not in available:
@@ -195,13 +215,30 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
             raise KeyError(f"no backbone output {name!r} of MODEL.BASE_KNOWLEDGE.IN_FEATURES; have {stages}")
     return BaseKnowledge(
         {name: available[name].channels for name in c.IN_FEATURES},
-        c.NUM_CLASSES,
-        similarity=c.SIMILARITY,
-        normalization=c.NORMALIZATION,
+        at_least("MODEL.BASE_KNOWLEDGE.NUM_CLASSES", c.NUM_CLASSES, 1),
+        similarity=choose("MODEL.BASE_KNOWLEDGE.SIMILARITY", c.SIMILARITY, SIMILARITIES),
+        normalization=choose("MODEL.BASE_KNOWLEDGE.NORMALIZATION", c.NORMALIZATION, NORMALIZATIONS),
+        hint="give a trained checkpoint in MODEL.WEIGHTS, or train, which builds them from DATASETS.TRAIN",
     )
 
 
 def dynamic_convolution_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `DynamicConvolution` from MODEL.DPCN, but for the channels."""
+    """Arguments of `DynamicConvolution` from MODEL.DPCN, except the channels.
+
+    Raises:
+        ValueError: an even size, unknown or repeated kernels, an unknown generation, or one without the
+            kernels it needs.
+    """
     c = cfg.MODEL.DPCN
+    if c.KERNEL_SIZE < 1 or c.KERNEL_SIZE % 2 == 0:
+        raise ValueError(f"MODEL.DPCN.KERNEL_SIZE {c.KERNEL_SIZE} must be odd and at least 1")
+    names = tuple(c.KERNELS)
+    if not names or set(names) - set(KERNELS) or len(set(names)) < len(names):
+        raise ValueError(f"MODEL.DPCN.KERNELS {names}: list some of {', '.join(KERNELS)}, each once")
+    choose("MODEL.DPCN.KERNEL_GENERATION", c.KERNEL_GENERATION, GENERATIONS)
+    if c.KERNEL_GENERATION == "serial_kernels" and names == ("square",):
+        raise ValueError(
+            "MODEL.DPCN.KERNEL_GENERATION 'serial_kernels' makes the square kernel from the others: add "
+            "'vertical' or 'horizontal' to MODEL.DPCN.KERNELS"
+        )
     return {"kernel_size": c.KERNEL_SIZE, "kernels": c.KERNELS, "generation": c.KERNEL_GENERATION}

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from detectron2.config import CfgNode
 
-__all__ = ["KEY_GROUPS", "at_least", "choose", "config_keys"]
+__all__ = ["KEY_GROUPS", "at_least", "choose", "config_keys", "divides"]
 
 T = TypeVar("T")
 AddKeys = Callable[[CfgNode], None]
@@ -34,3 +34,10 @@ def at_least(key: str, value: Any, least: float) -> Any:
     if value < least:
         raise ValueError(f"{key} is {value}; it must be at least {least}")
     return value
+
+
+def divides(key: str, divisor: int, of: str, value: int) -> int:
+    """Return the value of a key; raises ValueError unless it is at least 1 and divides that of another."""
+    if value % at_least(key, divisor, 1):
+        raise ValueError(f"{of} {value} is not a multiple of {key} {divisor}: change one of them")
+    return divisor

@@ -171,6 +171,12 @@ class DANet(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DANET, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DANET
+        if c.PCA and not 1 <= c.PCA_RATIO <= c.DIM:
+            raise ValueError(
+                f"MODEL.DANET.PCA_RATIO {c.PCA_RATIO} leaves no channel of MODEL.DANET.DIM {c.DIM}"
+            )
+        if not c.PPM_BINS or min(c.PPM_BINS) < 1:
+            raise ValueError(f"MODEL.DANET.PPM_BINS {tuple(c.PPM_BINS)}: give some numbers, each at least 1")
         backbone = build_few_shot_backbone(cfg)
         return {
             "backbone": backbone,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import choose, config_keys
 from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -24,6 +24,7 @@ from fss_d2.modeling.layers import (
     shot_prototypes,
     soft_mask,
 )
+from fss_d2.modeling.layers.point_block_attention import ATTENTIONS, MERGES
 
 from .contract import Encoding, Output
 from .few_shot import FewShotSegmentor, SegmentorOptions
@@ -163,15 +164,21 @@ class JC2A(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.JC2A, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.JC2A
+        sizes = (c.BINS, c.BLOCK_SIDES, c.TOP_BLOCKS)
+        if (c.P2P or c.P2B) and (len(set(map(len, sizes))) > 1 or min(min(s, default=0) for s in sizes) < 1):
+            raise ValueError(
+                f"MODEL.JC2A.BINS {tuple(c.BINS)}, BLOCK_SIDES {tuple(c.BLOCK_SIDES)} and TOP_BLOCKS "
+                f"{tuple(c.TOP_BLOCKS)} must have one positive number per level"
+            )
         backbone = build_few_shot_backbone(cfg)
         attention = {
             "p2p": c.P2P,
             "p2b": c.P2B,
             "block_sides": c.BLOCK_SIDES,
             "kept_blocks": c.TOP_BLOCKS,
-            "attention": c.ATTENTION,
+            "attention": choose("MODEL.JC2A.ATTENTION", c.ATTENTION, ATTENTIONS),
             "position_embedding": c.POSITION_EMBEDDING,
-            "merge": c.ATTENTION_MERGE,
+            "merge": choose("MODEL.JC2A.ATTENTION_MERGE", c.ATTENTION_MERGE, MERGES),
         }
         return {
             "backbone": backbone,

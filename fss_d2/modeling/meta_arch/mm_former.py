@@ -13,12 +13,13 @@ from typing_extensions import Self
 
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import at_least, choose, config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys, divides
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
 from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
@@ -430,6 +431,8 @@ class MMFormer(FewShotSegmentor):
         c = cfg.MODEL.MM_FORMER
         check_unused_losses(cfg, "MODEL.MM_FORMER.DICE_WEIGHT and CONTRASTIVE_WEIGHT")
         alignments = (*CROSS_ALIGNMENTS, "none")
+        if c.CROSS_ALIGNMENT == "learned":
+            divides("MODEL.MM_FORMER.NUM_HEADS", c.NUM_HEADS, "MODEL.MM_FORMER.DIM", c.DIM)
         return {
             "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),

@@ -10,12 +10,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone
-from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.build import build_few_shot_backbone, check_proposal_keys
 from fss_d2.modeling.keys import at_least, config_keys
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
 
 from .image_model import ImageModel, ImageOptions
 
@@ -59,12 +59,13 @@ def add_keys(cfg: CfgNode) -> None:
 def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of `ProposalHead` from MODEL.PROPOSALS, but for the input shape."""
     c = cfg.MODEL.PROPOSALS
+    check_proposal_keys(cfg)
     return {
         "dim": c.DIM,
         "num_queries": at_least("MODEL.PROPOSALS.NUM_QUERIES", c.NUM_QUERIES, 1),
         "encoder_layers": c.ENCODER_LAYERS,
         "encoder_feedforward": c.ENCODER_FEEDFORWARD,
-        "decoder_layers": c.DECODER_LAYERS,
+        "decoder_layers": at_least("MODEL.PROPOSALS.DECODER_LAYERS", c.DECODER_LAYERS, 1),
         "decoder_feedforward": c.DECODER_FEEDFORWARD,
         "num_heads": c.NUM_HEADS,
         "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
