@@ -1,10 +1,14 @@
-"""Building what every method needs from a config."""
+"""Building models, and the parts that several methods share, from a config."""
 
 import difflib
+import logging
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from torch import nn
 
 from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES
@@ -13,7 +17,59 @@ from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 
-__all__ = ["build_base_knowledge", "build_few_shot_backbone", "dynamic_convolution_arguments"]
+__all__ = [
+    "build_base_knowledge",
+    "build_few_shot_backbone",
+    "build_model",
+    "dynamic_convolution_arguments",
+    "is_trainable",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
+
+    MODEL.WEIGHTS is not loaded.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+        KeyError: a key names a feature that the backbone lacks.
+        FileNotFoundError: there are no such backbone weights.
+    """
+    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    name = cfg.MODEL.META_ARCHITECTURE
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def is_trainable(cfg: CfgNode) -> bool:
+    """Whether a method with these settings has anything to train but its backbone.
+
+    The model is built on the CPU without any weights; the random state stays as it was. Raises as
+    `build_model`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    with torch.random.fork_rng(devices=[]):
+        model = _method(cfg)(cfg)
+    return getattr(model, "trainable", True)  # a model of Detectron2's own is there to be trained
+
+
+def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
+    """The meta-architecture that a config names."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    return META_ARCH_REGISTRY.get(name)
 
 
 @config_keys
