@@ -4,12 +4,10 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.utils import logger as detectron2_logger
 from pycocotools.coco import COCO
 
 from fss_d2 import cli
@@ -29,14 +27,13 @@ SEED: 0
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two supports each of two classes, four images, and a config; the working folder."""
     annotated_folder(tmp_path / "supports", ("red", "blue"))
     image_folder(tmp_path / "images", 4)
     (tmp_path / "tiny.yaml").write_text(_CONFIG)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    detectron2_logger.setup_logger.cache_clear()
+    return tmp_path
 
 
 def words(*more: str) -> list[str]:
