@@ -1,7 +1,6 @@
 """Every program says in one line what is wrong with its input, fails, and leaves no half-written file."""
 
 import json
-import logging
 import os
 import pickle
 import re
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 from fss_d2.engine.command_line import TRACEBACK_VARIABLE
@@ -129,7 +127,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of `pristine` to work in; catalogs and logs are cleared after it."""
+    """A copy of `pristine` to work in; catalogs are cleared after it."""
     root = shutil.copytree(pristine, tmp_path / "work")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -139,13 +137,6 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     for name in ("toy_fold0_train", "toy_fold0_val", "toy_both", "toy_coco"):
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
-    detectron2_logger.setup_logger.cache_clear()
-    detectron2_logger._cached_log_stream.cache_clear()
 
 
 def _run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fss_d2.config import load_config
 from fss_d2.engine.solver import build_gradient_clipper
-from fss_d2.engine.step import EpisodeStep
+from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer
 from fss_d2.modeling import DPCN, DANet
 
@@ -118,4 +118,4 @@ def _training_step(cfg: CfgNode, model: nn.Module, batch: list[dict[str, Any]]) 
     model.iteration = cfg.SOLVER.MAX_ITER - 1
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     optimizer, clip = Trainer.build_optimizer(cfg, model), build_gradient_clipper(cfg)
-    return EpisodeStep(model, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
+    return AutocastTrainer(model, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
