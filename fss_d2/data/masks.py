@@ -84,7 +84,7 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     path = record.get("sem_seg_file_name")
     if path is None:
         raise ValueError(
-            f"image {record['file_name']} has neither sem_seg_file_name nor annotations: add one to its record"
+            f"image {record['file_name']} has neither sem_seg_file_name nor annotations: add one of them"
         )
     encoding = record.get("mask_encoding", "class_map")
     if encoding == "class_map":

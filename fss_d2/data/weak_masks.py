@@ -12,8 +12,8 @@ __all__ = ["ANNOTATIONS", "Seed", "annotate", "boxes_of", "scribble_of", "suppor
 
 Seed = int | Sequence[int]  # of numpy's default generator
 
-# Uniform ranges of a stroke: its length over the longer side of the component's box, its width over the square
-# root of the component's area.
+# Uniform ranges of a stroke: its length over the longer side of the component's box, its width over the
+# square root of the component's area.
 _LENGTH = (0.4, 0.8)
 _WIDTH = (0.02, 0.05)
 _LEAST_WIDTH = 3  # pixels, so that the stroke survives the resize to the network's size
