@@ -15,8 +15,6 @@ for training.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,11 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from fss_d2.files import atomic_path
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
-from .preparation import png_is_whole, require, write_class_map, write_text_if_changed
+from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
 from .splits import NUM_FOLDS, fold_metadata, held_out_classes
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
@@ -103,7 +100,7 @@ def write_glyphs(
     _claim(folder, {"version": _VERSION, "seed": seed, "size": size})
     write = partial(_write_image, folder, GlyphGenerator(seed, size))
     indices = range(images_per_class * len(CLASS_NAMES))
-    shown = tqdm(_map(write, indices, workers), "glyphs", len(indices), unit="image", disable=None)
+    shown = parallel_map(write, indices, workers=workers, progress="glyphs")
     images = [{"id": i, "classes": classes} for i, classes in zip(indices, shown, strict=True)]
     index = {"seed": seed, "size": size, "classes": list(CLASS_NAMES), "images": images}
     write_text_if_changed(folder / "index.json", json.dumps(index))
@@ -157,15 +154,6 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
         raise ValueError(
             f"{folder} holds glyphs made with {found}, not {settings}: remove it or choose another root"
         )
-
-
-def _map(function: Any, items: Iterable[int], workers: int) -> Iterator[list[int]]:
-    if workers == 0:
-        yield from map(function, items)
-        return
-    # OpenCV's own threads do not survive a fork.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield from pool.map(function, items, chunksize=16)
 
 
 def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[int]:

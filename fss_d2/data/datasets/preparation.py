@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -178,20 +179,21 @@ def parallel_map(
 ) -> Iterator[_Out]:
     """Yield ``function(item)`` in the order of ``items``, from ``workers`` processes (0: this one).
 
-    ``function`` must be importable by name (a pool pickles it); its errors are raised here.
+    ``function`` must be importable by name, because it is pickled; its errors are raised here.
     """
-    with tqdm(total=len(items), desc=progress, file=sys.stderr, disable=not items) as bar:
-        if workers == 0 or not items:
-            yield from _counted(map(function, items), bar)
-        else:
-            with Pool(workers) as pool:
-                yield from _counted(pool.imap(function, items, chunksize=_CHUNK), bar)
+    with tqdm(total=len(items), desc=progress, file=sys.stderr, disable=None if items else True) as bar:
+        for result in _map(function, items, workers):
+            bar.update()
+            yield result
 
 
-def _counted(results: Iterable[_Out], bar: "tqdm") -> Iterator[_Out]:
-    for result in results:
-        bar.update()
-        yield result
+def _map(function: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    if workers == 0 or not items:
+        yield from map(function, items)
+        return
+    # OpenCV's own threads do not survive a fork.
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield from pool.map(function, items, chunksize=_CHUNK)
 
 
 def find_list(folder: Path, stems: Sequence[str], suffix: str) -> str:
