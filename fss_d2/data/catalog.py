@@ -49,11 +49,11 @@ def get_records(name: str) -> list[dict[str, Any]]:
     """
     if name not in DatasetCatalog:
         raise ValueError(_unknown(name, DatasetCatalog.list()))
-    return list(_cached(DatasetCatalog[name], dataset_root().absolute()))
+    return list(_remembered(DatasetCatalog[name], dataset_root().absolute()))
 
 
 @lru_cache(maxsize=4)
-def _cached(load: Callable[[], list[dict[str, Any]]], root: Path) -> list[dict[str, Any]]:
+def _remembered(load: Callable[[], list[dict[str, Any]]], root: Path) -> list[dict[str, Any]]:
     """Call a registered function; `root` is part of the key because built-in sets read from it."""
     return load()
 
