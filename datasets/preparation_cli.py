@@ -1,12 +1,16 @@
 """Command line that the preparation scripts share."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fss_d2.data.datasets.preparation import Count, format_counts
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from fss_d2.data.datasets.preparation import Count
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -32,6 +36,8 @@ def run(
     Returns the exit code. 0: all is well; 1: an input is missing, or a prepared file is missing or
     broken. Counts that differ from published ones are only reported, they leave the exit code at 0.
     """
+    from fss_d2.data.datasets.preparation import format_counts
+
     try:
         if args.workers < 0:
             raise ValueError(f"--workers {args.workers} is negative, use 0 or more")

@@ -10,8 +10,6 @@ from functools import partial
 
 from preparation_cli import make_parser, run
 
-from fss_d2.data.datasets import build_coco
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
@@ -23,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         help="also write the maps of coco20i_flat, coco20i_hsnet",
     )
     args = parser.parse_args(argv)
+    from fss_d2.data.datasets import build_coco  # late, so that --help is quick
+
     options = {"year": args.year, "workers": args.workers, "class_maps": args.class_maps, "lists": args.lists}
     prepare = partial(build_coco.prepare, args.root, **options)
     return run(args, prepare, partial(build_coco.check, args.root, year=args.year))

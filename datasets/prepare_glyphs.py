@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -30,6 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (1: an error, which is printed in one line)."""
     args = make_parser().parse_args(argv)
+    from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs  # late, so that --help is quick
+
     try:
         if not args.check:
             write_glyphs(

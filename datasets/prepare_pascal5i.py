@@ -9,12 +9,12 @@ from functools import partial
 
 from preparation_cli import make_parser, run
 
-from fss_d2.data.datasets import build_pascal
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
+    from fss_d2.data.datasets import build_pascal  # late, so that --help is quick
+
     prepare = partial(build_pascal.prepare, args.root, workers=args.workers, lists=args.lists)
     return run(args, prepare, partial(build_pascal.check, args.root))
 

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
-from fss_d2.engine.errors import TRACEBACK_VARIABLE
+from fss_d2.engine.command_line import TRACEBACK_VARIABLE
 from tests import bad_input_cases, own_picture_cases
 from tests.spoiling import Case, Code
 

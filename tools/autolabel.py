@@ -14,7 +14,7 @@ that shows all. An interrupted run goes on with the same command.
 
 import sys
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.label.command import main
 
 if __name__ == "__main__":

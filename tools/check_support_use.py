@@ -15,8 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fss_d2.engine.arguments import parse_command_line
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import parse_command_line, run_command
 
 logger = logging.getLogger("fss_d2.check_support_use")
 

@@ -8,18 +8,20 @@ Mask2Former's, a pickle of numpy arrays. Nothing pickled in it is run.
 import argparse
 import sys
 
-from fss_d2.checkpoint.convert import CONVERTERS, check_output, read_official, write_converted
+METHODS = ("dcama", "mask2former", "mmformer", "pfenet")  # of checkpoint.convert
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert one file; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", required=True, choices=sorted(CONVERTERS))
+    parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--verbose", action="store_true", help="list the dropped and missing names")
     parser.add_argument("input", metavar="IN", help="official checkpoint")
     parser.add_argument("output", metavar="OUT", help="file to write")
     args = parser.parse_args(arguments)
+    from fss_d2.checkpoint.convert import CONVERTERS, check_output, read_official, write_converted
+
     try:
         check_output(args.output, force=args.force)
         conversion = CONVERTERS[args.method](read_official(args.input))

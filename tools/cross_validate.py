@@ -23,8 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.engine.cross_validation import Run

@@ -11,13 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
-
-from fss_d2.checkpoint.heads import head_of
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.files import atomic_path
 
 
@@ -28,6 +22,11 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
         FileNotFoundError, FileExistsError: there is no checkpoint, or a file where the head shall go.
         ValueError: it is no checkpoint of a model with a backbone, or has nothing else.
     """
+    import torch  # here, so that --help is quick
+
+    from fss_d2.checkpoint.heads import head_of
+    from fss_d2.checkpoint.reading import UNREADABLE, load_plain
+
     if not source.is_file():
         raise FileNotFoundError(f"checkpoint {source} does not exist")
     if target.exists() and not force:

@@ -22,8 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.arguments import parse_command_line
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import parse_command_line, run_command
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")

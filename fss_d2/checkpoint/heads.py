@@ -7,13 +7,15 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-import fss_d2.model_zoo  # noqa: F401  (so that fss_d2:// is known)
+from fss_d2.model_zoo import register_paths
 
 from .reading import UNREADABLE
 
 __all__ = ["head_of", "is_head", "is_head_file"]
 
 _BACKBONE = "backbone."
+
+register_paths()
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,23 +6,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.file_io import PathManager
-
-from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_command_line, plan_from
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from
 from fss_d2.engine.launch import launch
-from fss_d2.engine.setup import start_log
 from fss_d2.files import printable
-from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.model_zoo import DEFAULT_CONFIG
-
-from .job import Job, run_job
-from .supports import read_supports
-from .writers import FORMATS
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
+_FORMATS = "coco,png,yolo,labelme"  # of .writers, which --help does not wait for
 _DESCRIPTION = "Label a folder of images like a few annotated ones."
 
 
@@ -46,6 +39,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
 
 
 def _run(args: argparse.Namespace, device: str) -> None:
+    from fss_d2.engine.setup import start_log
+    from fss_d2.inference.predictor import FewShotPredictor
+
+    from .job import Job, run_job
+    from .supports import read_supports
+
     start_log()
     formats = tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
     images, output = Path(args.images), Path(args.output)
@@ -67,6 +66,10 @@ def _run(args: argparse.Namespace, device: str) -> None:
 
 def _model(args: argparse.Namespace, device: str) -> dict[str, str]:
     """Digests of the settings and of the weights, wherever they lie."""
+    from detectron2.utils.file_io import PathManager
+
+    from fss_d2.config import load_config
+
     cfg = load_config(args.config_file, args.opts, num_gpus=0 if device == "cpu" else None).clone()
     weights = PathManager.get_local_path(args.weights or cfg.MODEL.WEIGHTS)
     cfg.defrost()
@@ -96,9 +99,7 @@ def _parse(arguments: Sequence[str] | None, program: str | None) -> argparse.Nam
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="new, or that of a run to go on with"
     )
-    parser.add_argument(
-        "--formats", default=",".join(FORMATS), metavar="A,B", help="default: all, %(default)s"
-    )
+    parser.add_argument("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")
     parser.add_argument(
         "--review-below",
         type=float,

@@ -14,7 +14,8 @@ import pytest
 from detectron2.utils import comm
 from PIL import Image
 
-from fss_d2.label import Job, read_supports, run_job
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor, annotated_folder, disc, image_folder, picture, save
 
 _ROOT = Path(__file__).parents[2]
@@ -22,7 +23,8 @@ _PROGRAM = """
 import sys
 from pathlib import Path
 import fss_d2
-from fss_d2.label import Job, read_supports, run_job
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
 root, output = map(Path, sys.argv[1:3])
 run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
