@@ -17,10 +17,10 @@ from fss_d2.engine.launch import launch
 def main(args: argparse.Namespace) -> None:
     """What every process runs; imported here, so that wrong arguments are reported at once."""
     from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-    from fss_d2.engine.base_prototypes import check_base_knowledge
     from fss_d2.engine.evaluate import write_summary
     from fss_d2.engine.setup import setup
     from fss_d2.engine.trainer import Trainer
+    from fss_d2.modeling.build import check_base_knowledge
 
     cfg = setup(args)
     if args.eval_only:

@@ -20,11 +20,11 @@ PROGRAMS = [
         str(path.relative_to(ROOT))
         for pattern in ("tools/*.py", "demo/*.py", "datasets/prepare_*.py")
         for path in ROOT.glob(pattern)
-        if path.name != "setup_env.py"
     ),
     "train_net.py",
     "fss_d2/cli.py",
     "fss_d2/cli.py label",
+    "fss_d2/check_env.py",
 ]
 # One process for all, so a module counts for the first program that imports it.
 _RUN_ALL = """

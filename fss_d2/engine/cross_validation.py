@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fss_d2.config import load_config
 from fss_d2.evaluation import Comparison, compare, read_rows
 from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
 from fss_d2.files import check_writable, write_atomic
-from fss_d2.modeling.meta_arch.image_model import ImageModel
+from fss_d2.modeling.build import build_without_weights
 
 __all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
 
@@ -101,6 +101,19 @@ class _Method:
     name: str
     files: tuple[str, ...]
     configs: tuple[CfgNode, ...]
+
+    @cached_property
+    def parameters(self) -> tuple[tuple[bool, bool], ...]:
+        """For each stage, whether it is trained, and whether it has weights besides its backbone's.
+
+        An unknown method counts as trained: train_net.py says what is wrong.
+        """
+        found = []
+        for cfg in self.configs:
+            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+            model = build_without_weights(cfg) if known else None
+            found.append((True, True) if model is None else (model.trainable, model.has_weights))
+        return tuple(found)
 
 
 def of_fold(value: Any, fold: int) -> Any:
@@ -287,24 +300,20 @@ def _stages(
         if args.eval_only and number < last:
             continue
         architecture = cfg.MODEL.META_ARCHITECTURE
-        trains = not args.eval_only and _method(architecture).learns(cfg)
+        trainable, weighted = method.parameters[number]
+        trains = not args.eval_only and trainable
         folder = output / f"{architecture}_{_stem(method.files[: number + 1])}" / f"fold{fold}_seed{seed}"
         opts = [*args.opts, *_pairs(cfg, ("DATASETS.TRAIN", *_SETS), fold)]
         opts += ["SEED", str(seed), "FEW_SHOT.SEED", str(seed)]
         opts += shared if number == last else ["DATASETS.TEST", "()"]
         if after is not None:
             opts += ["MODEL.WEIGHTS", str(after / "model_final.pth")]
-        elif args.weights and _method(architecture).trainable:
+        elif args.weights and weighted:
             opts += ["MODEL.WEIGHTS", _weights(args.weights, architecture, fold, seed)]
         opts += ["OUTPUT_DIR", str(folder)]
         name = method.name if number == last else architecture
         yield Run(name, fold, seed, file, tuple(opts), folder, not trains, after, number == last)
         after = folder
-
-
-def _method(name: str) -> type[ImageModel]:
-    """The class of a method, or the base class for an unknown name, which train_net.py reports."""
-    return META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else ImageModel
 
 
 def _weights(pattern: str, method: str, fold: int, seed: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fss_d2.data import build_few_shot_test_loader
 from fss_d2.files import check_writable
 from fss_d2.modeling import FewShotSegmentor
-from fss_d2.modeling.layers import area_fraction, masked_average
+from fss_d2.modeling.layers import area_fraction, weighted_sum
 from fss_d2.visualization import (
     activation_figure,
     aggregated_figure,
@@ -109,7 +109,7 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
     for one in shown:
         feature = model.extract(model.normalise(one["image"][None]))[name]  # (1, C, h, w)
         share = area_fraction(one["mask"][None, None].to(model.device) == 1, tuple(feature.shape[-2:]))
-        means.append(masked_average(feature[:, None], share)[0])
+        means.append(weighted_sum(feature[:, None], share[:, None])[0, 0, 0] / share.sum().clamp(min=1e-6))
     return torch.stack(means).cpu()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fss_d2.data import build_few_shot_test_loader
-from fss_d2.data.foreign_supports import ForeignSupports
+from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.evaluation import Comparison, FewShotEvaluator, compare, read_rows
 from fss_d2.files import check_writable, write_atomic
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
@@ -86,7 +86,7 @@ def _build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dic
         build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in range(2)
     )
     try:
-        foreign.dataset.mapper = ForeignSupports(foreign.dataset.mapper, foreign.sampler.episodes)
+        foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
     return {"own": own, "foreign": foreign}

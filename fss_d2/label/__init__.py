@@ -1,1 +1,1 @@
-"""From a few annotated pictures to labels of a folder, in the formats of other programs."""
+"""Label a folder of images like a few annotated ones, in the formats of other programs."""

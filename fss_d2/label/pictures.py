@@ -18,8 +18,8 @@ from fss_d2.inference.predictor import FewShotPredictor, Prediction
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
 
-from .image_folder import find_images
-from .records import ImageRecord, record_of
+from .job import find_images
+from .output import ImageRecord, record_of
 from .writers import FORMATS, LabelSet, class_list, file_stems
 
 __all__ = ["PictureJob", "Supports", "find_pictures", "plan_pictures", "segment_pictures"]
