@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fss_d2.app import Limits, MethodPool, serve
+from fss_d2.app.server import serve
+from fss_d2.app.session import MethodPool
+from fss_d2.app.uploads import Limits
 from tests.inference.predictors import make_predictor
 
 SIZE = (90, 120)  # height and width

@@ -13,7 +13,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra app")
 
-from fss_d2.app import Session, server
+from fss_d2.app import server
+from fss_d2.app.session import Session
 from tests.app.client import Visitor, file_value
 from tests.app.pages import SIZE, disc, disc_mask, page, save
 
@@ -74,7 +75,7 @@ def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
     (gallery, name, *_, status), told = visitor.do("click_corner", "disc", picked=[64, 64])
     assert told == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
     (attention, said), _ = visitor.do("attend", "Prototype", picked=[75, 50])
-    assert said["value"].startswith("**Prototype** keeps no record") and said["visible"]
+    assert said["value"].startswith("**Prototype** cannot show") and said["visible"]
     (attention, said), told = visitor.do("attend", "DCAMA", picked=[75, 50])
     assert told == [] and attention["visible"] and attention["value"]["path"].endswith("jpg")
 
@@ -88,7 +89,7 @@ def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) ->
     assert not any({"value", "visible"} & update.keys() for update in same)
     visitor.do("add_box", "disc", 100, 70, 110, 80)
     (gallery, table, _, *hidden), told = visitor.do("drop_outdated", *settings)
-    assert told == [] and "Nothing was looked for" in table and len(gallery["value"]) == 1
+    assert told == [] and "No masks yet" in table and len(gallery["value"]) == 1
     assert gallery["value"][0]["image"]["path"] != found["value"][0]["image"]["path"]
     assert [update["visible"] for update in hidden] == [False] * 3
 
@@ -116,12 +117,12 @@ def test_visitors_are_apart(url: str, tmp_path: Path) -> None:
     show_and_ask(one, tmp_path)
     one.do("find", "Prototype", 0.5)
     (gallery, table, chosen, *_), _ = other.do("query_view", "Prototype", 0.5)
-    assert gallery["value"] == [] and "Nothing was looked for" in table and chosen is None
+    assert gallery["value"] == [] and "No masks yet" in table and chosen is None
     _, told = other.do("find", "Prototype", 0.5)
-    assert told == ["no picture to look through yet: add some (step 2)"]
+    assert told == ["no picture to search yet: add some (step 2)"]
     other.do("add_queries", "Prototype", 0.5, [picture(other, tmp_path, 75, 50)])
     _, told = other.do("find", "Prototype", 0.5)
-    assert told[0].startswith("no object is shown yet")
+    assert told[0].startswith("no object is marked yet")
 
 
 def fetch_paths(target: str) -> Iterator[str]:
@@ -180,7 +181,7 @@ def test_a_form_is_looked_through_as_well(visitor: Visitor) -> None:
 
 
 def test_gradio_refuses_them_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: Path) -> None:
-    from fss_d2.app.guard import Guard
+    from fss_d2.app.server import Guard
 
     monkeypatch.setattr(Guard, "_holds", lambda self, path: True)
     with page("Prototype") as url:
@@ -227,7 +228,7 @@ def test_uploads_are_limited(visitor: Visitor, tmp_path: Path) -> None:
     assert told == ["at most 3 pictures can show objects: remove some first"]
     bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))
     _, told = visitor.do("add_supports", "disc", [visitor.give(bomb)])
-    assert told == ["bomb.png has 1000x1000 pixels: 0.5 million are allowed"]
+    assert told == ["bomb.png has 1000x1000 pixels: at most 0.5 million are allowed"]
 
 
 def paint(visitor: Visitor, index: str, content: bytes) -> tuple[list, list[str]]:
@@ -272,7 +273,7 @@ def test_pages_of_other_sites_send_nothing(visitor: Visitor, site: str) -> None:
 def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
     values, told = visitor.do("add_supports", "disc", [visitor.give(tmp_path / "no.png")])
-    assert told == ["no.png is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
+    assert told == ["no.png is not a picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
     assert values[-1] is None or values[-1] == {"__type__": "update", "value": None}  # the field is emptied
     visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
     wrong = visitor.give(save(tmp_path / "m.png", np.ones((5, 5), bool)))

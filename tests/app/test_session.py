@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.app import MethodPool, Session
+from fss_d2.app.session import MethodPool, Session
 from fss_d2.app.supports import SupportList
 from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
@@ -115,12 +115,12 @@ def test_attention(session: Session, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no picture to look through yet: add some \(step 2\)"):
+    with pytest.raises(ValueError, match=r"no picture to search yet: add some \(step 2\)"):
         session.find("Prototype")
     ask(session, tmp_path, "q.png")
-    with pytest.raises(ValueError, match=r"no object is shown yet: .* \(step 1\)"):
+    with pytest.raises(ValueError, match=r"no object is marked yet: .* \(step 1\)"):
         session.find("Prototype")
-    with pytest.raises(ValueError, match=r"no masks to pack yet: look for the object first \(step 2\)"):
+    with pytest.raises(ValueError, match=r"no masks yet: press Find the object first \(step 2\)"):
         session.zip_file("Prototype", 0.5)
     show(session, tmp_path)
     with pytest.raises(ValueError, match="no method 'other': choose from Prototype, DCAMA"):
@@ -270,6 +270,12 @@ class TestSupportList:
         with pytest.raises(ValueError, match="10x10"):
             supports.read_mask(save(tmp_path / "n.png", np.ones((10, 10), bool)))
         np.testing.assert_array_equal(supports.open.mask, disc_mask(40, 40))
+
+    def test_removing_one_of_two_with_the_same_name(self, supports: SupportList, tmp_path: Path) -> None:
+        supports.add([save(tmp_path / "other/a.png", disc(60, 40))])
+        supports.remove()
+        assert [p.upload.name for p in supports.pictures] == ["a.png", "b.png"] and supports.current == 1
+        np.testing.assert_array_equal(supports.pictures[0].upload.pixels, disc(40, 40))
 
     def test_removing(self, supports: SupportList) -> None:
         supports.remove()
