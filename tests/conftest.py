@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-import fss_d2  # noqa: F401  (before anything imports detectron2)
+import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
+from detectron2.utils import logger as detectron2_logger
 
 torch.set_num_threads(1)
 
@@ -27,13 +28,20 @@ def photographs() -> Path:
 
 @pytest.fixture
 def closed_logs() -> Iterator[None]:
-    """A run opens log files; close them after the test."""
+    """Close the log handlers that earlier tests left, and after the test its own."""
+    _close_logs()
     yield
+    _close_logs()
+
+
+def _close_logs() -> None:
     for name in ("detectron2", "fvcore", "fss_d2"):
         log = logging.getLogger(name)
         for handler in list(log.handlers):
             log.removeHandler(handler)
             handler.close()
+    detectron2_logger.setup_logger.cache_clear()  # otherwise the next call adds no handlers
+    detectron2_logger._cached_log_stream.cache_clear()
 
 
 @pytest.fixture(autouse=True)

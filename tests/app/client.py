@@ -23,7 +23,7 @@ class Visitor:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
         """Status and body of the answer; the path is not put in order first."""
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        connection = http.client.HTTPConnection(self._address, timeout=120)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

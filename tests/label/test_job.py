@@ -26,7 +26,7 @@ from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
 root, output = map(Path, sys.argv[1:3])
-run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
+run_job(Job(root / "images", output), ColourPredictor(stop_after=4), read_supports(root / "supports"))
 """
 
 
@@ -283,8 +283,9 @@ def test_processes_share_the_job(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(p.predicted, p.left_out) for p in again] == [(0, []), (0, [])]
 
 
-def start(place: Path, output: str, seconds: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _PROGRAM, str(place), str(place / output), str(seconds)]
+def start(place: Path, output: str) -> subprocess.Popen[bytes]:
+    """Label four images in a process of its own, then wait to be killed."""
+    command = [sys.executable, "-c", _PROGRAM, str(place), str(place / output)]
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path})
 
@@ -294,20 +295,20 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     image_folder(tmp_path / "images", 12)
     (tmp_path / "images/broken.jpg").write_bytes(b"no image")
     supports = read_supports(tmp_path / "supports")
-    killed = start(tmp_path, "killed", 0.3)
+    killed = start(tmp_path, "killed")
     records = tmp_path / "killed/records"
-    deadline = time.monotonic() + 120
-    while len(list(records.glob("*.json"))) < 3:
+    deadline = time.monotonic() + 300
+    while len(list(records.glob("*.json"))) < 4:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     finished = contents(records)
-    assert 3 <= len(finished) < 12 and not (tmp_path / "killed/report.html").exists()
+    assert len(finished) == 4 and not (tmp_path / "killed/report.html").exists()
     (records / f".x.json.{killed.pid}.tmp").write_bytes(b"half")  # killed while it wrote
     predictor = ColourPredictor()
     run_job(Job(tmp_path / "images", tmp_path / "killed"), predictor, supports)
-    assert predictor.predicted == 12 - len([name for name in finished if name.endswith(".json")])
+    assert predictor.predicted == 12 - 4
     run_job(Job(tmp_path / "images", tmp_path / "whole"), ColourPredictor(), supports)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
