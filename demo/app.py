@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 logger = logging.getLogger("fss_d2.app")

@@ -15,7 +15,7 @@ from PIL import Image
 from fss_d2.files import write_atomic
 from fss_d2.inference.prediction import Prediction
 from fss_d2.visualization import draw_mask
-from fss_d2.visualization.predictions import attention_panel, class_color
+from fss_d2.visualization.panels import attention_panel, class_color
 from fss_d2.visualization.tiles import SUPPORT_COLOR, draw_regions, picture_grid
 
 __all__ = [

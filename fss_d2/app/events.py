@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from fss_d2.engine.errors import one_line
+from fss_d2.engine.command_line import one_line
 from fss_d2.inference.annotations import Box
-from fss_d2.visualization.predictions import class_color
+from fss_d2.visualization.panels import class_color
 
 from .drawing import draw_support, to_picture
 from .session import Finding, Session

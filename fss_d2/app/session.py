@@ -15,7 +15,7 @@ from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.label.output import record_of
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
-from fss_d2.visualization.predictions import class_map_png
+from fss_d2.visualization.panels import class_map_png
 
 from .drawing import Point, VisitorFiles, attention_rows, draw_prediction, on_screen
 from .supports import SupportList

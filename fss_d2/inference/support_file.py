@@ -11,15 +11,15 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.data.windows import Window
+from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.layers import resize
+from fss_d2.state_dict import UNREADABLE, load_plain
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
-_KIND, _VERSION = "fss_d2 encoded support", 2
+_KIND, _VERSION = "fss_d2 encoded support", 3
 # Keys that leave the encoding as it is, or that the digest of the weights stands for.
 _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
@@ -53,6 +53,11 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]
     frames: tuple[tuple[Frame, ...], ...]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the network's inputs."""
+        return [support_set.size for support_set in self.sets]
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
         """Bring maps of the shots (shots, H, W) to the supports' own sizes, adding up those of its views.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import is_half_written, read_json_object, write_atomic
+from fss_d2.files import check_writable, is_half_written, read_json_object, write_atomic
 from fss_d2.inference.prediction import Instance, Prediction
 
 __all__ = [
