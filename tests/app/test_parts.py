@@ -25,7 +25,7 @@ def two_classes() -> Prediction:
 
 
 class TestLimits:
-    """What is refused before it is read."""
+    """Files that are refused before they are read."""
 
     def test_a_picture_is_read(self, tmp_path: Path) -> None:
         upload = read_upload(save(tmp_path / "a.png", disc(40, 40)), LIMITS)
@@ -131,7 +131,7 @@ def test_files_of_a_visitor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     path = files.picture(disc(40, 40))
     inode = Path(path).stat().st_ino
-    assert files.picture(disc(40, 40)) == path and Path(path).stat().st_ino == inode  # not written anew
+    assert files.picture(disc(40, 40)) == path and Path(path).stat().st_ino == inode  # not written again
     assert np.abs(np.asarray(Image.open(path)).astype(int) - disc(40, 40)).mean() < 2
     packed = Path(files.file(b"zip", "/masks.zip"))
     assert packed.name == "masks.zip" and packed.read_bytes() == b"zip"

@@ -35,7 +35,7 @@ def ask(session: Session, folder: Path, *names: str) -> None:
 
 
 def encodings(pool: MethodPool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever the Prototype encodes supports."""
+    """The number of supports in each call in which the Prototype encodes some."""
     calls: list[int] = []
     model = pool.predictor("Prototype").model
     encode = model.encode_support
@@ -58,7 +58,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
     assert finding.confidence == expected.confidence
     assert overlap(expected.masks["object"], disc_mask(75, 50)) > 0.85
     changed = (finding.picture != disc(75, 50)).any(axis=2)
-    assert overlap(changed, disc_mask(75, 50)) > 0.7  # drawn where it was found, with a contour
+    assert overlap(changed, disc_mask(75, 50)) > 0.7  # the mask with its contour
 
 
 def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch
     show(session, tmp_path, x=60)
     assert session.findings("Prototype", 0.5)[0].areas is None  # of other supports
     session.find("Prototype")
-    assert calls == [1, 2]
+    assert calls == [1, 1, 1]  # both, one by one
 
 
 def test_a_threshold_needs_no_network(
@@ -114,7 +114,7 @@ def test_attention(session: Session, tmp_path: Path) -> None:
         session.attention("DCAMA", 1, (75, 50))
 
 
-def test_what_is_missing_is_said(session: Session, tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(session: Session, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no picture to search yet: add some \(step 2\)"):
         session.find("Prototype")
     ask(session, tmp_path, "q.png")
@@ -141,7 +141,7 @@ def test_pictures_are_limited(session: Session, tmp_path: Path) -> None:
 
 
 def odd_pictures() -> dict[str, Image.Image]:
-    """What phones, scanners and other programs write, by file name."""
+    """Files of phones, scanners and other programs, by name."""
     plain = Image.fromarray(disc(40, 40))
     clear = plain.convert("RGBA")
     clear.putalpha(Image.fromarray(np.where(disc_mask(40, 40), np.uint8(255), np.uint8(0))))
@@ -230,7 +230,7 @@ class TestSupportList:
     def test_paint_of_another_size(self, supports: SupportList) -> None:
         small = np.zeros((45, 60, 4), np.uint8)
         small[10:20, 30:40, 3] = 255
-        small[10:20, 40:50, 3] = 100  # hardly covers
+        small[10:20, 40:50, 3] = 100  # mostly transparent
         supports.paint([small])
         expected = np.zeros((90, 120), np.uint8)
         expected[20:40, 60:80] = 1

@@ -16,7 +16,7 @@ from fss_d2.inference.prediction import Prediction
 
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 GREY = (120, 120, 120)
-_REACH = 60.0  # sum of the differences of the three channels at which a pixel is as likely as not
+_REACH = 60.0  # colour difference, summed over the channels, at which the probability is one half
 
 
 class ColourPredictor:
@@ -114,7 +114,7 @@ class Ranks:
         self._given[self._here.rank] = data
         self._barrier.wait(60)
         given = list(self._given)
-        self._barrier.wait(60)  # nobody gives anew before all have taken
+        self._barrier.wait(60)  # the next gather starts after all ranks have read this one
         return given
 
 
@@ -150,7 +150,7 @@ def annotated_folder(root: Path, classes: Sequence[str] = ("red",), count: int =
 
 
 def image_folder(root: Path, count: int) -> Path:
-    """PNG images, in the second half with a blue disc beside the red one, the first without any."""
+    """PNG images, in the second half with a blue disc next to the red one, the first without any."""
     for i in range(count):
         regions = {"red": disc((40, 50), (20, 10 + i % 5), 6)} if i else {}
         if i >= count // 2:
