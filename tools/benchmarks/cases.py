@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
+from fss_d2.engine.step import EpisodeStep
 from torch import Tensor, nn
 
 from fss_d2.config import load_config
 from fss_d2.data.augmentation_registry import build_resize
 from fss_d2.engine.solver import build_gradient_clipper
-from fss_d2.engine.step import EpisodeStep
 from fss_d2.engine.trainer import Trainer
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.modeling import DCAMA, DPCN, DANet
