@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
 from fss_d2.files import write_atomic
 

@@ -1,46 +1,39 @@
-"""What comes after the network: masks brought to the outlines that an image's colours show."""
+"""After the network: masks moved to the outlines that the colours of an image show."""
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["REFINEMENTS", "check_refinement", "grabcut", "refine"]
+__all__ = ["REFINEMENTS", "grabcut", "refine"]
 
 REFINEMENTS = ("", "grabcut")
 
-_SURE = 0.95  # probability from which a pixel's label is not up for change
-_LEAST_PIXELS = 50  # of object and of background, to model their colours
+_SURE = 0.95  # probability above which a pixel keeps its label
+_LEAST_PIXELS = 50  # of object and of background, needed to model their colours
 _ROUNDS = 3
 _MARGIN = 0.04  # lead of a changed label: a probability of 0.51
 
 
-def check_refinement(kind: str) -> str:
-    """Check TEST.REFINEMENT; raises ValueError where there is no such kind."""
-    if kind not in REFINEMENTS:
-        known = ", ".join(repr(name) for name in REFINEMENTS)
-        raise ValueError(f"unknown TEST.REFINEMENT {kind!r}: choose from {known}")
-    return kind
-
-
-def refine(kind: str, images: Tensor, logits: Tensor) -> Tensor:
+def refine(kind: str, images: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
     """Refine the scores of queries.
 
     Args:
         kind: of `REFINEMENTS`; "" leaves the scores as they are.
         images: (B, 3, H, W) RGB, 0 to 255.
         logits: (B, 2, H, W) of background and object.
+        probability: (B, H, W) of the object; above 0.5 where its logit is the larger one.
 
     Returns:
         (B, 2, H, W). Pixels that change their label get a probability of 0.51 for the new one, the others
-        keep theirs: where image and network disagree, confidence is low.
+        keep theirs: confidence is low where image and network disagree.
     """
     if not kind:
         return logits
     pictures = images.detach().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     background, lead = logits[:, 0], logits[:, 1] - logits[:, 0]
-    probability = lead.detach().float().sigmoid().cpu().numpy()
-    masks = np.stack([grabcut(*pair) for pair in zip(pictures, probability, strict=True)])
+    certainty = probability.detach().float().cpu().numpy()
+    masks = np.stack([grabcut(*pair) for pair in zip(pictures, certainty, strict=True)])
     inside = torch.from_numpy(masks).to(lead.device)
     lead = torch.where(inside, lead.clamp(min=_MARGIN), lead.clamp(max=-_MARGIN))
     return torch.stack([background, background + lead], dim=1)
@@ -49,15 +42,15 @@ def refine(kind: str, images: Tensor, logits: Tensor) -> Tensor:
 def grabcut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """GrabCut (Rother et al., SIGGRAPH 2004) from a probability map, by OpenCV.
 
-    Pixels of a probability above 0.95 stay object, those below 0.05 background; the others go with the
-    colours of either and with the edges between them. The same input gives the same mask.
+    Pixels of a probability above 0.95 stay object, those below 0.05 background; the others are decided by
+    the colours of both and the edges between them. The same input gives the same mask.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         probability: (H, W) of the object.
 
     Returns:
-        (H, W) bool; probability above 0.5 where object or background have too few pixels to go by.
+        (H, W) bool; probability above 0.5 where object or background have too few pixels to model.
     """
     found = probability > 0.5
     if min(np.count_nonzero(found), np.count_nonzero(~found)) < _LEAST_PIXELS:

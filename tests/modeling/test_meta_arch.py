@@ -227,5 +227,5 @@ def test_errors_name_the_culprit(method: str) -> None:
 
 
 def test_a_broken_support_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="lacks size, tensors"):
+    with pytest.raises(ValueError, match="lacks encoded, size"):
         SupportSet.from_state({"method": "Prototype", "shots": 1})

@@ -12,7 +12,7 @@ from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_ve
 from .enrichment import FeatureEnrichment, bin_sizes
 from .losses import dice_loss, two_channel_dice
 from .point_block_attention import PointBlockAttention
-from .pooling import area_fraction, mask_features, masked_average, shot_prototypes, soft_mask
+from .pooling import area_fraction, mask_features, shot_prototypes, soft_mask, weighted_sum
 from .position import sine_position_code, sine_position_map
 from .pyramid_pooling import PyramidPooling
 from .sampling import balanced_regions
@@ -39,7 +39,6 @@ __all__ = [
     "dice_loss",
     "foreground_vectors",
     "mask_features",
-    "masked_average",
     "min_max",
     "resize",
     "shot_prototypes",
@@ -50,4 +49,5 @@ __all__ = [
     "soft_pool",
     "support_activations",
     "two_channel_dice",
+    "weighted_sum",
 ]

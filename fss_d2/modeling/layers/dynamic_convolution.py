@@ -90,7 +90,7 @@ class DynamicConvolution(nn.Module):
         S = self.kernel_size
         apart = self.generation == "parallel" and "square" in self.generators
         lengths = (S, S * S) if apart else (S,)
-        columns = (vectors.T[None] for vectors in foreground)  # (1, C, N_i)
+        columns = (vectors.T[None].float() for vectors in foreground)  # (1, C, N_i)
         pooled = [torch.cat([F.adaptive_avg_pool1d(c, n) for n in lengths], dim=2) for c in columns]
         return torch.cat(pooled).transpose(1, 2)
 

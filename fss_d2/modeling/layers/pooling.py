@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .blocks import resize
 
-__all__ = ["area_fraction", "mask_features", "masked_average", "shot_prototypes", "soft_mask"]
+__all__ = ["area_fraction", "mask_features", "shot_prototypes", "soft_mask", "weighted_sum"]
 
 
 def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -19,18 +19,20 @@ def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.to(torch.float32).flatten(0, -3), size).view(*mask.shape[:-2], *size)
 
 
-def masked_average(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over all shots and pixels.
+def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """Sums of features over the pixels of each image, weighted; in float32, also under autocast.
+
+    Sums over thousands of pixels would overflow float16.
 
     Args:
         features: (B, K, C, h, w).
-        weights: (B, K, h, w), at least 0.
+        weights: (B, K, N, h, w): N weights for every pixel.
 
     Returns:
-        (B, C); zeros where all weights are 0.
+        (B, K, N, C) float32.
     """
-    total = torch.einsum("bkchw,bkhw->bc", features, weights)
-    return total / weights.sum(dim=(1, 2, 3)).clamp(min=1e-6)[:, None]
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("bkchw,bknhw->bknc", features.float(), weights.float())
 
 
 def soft_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -51,7 +53,7 @@ def shot_prototypes(features: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over the pixels of each shot (PFENet): features (B, K, C, h, w), weights (B, K, h, w).
 
     Returns:
-        (B, K, C); 0.0005 is added to the sum of the weights, so it is zeros where all weights are 0.
+        (B, K, C) float32; 0.0005 is added to the sum of the weights, so zeros where all weights are 0.
     """
-    total = torch.einsum("bkchw,bkhw->bkc", features, weights)
-    return total / (weights.sum(dim=(2, 3)) + 5e-4)[..., None]
+    total = weighted_sum(features, weights[:, :, None])[:, :, 0]
+    return total / (weights.float().sum(dim=(2, 3)) + 5e-4)[..., None]

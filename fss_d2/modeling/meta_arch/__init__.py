@@ -2,16 +2,16 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .contract import Output, QueryFeatures, SupportSet
 from .danet import DANet
 from .dcama import DCAMA
 from .dpcn import DPCN
-from .few_shot import FewShotSegmentor
+from .few_shot import FewShotSegmentor, SegmentorOptions
 from .jc2a import JC2A
 from .mm_former import MMFormer
 from .pfenet import PFENet
 from .proposal_segmenter import PotentialObjectsSegmenter
 from .prototype import Prototype
-from .support import SupportSet
 
 __all__ = [
     "DCAMA",
@@ -21,9 +21,12 @@ __all__ = [
     "DANet",
     "FewShotSegmentor",
     "MMFormer",
+    "Output",
     "PFENet",
     "PotentialObjectsSegmenter",
     "Prototype",
+    "QueryFeatures",
+    "SegmentorOptions",
     "SupportSet",
 ]
 

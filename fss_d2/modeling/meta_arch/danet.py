@@ -1,13 +1,15 @@
 """DANet, the few-shot one: light and dense attention, and a prototype with channel attention."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
 from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.layers import (
@@ -24,8 +26,8 @@ from fss_d2.modeling.layers import (
     support_activations,
 )
 
-from .few_shot import FewShotSegmentor
-from .support import SupportSet
+from .contract import Encoding, Output
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
 __all__ = ["DANet"]
 
@@ -48,6 +50,33 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DANET.CKMM = False  # JC2A's class-agnostic map as a further channel
 
 
+Maps = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support.
+
+    Attributes:
+        prototype: (B, K, dim).
+        light_keys, dense_keys: (B, K, c, h, w) compared by the two attentions; None without them.
+        prior: (B, K, C, h, w) compared for the prior mask, zero outside the object; None without one.
+    """
+
+    prototype: Tensor
+    light_keys: Tensor | None = None
+    dense_keys: Tensor | None = None
+    prior: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each query: backbone maps by name, and the class-agnostic map (B, 1, h, w) or None."""
+
+    maps: dict[str, Tensor]
+    agnostic: Tensor | None = None
+
+
 @META_ARCH_REGISTRY.register()
 class DANet(FewShotSegmentor):
     """Dual-Attention Network for Few-Shot Segmentation (Chen, Wang, Zhang and Zhong, 2022).
@@ -68,14 +97,14 @@ class DANet(FewShotSegmentor):
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DANet
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.segment(queries, support)  # any number of queries
+        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: FeatureBackbone,
         in_features: Sequence[str] = ("res3", "res4"),
         dim: int = 256,
         dropout: float = 0.5,
@@ -85,7 +114,7 @@ class DANet(FewShotSegmentor):
         prior_feature: str | None = None,
         knowledge: BaseKnowledge | None = None,
         ppm_bins: Sequence[int] = (1, 2, 3, 6),
-        **base: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -100,7 +129,7 @@ class DANet(FewShotSegmentor):
             prior_feature: compared for PFENet's prior mask, one more channel before the pyramid; None: none.
             knowledge: its map is one more channel as well (CKMM of JC2A).
             ppm_bins: of `PyramidPooling`.
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`; corners are aligned in any case.
 
         Raises:
             ValueError: fewer than two features, or neither of the two attention modules.
@@ -115,7 +144,7 @@ class DANet(FewShotSegmentor):
                 "MODEL.DANET.LDA and PCA are both False: set one of them True; the baseline without both is "
                 "MODEL.META_ARCHITECTURE PFENet"
             )
-        super().__init__(backbone=backbone, align_corners=True, **base)
+        super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.prior_feature = prior_feature
         self.knowledge = knowledge
@@ -144,7 +173,6 @@ class DANet(FewShotSegmentor):
         c = cfg.MODEL.DANET
         backbone = build_few_shot_backbone(cfg)
         return {
-            **cls.base_arguments(cfg),
             "backbone": backbone,
             "in_features": c.IN_FEATURES,
             "dim": c.DIM,
@@ -155,23 +183,25 @@ class DANet(FewShotSegmentor):
             "prior_feature": c.PRIOR_FEATURE if c.USE_PRIOR else None,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "ppm_bins": c.PPM_BINS,
+            "options": SegmentorOptions.from_config(cfg),
         }
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        shape = images.shape[:2]
-        features, masks = self.extract(images.flatten(0, 1)), masks.flatten(0, 1)
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        shape, masks = masks.shape[:2], masks.flatten(0, 1)
         low, *high = self._masked_features(features, masks)
         reduced = self.reduce_support([low, *high])  # D_s, (B*K, dim, h, w)
-        encoded = {"prototype": self._prototypes(reduced, soft_mask(masks, low.shape[-2:]))}
-        if self.light is not None and self.dense is not None:
-            encoded["light_keys"] = self.light.key(low)
-            encoded["dense_keys"] = self.dense.key(reduced)
-        if self.prior_feature:
-            encoded["prior"] = mask_features(features[self.prior_feature], masks)
-        encoded = {name: t.unflatten(0, shape) for name, t in encoded.items()}  # (B, K, ...)
-        return encoded | {"prototype": encoded["prototype"].mean(dim=1)}  # (B, dim)
+        encoded = ShotEncoding(
+            self._prototypes(reduced, soft_mask(masks, low.shape[-2:])),
+            None if self.light is None else self.light.key(low),
+            None if self.dense is None else self.dense.key(reduced),
+            mask_features(features[self.prior_feature], masks) if self.prior_feature else None,
+        )
+        return encoded.map(lambda t: t.unflatten(0, shape))
 
-    def _masked_features(self, features: Mapping[str, Tensor], masks: Tensor) -> list[Tensor]:
+    def _join(self, encoded: ShotEncoding) -> ShotEncoding:
+        return replace(encoded, prototype=encoded.prototype.mean(dim=1))
+
+    def _masked_features(self, features: Maps, masks: Tensor) -> list[Tensor]:
         """The maps of `in_features` at the low ones' size, zero outside the object (Eq. 1, 4)."""
         maps = [features[name] for name in self.in_features]
         size = maps[0].shape[-2:]
@@ -184,31 +214,26 @@ class DANet(FewShotSegmentor):
             return self.channel_attention(reduced, weights)
         return shot_prototypes(reduced[:, None], weights[:, None])[:, 0]
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        features, tensors = self.extract(images), support.tensors
-        low, *high = (features[name] for name in self.in_features)
-        size = low.shape[-2:]
-        if self.light is not None:
-            low = self.light(low, _resize_shots(tensors["light_keys"], size))
-        query = self.reduce_query([low, *high])  # D_q, (B, dim, h, w)
-        if self.dense is not None:
-            query = self.dense(query, _resize_shots(tensors["dense_keys"], size))
-        prototype = tensors["prototype"][:, :, None, None].expand(-1, -1, *size)
-        maps = self._object_maps(features, tensors)
-        joined = torch.cat([query, prototype, *(resize(m, size) for m in maps.values())], dim=1)
-        logits = self.classifier(self.pyramid(joined))
-        return resize(logits, images.shape[-2:]), maps
+    def _encode_query(self, features: Maps) -> QueryEncoding:
+        return QueryEncoding(dict(features), None if self.knowledge is None else self.knowledge(features))
 
-    def _object_maps(
-        self, features: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Maps (B, 1, h, w) of where the object may be, as far as they are asked for."""
+    def _match(self, query: QueryEncoding, support: ShotEncoding, size: tuple[int, int]) -> Output:
+        low, *high = (query.maps[name] for name in self.in_features)
+        cells = low.shape[-2:]
+        if self.light is not None:
+            low = self.light(low, _resize_shots(support.light_keys, cells))
+        mixed = self.reduce_query([low, *high])  # D_q, (B, dim, h, w)
+        if self.dense is not None:
+            mixed = self.dense(mixed, _resize_shots(support.dense_keys, cells))
         maps = {}
         if self.prior_feature:
-            maps["prior"] = support_activations(features[self.prior_feature], tensors["prior"])
-        if self.knowledge is not None:
-            maps["agnostic"] = self.knowledge(features)
-        return maps
+            maps["prior"] = support_activations(query.maps[self.prior_feature], support.prior)
+        if query.agnostic is not None:
+            maps["agnostic"] = query.agnostic
+        prototype = support.prototype[:, :, None, None].expand(-1, -1, *cells)
+        joined = torch.cat([mixed, prototype, *(resize(m, cells) for m in maps.values())], dim=1)
+        logits = self.classifier(self.pyramid(joined))
+        return Output(resize(logits, size), maps)
 
 
 def _resize_shots(keys: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,23 +1,36 @@
-"""DCAMA: Dense Cross-Query-and-Support Attention Weighted Mask Aggregation."""
+"""DCAMA: Dense Cross-Query-and-Support Attention Weighted Mask Aggregation (Shi et al., ECCV 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from torch import Tensor
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
 
+from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.kshot import FUSIONS, guidance_weights
-from fss_d2.modeling.layers import BaseKnowledge
+from fss_d2.modeling.layers import (
+    BaseKnowledge,
+    MaskAggregation,
+    balanced_regions,
+    conv_pair,
+    conv_stack,
+    resize,
+)
 
-from .dcama_head import DCAMAHead
-from .few_shot import FewShotSegmentor
-from .support import SupportSet
+from .contract import Encoding, Output, SupportSet
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
-__all__ = ["DCAMA"]
+__all__ = ["DCAMA", "DCAMAHead"]
+
+Maps = Mapping[str, Tensor]
+
+STRATEGIES = ("one_pass", *FUSIONS)
+AGNOSTIC = "agnostic"  # the class-agnostic map among the extra maps
 
 
 @config_keys
@@ -53,9 +66,270 @@ STRATEGIES = ("one_pass", *FUSIONS)
 AGNOSTIC = "agnostic"  # the class-agnostic map among the features
 
 
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support.
+
+    Attributes:
+        keys: block -> (B, K, h*w, C) projected tokens.
+        masks: level -> (B, K, h, w), the mask at the level's size.
+        skips: block -> (B, K, C, h, w) features for the mixer.
+        as_query: for cross-guided fusion: the features by which a support is segmented by the others.
+        labels: for cross-guided fusion: (B, K, H, W) masks in {0, 1, 255}.
+    """
+
+    keys: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    skips: dict[str, Tensor] = field(default_factory=dict)
+    as_query: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class JoinedSupports(Encoding):
+    """Supports of S passes: S = 1 with "one_pass", else one per support.
+
+    Attributes:
+        keys: block -> (B, S, N, C) tokens.
+        masks: level -> (B, S, K/S, h, w); with ``region_pixels`` n, (B, S, 1, 1, 2n), and N is 2n.
+        skips: block -> (B, S, C, h, w), the largest value over the supports of a pass.
+        means: block -> (B, S, 2, C), mean tokens of object and background (``region_means``).
+        weights: (B, K), of cross-guided fusion.
+    """
+
+    keys: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    skips: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+
+    def of_pass(self, index: int) -> "JoinedSupports":
+        """The slice [:, index] of every tensor but the weights."""
+        return replace(self, weights=None).map(lambda t: t[:, index])
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each query: maps by block and extra name, (B, C, h, w); projected tokens by block, (B, h*w, C)."""
+
+    maps: dict[str, Tensor]
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+
+
+class DCAMAHead(nn.Module):
+    """From backbone features of query and supports to logits (DCAMA, Sec. 3.2).
+
+    Any map size works, and supports may differ in size from the query.
+    """
+
+    def __init__(
+        self,
+        attention: Mapping[str, Mapping[str, int]],
+        skips: Mapping[str, int],
+        *,
+        extras: Mapping[str, int] | None = None,
+        skip_support: bool = True,
+        support_background: bool = True,
+        region_pixels: int = 0,
+        region_means: bool = False,
+        widths: Sequence[int] = (16, 64, 128),
+        mixer_widths: Sequence[int] = (128, 64, 16),
+        aggregation: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            attention: level -> {block: channels}; levels from fine to coarse, blocks shallow to deep.
+            skips: block -> channels of the features joined to the masks, fine to coarse (Table S3).
+            extras: name -> channels of further maps of the query, joined to the mixer's input as they are.
+            skip_support: join the supports' features as well (Table S5 (a)).
+            support_background: False zeroes the supports' background before attention (Table 3).
+            region_pixels: keep this many pixels of object and of background (Table S5 (b)); 0 keeps all.
+            region_means: aggregate each layer a second time over two support tokens only, the means of object
+                and background (not in the paper; needs less training data).
+            widths: of the three convolutions that take a level's masks to features.
+            mixer_widths: of the three mixer blocks; the last one's second convolution gives the two logits.
+            aggregation: further arguments of `MaskAggregation`, such as "num_heads".
+
+        Raises:
+            ValueError: no attention level, or a wrong number of widths.
+        """
+        super().__init__()
+        if not attention:
+            raise ValueError("DCAMA has no attention level: name at least one")
+        if not widths or len(mixer_widths) != 3:
+            raise ValueError(f"widths {widths} must not be empty, mixer_widths {mixer_widths} must be three")
+        self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
+        self.skips = tuple(skips)
+        self.extras = tuple(extras or ())
+        self.skip_support = skip_support
+        self.support_background = support_background
+        self.region_pixels = region_pixels
+        self.region_means = region_means
+
+        self.attention = nn.ModuleDict()
+        self.squeeze = nn.ModuleDict()
+        self.merge = nn.ModuleDict()
+        width = widths[-1]
+        for depth, (level, blocks) in enumerate(reversed(attention.items())):  # coarse to fine
+            self.attention[level] = MaskAggregation(tuple(blocks.values()), **(aggregation or {}))
+            kernels = [5 if i < min(depth, 2) else 3 for i in range(len(widths))]
+            self.squeeze[level] = conv_stack(len(blocks) * (1 + region_means), widths, kernels)
+            if depth:
+                self.merge[level] = conv_stack(width, [width] * 3, [3] * 3)
+        mixed = width + sum(skips.values()) * (2 if skip_support else 1) + sum((extras or {}).values())
+        first, second, third = mixer_widths
+        self.mixers = nn.ModuleList(
+            [
+                conv_pair(mixed, first, second),
+                conv_pair(second, second, third),
+                conv_pair(third, third, 2, last_relu=False),
+            ]
+        )
+
+    def encode(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        """Encode supports.
+
+        Args:
+            features: block -> (B*K, C, h, w).
+            masks: (B, K, H, W) float, 1 object, 0 background.
+        """
+        shape = masks.shape[:2]
+        keys, at_level = {}, {}
+        for level, blocks in self.blocks.items():
+            mask = resize(masks.flatten(0, 1)[:, None], features[blocks[0]].shape[-2:])  # (B*K, 1, h, w)
+            at_level[level] = mask[:, 0].unflatten(0, shape)
+            for name in blocks:
+                tokens = features[name] if self.support_background else features[name] * mask
+                keys[name] = self.attention[level].keys(tokens).unflatten(0, shape)
+        skips = self.skips if self.skip_support else ()
+        return ShotEncoding(keys, at_level, {name: features[name].unflatten(0, shape) for name in skips})
+
+    def join(self, shots: ShotEncoding, *, together: bool = True) -> JoinedSupports:
+        """Prepare the supports for the passes.
+
+        Args:
+            shots: encodings of K supports.
+            together: one pass over the tokens of all supports, with the largest of their skip features
+                (Sec. 3.3); otherwise one pass per support.
+        """
+        masks = {n: m[:, None] if together else m[:, :, None] for n, m in shots.masks.items()}
+        keys = {n: k.flatten(1, 2)[:, None] if together else k for n, k in shots.keys.items()}
+        skips = {n: s.amax(dim=1, keepdim=True) if together else s for n, s in shots.skips.items()}
+        means: dict[str, Tensor] = {}
+        for level, blocks in self.blocks.items():
+            values = masks[level].flatten(2)  # (B, S, N)
+            if self.region_pixels:
+                chosen = balanced_regions(values.flatten(0, 1), self.region_pixels)
+                chosen = chosen.view(*values.shape[:2], -1)
+                values = values.gather(2, chosen)
+                masks[level] = values[:, :, None, None]
+                for name in blocks:
+                    index = chosen[..., None].expand(-1, -1, -1, keys[name].shape[3])
+                    keys[name] = keys[name].gather(2, index)
+            for name in blocks if self.region_means else ():
+                means[name] = self.attention[level].region_means(keys[name], values)
+        return JoinedSupports(keys, masks, skips, means)
+
+    def query_tokens(self, features: Maps) -> dict[str, Tensor]:
+        """Project query features block -> (B, C, h, w) to tokens block -> (B, h*w, C)."""
+        return {
+            name: self.attention[level].queries(features[name])
+            for level, blocks in self.blocks.items()
+            for name in blocks
+        }
+
+    def forward(
+        self, query: QueryEncoding, support: JoinedSupports, size: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Segment queries in one pass.
+
+        Args:
+            query: B queries. Tokens that are missing are projected here, block by block.
+            support: one slice `JoinedSupports.of_pass`.
+            size: (H, W) of the query images.
+
+        Returns:
+            Logits (B, 2, H, W), and level -> (B, layers, h, w) the aggregated masks.
+        """
+        aggregated = self.aggregate(query, support)
+        return self.mix(self.integrate(aggregated), query.maps, support, size), aggregated
+
+    def aggregate(self, query: QueryEncoding, support: JoinedSupports) -> dict[str, Tensor]:
+        """Cross attention of every layer: level -> (B, layers, h, w) query masks, shallow to deep.
+
+        With ``region_means`` every layer gives two masks, one after the other.
+        """
+        aggregated = {}
+        for level, blocks in self.blocks.items():
+            attention = self.attention[level]
+            values = support.masks[level].flatten(1)  # (B, Ns)
+            masks = []
+            for name in blocks:
+                tokens = query.tokens[name] if query.tokens else attention.queries(query.maps[name])
+                masks.append(attention(tokens, support.keys[name], values))
+                if self.region_means:
+                    object_first = values.new_tensor([1.0, 0.0]).expand(values.shape[0], 2)
+                    masks.append(attention(tokens, support.means[name], object_first))
+            size = query.maps[blocks[0]].shape[-2:]
+            aggregated[level] = torch.stack(masks, dim=1).unflatten(2, size)
+        return aggregated
+
+    def integrate(self, aggregated: Maps) -> Tensor:
+        """From the coarse level down, add the levels up: (B, widths[-1], h, w) at the finest one's size."""
+        mingled = None
+        for level in reversed(self.blocks):
+            masks = self.squeeze[level](aggregated[level])
+            if mingled is None:
+                mingled = masks
+            else:
+                mingled = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+        return mingled
+
+    def mix(self, mingled: Tensor, features: Maps, support: JoinedSupports, size: Sequence[int]) -> Tensor:
+        """Join features to the masks, coarse to fine, and mix them up to (B, 2, H, W) logits."""
+        for name in reversed(self.skips):
+            joined = [features[name], *([support.skips[name]] if self.skip_support else [])]
+            finer = max(mingled.shape[-2:], joined[0].shape[-2:])
+            mingled = torch.cat([resize(x, finer) for x in (mingled, *joined)], dim=1)
+        for name in self.extras:
+            mingled = torch.cat([mingled, resize(features[name], mingled.shape[-2:])], dim=1)
+        for mixer, stride in zip(self.mixers, (4, 2, 1), strict=True):
+            mingled = mixer(resize(mingled, [-(-side // stride) for side in size]))
+        return mingled
+
+    def attention_map(
+        self, query: QueryEncoding, support: JoinedSupports, point: tuple[float, float], size: Sequence[int]
+    ) -> Tensor:
+        """Where in the supports one query pixel looks: mean over levels, layers and heads (Fig. S5).
+
+        Args:
+            query, support: as in `forward`; the query with its tokens.
+            point: (y, x) of the pixel as fractions of the query's height and width, in [0, 1).
+            size: height and width of the maps wanted.
+
+        Returns:
+            (B, K/S, height, width).
+
+        Raises:
+            ValueError: only some support pixels were kept, so there is no map.
+        """
+        if self.region_pixels:
+            raise ValueError("no attention map of a subset of the support pixels: set REGION_PIXELS to 0")
+        maps = []
+        for level, blocks in self.blocks.items():
+            grid = support.masks[level].shape[1:]  # (K/S, h, w)
+            for name in blocks:
+                h, w = query.maps[name].shape[-2:]
+                pixel = int(point[0] * h) * w + int(point[1] * w)
+                token = query.tokens[name][:, pixel : pixel + 1]
+                weights = self.attention[level].weights(token, support.keys[name])  # (B, heads, 1, Ns)
+                maps.append(resize(weights.mean(dim=1)[:, 0].unflatten(1, grid), size))
+        return torch.stack(maps).mean(dim=0)
+
+
 @META_ARCH_REGISTRY.register()
 class DCAMA(FewShotSegmentor):
-    """Every query pixel takes the attention-weighted mean of the support mask (Shi et al., ECCV 2022).
+    """Every query pixel takes the attention-weighted mean of the support mask.
 
     Where the reference code adds to the paper or differs from it, a setting selects; the defaults are the
     reference's, which gave the published numbers: features before a ResNet block's last ReLU (a backbone
@@ -66,21 +340,21 @@ class DCAMA(FewShotSegmentor):
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DCAMA
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.segment(queries, support)  # any number of queries
+        >>> logits = model.match(model.encode_query(queries), support).logits  # any number of queries
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: FeatureBackbone,
         attention_levels: Sequence[str] = ("res3", "res4", "res5"),
         skip_levels: Sequence[str] = ("res2", "res3"),
         kshot: str = "one_pass",
-        head: dict[str, Any] | None = None,
+        head: Mapping[str, Any] | None = None,
         knowledge: BaseKnowledge | None = None,
         ignore_as_background: bool = True,
-        **base: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -91,18 +365,16 @@ class DCAMA(FewShotSegmentor):
             head: further arguments of `DCAMAHead`.
             knowledge: its class-agnostic map is joined to the mixer's input (CKMM of JC2A; not in the paper).
             ignore_as_background: target pixels marked 255 count as background in the loss.
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`; the two settings that it shares with DCAMA are DCAMA's.
 
         Raises:
             ValueError: unknown strategy.
             KeyError: the backbone lacks a level.
         """
-        if kshot not in STRATEGIES:
-            raise ValueError(f"unknown MODEL.DCAMA.KSHOT {kshot!r}: choose from {', '.join(STRATEGIES)}")
-        super().__init__(
-            backbone=backbone, ignore_as_background=ignore_as_background, align_corners=True, **base
-        )
-        self.kshot = kshot
+        options = options or SegmentorOptions()
+        options = replace(options, align_corners=True, ignore_as_background=ignore_as_background)
+        super().__init__(backbone, options)
+        self.kshot = choose("kshot", kshot, STRATEGIES)
         blocks = {level: backbone.blocks(level) for level in attention_levels}
         skips = [backbone.blocks(level)[-1] for level in skip_levels]
         channels = {name: spec.channels for name, spec in backbone.available.items()}
@@ -121,85 +393,98 @@ class DCAMA(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DCAMA, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DCAMA
+        if not c.ATTENTION_LEVELS:
+            raise ValueError("MODEL.DCAMA.ATTENTION_LEVELS is empty: name at least one level")
+        if not c.WIDTHS or len(c.MIXER_WIDTHS) != 3:
+            raise ValueError(
+                f"MODEL.DCAMA.WIDTHS {c.WIDTHS} is empty, or MIXER_WIDTHS {c.MIXER_WIDTHS} not three"
+            )
         backbone = build_few_shot_backbone(cfg)
         return {
-            **cls.base_arguments(cfg),
             "backbone": backbone,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "attention_levels": c.ATTENTION_LEVELS,
             "skip_levels": c.SKIP_LEVELS,
-            "kshot": c.KSHOT,
-            "ignore_as_background": c.IGNORE_AS_BACKGROUND,
+            "kshot": choose("MODEL.DCAMA.KSHOT", c.KSHOT, STRATEGIES),
             "head": {
                 "skip_support": c.SKIP_SUPPORT,
                 "support_background": c.SUPPORT_BACKGROUND,
-                "region_pixels": c.REGION_PIXELS,
+                "region_pixels": at_least("MODEL.DCAMA.REGION_PIXELS", c.REGION_PIXELS, 0),
                 "region_means": c.REGION_MEANS,
-                "num_heads": c.NUM_HEADS,
-                "projection": c.PROJECTION,
-                "temperature": c.TEMPERATURE,
-                "position_encoding": c.POSITION_ENCODING,
-                "dropout": c.DROPOUT,
-                "fused": c.FUSED_ATTENTION,
                 "widths": c.WIDTHS,
                 "mixer_widths": c.MIXER_WIDTHS,
+                "aggregation": {
+                    "num_heads": at_least("MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, 1),
+                    "projection": c.PROJECTION,
+                    "temperature": c.TEMPERATURE,
+                    "position_encoding": c.POSITION_ENCODING,
+                    "dropout": c.DROPOUT,
+                    "fused": c.FUSED_ATTENTION,
+                },
             },
+            "ignore_as_background": c.IGNORE_AS_BACKGROUND,
+            "options": SegmentorOptions.from_config(cfg),
         }
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        K = images.shape[1]
-        # Support by support takes less memory, and on a CPU less time.
-        step = 1 if images.device.type == "cpu" and not self.training else K
-        parts = []
-        for some, theirs in zip(images.split(step, dim=1), masks.split(step, dim=1), strict=True):
-            features = self.extract(some.flatten(0, 1))  # block -> (B*step, C, h, w)
-            parts.append(self.head.encode(features, (theirs == 1).float()))
-        support = self.head.collect(parts, joint=self.kshot == "one_pass")
-        if self.kshot == "cross_guided":
-            support["weights"] = self._guidance(images, support, masks)  # (B, K)
-        return support
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        encoded = self.head.encode(features, (masks == 1).float())
+        if self.kshot != "cross_guided":
+            return encoded
+        maps = self._query_maps(features).items()
+        return replace(encoded, as_query={n: m.unflatten(0, masks.shape[:2]) for n, m in maps}, labels=masks)
 
-    def _read_query(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of normalised queries, and their class-agnostic map where there is one."""
-        features = self.extract(images)
+    def _join(self, encoded: ShotEncoding) -> JoinedSupports:
+        joined = self.head.join(encoded, together=self.kshot == "one_pass")
+        if encoded.labels is None:
+            return joined
+        return replace(joined, weights=self._guidance(encoded, joined, encoded.labels))
+
+    def _guidance(self, shots: ShotEncoding, joined: JoinedSupports, labels: Tensor) -> Tensor:
+        """Segment every support with every support: the weights (B, K) of cross-guided averaging."""
+        K, size = labels.shape[1], labels.shape[-2:]
+        guided = []
+        for index in range(K):
+            query = self._query({name: maps[:, index] for name, maps in shots.as_query.items()})
+            logits = [self.head(query, joined.of_pass(shot), size)[0] for shot in range(K)]
+            guided.append(torch.stack([_foreground(x) for x in logits], dim=1))  # (B, K, H, W)
+        return guidance_weights(torch.stack(guided, dim=2), labels)
+
+    def _query_maps(self, features: Maps) -> dict[str, Tensor]:
+        """The features, with the class-agnostic map where there is one."""
         if self.knowledge is None:
-            return features
-        return features | {AGNOSTIC: self.knowledge(features)}
+            return dict(features)
+        return {**features, AGNOSTIC: self.knowledge(features)}
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self._read_query(images)
-        size = images.shape[-2:]
+    def _query(self, maps: dict[str, Tensor]) -> QueryEncoding:
+        # While training, tokens are made where they are used: less memory, and dropout draws in that order.
+        return QueryEncoding(maps, {} if self.training else self.head.query_tokens(maps))
+
+    def _encode_query(self, features: Maps) -> QueryEncoding:
+        return self._query(self._query_maps(features))
+
+    def _match(self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]) -> Output:
         if self.kshot == "one_pass":
-            logits, aggregated = self.head(features, _shot(support.tensors, 0), size)
-        elif self.training and support.shots > 1:
-            raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
+            logits, aggregated = self.head(query, support.of_pass(0), size)
         else:
-            logits, aggregated = self._fuse(features, support, size)
+            logits, aggregated = self._fuse(query, support, size)
         maps = {f"aggregated_{level}": masks for level, masks in aggregated.items()}
-        return logits, maps | {name: features[name] for name in self.head.extras}
+        return Output(logits, maps | {name: query.maps[name] for name in self.head.extras})
 
     def _fuse(
-        self, features: dict[str, Tensor], support: SupportSet, size: Sequence[int]
+        self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Join K one-shot predictions; a softmax over the logits returned gives the joint probability."""
-        shots = [self.head(features, _shot(support.tensors, s), size) for s in range(support.shots)]
+        K = next(iter(support.keys.values())).shape[1]
+        if self.training and K > 1:
+            raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
+        shots = [self.head(query, support.of_pass(s), size) for s in range(K)]
         aggregated = {level: torch.stack([a[level] for _, a in shots]).mean(dim=0) for level in shots[0][1]}
-        if len(shots) == 1:
+        if K == 1:
             return shots[0][0], aggregated
         probability = torch.stack([_foreground(logits) for logits, _ in shots], dim=1)  # (B, K, H, W)
-        weights = [support.tensors["weights"]] if self.kshot == "cross_guided" else []
+        weights = [] if support.weights is None else [support.weights]
         joint = FUSIONS[self.kshot](probability, *weights).clamp(1e-4, 1 - 1e-4)
         return torch.stack([1 - joint, joint], dim=1).log(), aggregated
-
-    def _guidance(self, images: Tensor, support: dict[str, Tensor], masks: Tensor) -> Tensor:
-        """Segment every support with every support: the weights (B, K) of cross-guided averaging."""
-        K, size = images.shape[1], images.shape[-2:]
-        guided = []
-        for query in range(K):
-            features = self._read_query(images[:, query])
-            logits = [self.head(features, _shot(support, shot), size)[0] for shot in range(K)]
-            guided.append(torch.stack([_foreground(x) for x in logits], dim=1))  # (B, K, H, W)
-        return guidance_weights(torch.stack(guided, dim=2), masks)
 
     @torch.no_grad()
     def attention_map(self, images: Tensor, support: SupportSet, point: tuple[float, float]) -> Tensor:
@@ -213,18 +498,14 @@ class DCAMA(FewShotSegmentor):
         Returns:
             (B, K, Hs, Ws): resized to the supports' size, before which a layer's weights sum to 1.
         """
-        features = self.extract(self.normalise(images))
-        tensors = support.expand(images.shape[0]).tensors
+        maps = self._query_maps(self.extract(self.normalise(images)))
+        query = QueryEncoding(maps, self.head.query_tokens(maps))
+        joined = support.for_queries(len(images))
         passes = 1 if self.kshot == "one_pass" else support.shots
-        maps = [
-            self.head.attention_map(features, _shot(tensors, s), point, support.size) for s in range(passes)
+        looks = [
+            self.head.attention_map(query, joined.of_pass(s), point, support.size) for s in range(passes)
         ]
-        return torch.cat(maps, dim=1)
-
-
-def _shot(tensors: Any, index: int) -> dict[str, Tensor]:
-    """Slice [:, index] of what `DCAMAHead.collect` made."""
-    return {name: t[:, index] for name, t in tensors.items() if name != "weights"}
+        return torch.cat(looks, dim=1)
 
 
 def _foreground(logits: Tensor) -> Tensor:

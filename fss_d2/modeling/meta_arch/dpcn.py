@@ -1,28 +1,43 @@
-"""DPCN: Dynamic Prototype Convolution Network."""
+"""DPCN: Dynamic Prototype Convolution Network (Liu, Bao et al., CVPR 2022)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ASPP
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.backbone.stages import stage_before, stage_parameters
+from fss_d2.modeling.backbone.base import stage_before, stage_parameters
 from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,
     dynamic_convolution_arguments,
 )
 from fss_d2.modeling.keys import config_keys
-from fss_d2.modeling.layers import BaseKnowledge, mask_features, resize, support_activations
+from fss_d2.modeling.layers import (
+    BaseKnowledge,
+    DynamicConvolution,
+    FeatureReduction,
+    ResidualPair,
+    classifier,
+    mask_features,
+    resize,
+    shot_prototypes,
+    soft_mask,
+    support_activations,
+)
 
-from .dpcn_head import DPCNHead
-from .few_shot import FewShotSegmentor
-from .support import SupportSet
+from .contract import Encoding, Output, Target
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
-__all__ = ["DPCN"]
+__all__ = ["DPCN", "DPCNHead", "FeatureFilter"]
+
+Maps = Mapping[str, Tensor]
 
 
 @config_keys
@@ -55,9 +70,198 @@ Features = dict[str, Tensor]
 DEEP = "deep"  # among the features of images: what is compared for the activation maps
 
 
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support.
+
+    Attributes:
+        features: (B, K, C, h, w) reduced middle features.
+        weights: (B, K, h, w) soft masks.
+        deep: (B, K, C', h', w') features compared for the activation maps, zero outside the object.
+        masks: (B, K, H, W); in training with a return loss, in which the supports are queries.
+        as_query: the same supports as a `QueryEncoding`, by name (B, K, ...), where there are ``masks``.
+    """
+
+    features: Tensor
+    weights: Tensor
+    deep: Tensor
+    masks: Tensor | None = None
+    as_query: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JoinedSupports(Encoding):
+    """Of each episode.
+
+    Attributes:
+        prototype: (B, C).
+        deep: (B, K, C', h', w').
+        foreground: (B, P, C), see `DynamicConvolution.pool`; None without dynamic convolution.
+        masks, as_query: as in `ShotEncoding`.
+    """
+
+    prototype: Tensor
+    deep: Tensor
+    foreground: Tensor | None = None
+    masks: Tensor | None = None
+    as_query: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each image: backbone maps by name, and the features compared, (B, C, h, w) each."""
+
+    maps: dict[str, Tensor]
+    deep: Tensor
+
+
+@dataclass(frozen=True)
+class DPCNOutput(Output):
+    """With the encoded query and supports, for the return loss; None without one."""
+
+    query: QueryEncoding | None = None
+    support: JoinedSupports | None = None
+
+
+class FeatureFilter(nn.Module):
+    """Refines the pseudo mask and weights the query's features with it (FFM; DPCN, Sec. 3.4)."""
+
+    def __init__(self, dim: int, kernel: int = 1) -> None:
+        """
+        Args:
+            dim: channels C.
+            kernel: side of the convolution's kernel, odd; the paper gives none.
+
+        Raises:
+            ValueError: an even kernel.
+        """
+        if kernel % 2 == 0:
+            raise ValueError(f"filter_kernel {kernel} must be odd")
+        super().__init__()
+        self.score = nn.Conv2d(dim, 1, kernel, padding=kernel // 2)
+
+    def forward(self, query: Tensor, mask: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
+        """Filter features (B, C, h, w) with a mask (B, 1, h, w) and a prototype (B, C, 1, 1) (Eq. 3, 4).
+
+        Returns:
+            The filtered features (B, C, h, w) and the refined mask (B, 1, h, w) in (0, 1).
+        """
+        refined = self.score(query * mask + prototype).sigmoid()
+        return query * refined + query, refined
+
+
+class DPCNHead(nn.Module):
+    """From middle features and activation maps to scores (DPCN, Sec. 3.4 and 3.5).
+
+    Supports and query have a reduction of their own each (as PFENet). The decoder's inside is not in the
+    paper: 1x1 convolution, residual pair, ASPP without norms or dropout, PFENet's classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_maps: int,
+        *,
+        dim: int = 256,
+        dropout: float = 0.5,
+        filter_kernel: int | None = 1,
+        dynamic: Mapping[str, Any] | None = None,
+        dilations: Sequence[int] = (6, 12, 18),
+        knowledge: bool = False,
+    ) -> None:
+        """
+        Args:
+            in_channels: of all middle features together.
+            num_maps: activation maps.
+            dim: channels C inside.
+            dropout: of channels of the reduced middle features.
+            filter_kernel: of `FeatureFilter`; None for no filter (Table 3).
+            dynamic: arguments of `DynamicConvolution`, the channels apart; None for none (Table 3).
+            dilations: of the three dilated branches of the ASPP.
+            knowledge: one more map comes in, JC2A's class-agnostic one.
+
+        Raises:
+            ValueError: dilations that are not three, or as `FeatureFilter` and `DynamicConvolution`.
+        """
+        if len(dilations) != 3:
+            raise ValueError(f"dilations {tuple(dilations)}: give three numbers")
+        super().__init__()
+        self.down_query = FeatureReduction(in_channels, dim, dropout)
+        self.down_support = FeatureReduction(in_channels, dim, dropout)
+        self.filter = None if filter_kernel is None else FeatureFilter(dim, filter_kernel)
+        self.dynamic = None if dynamic is None else DynamicConvolution(dim, **dynamic)
+        blocks = 1 if self.dynamic is None else len(self.dynamic.generators)
+        # Unfiltered, the pseudo mask takes the refined one's place; as the mean of one map it is that map.
+        self.gives_mask = self.filter is not None or num_maps > 1
+        maps = num_maps + knowledge + self.gives_mask
+        self.decoder = nn.Sequential(
+            nn.Conv2d((blocks + 1) * dim + maps, dim, 1, bias=False),
+            nn.ReLU(),
+            ResidualPair(dim),
+            ASPP(dim, dim, list(dilations), norm="", activation=F.relu),
+            classifier(dim),
+        )
+
+    def encode(self, maps: Sequence[Tensor], masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduce the supports of B episodes.
+
+        Args:
+            maps: middle features (B*K, C_i, h_i, w_i), the first gives the size.
+            masks: (B, K, H, W) in {0, 1, 255}.
+
+        Returns:
+            Reduced features (B, K, C, h, w) and soft masks (B, K, h, w).
+        """
+        features = self.down_support(maps).unflatten(0, masks.shape[:2])
+        return features, soft_mask(masks, features.shape[-2:])
+
+    def join(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prototype (B, C), mean over the shots (Eq. 2), and vectors of the object, of what `encode` gave.
+
+        The vectors as `DynamicConvolution.pool` gives them; None without dynamic convolution.
+        """
+        prototype = shot_prototypes(features, weights).mean(dim=1)
+        return prototype, None if self.dynamic is None else self.dynamic.encode(features, weights)
+
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        support: "JoinedSupports",
+        activations: Tensor,
+        knowledge: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Score the queries.
+
+        Args:
+            maps: middle features (B, C_i, h_i, w_i), the first gives the size (h, w).
+            support: its prototype and the object's vectors are read.
+            activations: (B, num_maps, h', w') in [0, 1].
+            knowledge: (B, 1, h'', w''), see ``knowledge`` of the class.
+
+        Returns:
+            (B, 2, h, w) logits, and the maps on the way: "activations", "pseudo_mask" (their mean) and, with
+            the filter, "refined_mask", (B, n, h, w) each.
+        """
+        query = self.down_query(maps)
+        prototype = support.prototype[:, :, None, None]
+        activations = resize(activations, query.shape[-2:])
+        mask = activations.mean(dim=1, keepdim=True)
+        aux = {"activations": activations, "pseudo_mask": mask}
+        if self.filter is not None:
+            query, mask = self.filter(query, mask, prototype)
+            aux["refined_mask"] = mask
+        blocks = [query] if self.dynamic is None else self.dynamic(query, support.foreground)
+        parts = [*blocks, prototype.expand_as(query), activations]  # Eq. 9, in its order
+        if knowledge is not None:
+            parts.append(resize(knowledge, query.shape[-2:]))
+        if self.gives_mask:
+            parts.append(mask)
+        return self.decoder(torch.cat(parts, dim=1)), aux
+
+
 @META_ARCH_REGISTRY.register()
 class DPCN(FewShotSegmentor):
-    """The query is convolved with kernels made from the support's object (Liu, Bao et al., CVPR 2022).
+    """The query is convolved with kernels made from the support's object .
 
     Training adds "loss_return": the query with its predicted mask is the support, each support in turn the
     query, all weights shared (Eq. 13). The predicted mask is hard and gives no gradient; an image goes
@@ -73,7 +277,7 @@ class DPCN(FewShotSegmentor):
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DPCN
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.segment(queries, support)  # any number of queries
+        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     permutation_invariant = False
@@ -92,7 +296,7 @@ class DPCN(FewShotSegmentor):
         return_weight: float = 1.0,
         head: Mapping[str, Any] | None = None,
         knowledge: BaseKnowledge | None = None,
-        **base: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -106,14 +310,14 @@ class DPCN(FewShotSegmentor):
             return_weight: lambda, of the query-to-support loss; 0 leaves it out.
             head: arguments of `DPCNHead`, the channels, number of maps and knowledge apart.
             knowledge: JC2A's class-agnostic map as one more map (not in the paper).
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`; corners are aligned in any case.
 
         Raises:
             ValueError: features or settings of the head that do not go together, or a backbone that cannot
                 run the stage of ``sam_feature`` apart where that is needed.
             KeyError: the backbone lacks a feature.
         """
-        super().__init__(backbone=backbone, align_corners=True, **base)
+        super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features, self.sam_feature = tuple(in_features), sam_feature
         self.windows = [tuple(window) for window in windows]
         self.mask_before_sam = mask_before_sam
@@ -148,9 +352,12 @@ class DPCN(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DPCN, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DPCN
+        if c.FFM and c.FFM_KERNEL % 2 == 0:
+            raise ValueError(f"MODEL.DPCN.FFM_KERNEL {c.FFM_KERNEL} must be odd")
+        if len(c.ASPP_DILATIONS) != 3:
+            raise ValueError(f"MODEL.DPCN.ASPP_DILATIONS {tuple(c.ASPP_DILATIONS)}: give three numbers")
         backbone = build_few_shot_backbone(cfg)
         return {
-            **cls.base_arguments(cfg),
             "backbone": backbone,
             "in_features": c.IN_FEATURES,
             "sam_feature": c.SAM_FEATURE,
@@ -167,6 +374,7 @@ class DPCN(FewShotSegmentor):
                 "dynamic": dynamic_convolution_arguments(cfg) if c.DCM else None,
                 "dilations": c.ASPP_DILATIONS,
             },
+            "options": SegmentorOptions.from_config(cfg),
         }
 
     def _check_frozen(self, key: str, names: Sequence[str]) -> None:
@@ -179,74 +387,71 @@ class DPCN(FewShotSegmentor):
                     "choose features before that stage, or set MODEL.DPCN.TRAIN_LAST_STAGE False"
                 )
 
-    def _features(self, images: Tensor) -> Features:
-        """What roles of normalised images (N, 3, H, W) have in common: named maps (N, C, h, w)."""
-        features = dict(self.extract(images))
+    def _image(self, features: Maps) -> QueryEncoding:
+        """Maps (N, C, h, w) of `extract`, and those that are compared, of an image that is not masked."""
         deep = features[self.deep_feature]
-        if self.stage_apart and not self.mask_before_sam:
-            deep = self._run_last_stage(deep)
-        return features | {DEEP: deep}
+        return QueryEncoding(dict(features), self._run_last_stage(deep) if self.stage_apart else deep)
 
     def _run_last_stage(self, x: Tensor) -> Tensor:
         """(N, C, h, w) before the stage to (N, C', h', w') after it."""
         late = self.train_last_stage and self.iteration >= self.last_stage_start
-        learns = late or not self.freeze_backbone
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+        trains = late or not self.freeze_backbone
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self.backbone.run_stage(self.sam_feature, x)
 
-    def _as_support(self, features: Features, masks: Tensor) -> dict[str, Tensor]:
-        """Features (B, K, C, h, w), masks (B, K, H, W): the head's tensors and the masked deep features."""
-        encoded = self.head.encode([features[name].flatten(0, 1) for name in self.in_features], masks)
-        deep = mask_features(features[DEEP], masks)
-        if self.mask_before_sam:
-            deep = self._run_last_stage(deep.flatten(0, 1)).unflatten(0, masks.shape[:2])
-            deep = mask_features(deep, masks)
-        return encoded | {DEEP: deep}
+    def _as_support(self, maps: Maps, deep: Tensor | None, masks: Tensor) -> ShotEncoding:
+        """Maps (B*K, C, h, w), masks (B, K, H, W); ``deep`` are the compared maps where masks come later."""
+        features, weights = self.head.encode([maps[name] for name in self.in_features], masks)
+        if deep is None:
+            raw = mask_features(maps[self.deep_feature].unflatten(0, masks.shape[:2]), masks)
+            deep = self._run_last_stage(raw.flatten(0, 1))
+        return ShotEncoding(features, weights, mask_features(deep.unflatten(0, masks.shape[:2]), masks))
 
-    def _segment_features(
-        self, features: Features, support: Mapping[str, Tensor], size: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Features (B, C, h, w) of queries of a size: logits (B, 2, *size) and the maps on the way."""
-        deep = features[DEEP]
-        if self.mask_before_sam:
-            deep = self._run_last_stage(deep)
-        activations = support_activations(deep, support[DEEP], self.windows)
-        agnostic = None if self.knowledge is None else self.knowledge(features)
-        maps = [features[name] for name in self.in_features]
-        logits, aux = self.head(maps, support, activations, agnostic)
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        returns = self.training and self.return_weight > 0
+        image = self._image(features) if returns or not self.mask_before_sam else None
+        deep = None if self.mask_before_sam else image.deep
+        encoded = self._as_support(features, deep, masks)
+        if not returns:
+            return encoded
+        as_query = image.map(lambda t: t.unflatten(0, masks.shape[:2])).flat()
+        return replace(encoded, masks=masks, as_query=as_query)
+
+    def _join(self, encoded: ShotEncoding) -> JoinedSupports:
+        prototype, foreground = self.head.join(encoded.features, encoded.weights)
+        return JoinedSupports(prototype, encoded.deep, foreground, encoded.masks, encoded.as_query)
+
+    def _encode_query(self, features: Maps) -> QueryEncoding:
+        return self._image(features)
+
+    def _match(self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]) -> DPCNOutput:
+        activations = support_activations(query.deep, support.deep, self.windows)
+        agnostic = None if self.knowledge is None else self.knowledge(query.maps)
+        middle = [query.maps[name] for name in self.in_features]
+        logits, maps = self.head(middle, support, activations, agnostic)
         if agnostic is not None:
-            aux["agnostic"] = agnostic
-        return resize(logits, size, align_corners=self.align_corners), aux
-
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        features = {
-            n: t.unflatten(0, images.shape[:2]) for n, t in self._features(images.flatten(0, 1)).items()
-        }
-        encoded = self._as_support(features, masks)
-        if self.training and self.return_weight:  # the supports will be queries
-            encoded |= {"masks": masks, **{f"query_{name}": t for name, t in features.items()}}
-        return encoded
-
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Any]]:
-        features = self._features(images)
-        logits, aux = self._segment_features(features, support.tensors, images.shape[-2:])
+            maps["agnostic"] = agnostic
+        logits = resize(logits, size, align_corners=self.align_corners)
         if self.training and self.return_weight:
-            aux["return"] = (features, support.tensors)
-        return logits, aux
+            return DPCNOutput(logits, maps, query=query, support=support)
+        return DPCNOutput(logits, maps)
 
-    def _losses(self, logits: Tensor, aux: Mapping[str, Any], target: Tensor) -> dict[str, Tensor]:
-        losses = super()._losses(logits, aux, target)
-        if "return" in aux:
-            losses["loss_return"] = self.return_weight * self._return_loss(logits, *aux["return"])
+    def losses(self, output: DPCNOutput, target: Target) -> dict[str, Tensor]:
+        """Those of the base class and "loss_return"."""
+        losses = super().losses(output, target)
+        if output.query is not None and output.support is not None:
+            back = self._return_loss(output.logits, output.query, output.support)
+            losses["loss_return"] = self.return_weight * back
         return losses
 
-    def _return_loss(self, logits: Tensor, query: Features, support: Mapping[str, Tensor]) -> Tensor:
+    def _return_loss(self, logits: Tensor, query: QueryEncoding, support: JoinedSupports) -> Tensor:
         """Mean over the supports of the loss of segmenting each from the query and its predicted mask."""
         predicted = logits.detach().argmax(dim=1, keepdim=True)  # (B, 1, H, W)
-        encoded = self._as_support({name: t[:, None] for name, t in query.items()}, predicted)
+        deep = None if self.mask_before_sam else query.deep
+        joined = self._join(self._as_support(query.maps, deep, predicted))
         losses = []
-        for shot, target in enumerate(support["masks"].long().unbind(dim=1)):
-            features = {name: support[f"query_{name}"][:, shot] for name in query}
-            back, _ = self._segment_features(features, encoded, target.shape[-2:])
-            losses.append(sum(super()._losses(back, {}, target).values()))
+        for shot, mask in enumerate(support.masks.long().unbind(dim=1)):
+            as_query = QueryEncoding.from_flat({n: t[:, shot] for n, t in support.as_query.items()})
+            back = self._match(as_query, joined, mask.shape[-2:])
+            losses.append(sum(super().losses(Output(back.logits), Target(mask)).values()))
         return torch.stack(losses).mean()

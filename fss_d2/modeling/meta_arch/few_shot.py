@@ -2,133 +2,167 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
-from fss_d2.modeling.refinement import check_refinement, refine
+from fss_d2.modeling.refinement import REFINEMENTS, refine
 
-from .image_model import ImageModel
-from .support import SupportSet, stack_supports
+from .contract import Encoding, Output, QueryFeatures, SupportSet, Target, stack_supports
+from .image_model import ImageModel, ImageOptions
 
-__all__ = ["FewShotSegmentor"]
+__all__ = ["FewShotSegmentor", "SegmentorOptions"]
+
+Episode = dict[str, Any]
+Maps = Mapping[str, Tensor]
 
 
 @config_keys
 def add_loss_keys(cfg: CfgNode) -> None:
-    """Keys of the losses that methods share."""
-    # The loss of the final prediction. The published recipes leave both as they are here; small sets of
-    # small objects train faster with some of either.
+    """Keys of the loss of the final prediction; the published recipes leave both as they are here."""
     cfg.MODEL.LOSS = CfgNode()
-    cfg.MODEL.LOSS.FOREGROUND_WEIGHT = 1.0  # of an object pixel in the cross entropy (background: 1)
-    cfg.MODEL.LOSS.DICE_WEIGHT = 0.0  # of a soft Dice loss beside it
+    # Weight of an object pixel in the cross entropy (of a background pixel: 1). Small sets of small objects
+    # train faster with a larger one, or with some Dice loss.
+    cfg.MODEL.LOSS.FOREGROUND_WEIGHT = 1.0
+    cfg.MODEL.LOSS.DICE_WEIGHT = 0.0  # weight of a soft Dice loss that is added
 
 
-Episode = dict[str, Any]
+@dataclass(frozen=True)
+class SegmentorOptions(ImageOptions):
+    """Settings that all methods share.
+
+    Attributes:
+        foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
+        dice_weight: weight of a soft Dice loss of the object that is added; 0 leaves it out.
+        aux_weight: weight of the loss of a method's inner levels (`Output.levels`).
+        ignore_as_background: target pixels marked 255 count as background in the loss.
+        align_corners: how scores are resized to the frame asked for.
+        refinement: of the scores, in evaluation mode; see `refine`.
+
+    Raises:
+        ValueError: as `ImageOptions`, or an unknown refinement.
+    """
+
+    foreground_weight: float = 1.0
+    dice_weight: float = 0.0
+    aux_weight: float = 1.0
+    ignore_as_background: bool = False
+    align_corners: bool = False
+    refinement: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("refinement", self.refinement, REFINEMENTS)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "SegmentorOptions":
+        """Read the keys that all methods share."""
+        image = ImageOptions.from_config(cfg)
+        return cls(
+            **vars(image),
+            foreground_weight=cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
+            dice_weight=cfg.MODEL.LOSS.DICE_WEIGHT,
+            refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
+        )
 
 
 class FewShotSegmentor(ImageModel):
-    """Few-shot segmentation split into `encode_support` and `segment`.
+    """Few-shot segmentation in three parts: `encode_support`, `encode_query`, and `match` of the two.
 
-    A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode` and `_decode`.
+    A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode_support`,
+    `_encode_query` and `_match`, and `_join` where it keeps more of K supports than K encodings.
 
     Attributes:
         permutation_invariant: the order of the supports makes no difference.
+        shot_by_shot: supports go through the network one by one in training as well.
+        query_first: a batch's queries are encoded before its supports (matters for batch statistics).
     """
 
     permutation_invariant: bool = True
+    shot_by_shot: bool = False
+    query_first: bool = False
+    class_weights: Tensor
 
-    def __init__(
-        self,
-        *,
-        ignore_as_background: bool = False,
-        align_corners: bool = False,
-        foreground_weight: float = 1.0,
-        dice_weight: float = 0.0,
-        aux_weight: float = 1.0,
-        refinement: str = "",
-        **image_model: Any,
-    ) -> None:
+    def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
         """
         Args:
-            ignore_as_background: target pixels marked 255 count as background in the loss.
-            align_corners: how scores are resized to the frame asked for.
-            foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
-            dice_weight: weight of a soft Dice loss of the object beside the cross entropy; 0 leaves it out.
-            aux_weight: weight of the loss of a method's levels; see `_losses`.
-            refinement: of the scores, in evaluation mode; see `refine`.
-            image_model: see `ImageModel`; "backbone" is required.
-
-        Raises:
-            ValueError: as `ImageModel`, or an unknown refinement.
+            backbone: the feature extractor.
+            options: see `SegmentorOptions`.
         """
-        super().__init__(**image_model)
-        self.refinement = check_refinement(refinement)
-        self.ignore_as_background = ignore_as_background
-        self.align_corners = align_corners
-        self.dice_weight = dice_weight
-        self.aux_weight = aux_weight
-        class_weights = torch.tensor([1.0, foreground_weight])
+        super().__init__(backbone, options)
+        self.refinement = options.refinement
+        self.ignore_as_background = options.ignore_as_background
+        self.align_corners = options.align_corners
+        self.dice_weight = options.dice_weight
+        self.aux_weight = options.aux_weight
+        class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
-
-    @classmethod
-    def base_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read the arguments that all methods share, the backbone apart."""
-        return {
-            **cls.image_arguments(cfg),
-            "foreground_weight": cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
-            "dice_weight": cfg.MODEL.LOSS.DICE_WEIGHT,
-            "refinement": cfg.TEST.REFINEMENT,
-        }
 
     # -- what a method defines ---------------------------------------------------------------------------
 
     @abstractmethod
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Normalised images (B, K, 3, H, W), masks (B, K, H, W) in {0, 1, 255}: tensors of a `SupportSet`."""
+    def _encode_support(self, features: Maps, masks: Tensor) -> Encoding:
+        """Encode supports: maps (B*K, C, h, w) of `extract`, masks (B, K, H, W) in {0, 1, 255}.
+
+        Every tensor of the result is (B, K, ...), and depends on its own support alone.
+        """
+
+    def _join(self, encoded: Encoding) -> Encoding:
+        """Take the K supports of each episode together; every tensor is (B, ...). Default: as they are."""
+        return encoded
 
     @abstractmethod
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalised queries (B, 3, H, W): logits (B, 2, H, W) and maps for visualisation, episodes first."""
+    def _encode_query(self, features: Maps) -> Encoding:
+        """Encode queries: maps (B, C, h, w) of `extract`. Whatever needs no support belongs here."""
 
-    def _losses(self, logits: Tensor, aux: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """Losses of what `_decode` returned against target (B, H, W) in {0, 1, 255}.
+    @abstractmethod
+    def _match(self, query: Any, support: Any, size: tuple[int, int]) -> Output:
+        """Segment encoded queries with joined supports, both of B episodes, at ``size`` (H, W)."""
 
-        "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that count; "loss_dice" the
-        soft Dice loss of the object, where it has a weight; "loss_aux" the mean cross entropy of the logits
-        (B, 2, h, w) that a method returns as "level0", "level1", ..., resized to the target (PFENet).
+    def losses(self, output: Output, target: Target) -> dict[str, Tensor]:
+        """Losses of what `match` gave.
+
+        "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that are not 255; "loss_dice"
+        the soft Dice loss of the object, where it has a weight; "loss_aux" the mean cross entropy of the
+        levels, resized to the target (PFENet).
         """
+        mask = target.mask
         if self.ignore_as_background:
-            target = target.masked_fill(target == 255, 0)
-        losses = {"loss_seg": self._cross_entropy(logits, target)}
+            mask = mask.masked_fill(mask == 255, 0)
+        losses = {"loss_seg": self._cross_entropy(output.logits, mask)}
         if self.dice_weight:
-            foreground = logits.float().softmax(dim=1)[:, 1] * (target != 255)
-            losses["loss_dice"] = self.dice_weight * dice_loss(foreground, (target == 1).float()).mean()
-        levels = [resize(x, target.shape[-2:]) for name, x in aux.items() if name.startswith("level")]
-        if levels:
-            entropies = torch.stack([self._cross_entropy(level, target) for level in levels])
+            foreground = output.logits.float().softmax(dim=1)[:, 1] * (mask != 255)
+            losses["loss_dice"] = self.dice_weight * dice_loss(foreground, (mask == 1).float()).mean()
+        if output.levels:
+            levels = [resize(level, mask.shape[-2:]) for level in output.levels]
+            entropies = torch.stack([self._cross_entropy(level, mask) for level in levels])
             losses["loss_aux"] = self.aux_weight * entropies.mean()
         return losses
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Weighted mean over the pixels that are not 255; 0 where there is none."""
-        total = F.cross_entropy(logits.float(), target, self.class_weights, ignore_index=255, reduction="sum")
-        return total / self.class_weights[target[target != 255]].sum().clamp(min=1)
+        total = F.cross_entropy(logits.float(), mask, self.class_weights, ignore_index=255, reduction="sum")
+        background, foreground = self.class_weights
+        weight = background * (mask == 0).sum() + foreground * (mask == 1).sum()
+        return total / weight.clamp(min=1)
 
-    # -- encode once, segment many times -----------------------------------------------------------------
+    # -- the three parts ---------------------------------------------------------------------------------
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> SupportSet:
+    def encode_support(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> SupportSet:
         """Encode the supports of B episodes.
 
         Args:
             images: (B, K, 3, H, W) RGB, 0 to 255, uint8 or float.
             masks: (B, K, H, W), 1 object, 0 background, 255 neither.
+            features: what `extract` gave for the normalised B*K images, to save the backbone pass.
 
         Raises:
             ValueError: shapes that do not go together.
@@ -137,32 +171,75 @@ class FewShotSegmentor(ImageModel):
             raise ValueError(f"support images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
         if masks.shape != (*images.shape[:2], *images.shape[3:]):
             raise ValueError(f"support masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
-        tensors = self._encode(self.normalise(images), masks.to(self.device))
-        return SupportSet(type(self).__name__, images.shape[1], tuple(images.shape[3:]), tensors)
+        B, K = images.shape[:2]
+        masks = masks.to(self.device)
+        # One by one takes less memory, and on a CPU no more time.
+        one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
+        parts = []
+        for shots in torch.arange(K).split(1 if one_by_one else K):
+            if features is None:
+                maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
+            else:
+                maps = {n: m.unflatten(0, (B, K))[:, shots].flatten(0, 1) for n, m in features.items()}
+            parts.append(self._encode_support(maps, masks[:, shots]))
+        encoded = type(parts[0]).concatenate(parts)
+        return SupportSet(type(self).__name__, K, tuple(images.shape[3:]), encoded, self._join(encoded))
 
-    def segment(self, images: Tensor, support: SupportSet) -> Tensor:
-        """Segment queries with encoded supports.
+    def merge_supports(self, sets: Sequence[SupportSet]) -> SupportSet:
+        """Join sets of the same episodes and image size into one; nothing is encoded again."""
+        if len({support.size for support in sets}) > 1:
+            raise ValueError(f"support sets of sizes {[s.size for s in sets]}: encode them at one size")
+        encoded = type(sets[0].encoded).concatenate([support.encoded for support in sets])
+        shots = sum(support.shots for support in sets)
+        return replace(sets[0], shots=shots, encoded=encoded, joined=self._join(encoded))
+
+    def select_supports(self, support: SupportSet, indices: Sequence[int]) -> SupportSet:
+        """Keep the supports with these indices, at least one; nothing is encoded again."""
+        if not indices or not all(0 <= i < support.shots for i in indices):
+            raise ValueError(f"supports {list(indices)} of {support.shots}: give some of 0 to K - 1")
+        encoded = support.encoded.map(lambda t: t[:, list(indices)])
+        return replace(support, shots=len(indices), encoded=encoded, joined=self._join(encoded))
+
+    def encode_query(self, images: Tensor, features: Maps | None = None) -> QueryFeatures:
+        """Encode queries, once for any number of support sets.
 
         Args:
             images: (B, 3, H, W) RGB, 0 to 255, uint8 or float.
+            features: what `extract` gave for the normalised images, to save the backbone pass.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
+        features = self.extract(self.normalise(images)) if features is None else features
+        return QueryFeatures(type(self).__name__, images, self._encode_query(features))
+
+    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+        """Segment encoded queries with encoded supports.
+
+        Args:
+            query: B queries.
             support: of B episodes, or of one that serves all queries.
 
         Returns:
-            (B, 2, H, W) logits: background, object.
+            Logits (B, 2, H, W) and more; refined by TEST.REFINEMENT in evaluation mode.
 
         Raises:
-            ValueError: the support set is another method's or of another batch size.
+            ValueError: encoded by another method, or a support set of another number of episodes.
         """
-        return self._segment(images, support)[0]
+        for what, made_by in (("support set", support.method), ("query", query.method)):
+            if made_by != type(self).__name__:
+                raise ValueError(f"{what} of {made_by} given to {type(self).__name__}: encode it again")
+        output = self._match(query.encoded, support.for_queries(len(query.images)), query.size)
+        if self.training or not self.refinement:
+            return output
+        refined = refine(self.refinement, query.images, output.logits, output.probability())
+        return replace(output, logits=refined)
 
-    def _segment(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
-        if support.method != type(self).__name__:
-            names = f"support set of {support.method} given to {type(self).__name__}"
-            raise ValueError(f"{names}: encode it again")
-        logits, aux = self._decode(self.normalise(images), support.expand(images.shape[0]))
-        return logits if self.training else refine(self.refinement, images, logits), aux
+    def segment(self, images: Tensor, support: SupportSet) -> Tensor:
+        """Segment images (B, 3, H, W) with encoded supports: logits (B, 2, H, W) of background and object."""
+        return self.match(self.encode_query(images), support).logits
 
     # -- Detectron2's interface --------------------------------------------------------------------------
 
@@ -170,51 +247,59 @@ class FewShotSegmentor(ImageModel):
         """Run episodes, which may differ in number of supports and in sizes.
 
         Args:
-            batched_inputs: one dict an episode:
+            batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
+                "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
                 "valid_size": (h, w) of the part of the query that is not padding, optional.
 
         Returns:
-            Training: dict of losses, averaged over the episodes. Inference: one dict an episode:
+            Training: dict of losses, averaged over the episodes. Inference: one dict per episode:
             "sem_seg": (2, height, width) float logits of background and object;
-            "aux": dict of the method's maps (C, h, w) for visualisation.
+            "aux": dict of the method's maps (C, h, w) for drawing.
 
         Raises:
             ValueError: an episode without support, or without target in training.
+            RuntimeError: a training-free method in training mode.
         """
-        if self.training:
-            return self._training_losses(batched_inputs)
+        if self.training and not self.trainable:
+            raise RuntimeError(self._untrainable())
+        losses: dict[str, Tensor] = {}
         outputs: list[Episode] = [{}] * len(batched_inputs)
         for indices in _group(batched_inputs):
-            logits, aux = self._run([batched_inputs[i] for i in indices])
+            episodes = [batched_inputs[i] for i in indices]
+            target = self._target(episodes) if self.training else None
+            output = self._run(episodes)
+            if target is not None:
+                share = len(indices) / len(batched_inputs)
+                for name, value in self.losses(output, target).items():
+                    losses[name] = losses.get(name, 0) + value * share
+                continue
             for row, i in enumerate(indices):
-                scores = self.to_frame(logits[row], batched_inputs[i])
-                outputs[i] = {"sem_seg": scores, "aux": {name: t[row] for name, t in aux.items()}}
-        return outputs
+                scores = self.to_frame(output.logits[row], batched_inputs[i])
+                outputs[i] = {"sem_seg": scores, "aux": {name: m[row] for name, m in output.maps.items()}}
+        return losses if self.training else outputs
 
-    def _training_losses(self, batched_inputs: list[Episode]) -> dict[str, Tensor]:
-        if not self.trainable:
-            name = type(self).__name__
-            raise RuntimeError(f"{name} is training-free: evaluate it, or choose another method")
-        losses: dict[str, Tensor] = {}
-        for indices in _group(batched_inputs):
-            for name, value in self._group_losses([batched_inputs[i] for i in indices]).items():
-                losses[name] = losses.get(name, 0) + value * (len(indices) / len(batched_inputs))
-        return losses
+    def _run(self, episodes: list[Episode]) -> Output:
+        """Encode and match episodes of one shape."""
+        images = torch.stack([e["image"] for e in episodes])
+        if self.query_first:
+            query = self.encode_query(images)
+            return self.match(query, self.encode_support(*stack_supports(episodes)))
+        support = self.encode_support(*stack_supports(episodes))
+        return self.match(self.encode_query(images), support)
 
-    def _group_losses(self, episodes: list[Episode]) -> dict[str, Tensor]:
-        """Losses of episodes that run as one batch; extend it where `_losses` gets too little."""
+    def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
             raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
-        target = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
-        return self._losses(*self._run(episodes), target)
+        mask = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
+        segments = [e["segments"] for e in episodes if "segments" in e]
+        return Target(mask, segments, [e["segment_labels"] for e in episodes if "segment_labels" in e])
 
-    def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
-        support = self.encode_support(*stack_supports(episodes))
-        return self._segment(torch.stack([e["image"] for e in episodes]), support)
+    def _untrainable(self) -> str:
+        return f"{type(self).__name__} is training-free: evaluate it, or choose another method"
 
     def to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
         """Crop the padding of (2, H, W) logits and resize them to the frame asked for.

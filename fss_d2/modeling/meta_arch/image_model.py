@@ -1,7 +1,7 @@
 """What every meta-architecture here has: a backbone, frozen or not, and the normalisation of its images."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
@@ -9,69 +9,87 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["ImageModel"]
+__all__ = ["ImageModel", "ImageOptions"]
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images reach the backbone, and whether the backbone is trained.
+
+    Attributes:
+        pixel_mean, pixel_std: normalisation, RGB, on the scale of the images (0 to 255).
+        freeze_backbone: no gradient for the backbone, and eval mode also while training.
+        bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
+
+    Raises:
+        ValueError: a normalisation that is not three numbers each, or a deviation that is not above 0.
+    """
+
+    pixel_mean: Triple = (0.0, 0.0, 0.0)
+    pixel_std: Triple = (1.0, 1.0, 1.0)
+    freeze_backbone: bool = True
+    bn_train_stats: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
+            raise ValueError(
+                f"MODEL.PIXEL_MEAN {list(self.pixel_mean)} and PIXEL_STD {list(self.pixel_std)}: give three "
+                f"numbers each (RGB), the deviations above 0"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "ImageOptions":
+        """Read the keys that all models share."""
+        return cls(
+            pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN),
+            pixel_std=tuple(cfg.MODEL.PIXEL_STD),
+            freeze_backbone=cfg.MODEL.BACKBONE.FREEZE,
+            bn_train_stats=cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
+        )
 
 
 class ImageModel(nn.Module):
-    """A module with a backbone that stays as it is while the rest is trained, unless told otherwise.
+    """A module with a backbone, which is frozen by default, and further modules that are trained.
 
     Attributes:
-        trainable: the model has something to learn.
         iteration: of the training, set before each step (`fss_d2.engine.hooks.TellIteration`).
-        idle_parameters: some parameters that learn get no gradient in some iterations.
+        idle_parameters: some trained parameters get no gradient in some iterations.
     """
 
-    trainable: bool = True
     iteration: int = 0
     idle_parameters: bool = False
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        pixel_mean: Sequence[float] = (0.0, 0.0, 0.0),
-        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
-        freeze_backbone: bool = True,
-        bn_train_stats: bool = False,
-    ) -> None:
+    def __init__(self, backbone: Backbone, options: ImageOptions) -> None:
         """
         Args:
             backbone: the feature extractor.
-            pixel_mean, pixel_std: normalisation, RGB, on the scale of the images (0 to 255).
-            freeze_backbone: no gradient for the backbone, and eval mode also while training.
-            bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
-
-        Raises:
-            ValueError: a normalisation that is not three numbers each, or divides by 0.
+            options: see `ImageOptions`.
         """
-        if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
-            raise ValueError(
-                f"MODEL.PIXEL_MEAN {list(pixel_mean)} and PIXEL_STD {list(pixel_std)}: give three numbers "
-                f"each (RGB), the deviations above 0"
-            )
         super().__init__()
         self.backbone = backbone
-        self.freeze_backbone = freeze_backbone
-        self.bn_train_stats = bn_train_stats
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1).float(), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1).float(), persistent=False)
-        if freeze_backbone:
+        self.freeze_backbone = options.freeze_backbone
+        self.bn_train_stats = options.bn_train_stats
+        for name, values in (("pixel_mean", options.pixel_mean), ("pixel_std", options.pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1).float(), persistent=False)
+        if self.freeze_backbone:
             backbone.requires_grad_(False)
 
-    @staticmethod
-    def image_arguments(cfg: CfgNode) -> dict[str, Any]:
-        """Read this class's arguments, the backbone apart."""
-        return {
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "freeze_backbone": cfg.MODEL.BACKBONE.FREEZE,
-            "bn_train_stats": cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
-        }
+    @property
+    def trainable(self) -> bool:
+        """Whether the model has parameters to train besides its backbone's."""
+        return any(p.requires_grad for p in self._own_parameters())
 
-    @classmethod
-    def learns(cls, cfg: CfgNode) -> bool:
-        """Whether a model built from a config would be `trainable`, without building it."""
-        return cls.trainable
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model has parameters besides its backbone's, trained or frozen."""
+        return any(True for _ in self._own_parameters())
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +108,6 @@ class ImageModel(nn.Module):
         return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Selected backbone features of normalised images (N, 3, H, W); without gradient if frozen."""
+        """Selected feature maps (N, C, h, w) of normalised images (N, 3, H, W); no gradient if frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             return self.backbone(images)

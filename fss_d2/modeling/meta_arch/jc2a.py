@@ -1,14 +1,16 @@
-"""JC2A: joint class-aware and class-agnostic alignment."""
+"""JC2A: joint class-aware and class-agnostic alignment (Huang et al., 2022)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
 from fss_d2.modeling.keys import config_keys
 from fss_d2.modeling.kshot import mean_log_probability
@@ -23,8 +25,8 @@ from fss_d2.modeling.layers import (
     soft_mask,
 )
 
-from .few_shot import FewShotSegmentor
-from .support import SupportSet
+from .contract import Encoding, Output
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
 __all__ = ["JC2A"]
 
@@ -55,6 +57,34 @@ def add_keys(cfg: CfgNode) -> None:
 AGNOSTIC_MERGES = ("concat", "add", "multiply")
 
 
+Maps = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support: prototype (B, K, C), and by "<kind>.<level>" what the attention keeps, (B, K, ...)."""
+
+    prototypes: Tensor
+    attended: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each query.
+
+    Attributes:
+        pyramid: level -> (B, C, b, b) reduced features.
+        asked: "<kind>.<level>" -> (B, b*b, C), projected for the attention.
+        agnostic: (B, 1, h, w) class-agnostic map, or None.
+        cells: (B, 1, h, w), empty but for its size, which is that of the reduced features.
+    """
+
+    pyramid: dict[str, Tensor]
+    cells: Tensor
+    asked: dict[str, Tensor] = field(default_factory=dict)
+    agnostic: Tensor | None = None
+
+
 @META_ARCH_REGISTRY.register()
 class JC2A(FewShotSegmentor):
     """PFENet's pyramid, guided by attention to the support and by a map of all objects (Huang et al., 2022).
@@ -72,14 +102,14 @@ class JC2A(FewShotSegmentor):
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: JC2A, MODEL.WEIGHTS: a trained checkpoint
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.segment(queries, support)  # any number of queries
+        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: FeatureBackbone,
         in_features: Sequence[str] = ("res4", "res3"),
         dim: int = 256,
         dropout: float = 0.5,
@@ -87,7 +117,7 @@ class JC2A(FewShotSegmentor):
         attention: Mapping[str, Any] | None = None,
         knowledge: BaseKnowledge | None = None,
         agnostic_merge: str = "concat",
-        **base: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -99,7 +129,7 @@ class JC2A(FewShotSegmentor):
             attention: arguments of `PointBlockAttention`, `dim` and `sides` apart; None leaves it out.
             knowledge: gives the class-agnostic map; None leaves it out.
             agnostic_merge: of the attention's answer and the map (Table 6): "concat", "add" or "multiply".
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`; corners are aligned in any case.
 
         Raises:
             ValueError: unknown kinds, no level, or numbers that do not go together.
@@ -115,7 +145,7 @@ class JC2A(FewShotSegmentor):
                 f"MODEL.JC2A.BINS {tuple(sides)} must be positive numbers of cells, one at least, and "
                 f"MODEL.JC2A.IN_FEATURES {tuple(in_features)} needs a name"
             )
-        super().__init__(backbone=backbone, align_corners=True, **base)
+        super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.sides = tuple(sides)
         self.agnostic_merge = agnostic_merge
@@ -144,7 +174,6 @@ class JC2A(FewShotSegmentor):
             "merge": c.ATTENTION_MERGE,
         }
         return {
-            **cls.base_arguments(cfg),
             "backbone": backbone,
             "in_features": c.IN_FEATURES,
             "dim": c.DIM,
@@ -153,57 +182,63 @@ class JC2A(FewShotSegmentor):
             "attention": attention if c.P2P or c.P2B else None,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "agnostic_merge": c.AGNOSTIC_MERGE,
-            "aux_weight": c.AUX_WEIGHT,
+            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=c.AUX_WEIGHT),
         }
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        shape = images.shape[:2]
-        features = self.extract(images.flatten(0, 1))
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        shape = masks.shape[:2]
         reduced = self.reduce([features[name] for name in self.in_features])  # (B*K, C, h, w)
         weights = soft_mask(masks, reduced.shape[-2:])
-        tensors = {"prototypes": shot_prototypes(reduced.unflatten(0, shape), weights)}  # (B, K, C)
+        attended = {}
         for level, side in enumerate(self.sides if self.attention else ()):
             pooled = F.adaptive_avg_pool2d(reduced, side)
             mask = soft_mask(masks, (side, side)).flatten(0, 1)
-            for name, tensor in self.attention.encode(level, pooled, mask).items():
-                tensors[f"{name}.{level}"] = tensor.unflatten(0, shape)
-        return tensors
+            for kind, tensor in self.attention.encode(level, pooled, mask).items():
+                attended[f"{kind}.{level}"] = tensor.unflatten(0, shape)
+        return ShotEncoding(shot_prototypes(reduced.unflatten(0, shape), weights), attended)
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.extract(images)
+    def _encode_query(self, features: Maps) -> QueryEncoding:
         reduced = self.reduce([features[name] for name in self.in_features])
         agnostic = None if self.knowledge is None else self.knowledge(features)
-        pyramid = [F.adaptive_avg_pool2d(reduced, side) for side in self.sides]
-        queries = [self.attention.queries(j, x) for j, x in enumerate(pyramid)] if self.attention else []
+        pyramid = {str(j): F.adaptive_avg_pool2d(reduced, side) for j, side in enumerate(self.sides)}
+        asked = {}
+        for level, maps in pyramid.items() if self.attention else ():
+            for kind, tokens in self.attention.queries(int(level), maps).items():
+                asked[f"{kind}.{level}"] = tokens
+        return QueryEncoding(pyramid, reduced[:, :1], asked, agnostic)
+
+    def _match(self, query: QueryEncoding, support: ShotEncoding, size: tuple[int, int]) -> Output:
+        cells = query.cells.shape[-2:]
         shots: list[list[Tensor]] = []  # K times the final logits and those of each level
-        for s in range(support.shots):
-            shot = {name: tensor[:, s] for name, tensor in support.tensors.items()}
-            levels = [self._guide(j, x, queries, agnostic, shot) for j, x in enumerate(pyramid)]
-            merged, logits = self.enrich(levels, reduced.shape[-2:])
-            shots.append([resize(self.classify(merged), images.shape[-2:]), *logits])
+        for s in range(support.prototypes.shape[1]):
+            shot = support.map(lambda t, s=s: t[:, s])
+            levels = [self._guide(level, query, shot) for level in query.pyramid]
+            merged, logits = self.enrich(levels, cells)
+            shots.append([resize(self.classify(merged), size), *logits])
         logits, *inner = (
             mean_log_probability([x.float() for x in each]) if len(each) > 1 else each[0]
             for each in zip(*shots, strict=True)
         )
-        aux = {f"level{j}": x for j, x in enumerate(inner)}
-        return logits, aux if agnostic is None else aux | {"agnostic": agnostic}
+        maps = {} if query.agnostic is None else {"agnostic": query.agnostic}
+        return Output(logits, maps, levels=inner)
 
-    def _guide(
-        self,
-        level: int,
-        query: Tensor,
-        queries: Sequence[Mapping[str, Tensor]],
-        agnostic: Tensor | None,
-        shot: Mapping[str, Tensor],
-    ) -> Tensor:
+    def _guide(self, level: str, query: QueryEncoding, shot: ShotEncoding) -> Tensor:
         """Query features (B, C, b, b) joined with all that guides them, (B, channels, b, b) (Eq. 14)."""
-        parts = [query, shot["prototypes"][:, :, None, None].expand_as(query)]
+        features = query.pyramid[level]
+        parts = [features, shot.prototypes[:, :, None, None].expand_as(features)]
         guides = []
         if self.attention is not None:
-            guides.append(self.attention(queries[level], {n: shot[f"{n}.{level}"] for n in queries[level]}))
-        if agnostic is not None:
-            guides.append(resize(agnostic, query.shape[-2:]))
+            asked, kept = _of_level(query.asked, level), _of_level(shot.attended, level)
+            guides.append(self.attention(asked, kept))
+        if query.agnostic is not None:
+            guides.append(resize(query.agnostic, features.shape[-2:]))
         if len(guides) == 2 and self.agnostic_merge != "concat":
             first, second = guides
             guides = [first + second if self.agnostic_merge == "add" else first * second]
         return torch.cat([*parts, *guides], dim=1)
+
+
+def _of_level(tensors: Maps, level: str) -> dict[str, Tensor]:
+    """Those named "<kind>.<level>", by kind."""
+    named = ((name.rpartition("."), tensor) for name, tensor in tensors.items())
+    return {kind: tensor for (kind, _, of), tensor in named if of == level}

@@ -1,28 +1,47 @@
-"""MM-Former: segment everything first, then choose with the help of the supports."""
+"""MM-Former: segment everything first, then choose with the supports (Jiao et al., NeurIPS 2022)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from torch import Tensor
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
-from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.backbone import STAGES, FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
+from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
 from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
 
-from .few_shot import Episode, FewShotSegmentor
-from .mask_matching import MaskMatching, contrastive_loss, fuse_masks
-from .proposal_segmenter import proposal_criterion_arguments, proposal_head_arguments
-from .support import SupportSet
+from .contract import Encoding, Output, Target
+from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
+from .proposal_segmenter import (
+    check_unused_losses,
+    proposal_criterion_arguments,
+    proposal_head_arguments,
+)
 
-__all__ = ["MMFormer"]
+__all__ = [
+    "MMFormer",
+    "MaskMatching",
+    "Matching",
+    "contrastive_loss",
+    "fuse_masks",
+    "pool_masks",
+    "standardized",
+]
+
+Tensors = Mapping[str, Tensor]
+
+FEATURES = ("backbone", "pixel_decoder")
+_ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
 
 
 @config_keys
@@ -53,32 +72,309 @@ def add_keys(cfg: CfgNode) -> None:
 FEATURES = ("backbone", "pixel_decoder")
 
 
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support.
+
+    Attributes:
+        prototype: (B, K, levels * dim), without cross-alignment; the other fields are for cross-alignment:
+        features: level -> (B, K, dim, h, w), zero outside the object.
+        gates: level -> (B, K, h, w), the mask that made the features so.
+        masks: level -> (B, K, h, w), the mask that pools them.
+        memory, positions: level -> (B, K, dim, h', w'), what queries attend to.
+    """
+
+    prototype: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each query: level -> (B, dim, h, w) features to match, and soft masks (B, N, h, w) of proposals."""
+
+    embedded: dict[str, Tensor]
+    proposals: Tensor
+
+
+@dataclass(frozen=True)
+class TrainedQueryEncoding(QueryEncoding):
+    """With the predictions of every decoder layer, for the losses of the proposals."""
+
+    predictions: MaskPredictions | None = None
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How N proposals of each of B queries compare with the supports.
+
+    Attributes:
+        query: (B, N, C) prototypes of the proposals, averaged over the supports.
+        support: (B, C) prototype of the object, averaged over the supports.
+        similarity: (B, N) cosines of the two, in [-1, 1].
+        coefficients: (B, N) weights of the proposals in the result; unbounded.
+    """
+
+    query: Tensor
+    support: Tensor
+    similarity: Tensor
+    coefficients: Tensor
+
+
+@dataclass(frozen=True)
+class MMFormerOutput(Output):
+    """With what the losses read.
+
+    Attributes:
+        proposals: (B, N, h, w) soft masks.
+        matching: the similarities behind the logits.
+        predictions: of every decoder layer, where the proposals are trained.
+    """
+
+    proposals: Tensor | None = None
+    matching: Matching | None = None
+    predictions: MaskPredictions | None = None
+
+    def probability(self) -> Tensor:
+        """(B, H, W): the fused mask, in [0, 1]; the logits are 1 - mask and mask, not logarithms."""
+        return self.logits[:, 1].float().clamp(0, 1)
+
+
+class MaskMatching(nn.Module):
+    """From features and proposals to one coefficient a proposal (MM-Former, Sec. 2.3).
+
+    Any map size works, and supports may differ in size from the query. Where neither cross-alignment nor
+    matching is learned, features are matched at their own channels, without projection: the paper's heuristic
+    baseline and its parameter-free rows (Table 3a). Supports' features are set to zero outside the object for
+    cross-alignment, as in the reference code; without it the mask enters in the prototype only.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        *,
+        num_proposals: int = 100,
+        dim: int = 256,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        feedforward: int = 512,
+        width: int = 500,
+        memory_side: int = 15,
+        self_alignment: bool = True,
+        cross_alignment: str = "learned",
+        learnable_matching: bool = True,
+        standardize: bool = False,
+    ) -> None:
+        """
+        Args:
+            channels: level -> channels of its features, in the order in which prototypes are joined.
+            num_proposals: N, inputs and outputs of the matching network.
+            dim: channels that features are projected to.
+            num_heads, num_layers, feedforward, memory_side: see `CrossAlignment`.
+            width: hidden units of the matching network.
+            self_alignment: weigh the channels first (Table 3a, SA).
+            cross_alignment: "learned", "parameter_free" (CA*) or "none" (Table 3a, CA).
+            learnable_matching: learn the coefficients (Table 3a, LM); otherwise the proposal most similar to
+                the support gets 1, the others 0.
+            standardize: scale the similarities of an image to mean 0 and deviation 1 for the matching network
+                (not in the paper). Unscaled they are close together, and a short training ignores them.
+
+        Raises:
+            ValueError: unknown cross-alignment, or heads that do not divide ``dim``.
+        """
+        super().__init__()
+        choose("cross_alignment", cross_alignment, (*CROSS_ALIGNMENTS, "none"))
+        self.levels = tuple(channels)
+        self.self_alignment = self_alignment
+        self.cross_alignment = cross_alignment
+        self.learnable_matching = learnable_matching
+        self.standardize = standardize
+        self.reduce = nn.ModuleDict()
+        self.align = nn.ModuleDict()
+        projected = learnable_matching or cross_alignment == "learned"
+        for level, width_in in channels.items():
+            if projected:
+                self.reduce[level] = nn.Conv2d(width_in, dim, 1, bias=False)
+            if cross_alignment != "none":
+                self.align[level] = CrossAlignment(
+                    dim if projected else width_in,
+                    num_heads=num_heads,
+                    num_layers=num_layers,
+                    feedforward=feedforward,
+                    memory_side=memory_side,
+                    kind=cross_alignment,
+                )
+        if learnable_matching:
+            self.fc1 = nn.Linear(num_proposals, width)
+            self.fc2 = nn.Linear(width, num_proposals)
+
+    def embed(self, features: Tensors) -> dict[str, Tensor]:
+        """Self-align and project: level -> (B, C, h, w) to level -> (B, dim, h, w), of our levels alone."""
+        embedded = {}
+        for level in self.levels:
+            x = self_alignment(features[level]) if self.self_alignment else features[level]
+            embedded[level] = self.reduce[level](x) if self.reduce else x
+        return embedded
+
+    def encode(self, features: Tensors, masks: Tensor) -> "ShotEncoding":
+        """Encode N supports.
+
+        Args:
+            features: level -> (N, C, h, w).
+            masks: (N, H, W), 1 object, anything else (255 too) background.
+
+        Returns:
+            The fields of `ShotEncoding`, (N, ...) each.
+        """
+        masks = (masks == 1).float()[:, None]
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _ALIGNED}
+        pooled = []
+        for level, x in self.embed(features).items():
+            mask = resize(masks, x.shape[-2:])  # (N, 1, h, w)
+            if not self.align:
+                pooled.append(pool_masks(x, mask, 1e-7)[:, 0])
+                continue
+            gate = resize(masks, x.shape[-2:], align_corners=False)
+            x = x * gate
+            memory, positions = self.align[level].support_memory(x, gate[:, 0])
+            for name, tensor in zip(_ALIGNED, (x, gate[:, 0], mask[:, 0], memory, positions), strict=True):
+                parts[name][level] = tensor
+        return ShotEncoding(**parts) if self.align else ShotEncoding(prototype=torch.cat(pooled, dim=1))
+
+    def forward(self, embedded: Tensors, proposals: Tensor, support: "ShotEncoding") -> Matching:
+        """Compare proposals with supports.
+
+        Args:
+            embedded: what `embed` gave for the queries.
+            proposals: (B, N, h, w) soft masks in [0, 1].
+            support: what `encode` gave, each (B, K, ...).
+        """
+        query, prototypes = self.prototypes(embedded, proposals, support)
+        similarity = F.cosine_similarity(query, prototypes[:, None], dim=2)  # Eq. 4
+        if self.learnable_matching:
+            known = standardized(similarity) if self.standardize else similarity
+            coefficients = self.fc2(self.fc1(known).relu())
+        else:
+            coefficients = F.one_hot(similarity.argmax(dim=1), similarity.shape[1]).to(similarity.dtype)
+        return Matching(query, prototypes, similarity, coefficients)
+
+    def prototypes(
+        self, embedded: Tensors, proposals: Tensor, support: "ShotEncoding"
+    ) -> tuple[Tensor, Tensor]:
+        """Prototypes of proposals (B, N, levels * dim) and object (B, levels * dim): means over supports."""
+        if self.align:
+            pairs = [self._aligned(level, x, support) for level, x in embedded.items()]
+            embedded = {level: query for level, (query, _) in zip(embedded, pairs, strict=True)}
+            prototype = torch.cat([part for _, part in pairs], dim=1)
+        else:
+            prototype = support.prototype.mean(dim=1)
+        pooled = [pool_masks(x, resize(proposals, x.shape[-2:])) for x in embedded.values()]
+        return torch.cat(pooled, dim=2), prototype
+
+    def _aligned(self, level: str, query: Tensor, support: "ShotEncoding") -> tuple[Tensor, Tensor]:
+        """Aligned query features (B, dim, h, w) and the object's prototype (B, dim): means over supports.
+
+        The mean of the features gives the mean of the prototypes: pooling is linear in them.
+        """
+        kept = [getattr(support, name)[level] for name in _ALIGNED]
+        B, K = kept[0].shape[:2]
+        maps, gate, mask, memory, positions = (t.flatten(0, 1) for t in kept)
+        aligned, objects = self.align[level](query, maps, gate, (memory, positions))
+        pooled = pool_masks(objects, mask[:, None], 1e-7)[:, 0]
+        return aligned.unflatten(0, (B, K)).mean(dim=1), pooled.unflatten(0, (B, K)).mean(dim=1)
+
+
+def pool_masks(features: Tensor, masks: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Mean feature under each soft mask, ``sum(F M) / (sum(M) + epsilon)``; zeros under an empty one.
+
+    Args:
+        features: (B, C, h, w).
+        masks: (B, N, h, w) in [0, 1].
+        epsilon: added to the area (reference code: 1e-7 for supports, 0 for proposals).
+
+    Returns:
+        (B, N, C).
+    """
+    # In float32: cosines of one image's proposals differ by less than half precision resolves.
+    with torch.autocast(features.device.type, enabled=False):
+        masks, features = masks.float(), features.float()
+        weights = masks / (masks.sum(dim=(2, 3), keepdim=True) + epsilon).clamp(min=1e-30)
+        return torch.einsum("bnhw,bchw->bnc", weights, features)
+
+
+def standardized(similarity: Tensor) -> Tensor:
+    """Similarities (B, N) with mean 0 and deviation 1 over the proposals of an image."""
+    deviation, mean = torch.std_mean(similarity, dim=1, keepdim=True)
+    return (similarity - mean) / (deviation + 1e-6)
+
+
+def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Weighted sum of soft masks, ``sum_n c_n M_n`` (MM-Former, Eq. 4), resized.
+
+    Args:
+        coefficients: (B, N).
+        masks: (B, N, h, w).
+        size: (H, W) of the result.
+
+    Returns:
+        (B, H, W), unbounded.
+    """
+    fused = (coefficients.float()[:, :, None, None] * masks).sum(dim=1, keepdim=True)
+    return resize(fused, size, align_corners=False)[:, 0]  # resizing is linear: one map instead of N
+
+
+def contrastive_loss(similarity: Tensor, iou: Tensor) -> Tensor:
+    """Raise the similarity of the best proposal and lower that of the worst (MM-Former, Eq. 5, L_co).
+
+    Similarities of an image are first scaled to [0, 1]; logarithms are at least -100 (as in torch's binary
+    cross entropy), and a saturated one has no gradient.
+
+    Args:
+        similarity: (B, N).
+        iou: (B, N) of the proposals with the truth.
+
+    Returns:
+        The mean over the images of ``-(log S_pos + log(1 - S_neg)) / 2``.
+    """
+    similarity = similarity.float()
+    low, high = similarity.amin(dim=1, keepdim=True), similarity.amax(dim=1, keepdim=True)
+    scaled = (similarity - low) / (high - low + 1e-8)
+    positive = scaled.gather(1, iou.argmax(dim=1, keepdim=True))
+    negative = 1 - scaled.gather(1, iou.argmin(dim=1, keepdim=True))
+    chances = torch.cat([positive, negative], dim=1)  # (B, 2)
+    logs = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
+    return -torch.where(chances > 0, logs, -100.0).mean()
+
+
 @META_ARCH_REGISTRY.register()
 class MMFormer(FewShotSegmentor):
-    """Proposals of the query, weighted by how well each matches the supports (Jiao et al., NeurIPS 2022).
+    """Proposals of the query, weighted by how well each matches the supports.
 
     Stage 2 of its training: backbone and proposal segmenter (`PotentialObjectsSegmenter`, stage 1) are
     frozen, and the matching is trained by "loss_fewshot", the reference code's two-channel Dice of the fused
     mask, and "loss_co", L_co (Eq. 5). With ``train_proposals`` both parts are trained together (Table 3c)
-    and the losses of `ProposalCriterion` are added; of stage 1's own few-shot term there is no need.
+    and the losses of `ProposalCriterion` are added, without stage 1's own few-shot term.
 
     Without learnable matching (Table 3a) the result is one proposal: "loss_fewshot" is its Dice and has no
-    gradient for the alignment, which L_co alone trains. Without learned alignment as well there is
-    nothing to train but the proposals, and `trainable` is False where they are frozen.
+    gradient for the alignment, which L_co alone trains. Without learned alignment as well only the proposals
+    can be trained, and `trainable` is False where they are frozen.
 
     Pixels marked 255 are background in losses and supports, as in the reference code.
 
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: MMFormer, MODEL.WEIGHTS: of stage 1 or 2
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> scores = model.segment(queries, support)  # background is 1 - object; object unbounded
+        >>> scores = model.match(model.encode_query(queries), support).logits  # (1 - object, object)
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: FeatureBackbone,
         head: Mapping[str, Any] | None = None,
         criterion: Mapping[str, Any] | None = None,
         matching: Mapping[str, Any] | None = None,
@@ -86,7 +382,7 @@ class MMFormer(FewShotSegmentor):
         train_proposals: bool = False,
         mask_weight: float = 10.0,
         contrastive_weight: float = 6.0,
-        **image_model: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -98,17 +394,16 @@ class MMFormer(FewShotSegmentor):
             train_proposals: train end to end (Table 3c).
             mask_weight: lambda_1, of the fused mask's Dice.
             contrastive_weight: lambda_2, of L_co; 0 leaves it out.
-            image_model: see `ImageModel`.
+            options: see `SegmentorOptions`; corners are aligned and ignored pixels are background in any
+                case, and the weights of other losses are not used.
 
         Raises:
             ValueError: unknown features, or numbers that do not go together.
             KeyError: the backbone lacks a stage.
         """
-        if features not in FEATURES:
-            raise ValueError(
-                f"unknown MODEL.MM_FORMER.FEATURES {features!r}: choose from {', '.join(FEATURES)}"
-            )
-        super().__init__(backbone=backbone, ignore_as_background=True, align_corners=True, **image_model)
+        choose("features", features, FEATURES)
+        options = replace(options or SegmentorOptions(), ignore_as_background=True, align_corners=True)
+        super().__init__(backbone, options)
         backbone.select(STAGES)
         shapes = backbone.output_shape()
         self.proposals = ProposalHead(shapes, **(head or {}))
@@ -126,41 +421,37 @@ class MMFormer(FewShotSegmentor):
         self.criterion = ProposalCriterion(**(criterion or {})) if train_proposals else None
         if not train_proposals:
             self.proposals.requires_grad_(False)
-        learnable = self.matching.learnable_matching, self.matching.cross_alignment
-        self.trainable = _learns(train_proposals, *learnable, contrastive_weight)
+        if not self.matching.learnable_matching and not contrastive_weight:
+            self.matching.requires_grad_(False)  # nothing gives the alignment a gradient
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.MM_FORMER, MODEL.PROPOSALS, and the backbone's keys."""
         c = cfg.MODEL.MM_FORMER
+        check_unused_losses(cfg, "MODEL.MM_FORMER.DICE_WEIGHT and CONTRASTIVE_WEIGHT")
+        alignments = (*CROSS_ALIGNMENTS, "none")
         return {
-            **cls.image_arguments(cfg),
             "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),
             "criterion": proposal_criterion_arguments(cfg),
-            "features": c.FEATURES,
+            "features": choose("MODEL.MM_FORMER.FEATURES", c.FEATURES, FEATURES),
             "train_proposals": c.TRAIN_PROPOSALS,
             "mask_weight": c.DICE_WEIGHT,
             "contrastive_weight": c.CONTRASTIVE_WEIGHT,
             "matching": {
                 "dim": c.DIM,
-                "num_heads": c.NUM_HEADS,
+                "num_heads": at_least("MODEL.MM_FORMER.NUM_HEADS", c.NUM_HEADS, 1),
                 "num_layers": c.NUM_LAYERS,
                 "feedforward": c.FEEDFORWARD,
                 "width": c.MATCHING_WIDTH,
-                "memory_side": c.MEMORY_SIDE,
+                "memory_side": at_least("MODEL.MM_FORMER.MEMORY_SIDE", c.MEMORY_SIDE, 1),
                 "self_alignment": c.SELF_ALIGNMENT,
-                "cross_alignment": c.CROSS_ALIGNMENT,
+                "cross_alignment": choose("MODEL.MM_FORMER.CROSS_ALIGNMENT", c.CROSS_ALIGNMENT, alignments),
                 "learnable_matching": c.LEARNABLE_MATCHING,
                 "standardize": c.STANDARDIZE_SIMILARITY,
             },
+            "options": SegmentorOptions.from_config(cfg),
         }
-
-    @classmethod
-    def learns(cls, cfg: CfgNode) -> bool:
-        """Not so where neither proposals nor alignment nor matching get a gradient; see the class."""
-        c = cfg.MODEL.MM_FORMER
-        return _learns(c.TRAIN_PROPOSALS, c.LEARNABLE_MATCHING, c.CROSS_ALIGNMENT, c.CONTRASTIVE_WEIGHT)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen proposals stay in eval mode."""
@@ -169,7 +460,7 @@ class MMFormer(FewShotSegmentor):
             self.proposals.eval()
         return self
 
-    def propose(self, features: Mapping[str, Tensor]) -> MaskPredictions:
+    def propose(self, features: Tensors) -> MaskPredictions:
         """Proposals from backbone features; without gradient if they are frozen."""
         with self._proposal_gradient():
             return self.proposals(features)
@@ -177,77 +468,65 @@ class MMFormer(FewShotSegmentor):
     def _proposal_gradient(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        # Support by support takes less memory, and on a CPU no more time.
-        step = 1 if images.device.type == "cpu" and not self.training else images.shape[1]
-        parts = []
-        for some, theirs in zip(images.split(step, dim=1), masks.split(step, dim=1), strict=True):
-            features = self.extract(some.flatten(0, 1))
-            if self.features == "pixel_decoder":
-                with self._proposal_gradient():
-                    features = _by_level(self.proposals.decode_pixels(features)[1])
-            encoded = self.matching.encode(features, theirs.flatten(0, 1))
-            parts.append({name: t.unflatten(0, some.shape[:2]) for name, t in encoded.items()})
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    def _encode_support(self, features: Tensors, masks: Tensor) -> ShotEncoding:
+        if self.features == "pixel_decoder":
+            with self._proposal_gradient():
+                features = _by_level(self.proposals.decode_pixels(features)[1])
+        encoded = self.matching.encode(features, masks.flatten(0, 1))
+        return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Any]]:
-        features = self.extract(images)
+    def _encode_query(self, features: Tensors) -> QueryEncoding:
         predictions = self.propose(features)
-        proposals = predictions.masks[-1].float().sigmoid()  # (B, N, h, w)
         if self.features == "pixel_decoder":
             features = _by_level(predictions.levels)
-        matching = self.matching(features, proposals, support.tensors)
-        fused = fuse_masks(matching.coefficients, proposals, images.shape[-2:])
-        maps: dict[str, Any] = {
-            "proposals": proposals,
+        proposals = predictions.masks[-1].float().sigmoid()  # (B, N, h, w)
+        encoded = QueryEncoding(self.matching.embed(features), proposals)
+        trained = self.training and self.train_proposals
+        return TrainedQueryEncoding(**vars(encoded), predictions=predictions) if trained else encoded
+
+    def _match(self, query: QueryEncoding, support: ShotEncoding, size: tuple[int, int]) -> MMFormerOutput:
+        matching = self.matching(query.embedded, query.proposals, support)
+        fused = fuse_masks(matching.coefficients, query.proposals, size)
+        maps = {
+            "proposals": query.proposals,
             "similarity": matching.similarity[:, :, None, None],
             "coefficients": matching.coefficients[:, :, None, None],
         }
-        if self.training and self.train_proposals:
-            maps["predictions"] = predictions
-        return torch.stack([1 - fused, fused], dim=1), maps
+        return MMFormerOutput(
+            torch.stack([1 - fused, fused], dim=1),
+            maps,
+            proposals=query.proposals,
+            matching=matching,
+            predictions=getattr(query, "predictions", None),
+        )
 
-    def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Any]]:
-        """As the base class; for the losses of stage 1 the maps also hold "predictions" and "segments"."""
-        if not (self.training and self.train_proposals):
-            return super()._run(episodes)
-        for episode in episodes:
+    def _target(self, episodes: list[Episode]) -> Target:
+        for episode in episodes if self.train_proposals else ():
             if "segments" not in episode:
                 raise ValueError(
                     f"episode {episode.get('episode_index', '?')}: no 'segments' to train proposals on; set "
                     "INPUT.SEGMENTS to 'semantic' or 'instance', or MODEL.MM_FORMER.TRAIN_PROPOSALS to False"
                 )
-        logits, maps = super()._run(episodes)
-        maps["segments"] = [e["segments"].to(self.device) for e in episodes]
-        if maps["predictions"].classes:
-            maps["labels"] = [e["segment_labels"].to(self.device) for e in episodes]
-        return logits, maps
+        return super()._target(episodes)
 
-    def _losses(self, logits: Tensor, aux: Mapping[str, Any], target: Tensor) -> dict[str, Tensor]:
-        losses = {"loss_fewshot": self.mask_weight * two_channel_dice(logits.float(), target)}
+    def losses(self, output: MMFormerOutput, target: Target) -> dict[str, Tensor]:
+        """ "loss_fewshot", "loss_co", and those of the proposals where they are trained; see the class."""
+        losses = {"loss_fewshot": self.mask_weight * two_channel_dice(output.logits.float(), target.mask)}
         if self.contrastive_weight:
-            proposals = resize(aux["proposals"].detach(), target.shape[-2:], align_corners=False)
-            similarity = aux["similarity"][:, :, 0, 0]
-            contrast = contrastive_loss(similarity, soft_iou(proposals, target))
+            size = target.mask.shape[-2:]
+            proposals = resize(output.proposals.detach(), size, align_corners=False)
+            contrast = contrastive_loss(output.matching.similarity, soft_iou(proposals, target.mask))
             losses["loss_co"] = self.contrastive_weight * contrast
         if self.criterion is not None:
-            losses |= self.criterion(aux["predictions"], aux["segments"], aux.get("labels"))
+            labels = target.labels if output.predictions.classes else None
+            losses |= self.criterion(output.predictions, target.segments, labels)
         return losses
 
-    def _training_losses(self, batched_inputs: list[Episode]) -> dict[str, Tensor]:
-        if not self.trainable:
-            raise RuntimeError(
-                "MMFormer is training-free so: evaluate it, or set MODEL.MM_FORMER.LEARNABLE_MATCHING True, "
-                "or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
-            )
-        return super()._training_losses(batched_inputs)
-
-
-def _learns(
-    proposals: bool, learnable_matching: bool, cross_alignment: str, contrastive_weight: float
-) -> bool:
-    """Whether anything gets a gradient: learned alignment alone gets its from L_co."""
-    return proposals or learnable_matching or (cross_alignment == "learned" and contrastive_weight > 0)
+    def _untrainable(self) -> str:
+        return (
+            "MMFormer is training-free so: evaluate it, or set MODEL.MM_FORMER.LEARNABLE_MATCHING True, "
+            "or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
+        )
 
 
 def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
-"""PFENet: a prior mask from high-level features, and a pyramid that enriches the query with the supports."""
+"""PFENet: Prior Guided Feature Enrichment Network (Tian et al., TPAMI 2020)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.backbone.stages import stage_before
+from fss_d2.modeling.backbone.base import stage_before
 from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,
     dynamic_convolution_arguments,
 )
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import choose, config_keys
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DynamicQuery,
@@ -31,8 +32,8 @@ from fss_d2.modeling.layers import (
     support_activations,
 )
 
-from .few_shot import Episode, FewShotSegmentor
-from .support import SupportSet, stack_supports
+from .contract import Encoding, Output
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
 __all__ = ["PLUG_INS", "PFENet"]
 
@@ -58,27 +59,64 @@ def add_keys(cfg: CfgNode) -> None:
 
 PLUG_INS = ("dcm", "ckmm")
 
+Maps = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ShotEncoding(Encoding):
+    """Of each support: middle features (B, K, C, h, w), soft masks (B, K, h, w), and compared features."""
+
+    middle: Tensor
+    weights: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class JoinedSupports(Encoding):
+    """Of each episode.
+
+    Attributes:
+        prototype: (B, C), mean over the supports.
+        high: (B, K, C', h', w') features compared for the prior, zero outside the object.
+        foreground: (B, P, C), see `DynamicConvolution.pool`; None without that plug-in.
+    """
+
+    prototype: Tensor
+    high: Tensor
+    foreground: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryEncoding(Encoding):
+    """Of each query, (B, C, h, w) each: middle and compared features, and the class-agnostic map or None."""
+
+    middle: Tensor
+    high: Tensor
+    agnostic: Tensor | None = None
+
 
 @META_ARCH_REGISTRY.register()
 class PFENet(FewShotSegmentor):
     """Prior guided feature enrichment network (Tian et al., TPAMI 2020).
 
-    The prior mask says where a query resembles the object of a support in features too high to be learned
-    from (Sec. 4.1); it needs no learning. Pooled query features, the prototype of the supports and the prior
-    then meet at several scales (`FeatureEnrichment`, Sec. 4.2). Several supports: priors and prototypes are
+    The prior mask says where high-level features of a query resemble the object of a support (Sec. 4.1); it
+    is not trained. Pooled query features, the prototype of the supports and the prior are then joined at
+    several scales (`FeatureEnrichment`, Sec. 4.2). Several supports: priors and prototypes are
     averaged. Pixels marked 255 are background in a support and are left out of the losses "loss_seg" and
     "loss_aux", the mean cross entropy of the pyramid's levels.
 
     As in the released code the support mask is applied also before the stage of the compared features runs;
-    a backbone that cannot run that stage alone takes ``mask_before_prior`` False. Two plug-ins: dynamic
+    a backbone that cannot run that stage alone needs ``mask_before_prior`` False. Two plug-ins: dynamic
     convolution of the query features (DPCN, Table 6), and the class-agnostic map as one more channel
     beside the prior (JC2A, Table 5).
 
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: PFENet
         >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.segment(queries, support)
+        >>> logits = model.match(model.encode_query(queries), support).logits
     """
+
+    shot_by_shot = True  # in training these are the batch statistics of the released code
 
     @configurable
     def __init__(
@@ -93,7 +131,7 @@ class PFENet(FewShotSegmentor):
         dropout: float = 0.5,
         dynamic: DynamicQuery | None = None,
         knowledge: BaseKnowledge | None = None,
-        **base: Any,
+        options: SegmentorOptions | None = None,
     ) -> None:
         """
         Args:
@@ -106,7 +144,7 @@ class PFENet(FewShotSegmentor):
             dropout: of channels of the middle features.
             dynamic: reworks the middle features of the query with those of the object.
             knowledge: gives the class-agnostic map.
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`; corners are aligned in any case.
 
         Raises:
             ValueError: a backbone that cannot run the stage ``prior_feature`` alone where that is needed, or
@@ -114,7 +152,7 @@ class PFENet(FewShotSegmentor):
             KeyError: the backbone lacks an output.
         """
         bin_sizes(bins, 1)
-        super().__init__(backbone=backbone, align_corners=True, **base)
+        super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.prior_feature = prior_feature
         self.mask_before_prior = mask_before_prior
@@ -132,22 +170,19 @@ class PFENet(FewShotSegmentor):
         self.classifier = classifier(dim)
         self.dynamic = dynamic
         self.knowledge = knowledge
-        self.permutation_invariant = dynamic is None  # its kernels are read off the supports in order
+        self.permutation_invariant = dynamic is None  # its kernels depend on the order of the supports
+        self.query_first = self.bn_train_stats  # the released code's order, for batch statistics
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.PFENET, those of the plug-ins, and the backbone's keys."""
         c = cfg.MODEL.PFENET
         for name in c.PLUG_INS:
-            if name not in PLUG_INS:
-                raise ValueError(
-                    f"unknown plug-in {name!r} in MODEL.PFENET.PLUG_INS: choose from {', '.join(PLUG_INS)}"
-                )
+            choose("MODEL.PFENET.PLUG_INS", name, PLUG_INS)
         backbone = build_few_shot_backbone(cfg)
         with_dcm = "dcm" in c.PLUG_INS
         dynamic = DynamicQuery(c.DIM, **dynamic_convolution_arguments(cfg)) if with_dcm else None
         return {
-            **cls.base_arguments(cfg),
             "backbone": backbone,
             "in_features": c.IN_FEATURES,
             "prior_feature": c.PRIOR_FEATURE,
@@ -155,14 +190,12 @@ class PFENet(FewShotSegmentor):
             "dim": c.DIM,
             "bins": c.BINS,
             "dropout": c.DROPOUT,
-            "aux_weight": c.AUX_WEIGHT,
             "dynamic": dynamic,
             "knowledge": build_base_knowledge(cfg, backbone) if "ckmm" in c.PLUG_INS else None,
+            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=c.AUX_WEIGHT),
         }
 
-    # -- features ----------------------------------------------------------------------------------------
-
-    def _compared(self, features: Mapping[str, Tensor], masks: Tensor | None = None) -> Tensor:
+    def _compared(self, features: Maps, masks: Tensor | None = None) -> Tensor:
         """Features (B, C, h, w) that the prior compares; of a support only its object (masks (B, H, W))."""
         high = features[self.prior_source]
         if self.mask_before_prior:
@@ -171,66 +204,36 @@ class PFENet(FewShotSegmentor):
                 high = self.backbone.run_stage(self.prior_feature, high)
         return high if masks is None else mask_features(high, masks)
 
-    def _read_query(self, images: Tensor) -> dict[str, Tensor]:
-        """All that the query itself gives, of normalised images (B, 3, H, W)."""
-        features = self.extract(images)
-        query = {
-            "middle": self.reduce_query([features[name] for name in self.in_features]),
-            "high": self._compared(features),
-        }
-        if self.knowledge is not None:
-            query["agnostic"] = self.knowledge(features)
-        return query
-
-    def _read_support(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """The same of one support an episode: (B, 3, H, W) and (B, H, W)."""
-        features = self.extract(images)
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        shape, masks = masks.shape[:2], masks.flatten(0, 1)
         middle = self.reduce_support([features[name] for name in self.in_features])
         weights = soft_mask(masks, middle.shape[-2:])
-        return {"middle": middle, "weights": weights, "high": self._compared(features, masks)}
+        encoded = ShotEncoding(middle, weights, self._compared(features, masks))
+        return encoded.map(lambda t: t.unflatten(0, shape))
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        # Shot by shot: less memory at once, and in training the batch statistics of the released code.
-        shots = [
-            self._read_support(*shot) for shot in zip(images.unbind(dim=1), masks.unbind(dim=1), strict=True)
-        ]
-        stacked = {name: torch.stack([shot[name] for shot in shots], dim=1) for name in shots[0]}
-        prototypes = shot_prototypes(stacked["middle"], stacked["weights"])
-        kept = {"prototype": prototypes.mean(dim=1), "high": stacked["high"]}  # (B, dim), (B, K, C, h, w)
+    def _join(self, encoded: ShotEncoding) -> JoinedSupports:
+        prototype = shot_prototypes(encoded.middle, encoded.weights).mean(dim=1)
+        foreground = None
         if self.dynamic is not None:
-            kept["foreground"] = self.dynamic.encode(stacked["middle"], stacked["weights"])
-        return kept
+            foreground = self.dynamic.encode(encoded.middle, encoded.weights)
+        return JoinedSupports(prototype, encoded.high, foreground)
 
-    # -- the query, given its supports -------------------------------------------------------------------
+    def _encode_query(self, features: Maps) -> QueryEncoding:
+        middle = self.reduce_query([features[name] for name in self.in_features])
+        high = self._compared(features)
+        return QueryEncoding(middle, high, None if self.knowledge is None else self.knowledge(features))
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._enrich(self._read_query(images), support.tensors, images.shape[-2:])
-
-    def _enrich(
-        self, query: Mapping[str, Tensor], support: Mapping[str, Tensor], size: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, 2, *size), and the maps "prior", "agnostic" and the logits "level0", "level1", ..."""
-        middle, prototype = query["middle"], support["prototype"]
-        cells = middle.shape[-2:]
+    def _match(self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]) -> Output:
+        middle, cells = query.middle, query.middle.shape[-2:]
         if self.dynamic is not None:
-            middle = self.dynamic(middle, support["foreground"])
-        guides = {"prior": resize(support_activations(query["high"], support["high"]), cells)}
-        if self.knowledge is not None:
-            guides["agnostic"] = resize(query["agnostic"], cells)
+            middle = self.dynamic(middle, support.foreground)
+        guides = {"prior": resize(support_activations(query.high, support.high), cells)}
+        if query.agnostic is not None:
+            guides["agnostic"] = resize(query.agnostic, cells)
         levels = []
         for bin_size in zip(*(bin_sizes(self.bins, side) for side in cells), strict=True):
             pooled = F.adaptive_avg_pool2d(middle, bin_size)
-            spread = prototype[:, :, None, None].expand(-1, -1, *bin_size)
+            spread = support.prototype[:, :, None, None].expand(-1, -1, *bin_size)
             levels.append(torch.cat([pooled, spread, *(resize(g, bin_size) for g in guides.values())], dim=1))
         enriched, level_logits = self.enrichment(levels, cells)
-        logits = resize(self.classifier(enriched), size)
-        return logits, guides | {f"level{j}": inner for j, inner in enumerate(level_logits)}
-
-    def _run(self, episodes: list[Episode]) -> tuple[Tensor, dict[str, Tensor]]:
-        """As the base class; a backbone that keeps statistics reads queries first, as the released code."""
-        if not (self.training and self.bn_train_stats):
-            return super()._run(episodes)
-        queries = self.normalise(torch.stack([e["image"] for e in episodes]))
-        query = self._read_query(queries)
-        support = self.encode_support(*stack_supports(episodes))
-        return self._enrich(query, support.tensors, queries.shape[-2:])
+        return Output(resize(self.classifier(enriched), size), maps=guides, levels=level_logits)

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.backbone import STAGES, FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, config_keys
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
 from fss_d2.modeling.proposals.predictions import MaskPredictions
 
-from .image_model import ImageModel
+from .image_model import ImageModel, ImageOptions
 
 __all__ = ["PotentialObjectsSegmenter", "proposal_criterion_arguments", "proposal_head_arguments"]
 
@@ -61,7 +61,7 @@ def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:
     c = cfg.MODEL.PROPOSALS
     return {
         "dim": c.DIM,
-        "num_queries": c.NUM_QUERIES,
+        "num_queries": at_least("MODEL.PROPOSALS.NUM_QUERIES", c.NUM_QUERIES, 1),
         "encoder_layers": c.ENCODER_LAYERS,
         "encoder_feedforward": c.ENCODER_FEEDFORWARD,
         "decoder_layers": c.DECODER_LAYERS,
@@ -82,11 +82,21 @@ def proposal_criterion_arguments(cfg: CfgNode) -> dict[str, Any]:
         "class_weight": c.LOSS.CLASS_WEIGHT if c.MASK_CLASSIFICATION else 0.0,
         "no_object_weight": c.LOSS.NO_OBJECT_WEIGHT,
         "deep_supervision": c.LOSS.DEEP_SUPERVISION,
-        "num_points": c.LOSS.NUM_POINTS,
+        "num_points": at_least("MODEL.PROPOSALS.LOSS.NUM_POINTS", c.LOSS.NUM_POINTS, 1),
         "oversample_ratio": c.LOSS.OVERSAMPLE_RATIO,
         "importance_ratio": c.LOSS.IMPORTANCE_RATIO,
         "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
     }
+
+
+def check_unused_losses(cfg: CfgNode, instead: str) -> None:
+    """Raise ValueError if MODEL.LOSS is set, for models that have losses of their own."""
+    for key, default in (("FOREGROUND_WEIGHT", 1.0), ("DICE_WEIGHT", 0.0)):
+        if cfg.MODEL.LOSS[key] != default:
+            raise ValueError(
+                f"MODEL.LOSS.{key} {cfg.MODEL.LOSS[key]}: {cfg.MODEL.META_ARCHITECTURE} does not use it; "
+                f"leave it at {default} and set {instead}"
+            )
 
 
 @META_ARCH_REGISTRY.register()
@@ -105,12 +115,12 @@ class PotentialObjectsSegmenter(ImageModel):
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: FeatureBackbone,
         head: Mapping[str, Any] | None = None,
         criterion: Mapping[str, Any] | None = None,
         few_shot_weight: float = 10.0,
         few_shot_rank: int = 1,
-        **image_model: Any,
+        options: ImageOptions | None = None,
     ) -> None:
         """
         Args:
@@ -120,7 +130,7 @@ class PotentialObjectsSegmenter(ImageModel):
             few_shot_weight: of the Dice loss between the episode's class mask and the proposal that fits it
                 best (reference code, not in the paper); 0 leaves it out.
             few_shot_rank: 1 takes the best one for it, 2 the second best (MM-Former's later code).
-            image_model: see `ImageModel`.
+            options: see `ImageOptions`.
 
         Raises:
             ValueError: a rank that no proposal has.
@@ -128,11 +138,8 @@ class PotentialObjectsSegmenter(ImageModel):
         """
         queries = (head or {}).get("num_queries", 100)
         if not 1 <= few_shot_rank <= queries:
-            raise ValueError(
-                f"MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK {few_shot_rank}: give 1 (the best proposal) to "
-                f"{queries}, the number of proposals"
-            )
-        super().__init__(backbone=backbone, **image_model)
+            raise ValueError(f"few_shot_rank {few_shot_rank}: give 1 (the best) to {queries}")
+        super().__init__(backbone, options or ImageOptions())
         backbone.select(STAGES)
         self.proposals = ProposalHead(backbone.output_shape(), **(head or {}))
         self.criterion = ProposalCriterion(**(criterion or {}))
@@ -142,9 +149,20 @@ class PotentialObjectsSegmenter(ImageModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.PROPOSALS and the backbone's keys."""
-        loss = cfg.MODEL.PROPOSALS.LOSS
+        loss, queries = cfg.MODEL.PROPOSALS.LOSS, cfg.MODEL.PROPOSALS.NUM_QUERIES
+        check_unused_losses(cfg, "the keys of MODEL.PROPOSALS.LOSS")
+        if cfg.TEST.REFINEMENT:
+            raise ValueError(
+                f"TEST.REFINEMENT {cfg.TEST.REFINEMENT!r}: PotentialObjectsSegmenter gives proposals, no "
+                "scores to refine; set it to ''"
+            )
+        if not 1 <= loss.FEW_SHOT_RANK <= queries:
+            raise ValueError(
+                f"MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK {loss.FEW_SHOT_RANK}: give 1 (the best proposal) to "
+                f"{queries}, the number of proposals"
+            )
         return {
-            **cls.image_arguments(cfg),
+            "options": ImageOptions.from_config(cfg),
             "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),
             "criterion": proposal_criterion_arguments(cfg),
@@ -198,9 +216,8 @@ class PotentialObjectsSegmenter(ImageModel):
         groups = _group(batched_inputs)
         parts = [self.propose(torch.stack([batched_inputs[i]["image"] for i in group])) for group in groups]
         images = [batched_inputs[i] for group in groups for i in group]
-        segments = [image["segments"].to(self.device) for image in images]
-        classified = bool(parts[0].classes)
-        labels = [image["segment_labels"].to(self.device) for image in images] if classified else None
+        segments = [image["segments"] for image in images]
+        labels = [image["segment_labels"] for image in images] if parts[0].classes else None
         losses = dict(self.criterion(_join(parts), segments, labels))
         if self.few_shot_weight and all("sem_seg" in image for image in images):
             logits = [proposals for part in parts for proposals in part.masks[-1]]
@@ -215,19 +232,18 @@ class PotentialObjectsSegmenter(ImageModel):
         """
         total = logits[0].sum() * 0
         for proposals, target in zip(logits, targets, strict=True):
-            if (target == 1).any():
-                probability = proposals.float().sigmoid()
-                best = self._fitting(probability.detach(), target)
-                mask = resize(
-                    probability[best][None, None], target.shape, align_corners=False
-                )  # (1, 1, H, W)
-                total = total + two_channel_dice(torch.cat([1 - mask, mask], dim=1), target[None])
+            probability = proposals.float().sigmoid()
+            best = self._fitting(probability.detach(), target)
+            mask = probability.index_select(0, best)[None]
+            mask = resize(mask, target.shape, align_corners=False)  # (1, 1, H, W)
+            dice = two_channel_dice(torch.cat([1 - mask, mask], dim=1), target[None])
+            total = total + torch.where((target == 1).any(), dice, 0.0)
         return total / len(targets)
 
-    def _fitting(self, proposals: Tensor, target: Tensor) -> int:
-        """Index of the proposal (N, h, w) whose soft IoU with the target (H, W) has the rank asked for."""
+    def _fitting(self, proposals: Tensor, target: Tensor) -> Tensor:
+        """Index (1,) of the proposal (N, h, w) whose soft IoU with the target (H, W) has `few_shot_rank`."""
         masks = resize(proposals[None], target.shape, align_corners=False)
-        return int(soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1])
+        return soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1:]
 
 
 def _group(images: Sequence[Mapping[str, Any]]) -> list[list[int]]:

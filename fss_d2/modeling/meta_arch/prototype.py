@@ -1,6 +1,7 @@
 """The training-free baseline: masked average pooling and cosine similarity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
 from fss_d2.modeling.keys import config_keys
-from fss_d2.modeling.layers import area_fraction, masked_average, resize
+from fss_d2.modeling.layers import area_fraction, resize, weighted_sum
 
-from .few_shot import FewShotSegmentor
-from .support import SupportSet
+from .contract import Encoding, Output
+from .few_shot import FewShotSegmentor, SegmentorOptions
 
 __all__ = ["Prototype"]
 
@@ -27,25 +29,53 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.PROTOTYPE.TEMPERATURE = 0.05  # of the two cosines in the softmax
 
 
+@dataclass(frozen=True)
+class RegionSums(Encoding):
+    """Of object and background of each support: feature sums (B, K, 2, C) and areas (B, K, 2) in cells."""
+
+    sums: Tensor
+    areas: Tensor
+
+
+@dataclass(frozen=True)
+class Prototypes(Encoding):
+    """Unit prototypes (B, 2, C): object, background."""
+
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
+class UnitFeatures(Encoding):
+    """Unit feature vectors (B, C, h, w) of queries."""
+
+    features: Tensor
+
+
 @META_ARCH_REGISTRY.register()
 class Prototype(FewShotSegmentor):
-    """Cosine similarity to one object and one background prototype; nothing is learned.
+    """Cosine similarity to one object prototype and one background prototype; nothing is learned.
 
-    Feature levels are brought to the first one's size, scaled to unit length each and joined, so that every
-    level has the same say. A prototype is the mean over all its pixels in all supports together (not the
-    mean of one prototype a support): a support that shows little of the object then adds little noise.
+    Feature levels are resized to the first one's size, scaled to unit length each and joined, so that every
+    level has the same weight. A prototype is the mean over all its pixels in all supports together, not the
+    mean of one prototype per support: a support that shows little of the object then adds little noise.
     A cell counts by the share of its pixels in the mask; pixels marked 255 are in neither prototype.
     """
 
-    trainable = False
-
     @configurable
-    def __init__(self, *, in_features: Sequence[str], temperature: float = 0.05, **base: Any) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: FeatureBackbone,
+        in_features: Sequence[str],
+        temperature: float = 0.05,
+        options: SegmentorOptions | None = None,
+    ) -> None:
         """
         Args:
+            backbone: the feature extractor.
             in_features: backbone outputs, the first gives the size.
             temperature: divides the cosines to give logits.
-            base: see `FewShotSegmentor`.
+            options: see `SegmentorOptions`.
 
         Raises:
             ValueError: no backbone output, or a temperature that is not positive.
@@ -56,7 +86,7 @@ class Prototype(FewShotSegmentor):
                 f"MODEL.PROTOTYPE.IN_FEATURES {tuple(in_features)} needs a name, "
                 f"MODEL.PROTOTYPE.TEMPERATURE {temperature} must be above 0"
             )
-        super().__init__(**base)
+        super().__init__(backbone, options or SegmentorOptions())
         self.in_features = tuple(in_features)
         self.temperature = temperature
         self.backbone.select(self.in_features)
@@ -65,26 +95,30 @@ class Prototype(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.PROTOTYPE and the backbone's keys."""
         return {
-            **cls.base_arguments(cfg),
             "backbone": build_few_shot_backbone(cfg),
             "in_features": cfg.MODEL.PROTOTYPE.IN_FEATURES,
             "temperature": cfg.MODEL.PROTOTYPE.TEMPERATURE,
+            "options": SegmentorOptions.from_config(cfg),
         }
 
-    def _joined_features(self, images: Tensor) -> Tensor:
-        features = self.extract(images)
+    def _joined_features(self, features: Mapping[str, Tensor]) -> Tensor:
         size = features[self.in_features[0]].shape[-2:]
         levels = [resize(features[name], size, align_corners=False) for name in self.in_features]
         return torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)  # (N, sum of C, h, w)
 
-    def _encode(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        features = self._joined_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        size = tuple(features.shape[-2:])
-        pooled = [masked_average(features, area_fraction(masks == value, size)) for value in (0, 1)]
-        return {"prototypes": F.normalize(torch.stack(pooled, dim=1), dim=2)}  # (B, 2, C)
+    def _encode_support(self, features: Mapping[str, Tensor], masks: Tensor) -> RegionSums:
+        joined = self._joined_features(features).unflatten(0, masks.shape[:2])  # (B, K, C, h, w)
+        weights = torch.stack([area_fraction(masks == v, joined.shape[-2:]) for v in (0, 1)], dim=2)
+        return RegionSums(weighted_sum(joined, weights), weights.sum(dim=(3, 4)))
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        features = F.normalize(self._joined_features(images), dim=1)
-        cosine = torch.einsum("bchw,bnc->bnhw", features, support.tensors["prototypes"])
-        logits = resize(cosine / self.temperature, images.shape[-2:], align_corners=self.align_corners)
-        return logits, {"cosine": cosine}
+    def _join(self, encoded: RegionSums) -> Prototypes:
+        means = encoded.sums.sum(dim=1) / encoded.areas.sum(dim=1).clamp(min=1e-6)[..., None]
+        return Prototypes(F.normalize(means, dim=2))
+
+    def _encode_query(self, features: Mapping[str, Tensor]) -> UnitFeatures:
+        return UnitFeatures(F.normalize(self._joined_features(features), dim=1))
+
+    def _match(self, query: UnitFeatures, support: Prototypes, size: tuple[int, int]) -> Output:
+        cosine = torch.einsum("bchw,bnc->bnhw", query.features, support.prototypes.to(query.features.dtype))
+        logits = resize(cosine / self.temperature, size, align_corners=self.align_corners)
+        return Output(logits, maps={"cosine": cosine})

@@ -101,8 +101,8 @@ class ProposalCriterion(nn.Module):
         """
         masks = predictions.masks
         device = masks[-1].device
-        segments = [s.to(device) for s in segments]
         labels = self._checked_labels(predictions, segments, labels)
+        segments = [s.to(device) for s in segments]
         count = _mean_over_processes(sum(len(s) for s in segments), device)
         losses = {}
         auxiliary = range(len(masks) - 1) if self.deep_supervision else ()
@@ -115,9 +115,9 @@ class ProposalCriterion(nn.Module):
         return losses
 
     def _checked_labels(
-        self, predictions: MaskPredictions, segments: list[Tensor], labels: Sequence[Tensor] | None
+        self, predictions: MaskPredictions, segments: Sequence[Tensor], labels: Sequence[Tensor] | None
     ) -> list[Tensor] | None:
-        """Labels as int64 on the segments' device, or None without classification."""
+        """Labels as int64 on the device of the predictions, or None without classification."""
         images = len(predictions.masks[-1])
         if len(segments) != images:
             raise ValueError(f"{len(segments)} sets of segments for {images} images: give one an image")
@@ -130,15 +130,15 @@ class ProposalCriterion(nn.Module):
             )
         if [len(part) for part in labels] != [len(s) for s in segments]:
             raise ValueError("labels and segments differ in number: give one label a segment")
-        wrong = [
-            int(label) for part in labels for label in part.tolist() if not 0 <= label < self.num_classes
-        ]
+        # Labels on a GPU are not read back: a transfer at every step would wait for it.
+        known = [part for part in labels if part.device.type == "cpu"]
+        wrong = [int(label) for part in known for label in part if not 0 <= label < self.num_classes]
         if wrong:
             raise ValueError(
                 f"segment label {wrong[0]} but num_classes is {self.num_classes}: give 0 (background) or "
                 "class id + 1, or raise MODEL.PROPOSALS.NUM_CLASSES"
             )
-        return [part.to(s.device, torch.int64) for part, s in zip(labels, segments, strict=True)]
+        return [part.to(predictions.masks[-1].device, torch.int64) for part in labels]
 
     def _losses(
         self,

@@ -1,0 +1,230 @@
+"""What passes between the three parts of a method: `encode_support`, `encode_query` and `match`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from fss_d2.modeling.layers import resize
+
+__all__ = ["Encoding", "Output", "QueryFeatures", "SupportSet", "Target", "resize_support", "stack_supports"]
+
+_ENCODINGS: dict[str, type["Encoding"]] = {}
+
+
+class Encoding:
+    """Base of the frozen dataclasses in which a method keeps encoded images.
+
+    Every field is a tensor, a dict of tensors, or None. The first dimension of every tensor is the episode;
+    of encoded supports, the second is the support.
+    """
+
+    def __init_subclass__(cls) -> None:
+        _ENCODINGS[_name(cls)] = cls
+
+    def flat(self) -> dict[str, Tensor]:
+        """All tensors: of a field under the field's name, of a dict under "field.key"."""
+        tensors: dict[str, Tensor] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                tensors[f.name] = value
+            elif value is not None:
+                tensors |= {f"{f.name}.{key}": tensor for key, tensor in value.items()}
+        return tensors
+
+    @classmethod
+    def from_flat(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild what `flat` took apart; raises TypeError if a field is unknown or missing."""
+        values: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            first, _, key = name.partition(".")
+            if key:
+                values.setdefault(first, {})[key] = tensor
+            else:
+                values[first] = tensor
+        return cls(**values)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor."""
+        return type(self).from_flat({name: function(tensor) for name, tensor in self.flat().items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join the supports of several encodings of the same episodes, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        flat = [part.flat() for part in parts]
+        # Tensor by tensor, so that the parts' memory can be freed on the way.
+        return cls.from_flat({n: torch.cat([part.pop(n) for part in flat], dim=1) for n in list(flat[0])})
+
+
+def _name(encoding: type[Encoding]) -> str:
+    """The name under which files know an encoding, such as "dcama.ShotEncoding"."""
+    return f"{encoding.__module__.rpartition('.')[2]}.{encoding.__name__}"
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """Encoded supports of a batch of episodes; made by `FewShotSegmentor.encode_support`.
+
+    Attributes:
+        method: class name of the model that made it.
+        shots: number K of supports of each episode.
+        size: (height, width) of the support images.
+        encoded: what the method keeps of each support; every tensor is (B, K, ...).
+        joined: what `match` reads: the supports of an episode taken together.
+    """
+
+    method: str
+    shots: int
+    size: tuple[int, int]
+    encoded: Encoding
+    joined: Encoding
+
+    @property
+    def batch_size(self) -> int:
+        """Number of episodes."""
+        return next(iter(self.joined.flat().values())).shape[0]
+
+    def to(self, device: torch.device | str) -> "SupportSet":
+        """Return the set with its tensors on ``device``."""
+        encoded = self.encoded.map(lambda t: t.to(device))
+        joined = encoded if self.joined is self.encoded else self.joined.map(lambda t: t.to(device))
+        return replace(self, encoded=encoded, joined=joined)
+
+    def for_queries(self, count: int) -> Encoding:
+        """`joined` for a number of queries: a set of one episode serves them all, without a copy.
+
+        Raises:
+            ValueError: the set has another number of episodes than 1 or ``count``.
+        """
+        if self.batch_size == count:
+            return self.joined
+        if self.batch_size != 1:
+            raise ValueError(f"a support set of {self.batch_size} episodes cannot serve {count} queries")
+        return self.joined.map(lambda t: t.expand(count, *t.shape[1:]))
+
+    def state(self) -> dict[str, Any]:
+        """Return plain strings, numbers and CPU tensors, which `torch.load` reads with ``weights_only``."""
+        parts = {"encoded": self.encoded}
+        if self.joined is not self.encoded:
+            parts["joined"] = self.joined
+        saved = {
+            name: [_name(type(part)), {n: t.detach().cpu() for n, t in part.flat().items()}]
+            for name, part in parts.items()
+        }
+        return {"method": self.method, "shots": self.shots, "size": list(self.size), **saved}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "SupportSet":
+        """Rebuild a set from `state`.
+
+        Raises:
+            ValueError: an entry is missing or does not fit.
+        """
+        missing = {"method", "shots", "size", "encoded"} - set(state)
+        if missing:
+            raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
+        height, width = state["size"]
+        try:
+            encoded = _encoding(state["encoded"])
+            joined = _encoding(state["joined"]) if "joined" in state else encoded
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"support set holds no encoding of ours ({error}): encode it again") from error
+        return cls(state["method"], int(state["shots"]), (int(height), int(width)), encoded, joined)
+
+
+def _encoding(saved: tuple[str, Mapping[str, Tensor]]) -> Encoding:
+    name, tensors = saved
+    return _ENCODINGS[name].from_flat(tensors)
+
+
+@dataclass(frozen=True)
+class QueryFeatures:
+    """An encoded batch of queries, for any number of support sets; made by `encode_query`.
+
+    Attributes:
+        method: class name of the model that made it.
+        images: (B, 3, H, W) RGB, 0 to 255, as they were given.
+        encoded: what the method keeps of them.
+    """
+
+    method: str
+    images: Tensor
+    encoded: Encoding
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return tuple(self.images.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `match` gives. A method whose losses need more derives a dataclass from it.
+
+    Attributes:
+        logits: (B, 2, H, W) of background and object.
+        maps: name -> (B, C, h, w), for drawing only.
+        levels: (B, 2, h, w) each: logits of inner levels, for the auxiliary loss.
+    """
+
+    logits: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    levels: Sequence[Tensor] = ()
+
+    def probability(self) -> Tensor:
+        """(B, H, W): probability of the object."""
+        return (self.logits[:, 1] - self.logits[:, 0]).float().sigmoid()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a batch of queries is trained on.
+
+    Attributes:
+        mask: (B, H, W) int64: 1 object, 0 background, 255 neither.
+        segments: for each image (M, H, W) masks of everything annotated; empty where they were not loaded.
+        labels: for each image (M,) classes of the segments, on the CPU; empty where they were not loaded.
+    """
+
+    mask: Tensor
+    segments: Sequence[Tensor] = ()
+    labels: Sequence[Tensor] = ()
+
+
+def stack_supports(episodes: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Stack the supports of episodes; each support is resized to the first one of its episode.
+
+    Args:
+        episodes: B dicts with "support", a list of K dicts of "image" (3, H, W) and "mask" (H, W).
+
+    Returns:
+        (B, K, 3, H, W) and (B, K, H, W).
+    """
+    pairs = [_stack_shots(episode["support"]) for episode in episodes]
+    return torch.stack([images for images, _ in pairs]), torch.stack([masks for _, masks in pairs])
+
+
+def _stack_shots(shots: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """K supports at the first one's size: (K, 3, H, W) and (K, H, W)."""
+    size = shots[0]["image"].shape[1:]
+    if all(shot["image"].shape[1:] == size for shot in shots):
+        return torch.stack([shot["image"] for shot in shots]), torch.stack([shot["mask"] for shot in shots])
+    images, masks = zip(*(resize_support(s["image"].float(), s["mask"], size) for s in shots), strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
+def resize_support(image: Tensor, mask: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Bring an image (3, h, w) and its mask (h, w) to ``size``; unchanged where they have that size."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image, mask
+    image = resize(image[None].float(), size, align_corners=False)[0]
+    return image, F.interpolate(mask[None, None].float(), size=tuple(size), mode="nearest")[0, 0].to(
+        mask.dtype
+    )
