@@ -111,7 +111,7 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
     for one in shown:
         feature = model.extract(model.normalise(one["image"][None]))[name]  # (1, C, h, w)
         share = area_fraction(one["mask"][None, None].to(model.device) == 1, tuple(feature.shape[-2:]))
-        means.append(weighted_sum(feature[:, None], share[:, None])[0, 0] / share.sum().clamp(min=1e-6))
+        means.append(weighted_sum(feature[:, None], share[:, None])[0, 0, 0] / share.sum().clamp(min=1e-6))
     return torch.stack(means).cpu()
 
 
