@@ -1,12 +1,14 @@
 """Building what every method needs from a config."""
 
 import difflib
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import build_model as build_meta_arch
+from torch import nn
 
-from fss_d2.checkpoint.heads import is_head_file
 from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
 from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
@@ -16,13 +18,20 @@ from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
 from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
 from fss_d2.modeling.proposals.deformable_attention import SAMPLINGS
 from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
+from fss_d2.state_dict import is_head_file
 
 __all__ = [
     "build_base_knowledge",
     "build_few_shot_backbone",
+    "build_model",
+    "build_without_weights",
+    "check_base_knowledge",
     "check_proposal_keys",
     "dynamic_convolution_arguments",
+    "has_base_knowledge",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @config_keys
@@ -62,6 +71,50 @@ def add_backbone_keys(cfg: CfgNode) -> None:
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
 
 
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the weights of MODEL.BACKBONE.WEIGHTS.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    model = build_meta_arch(cfg)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def build_without_weights(cfg: CfgNode) -> nn.Module:
+    """Build the method of a config on the CPU with random weights, to ask what it has; reads no file."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
+    return build_meta_arch(cfg)
+
+
+def has_base_knowledge(model: nn.Module) -> bool:
+    """Whether a model has the prototypes of base classes that it needs; so has one that needs none."""
+    knowledge = getattr(model, "knowledge", None)
+    return knowledge is None or bool(knowledge.filled)
+
+
+def check_base_knowledge(model: nn.Module) -> None:
+    """Raise ValueError, before an evaluation, if a model lacks its prototypes of base classes."""
+    if not has_base_knowledge(model):
+        raise ValueError(
+            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
+            "checkpoint that was trained with them, or switch the method's CKMM off"
+        )
+
+
 def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> FeatureBackbone:
     """Build MODEL.BACKBONE.NAME with the weights MODEL.BACKBONE.WEIGHTS.
 
@@ -71,7 +124,7 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Featu
     and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.checkpoint.heads`) needs
+    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs
     them.
 
     Args:

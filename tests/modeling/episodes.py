@@ -7,7 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fss_d2.config import get_cfg
-from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling import FewShotSegmentor, Output
+from fss_d2.modeling.meta_arch.contract import stack_supports
 from tests.modeling.fake_backbone import register_fake_backbone
 
 # A size for tests of what is large by default.
@@ -87,3 +88,10 @@ def make_model(meta_arch: str, *overrides: Any) -> FewShotSegmentor:
     if (knowledge := getattr(model, "knowledge", None)) is not None:
         knowledge.fill(torch.rand_like(knowledge.prototypes))
     return model
+
+
+@torch.no_grad()
+def match(model: FewShotSegmentor, *episodes: dict[str, Any]) -> Output:
+    """What a model says of episodes of one shape, before scores are brought to their frames."""
+    support = model.encode_support(*stack_supports(episodes))
+    return model.match(model.encode_query(torch.stack([e["image"] for e in episodes])), support)

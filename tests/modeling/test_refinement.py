@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fss_d2.modeling.refinement import check_refinement, grabcut, refine
+from fss_d2.modeling import SegmentorOptions
+from fss_d2.modeling.refinement import grabcut, refine
 from tests.modeling.episodes import make_episode, make_model
 
 
@@ -56,14 +57,14 @@ def test_scores_keep_what_was_not_changed() -> None:
     lead = probability.logit().float()
     logits = torch.stack([torch.full_like(lead, 3.0), 3.0 + lead])[None]
     picture = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    refined = refine("grabcut", picture, logits)
+    refined = refine("grabcut", picture, logits, probability[None])
     after = (refined[:, 1] - refined[:, 0])[0]
     np.testing.assert_array_equal((after > 0).numpy(), grabcut(image, _rough(mask)))
     changed = (after > 0) != (lead > 0)
     assert 0 < changed.sum() < changed.numel() / 4
     torch.testing.assert_close(after[~changed], lead[~changed])
     torch.testing.assert_close(after[changed].abs().sigmoid(), torch.full((int(changed.sum()),), 0.51))
-    assert refine("", picture, logits) is logits
+    assert refine("", picture, logits, probability[None]) is logits
 
 
 def test_a_model_refines_in_evaluation_only() -> None:
@@ -77,5 +78,7 @@ def test_a_model_refines_in_evaluation_only() -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown TEST.REFINEMENT 'crf': choose from '', 'grabcut'"):
-        check_refinement("crf")
+    with pytest.raises(ValueError, match=r"unknown TEST.REFINEMENT 'crf': choose from '', grabcut"):
+        make_model("DCAMA", "TEST.REFINEMENT", "crf")
+    with pytest.raises(ValueError, match=r"unknown refinement 'crf': choose from '', grabcut"):
+        SegmentorOptions(refinement="crf")

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...checkpoint.reading import UNREADABLE, ForbiddenPickle, load_plain
+from ...state_dict import read_state_dict
 from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
 __all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
@@ -82,27 +82,9 @@ def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
     """
     if not path:
         return
-    state = _read(Path(path).expanduser())
+    state = read_state_dict(Path(path).expanduser(), KEY)
     _load(backbone.backbone, state, "backbone.", path, "MODEL.BACKBONE.NAME and the keys of that backbone")
     _load(backbone.decoder, state, "proposals.pixel_decoder.", path, "the sizes in MODEL.PROPOSALS")
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint {path} of {KEY}: train a PotentialObjectsSegmenter (MM-Former's stage 1) first"
-        )
-    try:
-        state = load_plain(path)
-    except ForbiddenPickle:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(f"{path} of {KEY} is no checkpoint of plain tensors: give another file") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} of {KEY} holds no named tensors: give a checkpoint of stage 1")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str, keys: str) -> None:

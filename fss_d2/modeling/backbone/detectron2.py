@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from fss_d2.soft_masks import resize
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
+from .weights import load_backbone_weights
 
 __all__ = ["Detectron2Backbone", "adapt_backbone", "prepare_detectron2_keys"]
 

@@ -11,8 +11,8 @@ from torchvision.models import resnet
 
 from fss_d2.modeling.keys import choose, config_keys
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.keys import choose, config_keys
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, STRIDES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["SwinBackbone", "build_fss_swin_backbone"]
 

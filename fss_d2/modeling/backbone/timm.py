@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fss_d2.modeling.keys import config_keys
 from fss_d2.soft_masks import resize
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
+from .weights import load_backbone_weights
 
 __all__ = [
     "TimmPlainBackbone",

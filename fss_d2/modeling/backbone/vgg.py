@@ -10,8 +10,8 @@ from torchvision.models import vgg
 
 from fss_d2.modeling.keys import config_keys
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["VGGBackbone", "build_vgg_backbone"]
 

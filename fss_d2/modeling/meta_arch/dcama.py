@@ -353,6 +353,7 @@ class DCAMA(FewShotSegmentor):
         kshot: str = "one_pass",
         head: Mapping[str, Any] | None = None,
         knowledge: BaseKnowledge | None = None,
+        ignore_as_background: bool = True,
         options: SegmentorOptions | None = None,
     ) -> None:
         """
@@ -363,15 +364,16 @@ class DCAMA(FewShotSegmentor):
             kshot: "one_pass", or one of `FUSIONS`, at inference, of K one-shot predictions (Table 4).
             head: further arguments of `DCAMAHead`.
             knowledge: its class-agnostic map is joined to the mixer's input (CKMM of JC2A; not in the paper).
-            options: see `SegmentorOptions`; corners are aligned in any case. The reference counts ignored
-                pixels as background, which is the default here.
+            ignore_as_background: target pixels marked 255 count as background in the loss.
+            options: see `SegmentorOptions`; the two settings that it shares with DCAMA are DCAMA's.
 
         Raises:
             ValueError: unknown strategy.
             KeyError: the backbone lacks a level.
         """
-        options = options or SegmentorOptions(ignore_as_background=True)
-        super().__init__(backbone, replace(options, align_corners=True))
+        options = options or SegmentorOptions()
+        options = replace(options, align_corners=True, ignore_as_background=ignore_as_background)
+        super().__init__(backbone, options)
         self.kshot = choose("kshot", kshot, STRATEGIES)
         blocks = {level: backbone.blocks(level) for level in attention_levels}
         skips = [backbone.blocks(level)[-1] for level in skip_levels]
@@ -398,7 +400,6 @@ class DCAMA(FewShotSegmentor):
                 f"MODEL.DCAMA.WIDTHS {c.WIDTHS} is empty, or MIXER_WIDTHS {c.MIXER_WIDTHS} not three"
             )
         backbone = build_few_shot_backbone(cfg)
-        options = SegmentorOptions.from_config(cfg)
         return {
             "backbone": backbone,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
@@ -421,7 +422,8 @@ class DCAMA(FewShotSegmentor):
                     "fused": c.FUSED_ATTENTION,
                 },
             },
-            "options": replace(options, ignore_as_background=c.IGNORE_AS_BACKGROUND),
+            "ignore_as_background": c.IGNORE_AS_BACKGROUND,
+            "options": SegmentorOptions.from_config(cfg),
         }
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:

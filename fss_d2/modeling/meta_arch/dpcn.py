@@ -136,7 +136,7 @@ class FeatureFilter(nn.Module):
             ValueError: an even kernel.
         """
         if kernel % 2 == 0:
-            raise ValueError(f"filter kernel {kernel} must be odd")
+            raise ValueError(f"filter_kernel {kernel} must be odd")
         super().__init__()
         self.score = nn.Conv2d(dim, 1, kernel, padding=kernel // 2)
 

@@ -60,7 +60,7 @@ class SegmentorOptions(ImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("TEST.REFINEMENT", self.refinement, REFINEMENTS)
+        choose("refinement", self.refinement, REFINEMENTS)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SegmentorOptions":
@@ -70,7 +70,7 @@ class SegmentorOptions(ImageOptions):
             **vars(image),
             foreground_weight=cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
             dice_weight=cfg.MODEL.LOSS.DICE_WEIGHT,
-            refinement=cfg.TEST.REFINEMENT,
+            refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
         )
 
 

@@ -1,5 +1,6 @@
 """What every meta-architecture here has: a backbone, frozen or not, and the normalisation of its images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,16 @@ class ImageModel(nn.Module):
 
     @property
     def trainable(self) -> bool:
-        """Whether the model has parameters to train besides its backbone."""
-        named = self.named_parameters()
-        return any(p.requires_grad for name, p in named if not name.startswith("backbone."))
+        """Whether the model has parameters to train besides its backbone's."""
+        return any(p.requires_grad for p in self._own_parameters())
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model has parameters besides its backbone's, trained or frozen."""
+        return any(True for _ in self._own_parameters())
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
 
     @property
     def device(self) -> torch.device:

@@ -178,7 +178,7 @@ class PFENet(FewShotSegmentor):
         """Arguments from MODEL.PFENET, those of the plug-ins, and the backbone's keys."""
         c = cfg.MODEL.PFENET
         for name in c.PLUG_INS:
-            choose("plug-in in MODEL.PFENET.PLUG_INS", name, PLUG_INS)
+            choose("MODEL.PFENET.PLUG_INS", name, PLUG_INS)
         backbone = build_few_shot_backbone(cfg)
         with_dcm = "dcm" in c.PLUG_INS
         dynamic = DynamicQuery(c.DIM, **dynamic_convolution_arguments(cfg)) if with_dcm else None

@@ -5,10 +5,10 @@ import timm
 import torch
 from detectron2.modeling import build_backbone
 
-from fss_d2.checkpoint import rename_microsoft_swin
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import STAGES, SwinBackbone, build_fss_swin_backbone
 from fss_d2.modeling.backbone.swin import _run_layer, _shift
+from fss_d2.modeling.backbone.weights import rename_microsoft_swin
 from tests.golden.official import image, load_case, official_dcama_state
 
 

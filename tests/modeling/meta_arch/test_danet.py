@@ -21,8 +21,8 @@ from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
 
-def learnt(model: DANet) -> DANet:
-    """The model as if its attention had learnt something."""
+def trained(model: DANet) -> DANet:
+    """The model as if its attention had been trained."""
     with torch.no_grad():
         for unit, names in ((model.light, ("alpha", "beta")), (model.dense, ("theta",))):
             for name in names if unit is not None else ():
@@ -31,7 +31,7 @@ def learnt(model: DANet) -> DANet:
 
 
 def make_danet(*overrides: Any) -> DANet:
-    return learnt(make_model("DANet", *overrides))
+    return trained(make_model("DANet", *overrides))
 
 
 def supports(shots: int = 1, size: tuple[int, int] = (48, 48)) -> tuple[Tensor, Tensor]:
@@ -81,8 +81,8 @@ def test_support_pixels_outside_the_object_make_no_difference() -> None:
         255 - other[..., 32:, :]
     )  # cells of the object read the first two rows of res4's four
     a, b = model.encode_support(images, masks), model.encode_support(other, masks)
-    for name, tensor in a.tensors.items():
-        torch.testing.assert_close(tensor, b.tensors[name], msg=name)
+    for name, tensor in a.joined.flat().items():
+        torch.testing.assert_close(tensor, b.joined.flat()[name], msg=name)
 
 
 @torch.no_grad()
@@ -91,10 +91,10 @@ def test_a_larger_support_is_compared_at_the_query_s_size() -> None:
     model = make_danet()
     images, masks = supports(2, size=(80, 56))
     encoded = model.encode_support(images, masks)
-    assert encoded.tensors["light_keys"].shape == (1, 2, 2, 10, 7)
+    assert encoded.joined.light_keys.shape == (1, 2, 2, 10, 7)
     features = model.extract(model.normalise(images[0]))
     low = features["res3"] * soft_mask(masks[0], (10, 7))[:, None]
-    resized = resize(encoded.tensors["light_keys"][0], (6, 6))
+    resized = resize(encoded.joined.light_keys[0], (6, 6))
     torch.testing.assert_close(model.light.key(resize(low, (6, 6))), resized, rtol=1e-4, atol=1e-5)
     assert model.segment(make_episode(1)["image"][None], encoded).isfinite().all()
 
@@ -103,7 +103,7 @@ def test_a_larger_support_is_compared_at_the_query_s_size() -> None:
 def test_without_light_and_dense_attention() -> None:
     model = make_danet("MODEL.DANET.LDA", False)
     assert not any("light" in name or "dense" in name for name in model.state_dict())
-    assert set(model.encode_support(*supports()).tensors) == {"prototype"}
+    assert set(model.encode_support(*supports()).joined.flat()) == {"prototype"}
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_without_channel_attention_the_prototype_is_the_masked_average() -> None
     maps = [resize(features[name], size) * weights[:, None] for name in ("res3", "res4")]
     reduced = model.reduce_support(maps)
     expected = shot_prototypes(reduced[None], weights[None]).mean(dim=1)
-    torch.testing.assert_close(model.encode_support(images, masks).tensors["prototype"], expected)
+    torch.testing.assert_close(model.encode_support(images, masks).joined.prototype, expected)
 
 
 @torch.no_grad()

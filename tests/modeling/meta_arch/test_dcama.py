@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fss_d2.modeling import DCAMA
+from fss_d2.modeling import DCAMA, SegmentorOptions
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
 from fss_d2.modeling.backbone.timm import create_timm_backbone
@@ -15,8 +15,8 @@ from tests.modeling.fake_backbone import FakeBackbone
 
 def dcama(**arguments: Any) -> DCAMA:
     torch.manual_seed(0)
-    arguments.setdefault("pixel_std", [60.0] * 3)
-    return DCAMA(backbone=FakeBackbone(), **arguments).eval()
+    options = SegmentorOptions(pixel_std=(60.0,) * 3)
+    return DCAMA(backbone=FakeBackbone(), options=options, **arguments).eval()
 
 
 @torch.no_grad()
@@ -29,17 +29,17 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "learnt", "projections"),
+    ("backbone", "trained", "projections"),
     [
         (lambda: ResNetBackbone(depth=50), 14_215_394, 11_017_216),
         (lambda: ResNetBackbone(depth=101), 14_222_194, 11_017_216),
         (lambda: SwinBackbone(size="base"), 5_073_394, 2_756_096),
     ],
 )
-def test_parameter_counts_of_the_published_models(backbone: Any, learnt: int, projections: int) -> None:
+def test_parameter_counts_of_the_published_models(backbone: Any, trained: int, projections: int) -> None:
     with torch.device("meta"):
         model = DCAMA(backbone=backbone())
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == learnt
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
     assert sum(p.numel() for p in model.head.attention.parameters()) == projections
 
 
@@ -47,10 +47,11 @@ def test_fused_and_plain_attention_agree() -> None:
     episode = make_episode(0, shots=3)
     gradients = []
     for fused in (True, False):
-        model = dcama(head={"fused": fused, "dropout": 0.0}).train()
+        model = dcama(head={"aggregation": {"fused": fused, "dropout": 0.0}}).train()
         model([episode])["loss_seg"].backward()
         gradients.append({n: p.grad for n, p in model.head.named_parameters() if ".key." not in n})
-    close(scores(dcama(head={"fused": True}), episode), scores(dcama(head={"fused": False}), episode))
+    fused, plain = (dcama(head={"aggregation": {"fused": fused}}) for fused in (True, False))
+    close(scores(fused, episode), scores(plain, episode))
     for name, gradient in gradients[0].items():
         close(gradient, gradients[1][name])
 
@@ -72,7 +73,7 @@ def test_one_value_everywhere_is_aggregated_to_that_value() -> None:
     images, query = torch.rand(1, 2, 3, 48, 48) * 255, torch.rand(1, 3, 48, 48) * 255
     with torch.no_grad():
         support = model.encode_support(images, torch.ones(1, 2, 48, 48))
-        aux = model._segment(query, support)[1]
+        aux = model.match(model.encode_query(query), support).maps
     assert set(aux) == {"aggregated_res3", "aggregated_res4", "aggregated_res5"}
     for masks in aux.values():
         close(masks, torch.ones_like(masks))
@@ -112,10 +113,10 @@ def test_average_of_one_shot_predictions() -> None:
         {"head": {"support_background": False}},
         {"head": {"region_pixels": 10}},
         {"head": {"region_means": True}},
-        {"head": {"region_means": True, "region_pixels": 10, "projection": "cosine"}},
+        {"head": {"region_means": True, "region_pixels": 10, "aggregation": {"projection": "cosine"}}},
         {"head": {"region_pixels": 10}, "kshot": "average"},
-        {"head": {"projection": "cosine"}},
-        {"head": {"position_encoding": False}},
+        {"head": {"aggregation": {"projection": "cosine"}}},
+        {"head": {"aggregation": {"position_encoding": False}}},
         {"head": {"widths": (8, 8, 16), "mixer_widths": (16, 8, 4)}},
     ],
     ids=str,
@@ -147,7 +148,7 @@ def test_without_background_only_the_object_counts() -> None:
 
 
 def test_cosine_attention_has_nothing_to_learn() -> None:
-    assert not list(dcama(head={"projection": "cosine"}).head.attention.parameters())
+    assert not list(dcama(head={"aggregation": {"projection": "cosine"}}).head.attention.parameters())
 
 
 def test_attention_maps_explain_the_aggregated_masks() -> None:
@@ -156,11 +157,11 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
     masks = (torch.rand(1, 2, 64, 48) > 0.5).long()
     with torch.no_grad():
         support = model.encode_support(images, masks)
-        aggregated = model._segment(query, support)[1]["aggregated_res4"].mean(dim=1)  # (1, 3, 4)
-        features = model.extract(model.normalise(query))
-        tensors = {name: t[:, 0] for name, t in support.tensors.items()}
-        weights = model.head.attention_map(features, tensors, (0.5, 0.3), (4, 3))  # row 1, column 1
-    values = support.tensors["mask.res4"][:, 0]
+        encoded = model.encode_query(query)
+        aggregated = model.match(encoded, support).maps["aggregated_res4"].mean(dim=1)  # (1, 3, 4)
+        together = support.joined.of_pass(0)
+        weights = model.head.attention_map(encoded.encoded, together, (0.5, 0.3), (4, 3))  # row 1, column 1
+    values = together.masks["res4"]
     close(weights.sum(dim=(1, 2, 3)), torch.ones(1))
     # layers share their mask values, so the mean of their maps gives the mean of their masks
     close((weights * values).sum(dim=(1, 2, 3)), aggregated[:, 1, 1])
@@ -175,11 +176,15 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
 
 def test_what_is_stored_of_the_supports() -> None:
     support = dcama().encode_support(torch.rand(2, 3, 3, 48, 48), torch.ones(2, 3, 48, 48))
-    shapes = {name: tuple(t.shape) for name, t in support.tensors.items()}
-    assert shapes["key.res3.0"] == (2, 1, 3 * 36, 16)
-    assert shapes["mask.res3"] == (2, 1, 3, 6, 6)
-    assert shapes["skip.res2.1"] == (2, 1, 8, 12, 12)
-    assert not any(shape[-3:] == (3, 48, 48) for shape in shapes.values())
+    shapes = {name: tuple(t.shape) for name, t in support.joined.flat().items()}
+    assert shapes["keys.res3.0"] == (2, 1, 3 * 36, 16)
+    assert shapes["masks.res3"] == (2, 1, 3, 6, 6)
+    assert shapes["skips.res2.1"] == (2, 1, 8, 12, 12)
+    each = {name: tuple(t.shape) for name, t in support.encoded.flat().items()}
+    assert each["keys.res3.0"] == (2, 3, 36, 16)
+    assert each["masks.res3"] == (2, 3, 6, 6)
+    assert each["skips.res2.1"] == (2, 3, 8, 12, 12)
+    assert not any(shape[-2:] == (48, 48) for shape in [*shapes.values(), *each.values()])
 
 
 def test_a_level_whose_blocks_differ_in_width() -> None:
@@ -213,7 +218,7 @@ def test_config_reaches_the_head() -> None:
         (("MODEL.DCAMA.PROJECTION", "mlp"), "unknown projection 'mlp': choose from linear, cosine"),
         (("MODEL.DCAMA.NUM_HEADS", 7), "7 heads do not divide"),
         (("MODEL.DCAMA.WIDTHS", (10, 8, 8)), "width 10 is not a multiple of the 4 norm groups"),
-        (("MODEL.DCAMA.ATTENTION_LEVELS", ()), "no attention level"),
+        (("MODEL.DCAMA.ATTENTION_LEVELS", ()), "MODEL.DCAMA.ATTENTION_LEVELS is empty"),
     ],
 )
 def test_wrong_settings(override: tuple[str, Any], message: str) -> None:

@@ -12,6 +12,8 @@ from fss_d2.checkpoint.convert import Conversion, convert_dcama
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
+from fss_d2.modeling.meta_arch.contract import Output, Target
+from fss_d2.modeling.meta_arch.dcama import QueryEncoding
 from tests.golden.official import head_features, image, load_case, masks, official_dcama_state
 
 LEVELS = {8: "res3", 16: "res4", 32: "res5"}
@@ -33,9 +35,9 @@ def converted(backbone: str) -> tuple[dict[str, Tensor], Conversion]:
     return official, convert_dcama(official)
 
 
-def load_model(backbone: str, **head: Any) -> DCAMA:
+def load_model(backbone: str, **aggregation: Any) -> DCAMA:
     ours = SwinBackbone(size="base") if backbone == "swinb" else ResNetBackbone(depth=50)
-    model = DCAMA(backbone=ours, head=head).eval()
+    model = DCAMA(backbone=ours, head={"aggregation": aggregation}).eval()
     model.load_state_dict(converted(backbone)[1].model, strict=True)
     return model
 
@@ -62,9 +64,8 @@ def test_head(shots: int, batch: int, fused: bool) -> None:
         support = {name: torch.cat([e[name] for e in each]) for name in query}
         mask = masks(1, shots, 96)[None]
     with torch.no_grad():
-        encoded = head.collect([head.encode(support, mask.float())])
-        encoded = {name: t[:, 0] for name, t in encoded.items()}
-        logits, aggregated = head(query, encoded, (96, 96))
+        joined = head.join(head.encode(support, mask.float())).of_pass(0)
+        logits, aggregated = head(QueryEncoding(query), joined, (96, 96))
     for scale, level in LEVELS.items():
         close(aggregated[level], golden[f"aggregated_{scale}"], 2e-5)
     for name, output in stacks.items():
@@ -158,7 +159,9 @@ def test_target_pixels_marked_255_are_background_as_in_the_reference() -> None:
     target = torch.tensor([0, 1, 255, 1] * 4).view(1, 4, 4)
     model = load_model("r50")
     as_background = F.cross_entropy(logits, target.where(target != 255, 0))
-    assert model._losses(logits, {}, target)["loss_seg"].item() == pytest.approx(as_background.item())
+    assert model.losses(Output(logits), Target(target))["loss_seg"].item() == pytest.approx(
+        as_background.item()
+    )
     model.ignore_as_background = False
     left_out = F.cross_entropy(logits, target, ignore_index=255)
-    assert model._losses(logits, {}, target)["loss_seg"].item() == pytest.approx(left_out.item())
+    assert model.losses(Output(logits), Target(target))["loss_seg"].item() == pytest.approx(left_out.item())

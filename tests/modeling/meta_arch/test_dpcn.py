@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling import FewShotSegmentor, SegmentorOptions
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone, ResNetBackbone
 from fss_d2.modeling.layers import BaseKnowledge, mask_features, resize, support_activations
 from fss_d2.modeling.meta_arch.dpcn import DPCN
@@ -192,7 +192,7 @@ def test_without_weight_there_is_no_return() -> None:
     encoded = (
         build(return_weight=0.0).train().encode_support(torch.rand(1, 1, 3, 32, 32), torch.ones(1, 1, 32, 32))
     )
-    assert set(encoded.tensors) == {"prototype", "foreground", "deep"}
+    assert set(encoded.joined.flat()) == {"prototype", "foreground", "deep"}
 
 
 def test_pixels_to_ignore_are_left_out_of_the_return() -> None:
@@ -225,18 +225,18 @@ def last_stage(model: DPCN) -> list[nn.Parameter]:
 def test_the_last_stage_learns_from_an_iteration_on() -> None:
     model = build(train_last_stage=True, last_stage_start=3)
     assert model.idle_parameters and not build(train_last_stage=True).idle_parameters
-    learnt = [p for p in model.backbone.parameters() if p.requires_grad]
-    assert [id(p) for p in learnt] == [id(p) for p in last_stage(model)]
+    trained = [p for p in model.backbone.parameters() if p.requires_grad]
+    assert [id(p) for p in trained] == [id(p) for p in last_stage(model)]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    before = [p.clone() for p in learnt]
+    before = [p.clone() for p in trained]
     for iteration in range(4):
         model.iteration = iteration
         sum(losses(model, make_episode()).values()).backward()
         late = iteration >= 3
-        assert all((p.grad is not None) == late for p in learnt)
+        assert all((p.grad is not None) == late for p in trained)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        assert all(torch.equal(p, b) != late for p, b in zip(learnt, before, strict=True))
+        assert all(torch.equal(p, b) != late for p, b in zip(trained, before, strict=True))
     assert all(p.grad is None for p in model.backbone.layers[:3].parameters())
 
 
@@ -248,7 +248,12 @@ def test_the_last_stage_starts_as_a_frozen_one() -> None:
 
 
 def test_a_backbone_that_is_not_frozen_learns_as_a_whole() -> None:
-    model = build(freeze_backbone=False, mask_before_sam=True, last_stage_start=9, train_last_stage=True)
+    model = build(
+        options=SegmentorOptions(freeze_backbone=False),
+        mask_before_sam=True,
+        last_stage_start=9,
+        train_last_stage=True,
+    )
     sum(losses(model, make_episode()).values()).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not model.idle_parameters

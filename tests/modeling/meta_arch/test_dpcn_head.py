@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from fss_d2.modeling.meta_arch.dpcn_head import DPCNHead, FeatureFilter
 from torch.nn import functional as F
 
 from fss_d2.modeling.layers import resize, soft_mask
+from fss_d2.modeling.meta_arch.dpcn import DPCNHead, FeatureFilter, JoinedSupports
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -35,13 +35,14 @@ def test_the_head_as_written_out() -> None:
     maps, support = torch.randn(2, 5, 7, 6), torch.randn(2, 5, 7, 6)
     masks = (torch.rand(2, 1, 14, 12) > 0.5).long()
     activations, known = torch.rand(2, 3, 7, 6), torch.rand(2, 1, 4, 4)
-    encoded = head.encode([support], masks)
-    logits, aux = head([maps], encoded, activations, known)
+    prototype, foreground = head.join(*head.encode([support], masks))
+    joined = JoinedSupports(prototype, torch.empty(2, 1, 0), foreground)
+    logits, aux = head([maps], joined, activations, known)
 
     x_s, x_q = F.relu(head.down_support[0](support)), F.relu(head.down_query[0](maps))
     mask = soft_mask(masks[:, 0], (7, 6))[:, None]
     p = (x_s * mask).sum(dim=(2, 3)) / (mask.sum(dim=(2, 3)) + 5e-4)
-    close(encoded["prototype"], p)
+    close(prototype, p)
     x_p = p[:, :, None, None].expand_as(x_q)
     m0 = activations.mean(dim=1, keepdim=True)
     refined = torch.sigmoid(head.filter.score(x_q * m0 + x_p))
@@ -66,7 +67,7 @@ def test_the_head_as_written_out() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"dilations": (6, 12)}, "give three numbers"), ({"filter_kernel": 2}, "FFM_KERNEL 2 must be odd")],
+    [({"dilations": (6, 12)}, "give three numbers"), ({"filter_kernel": 2}, "filter_kernel 2 must be odd")],
 )
 def test_settings_of_the_head(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.meta_arch.mm_former import (
     MaskMatching,
     Matching,
+    ShotEncoding,
     contrastive_loss,
     fuse_masks,
     pool_masks,
@@ -76,10 +77,14 @@ def golden_inputs(shots: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tens
     return golden_features(f"{name}:query", batch), proposals, support, masks.flatten(0, 1)
 
 
-def encode(
-    matching: MaskMatching, support: dict[str, Tensor], masks: Tensor, shots: int
-) -> dict[str, Tensor]:
-    return {n: t.unflatten(0, (-1, shots)) for n, t in matching.encode(support, masks).items()}
+def encode(matching: MaskMatching, support: dict[str, Tensor], masks: Tensor, shots: int) -> ShotEncoding:
+    return matching.encode(support, masks).map(lambda t: t.unflatten(0, (-1, shots)))
+
+
+def compare(
+    matching: MaskMatching, query: dict[str, Tensor], proposals: Tensor, support: ShotEncoding
+) -> Matching:
+    return matching(matching.embed(query), proposals, support)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
@@ -94,7 +99,7 @@ def test_reference_matching(shots: int) -> None:
     aligned: dict[str, Any] = {}
     for level, block in matching.align.items():
         block.register_forward_hook(lambda _m, _i, output, level=level: aligned.__setitem__(level, output))
-    result = matching(query, proposals, encode(matching, support, masks, shots))
+    result = compare(matching, query, proposals, encode(matching, support, masks, shots))
     first = slice(None, None, shots)  # the first support of each episode
     close(aligned["res5"][0][first, ::4], golden["crossalign0_query"], 2e-5)
     close(aligned["res5"][1][first, ::4], golden["crossalign0_support"], 2e-5)
@@ -192,7 +197,7 @@ def test_equal_similarities_give_a_finite_loss() -> None:
 
 
 def plain(**settings: Any) -> MaskMatching:
-    """Two levels of two channels, matched as they are unless told otherwise."""
+    """Two levels of two channels, matched as they are by default."""
     off = {"self_alignment": False, "cross_alignment": "none", "learnable_matching": False}
     return MaskMatching({"res5": 2, "res4": 2}, num_proposals=2, **(off | settings))
 
@@ -206,7 +211,7 @@ def test_similarity_and_choice_by_hand() -> None:
     matching = plain()
     support = encode(matching, two_levels(3.0, 0.0, 0.0, 9.0), torch.tensor([[[1, 0]]]), 1)
     proposals = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
-    result = matching(two_levels(0.0, 2.0, 2.0, 0.0), proposals, support)
+    result = compare(matching, two_levels(0.0, 2.0, 2.0, 0.0), proposals, support)
     close(result.support, torch.tensor([[3.0, 0.0, 1.0, 1.0]]), 1e-6)
     close(result.query, torch.tensor([[[0.0, 2.0, 1.0, 1.0], [2.0, 0.0, 1.0, 1.0]]]), 1e-6)
     cosines = [2 / math.sqrt(11 * 6), (6 + 2) / math.sqrt(11 * 6)]
@@ -219,7 +224,7 @@ def test_coefficients_by_hand() -> None:
     matching.fc1.load_state_dict({"weight": torch.eye(2), "bias": torch.tensor([-0.5, 0.0])})
     matching.fc2.load_state_dict({"weight": torch.tensor([[1.0, 2.0], [0.0, -4.0]]), "bias": torch.ones(2)})
     support = encode(matching, two_levels(3.0, 0.0, 0.0, 9.0), torch.tensor([[[1, 0]]]), 1)
-    result = matching(two_levels(0.0, 2.0, 2.0, 0.0), torch.rand(1, 2, 1, 2), support)
+    result = compare(matching, two_levels(0.0, 2.0, 2.0, 0.0), torch.rand(1, 2, 1, 2), support)
     a, b = result.similarity[0].tolist()
     expected = [max(a - 0.5, 0) + 2 * max(b, 0) + 1, 1 - 4 * max(b, 0)]
     close(result.coefficients, torch.tensor([expected]), 1e-6)
@@ -233,7 +238,7 @@ def test_standardized_similarities_by_hand() -> None:
 def test_standardized_coefficients_depend_on_the_order_of_similarities_alone() -> None:
     matching = plain(learnable_matching=True, dim=2, width=3, standardize=True)
     support = encode(matching, two_levels(3.0, 0.0, 0.0, 9.0), torch.tensor([[[1, 0]]]), 1)
-    result = matching(two_levels(0.0, 2.0, 2.0, 0.0), torch.rand(1, 2, 1, 2), support)
+    result = compare(matching, two_levels(0.0, 2.0, 2.0, 0.0), torch.rand(1, 2, 1, 2), support)
     sign = (result.similarity - result.similarity.mean()).sign() / math.sqrt(2)
     close(result.coefficients, matching.fc2(matching.fc1(sign).relu()), 1e-2)
 
@@ -241,7 +246,7 @@ def test_standardized_coefficients_depend_on_the_order_of_similarities_alone() -
 def test_supports_marked_255_are_background() -> None:
     matching = plain()
     marked = matching.encode(two_levels(3.0, 5.0, 0.0, 9.0), torch.tensor([[[1, 255]]]))
-    close(marked["prototype"], torch.tensor([[3.0, 0.0, 1.0, 1.0]]), 1e-6)
+    close(marked.prototype, torch.tensor([[3.0, 0.0, 1.0, 1.0]]), 1e-6)
 
 
 @pytest.mark.parametrize("cross_alignment", ["none", "learned"])
@@ -251,8 +256,9 @@ def test_prototypes_are_averaged_over_the_supports_before_the_cosine(cross_align
     query, proposals = {"res5": torch.rand(2, 8, 4, 5)}, torch.rand(2, 3, 8, 10)
     supports, masks = torch.rand(2, 3, 8, 6, 5), torch.randint(0, 2, (2, 3, 12, 10))
     encoded = encode(matching, {"res5": supports.flatten(0, 1)}, masks.flatten(0, 1), 3)
-    result = matching(query, proposals, encoded)
-    alone = [matching(query, proposals, {n: t[:, k : k + 1] for n, t in encoded.items()}) for k in range(3)]
+    result = compare(matching, query, proposals, encoded)
+    each = [encoded.map(lambda t, k=k: t[:, k : k + 1]) for k in range(3)]
+    alone = [compare(matching, query, proposals, support) for support in each]
     close(result.query, torch.stack([r.query for r in alone]).mean(dim=0))
     close(result.support, torch.stack([r.support for r in alone]).mean(dim=0))
     close(result.similarity, torch.cosine_similarity(result.query, result.support[:, None], dim=2))
@@ -277,7 +283,7 @@ def test_what_is_learned(settings: dict[str, Any], parts: set[str]) -> None:
     assert {name.split(".")[0] for name, _ in matching.named_parameters()} == parts
     features = {"res5": torch.rand(1, 8, 2, 3), "res4": torch.rand(1, 12, 4, 5)}
     support = encode(matching, features, torch.ones(1, 30, 40), 1)
-    result = matching(features, torch.rand(1, 3, 8, 10), support)
+    result = compare(matching, features, torch.rand(1, 3, 8, 10), support)
     assert result.query.shape[2] == (16 if parts else 20)
     assert result.coefficients.isfinite().all()
 
@@ -291,6 +297,6 @@ def test_self_alignment_is_a_switch() -> None:
 
 def test_unknown_cross_alignment() -> None:
     with pytest.raises(
-        ValueError, match=r"CROSS_ALIGNMENT 'both': choose from learned, parameter_free, none"
+        ValueError, match=r"unknown cross_alignment 'both': choose from learned, parameter_free, none"
     ):
         plain(cross_alignment="both")

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fss_d2.config import get_cfg
-from fss_d2.modeling import Prototype
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.layers import resize, two_channel_dice
 from fss_d2.modeling.meta_arch.mm_former import MMFormer
@@ -50,8 +48,8 @@ def test_parameter_counts_of_the_published_model() -> None:
         model = MMFormer(backbone=ResNetBackbone(depth=50))
     count = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
     assert (count["proposals"], count["matching"]) == (20_494_528, 4_180_728)
-    learned = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert all(name.startswith("matching.") for name in learned)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all(name.startswith("matching.") for name in trained)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4_180_728
 
 
@@ -85,18 +83,17 @@ def test_scores_are_the_fused_proposals() -> None:
 def test_support_sets_keep_what_the_query_does_not_change() -> None:
     model = mm_former("MEMORY_SIDE", 5)
     support = model.encode_support(torch.rand(2, 3, 3, 64, 48) * 255, torch.ones(2, 3, 64, 48))
-    shapes = {name: tuple(t.shape) for name, t in support.tensors.items() if name.endswith("res4")}
+    shapes = {name: tuple(t.shape) for name, t in support.joined.flat().items() if name.endswith("res4")}
     assert shapes == {
         "features.res4": (2, 3, 32, 4, 3),
-        "gate.res4": (2, 3, 4, 3),
-        "mask.res4": (2, 3, 4, 3),
+        "gates.res4": (2, 3, 4, 3),
+        "masks.res4": (2, 3, 4, 3),
         "memory.res4": (2, 3, 32, 6, 5),
-        "position.res4": (2, 3, 32, 6, 5),
+        "positions.res4": (2, 3, 32, 6, 5),
     }
     none = mm_former("CROSS_ALIGNMENT", "none")
-    assert set(none.encode_support(torch.rand(1, 1, 3, 64, 48), torch.ones(1, 1, 64, 48)).tensors) == {
-        "prototype"
-    }
+    encoded = none.encode_support(torch.rand(1, 1, 3, 64, 48), torch.ones(1, 1, 64, 48))
+    assert set(encoded.joined.flat()) == {"prototype"}
 
 
 def test_the_same_support_five_times_is_one_support() -> None:
@@ -219,18 +216,15 @@ def test_what_cannot_be_trained_says_so() -> None:
 
 @pytest.mark.parametrize("settings", list(itertools.product((True, False), (0.0, 6.0), (True, False))))
 @pytest.mark.parametrize("cross_alignment", ["learned", "parameter_free", "none"])
-def test_the_config_tells_whether_it_learns(settings: tuple[Any, ...], cross_alignment: str) -> None:
+def test_what_the_settings_leave_to_train(settings: tuple[Any, ...], cross_alignment: str) -> None:
     matching, weight, proposals = settings
-    keys = {
-        "LEARNABLE_MATCHING": matching,
-        "CONTRASTIVE_WEIGHT": weight,
-        "TRAIN_PROPOSALS": proposals,
-        "CROSS_ALIGNMENT": cross_alignment,
-    }
-    cfg = get_cfg()
-    cfg.MODEL.MM_FORMER.merge_from_list([x for pair in keys.items() for x in pair])
-    assert MMFormer.learns(cfg) == (proposals or matching or (weight > 0 and cross_alignment == "learned"))
-    assert Prototype.learns(cfg) is False
+    model = mm_former(
+        *("LEARNABLE_MATCHING", matching),
+        *("CONTRASTIVE_WEIGHT", weight),
+        *("TRAIN_PROPOSALS", proposals),
+        *("CROSS_ALIGNMENT", cross_alignment),
+    )
+    assert model.trainable == (proposals or matching or (weight > 0 and cross_alignment == "learned"))
 
 
 def test_unknown_features() -> None:

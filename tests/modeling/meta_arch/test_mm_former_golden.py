@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from fss_d2.checkpoint.convert import Conversion, convert_mmformer
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.layers import resize, soft_iou
+from fss_d2.modeling.meta_arch.few_shot import SegmentorOptions
+from fss_d2.modeling.meta_arch.image_model import ImageOptions
 from fss_d2.modeling.meta_arch.mm_former import Matching, MMFormer
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.modeling.proposals.head import ProposalHead
 from tests.golden.mmformer import ellipse, image, load, official_mmformer_state
 
-PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+PIXELS: dict[str, Any] = {
+    "pixel_mean": (123.675, 116.28, 103.53),
+    "pixel_std": (58.395, 57.12, 57.375),
+}
 SUFFIX = {1: "", 2: "_v2"}
 # Of the reference numbers: every so many channels.
 STEPS = {"res2": 32, "res3": 64, "res4": 128, "res5": 128}
@@ -64,7 +69,7 @@ def version(request: pytest.FixtureRequest) -> int:
 @torch.no_grad()
 def test_proposals(version: int) -> None:
     golden = load(f"h_pos{SUFFIX[version]}")
-    model = PotentialObjectsSegmenter(backbone=backbone(version), **PIXELS).eval()
+    model = PotentialObjectsSegmenter(backbone=backbone(version), options=ImageOptions(**PIXELS)).eval()
     model.load_state_dict(converted(version, 1).model, strict=True)
     break_ties(model.proposals, version)
     images = image("h:image")
@@ -90,7 +95,7 @@ def test_proposals(version: int) -> None:
 @torch.no_grad()
 def test_one_shot(version: int) -> None:
     golden = load(f"i_full_1shot{SUFFIX[version]}")
-    model = MMFormer(backbone=backbone(version), **PIXELS).eval()
+    model = MMFormer(backbone=backbone(version), options=SegmentorOptions(**PIXELS)).eval()
     model.load_state_dict(converted(version, 2).model, strict=True)
     break_ties(model.proposals, version)
     matchings: list[Matching] = []

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fss_d2.modeling import PFENet
+from fss_d2.modeling import PFENet, SegmentorOptions
 from fss_d2.modeling.backbone import ResNetBackbone, VGGBackbone
 from fss_d2.modeling.layers import BaseKnowledge, resize
 from fss_d2.modeling.layers.dynamic_convolution import DynamicQuery
 from tests.golden.pfenet import published
-from tests.modeling.episodes import make_episode, make_model
+from tests.modeling.episodes import make_episode, make_model, match
 from tests.modeling.fake_backbone import FakeBackbone
 
 
@@ -39,9 +39,10 @@ def test_number_of_parameters(name: str) -> None:
     counted = {
         "total": sum(p.numel() for p in model.parameters()),
         "backbone": sum(p.numel() for p in model.backbone.parameters()),
-        "learnt": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-    assert counted == {part: expected[f"parameters_{part}"] for part in counted}
+    names = {"trained": "parameters_learnt"}
+    assert counted == {part: expected[names.get(part, f"parameters_{part}")] for part in counted}
 
 
 def test_shots_are_averaged_after_each_ones_min_max() -> None:
@@ -98,21 +99,17 @@ def test_a_mask_without_object_and_a_full_one() -> None:
 
 
 def test_levels_are_listed_with_their_sizes() -> None:
-    aux = outputs(tiny(bins=(1.0, 0.5, 5)), make_episode(0, size=(96, 64)))[0]["aux"]
-    assert {name: tuple(t.shape) for name, t in aux.items()} == {
-        "prior": (1, 6, 4),
-        "level0": (2, 6, 4),
-        "level1": (2, 3, 2),
-        "level2": (2, 5, 5),
-    }
+    output = match(tiny(bins=(1.0, 0.5, 5)), make_episode(0, size=(96, 64)))
+    assert {name: tuple(t.shape) for name, t in output.maps.items()} == {"prior": (1, 1, 6, 4)}
+    assert [tuple(t.shape) for t in output.levels] == [(1, 2, 6, 4), (1, 2, 3, 2), (1, 2, 5, 5)]
 
 
 def test_losses_by_hand() -> None:
-    model = tiny(aux_weight=0.5, dropout=0.0)
+    model = tiny(options=SegmentorOptions(aux_weight=0.5), dropout=0.0)
     episode = make_episode(0)
-    output = outputs(model, episode)[0]
     target = episode["sem_seg"][None].long()
-    levels = [resize(output["aux"][f"level{j}"][None], (48, 48)) for j in range(2)]
+    levels = [resize(level, (48, 48)) for level in match(model, episode).levels]
+    assert len(levels) == 2
     expected = [nn.functional.cross_entropy(x, target, ignore_index=255) for x in levels]
     for module in model.train().modules():
         if isinstance(module, nn.Dropout2d):
@@ -123,7 +120,7 @@ def test_losses_by_hand() -> None:
 
 
 def test_batch_statistics_are_of_the_query_then_of_each_support() -> None:
-    model = tiny(bn_train_stats=True).train()
+    model = tiny(options=SegmentorOptions(bn_train_stats=True)).train()
     seen: list[Tensor] = []
     model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     episodes = [make_episode(seed, shots=2) for seed in range(3)]
@@ -181,7 +178,5 @@ def test_wrong_settings_are_named() -> None:
         tiny(bins=(1.5,))
     with pytest.raises(KeyError, match="res9"):
         tiny(in_features=("res9",))
-    with pytest.raises(
-        ValueError, match=r"unknown plug-in 'dcn' in MODEL.PFENET.PLUG_INS: choose from dcm, ckmm"
-    ):
+    with pytest.raises(ValueError, match=r"unknown MODEL.PFENET.PLUG_INS 'dcn': choose from dcm, ckmm"):
         make_model("PFENet", "MODEL.PFENET.PLUG_INS", ("dcn",))

@@ -12,7 +12,7 @@ from fss_d2.checkpoint.convert import convert_pfenet
 from fss_d2.checkpoint.convert_pfenet import _head_name
 from fss_d2.config import get_cfg
 from fss_d2.engine.solver import build_lr_scheduler, build_optimizer
-from fss_d2.modeling import PFENet
+from fss_d2.modeling import PFENet, SegmentorOptions
 from fss_d2.modeling.backbone import ResNetBackbone, VGGBackbone
 from fss_d2.modeling.layers import mask_features, shot_prototypes, soft_mask, support_activations
 from tests.golden.pfenet import FOLDER, load, official_pfenet_state, random
@@ -59,15 +59,16 @@ def test_whole_model(case: str) -> None:
         support = model.encode_support(
             random(f"{case}/support", batch, shots, 3, side, side), golden["support_mask"]
         )
-        logits, aux = model._segment(random(f"{case}/query", batch, 3, side, side), support)
+        output = model.match(model.encode_query(random(f"{case}/query", batch, 3, side, side)), support)
     close(kept["reduce_query"][:, :8], golden["query_feat_first8"], 1e-5)
-    close(support.tensors["prototype"][:, :, None, None], golden["prototype"], 1e-5)
-    close(aux["prior"], golden["prior"], 2e-4)
-    for j in range(4):
-        close(aux[f"level{j}"], golden[f"inner{j}"], 5e-5)
+    close(support.joined.prototype[:, :, None, None], golden["prototype"], 1e-5)
+    close(output.maps["prior"], golden["prior"], 2e-4)
+    for j, level in enumerate(output.levels):
+        close(level, golden[f"inner{j}"], 5e-5)
+    assert len(output.levels) == 4
     close(kept["enrichment"][0][:, :8], golden["final_feat_first8"], 5e-5)
     close(kept["classifier"], golden["logits_low"], 5e-5)
-    close(logits, golden["logits"], 5e-5)
+    close(output.logits, golden["logits"], 5e-5)
 
 
 def test_prior_and_prototype_of_given_features() -> None:
@@ -95,7 +96,8 @@ def test_prior_and_prototype_of_given_features() -> None:
 @pytest.mark.parametrize("batch_statistics", [False, True])
 def test_training_step(batch_statistics: bool) -> None:
     golden = load("r50_train_bntrain" if batch_statistics else "r50_train_bneval")
-    model = load_model("r50", dropout=0.0, bn_train_stats=batch_statistics).train()
+    options = SegmentorOptions(bn_train_stats=batch_statistics)
+    model = load_model("r50", dropout=0.0, options=options).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0

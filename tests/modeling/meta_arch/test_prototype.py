@@ -76,7 +76,7 @@ def test_a_support_without_object_changes_no_object_prototype(value: int) -> Non
     masks = torch.zeros(1, 2, 32, 32, dtype=torch.uint8)
     masks[0, 0, 4:20, 4:20] = 1
     masks[0, 1] = value
-    both = model.encode_support(images, masks).tensors["prototypes"]
-    first = model.encode_support(images[:, :1], masks[:, :1]).tensors["prototypes"]
+    both = model.encode_support(images, masks).joined.prototypes
+    first = model.encode_support(images[:, :1], masks[:, :1]).joined.prototypes
     torch.testing.assert_close(both[:, 1], first[:, 1])
     assert ((both[:, 0] - first[:, 0]).abs().max() < 1e-6) == (value == 255)
