@@ -2,7 +2,7 @@
 #   make demo | make test | make help
 #   make setup PYTHON=python3.12          another interpreter (its own torch and detectron2 are kept)
 #   make setup TORCH_SPEC="torch==2.8.0 torchvision==0.23.0" TORCH_INDEX=<index address>
-PYTHON ?= python3
+export PYTHON TORCH_SPEC TORCH_INDEX
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 setup:  ## make .venv with everything in it (a no-op when it is up to date)
-	@$(PYTHON) tools/setup_env.py
+	@sh tools/setup.sh
 
 check: setup  ## say what is right and wrong with the environment
 	@$(RUN) -m fss_d2.check_env

@@ -10,18 +10,17 @@ torchrun --nproc-per-node 4 train_net.py --config-file configs/dcama/pascal5i_r5
 import argparse
 import sys
 
-from fss_d2.engine.arguments import argument_parser, load_config, parse_command_line, plan_from
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import argument_parser, parse_command_line, plan_from, run_command
 from fss_d2.engine.launch import launch
 
 
 def main(args: argparse.Namespace) -> None:
-    """What every process runs; imported here, as wrong arguments should be told at once."""
+    """What every process runs; imported here, so that wrong arguments are reported at once."""
     from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-    from fss_d2.engine.base_prototypes import check_base_knowledge
     from fss_d2.engine.evaluate import write_summary
     from fss_d2.engine.setup import setup
     from fss_d2.engine.trainer import Trainer
+    from fss_d2.modeling.build import check_base_knowledge
 
     cfg = setup(args)
     if args.eval_only:
@@ -42,6 +41,8 @@ def run() -> None:
     """Parse the command line and start the processes that it asks for."""
     args = parse_command_line(argument_parser("Train and evaluate a few-shot segmentation model."))
     plan = plan_from(args)
+    from fss_d2.config import load_config
+
     load_config(args.config_file, args.opts)  # a wrong key is reported here, before any process starts
     launch(main, plan, (args,))
 

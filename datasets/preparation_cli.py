@@ -1,21 +1,31 @@
 """Command line that the preparation scripts share."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fss_d2.data.datasets.preparation import Count, format_counts
+if TYPE_CHECKING:
+    from fss_d2.data.datasets.preparation import Count
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that every preparation script has."""
+def root_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the option ``--root``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
+    return parser
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of the preparations of published sets."""
+    parser = root_parser(description)
     parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
     parser.add_argument("--lists", type=Path, help="folder with published split lists to install")
     parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
@@ -27,11 +37,14 @@ def run(
     prepare: Callable[[], None],
     check: Callable[[], tuple[list[Count], list[str]]],
 ) -> int:
-    """Prepare (unless ``--check``), print the counts and the faults that ``check`` finds.
+    """Prepare (unless ``--check``), then print the counts and faults that ``check`` returns.
 
-    Returns the exit code. 0: all is well; 1: an input is missing, or a prepared file is missing or
-    broken. Counts that differ from published ones are only reported, they leave the exit code at 0.
+    Returns:
+        The exit code. 1: an input is missing, or a prepared file is missing or broken. Counts that differ
+        from published ones are reported, but leave it at 0.
     """
+    from fss_d2.data.datasets.preparation import format_counts
+
     try:
         if args.workers < 0:
             raise ValueError(f"--workers {args.workers} is negative, use 0 or more")

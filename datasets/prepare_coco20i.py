@@ -1,8 +1,8 @@
 """Prepare COCO-20i from the instances JSON files; see datasets/README.md.
 
-The sets of images per class are rebuilt from the data by a rule. The order in which HSNet's lists name
-them, on which its test episodes depend, cannot be: give the folder of its lists with --lists to get the
-`coco20i_hsnet_*` sets.
+The sets of images per class are derived from the data by a rule. The order of HSNet's lists, which decides
+its test episodes, cannot be derived: give the folder of its lists with --lists to get the `coco20i_hsnet_*`
+sets.
 """
 
 import sys
@@ -10,22 +10,21 @@ from functools import partial
 
 from preparation_cli import make_parser, run
 
-from fss_d2.data.datasets import build_coco
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = make_parser(__doc__)
     parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014, help="2014 is the protocol")
     parser.add_argument(
-        "--class-maps",
-        action="store_true",
-        help="also write the maps of coco20i_flat, coco20i_hsnet",
+        "--class-maps", action="store_true", help="also write the class maps of coco20i_flat, coco20i_hsnet"
     )
     args = parser.parse_args(argv)
+
+    from fss_d2.data.datasets import prepare_coco20i as preparation
+
     options = {"year": args.year, "workers": args.workers, "class_maps": args.class_maps, "lists": args.lists}
-    prepare = partial(build_coco.prepare, args.root, **options)
-    return run(args, prepare, partial(build_coco.check, args.root, year=args.year))
+    prepare = partial(preparation.prepare, args.root, **options)
+    return run(args, prepare, partial(preparation.check, args.root, year=args.year))
 
 
 if __name__ == "__main__":

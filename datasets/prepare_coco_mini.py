@@ -1,40 +1,30 @@
 #!/usr/bin/env python
-"""Cut the slice of COCO that the small benchmark and the shipped model use out of COCO 2017.
+"""Extract from COCO 2017 the slice that the small benchmark and the packaged model use.
 
     python datasets/prepare_coco_mini.py
 
 Reads <root>/coco/annotations/instances_train2017.json and <root>/coco/train2017, writes
 <root>/coco_mini/annotations/instances_train2017.json and copies 421 photographs to
-<root>/coco_mini/train2017. coco_mini_ids.txt beside this script names them.
+<root>/coco_mini/train2017. coco_mini_ids.txt next to this script lists them.
 """
 
 import json
-import os
 import shutil
 import sys
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from fss_d2.files import atomic_path, write_atomic
+from preparation_cli import root_parser
 
 ANNOTATIONS = "annotations/instances_train2017.json"
 IDS = Path(__file__).with_name("coco_mini_ids.txt")
 
 
-def parse() -> Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__.split("\n", 1)[0])
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
-    return parser.parse_args()
-
-
 def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
-    """A COCO file's content for some images only; all categories stay.
+    """Return a COCO file's content for some images only; all categories stay.
 
     Raises:
-        ValueError: it lacks some of the images.
+        ValueError: some of the images are not in it.
     """
     images = [image for image in content["images"] if image["id"] in ids]
     if missing := ids - {image["id"] for image in images}:
@@ -47,9 +37,11 @@ def prepare(root: Path) -> int:
     """Write the slice; return its number of photographs.
 
     Raises:
-        FileNotFoundError: COCO, or one of the photographs, is not there.
-        ValueError: it is not the train split of 2017.
+        FileNotFoundError: COCO, or one of the photographs, is missing.
+        ValueError: the annotations are not those of the train split of 2017.
     """
+    from fss_d2.files import atomic_path, write_atomic
+
     source, target = root / "coco", root / "coco_mini"
     if not (source / ANNOTATIONS).is_file():
         raise FileNotFoundError(
@@ -62,18 +54,17 @@ def prepare(root: Path) -> int:
         if not (source / file).is_file():
             raise FileNotFoundError(f"{source / file} does not exist: unpack train2017 there")
         if not (target / file).exists():
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(source / file, temporary)
-    (target / ANNOTATIONS).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target / ANNOTATIONS, json.dumps(content).encode())
     return len(content["images"])
 
 
-def main() -> int:
-    """Run the preparation; the exit code is 1 where something is missing."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the preparation; the exit code is 1 if something is missing."""
+    args = root_parser(__doc__).parse_args(argv)
     try:
-        count = prepare(parse().root)
+        count = prepare(args.root)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

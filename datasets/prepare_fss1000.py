@@ -1,6 +1,6 @@
 """Prepare FSS-1000; see datasets/README.md.
 
-Which of the 1000 classes are for training, validation and test is not in the data: give a folder with
+The data do not contain the split of the 1000 classes into training, validation and test: give a folder with
 trn.txt, val.txt and test.txt (520, 240 and 240 class names) with --lists.
 """
 
@@ -9,14 +9,15 @@ from functools import partial
 
 from preparation_cli import make_parser, run
 
-from fss_d2.data.datasets import build_fss
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
-    prepare = partial(build_fss.prepare, args.root, workers=args.workers, lists=args.lists)
-    return run(args, prepare, partial(build_fss.check, args.root))
+
+    from fss_d2.data.datasets import prepare_fss1000 as preparation
+
+    prepare = partial(preparation.prepare, args.root, workers=args.workers, lists=args.lists)
+    return run(args, prepare, partial(preparation.check, args.root))
 
 
 if __name__ == "__main__":

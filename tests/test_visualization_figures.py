@@ -15,7 +15,7 @@ from fss_d2.visualization.figures import (
     otsu_mask,
     tsne_figure,
 )
-from fss_d2.visualization.heat import heat_map
+from fss_d2.visualization.tiles import heat_map
 
 SIZE = (32, 64)  # of query and support; maps at stride 4 are (8, 16)
 TILE, ROW = 64 + 4, 32 + 18 + 4  # a tile drawn 32 high, with the gap after it

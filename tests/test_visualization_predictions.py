@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.inference.prediction import Prediction
-from fss_d2.visualization.predictions import attention_panel, class_color, class_map_png, prediction_panel
+from fss_d2.visualization.panels import attention_panel, class_color, class_map_png, prediction_panel
 
 IMAGE = np.full((40, 300, 3), 128, np.uint8)
 
@@ -16,7 +16,7 @@ def test_masks_are_drawn_and_named_below() -> None:
     labels = np.zeros((40, 300), np.uint8)
     labels[10:30, 50:100], labels[10:30, 200:250] = 1, 2
     prediction = Prediction(("a", "b"), np.ones((2, 40, 300), np.float32), labels)
-    panel = prediction_panel(IMAGE, prediction)
+    panel = prediction_panel(IMAGE, prediction.masks, prediction.confidence)
     assert panel.shape[1] == 300 and panel.shape[0] > 40
     for column, number in ((75, 0), (225, 1)):
         color = 255 * np.array(class_color(number))

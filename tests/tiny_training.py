@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fss_d2.data.datasets.glyphs import write_glyphs
-from fss_d2.engine.arguments import argument_parser, parse_command_line
-from fss_d2.engine.errors import TRACEBACK_VARIABLE
+from fss_d2.engine.command_line import TRACEBACK_VARIABLE, argument_parser, parse_command_line
 
 ROOT = Path(__file__).parents[1]
 _BASE = """

@@ -18,16 +18,18 @@ machine weighs on both. Peak memory is what one run adds to a process of its own
 allocated tensors).
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
-from benchmarks import dcama, predictor, proposals, whole_model
-from benchmarks.measure import BACKBONES, Report, Setting
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from benchmarks.measure import Report
 
 TITLES = {
     "dcama": "DCAMA",
@@ -36,6 +38,7 @@ TITLES = {
     "predictor": "Predictor",
 }
 SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
+BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.measure
 WITH_CONFIG = ("model", "predictor")
 
 
@@ -45,7 +48,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", choices=sorted(TITLES), default="dcama")
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), help="(default: resnet50)")
+    parser.add_argument("--backbone", choices=BACKBONES, help="(default: resnet50)")
     parser.add_argument(
         "--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)"
     )
@@ -53,13 +56,16 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="episodes at once, of model (default: 1)")
     parser.add_argument("--inference-only", action="store_true", help="of model: no training step")
     parser.add_argument("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
-    devices = ("cpu", "cuda")
-    parser.add_argument("--device", choices=devices, default=devices[torch.cuda.is_available()])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(arguments)
     _check_method(parser, args)
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.threads = torch.get_num_threads() if args.threads is None else args.threads
     args.backbone, args.batch = args.backbone or "resnet50", args.batch if args.batch is not None else 1
     args.shots = args.shots or ([1] if args.method == "model" else [1, 5])
     args.size = SIZES[args.method] if args.size is None else args.size
@@ -94,6 +100,9 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def measure(args: argparse.Namespace) -> Report:
     """Run the benchmark of a method."""
+    from benchmarks import dcama, predictor, proposals, whole_model
+    from benchmarks.measure import Setting
+
     setting = Setting(args.backbone, args.size, args.device, args.threads, args.repeats)
     if args.method == "model":
         load = whole_model.Load(str(args.config_file), args.batch, *args.shots)

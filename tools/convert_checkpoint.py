@@ -1,28 +1,32 @@
 #!/usr/bin/env python
 """Convert an official checkpoint: convert_checkpoint.py --method dcama|mask2former|mmformer|pfenet IN OUT.
 
-OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN may be a file of PyTorch's or, as
-Mask2Former's, a pickle of numpy arrays. Nothing pickled in it is run.
+OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN is a PyTorch file or, for
+Mask2Former, a pickle of numpy arrays. Code in a pickle is not run.
 """
 
 import argparse
 import sys
 
-from fss_d2.checkpoint.convert import CONVERTERS, check_output, read_official, write_converted
+METHODS = ("dcama", "mask2former", "mmformer", "pfenet")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert one file; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", required=True, choices=sorted(CONVERTERS))
+    parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--verbose", action="store_true", help="list the dropped and missing names")
     parser.add_argument("input", metavar="IN", help="official checkpoint")
     parser.add_argument("output", metavar="OUT", help="file to write")
     args = parser.parse_args(arguments)
+
+    from fss_d2.checkpoint.convert import CONVERTERS, check_output, write_converted
+    from fss_d2.state_dict import read_state_dict
+
     try:
         check_output(args.output, force=args.force)
-        conversion = CONVERTERS[args.method](read_official(args.input))
+        conversion = CONVERTERS[args.method](read_state_dict(args.input))
         write_converted(args.output, conversion, force=args.force)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,51 +5,47 @@
         configs/prototype/glyphs_efficientnet_lite0.yaml configs/dcama/glyphs_efficientnet_lite0.yaml \\
         configs/mmformer/stage1_glyphs.yaml+configs/mmformer/stage2_glyphs.yaml
 
-Each method, fold and seed is one run of train_net.py in a folder of its own; a training-free method is only
-evaluated, and A+B trains B from A's final weights. Started again, the command skips the runs that are
-finished and resumes those that were interrupted. A seed stands for the initial weights, the training episodes
-and the test episodes. All methods take data, episodes, input size and counting of the test from the first,
-and are compared with it episode by episode; KEY VALUE pairs hold for all.
+Each method, fold and seed is one run of train_net.py in its own folder; a training-free method is only
+evaluated, and A+B trains B from the final weights of A. Started again, the command skips finished runs and
+resumes interrupted ones. A seed determines the initial weights, the training episodes and the test episodes.
+All methods take the test settings (data, episodes, supports, input size, counting) from the first method and
+are compared with it episode by episode; KEY VALUE pairs apply to all.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fss_d2.engine.arguments import add_launch_arguments, parse_command_line, plan_from
-from fss_d2.engine.cross_validation import Run, plan_runs
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.fold_report import collect_scores, markdown, summarize
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import write_atomic
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
 
-logger = logging.getLogger("fss_d2.cross_validate")
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from fss_d2.engine.cross_validation import Run
 
 _PROGRAM = Path(__file__).resolve().parents[1] / "train_net.py"
-_CONSOLE = "console.txt"  # in a run's folder: what it prints, where several run at once
+_CONSOLE = "console.txt"  # in the folder of a run: its output, if several runs are done at once
 
 
 def start(run: Run, args: argparse.Namespace) -> None:
     """Run train_net.py in a process of its own.
 
     Raises:
-        ValueError: it failed; the message has its error.
+        ValueError: the run failed; the message contains its error.
     """
+
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
     command += ["--num-processes", str(args.num_processes), *run.opts]
     environment = dict(os.environ)
     if args.jobs > 1:
-        check_writable(run.folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
         threads = max(1, (os.cpu_count() or 1) // (args.jobs * args.num_processes))
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     reason = "the run failed"
@@ -59,58 +55,11 @@ def start(run: Run, args: argparse.Namespace) -> None:
     ):
         for line in process.stderr or ():
             if line.startswith("error: "):
-                reason = line.removeprefix("error: ").strip()  # is told once, by this program
+                reason = line.removeprefix("error: ").strip()  # reported once, by this program
             else:
                 (file or sys.stderr).write(line)
     if process.returncode:
         raise ValueError(f"{run.folder}: {reason} (exit code {process.returncode})")
-
-
-def run_all(args: argparse.Namespace, starter: Callable[[Run, argparse.Namespace], None] = start) -> str:
-    """Do what is left to do, --jobs runs at once, writing the report after each; return it.
-
-    Raises:
-        ValueError: a run failed; none is started after it, and those under way are waited for.
-    """
-    runs = plan_runs(args)
-    output = runs[0].folder.parents[1]
-    check_writable(output)
-    done = {run.folder for run in runs if run.finished(args.num_gpus)}
-    for folder in sorted(done):
-        logger.info("%s is finished, skipped", folder)
-    text = _report(args, runs, done) if done else ""
-    waiting = [run for run in runs if run.folder not in done]
-    under_way: dict[Future[None], Run] = {}
-    with ThreadPoolExecutor(args.jobs) as pool:
-        while waiting or under_way:
-            ready = [run for run in waiting if run.after is None or run.after in done]
-            for run in ready[: args.jobs - len(under_way)]:
-                logger.info("Run %d of %d: %s", runs.index(run) + 1, len(runs), run.folder)
-                waiting.remove(run)
-                under_way[pool.submit(starter, run, args)] = run
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                run = under_way.pop(future)
-                if future.exception() and under_way:
-                    logger.info("%s failed; waiting for %d other runs", run.folder, len(under_way))
-                future.result()
-                done.add(run.folder)
-                text = _report(args, runs, done)
-    logger.info("Report in %s:\n%s", output / "cross_validation.md", text)
-    return text
-
-
-def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> str:
-    """Write the table of what is done, and return it."""
-    scored = [run for run in runs if run.scored]
-    first = scored[0].method
-    rows = collect_scores((run for run in scored if run.folder in done), first)
-    summary = summarize(rows)
-    content = {"config_file": args.config_file, "opts": args.opts, "summary": summary, "runs": rows}
-    text = markdown(summary, first, len(runs), len(done))
-    output = runs[0].folder.parents[1]
-    write_atomic(output / "cross_validation.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomic(output / "cross_validation.md", text.encode())
-    return text
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,12 +72,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         required=True,
         nargs="+",
         metavar="FILE",
-        help='one a method, data set names with "fold<N>"; A+B: B is trained from the weights of A',
+        help='one per method; data set names contain "fold<N>"; A+B: B starts from the weights of A',
     )
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="F")
     parser.add_argument("--shots", type=int, nargs="+", metavar="K", help="default: FEW_SHOT.TEST.SHOTS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, on a CPU the fastest")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, faster on a CPU")
     parser.add_argument("--eval-only", action="store_true", help="train nothing")
     parser.add_argument(
         "--weights", metavar="PATTERN", help='MODEL.WEIGHTS, "runs/{method}/{fold}/{seed}.pth" for example'
@@ -139,11 +88,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main() -> None:
-    """Parse, check that the processes can start, run."""
+    """Run the tool; wrong arguments are reported before the first run."""
     args = parse_arguments()
+    from fss_d2.engine.setup import start_log
+
     plan_from(args)
+    from fss_d2.engine.cross_validation import run_all
+
     start_log()
-    run_all(args)
+    run_all(args, start)
 
 
 if __name__ == "__main__":

@@ -11,27 +11,25 @@ file is read back and compared with the method itself on noise and on pictures; 
 says what goes in and out, and the largest difference.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
-import numpy as np
-from torch import Tensor
-
-from fss_d2.data.augmentations import Squash
-from fss_d2.data.samples import transform_sample
-from fss_d2.engine.arguments import load_config, parse_command_line
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.inference.annotations import read_picture
-from fss_d2.inference.export import FORMATS, INPUT_TYPES, FrozenQuery, export_query
-from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.engine.command_line import parse_command_line, run_command
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.modeling import SupportSet
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from torch import Tensor
+
+    from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.modeling import SupportSet
+
+FORMATS, INPUT_TYPES = ("torch_export", "torchscript", "onnx"), ("uint8", "float32")  # of inference.export
 
 logger = logging.getLogger("fss_d2.tools.export_model")
 
@@ -51,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
     parser.add_argument("--class-name", metavar="NAME", help="of --support-file; default: its only class")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--input-type", choices=tuple(INPUT_TYPES), default="uint8")
+    parser.add_argument("--input-type", choices=INPUT_TYPES, default="uint8")
     parser.add_argument(
         "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image; default: INPUT.FEW_SHOT_SIZE"
     )
@@ -111,6 +109,12 @@ def _named(args: argparse.Namespace) -> dict[str, str]:
 
 def read_at(path: str, size: Sequence[int]) -> Tensor:
     """A picture squashed to (H, W): (3, H, W) uint8."""
+    import numpy as np
+
+    from fss_d2.data.augmentations import Squash
+    from fss_d2.data.samples import transform_sample
+    from fss_d2.inference.annotations import read_picture
+
     pixels, _ = read_picture(path)
     return transform_sample(Squash(size), pixels, np.zeros(pixels.shape[:2], np.uint8)).image
 
@@ -123,6 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             `fss_d2.inference.export.export_query`.
     """
     args = parse_arguments(arguments)
+    from fss_d2.config import load_config
+    from fss_d2.engine.setup import start_log
+    from fss_d2.files import check_writable
+    from fss_d2.inference.export import FrozenQuery, export_query
+    from fss_d2.inference.predictor import FewShotPredictor
+
     start_log()
     check_output(args.output, overwrite=args.overwrite)
     cfg = load_config(args.config_file, args.opts, num_gpus=0)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Write what a training learned, without its frozen backbone and the optimizer: a small file to share.
+"""Write the trained part of a checkpoint, without the frozen backbone and the optimizer.
 
     python tools/extract_head.py output/dcama/photos_efficientnet_lite0/model_final.pth head.pth
 
-The file loads with MODEL.WEIGHTS; the backbone's weights are then those of MODEL.BACKBONE.WEIGHTS.
+The file loads with MODEL.WEIGHTS; the backbone's weights then come from MODEL.BACKBONE.WEIGHTS.
 """
 
 import argparse
@@ -11,32 +11,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
-
-from fss_d2.checkpoint.heads import head_of
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.engine.errors import run_command
-from fss_d2.files import atomic_path
+from fss_d2.engine.command_line import run_command
 
 
 def extract(source: Path, target: Path, *, force: bool = False) -> int:
     """Write the head of a checkpoint; return its number of parameters.
 
     Raises:
-        FileNotFoundError, FileExistsError: there is no checkpoint, or a file where the head shall go.
-        ValueError: it is no checkpoint of a model with a backbone, or has nothing else.
+        FileNotFoundError: there is no checkpoint.
+        FileExistsError: `target` exists and `force` is False.
+        ValueError: `source` is no checkpoint, holds no backbone, or holds nothing else.
     """
-    if not source.is_file():
-        raise FileNotFoundError(f"checkpoint {source} does not exist")
+    import torch
+
+    from fss_d2.files import atomic_path
+    from fss_d2.state_dict import head_of, read_state_dict
+
+    weights = read_state_dict(source)
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists: choose another name, or add --force")
-    try:
-        weights = load_plain(source)["model"]
-        head = head_of(weights)
-    except UNREADABLE as error:
-        raise ValueError(f"{source} is no checkpoint of a training ({error})") from error
+    head = head_of(weights)
     if len(head) == len(weights):
         raise ValueError(f"{source} holds no backbone: it is a head already")
     with atomic_path(target) as temporary:
@@ -45,7 +39,7 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; raises as `extract`."""
+    """Run the command line; errors as `extract`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("input", metavar="IN", type=Path, help="checkpoint of a training")

@@ -10,6 +10,7 @@ place of its setup.py, and installed with pip as `detectron2`. Takes seconds, ne
 Standard library only; pip's settings (index, proxy, certificates) are honoured.
 """
 
+import argparse
 import ast
 import hashlib
 import os
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ARCHIVE = "pb1-detectron2==0.6"
@@ -122,8 +124,11 @@ def repack(source: Path) -> None:
     (source / "pyproject.toml").write_text(PYPROJECT)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch, verify, repack and install; exit code 0 when `import detectron2` will work."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="detectron2-") as temporary:
             folder = Path(temporary)

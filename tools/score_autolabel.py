@@ -5,9 +5,11 @@
         --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml DEFAULT
 
 `--data` holds <class>/images/* and <class>/masks/<same name>.png. Of each class K images are drawn as
-supports, the others are labelled as tools/autolabel.py does it, and the PNG masks that it writes are compared
+supports, the others are labelled as fss-d2 label does it, and the PNG masks that it writes are compared
 with the true ones. All configs get the same supports. DEFAULT is the model of the package.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -16,23 +18,18 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
 import numpy as np
 from PIL import Image
-from tabulate import tabulate
-from tqdm import tqdm
 
-from fss_d2.engine.arguments import parse_command_line
-from fss_d2.engine.errors import run_command
-from fss_d2.engine.setup import start_log
-from fss_d2.evaluation.bootstrap import interval
+from fss_d2.engine.command_line import parse_command_line, run_command
 from fss_d2.files import write_atomic
-from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.label.job import Job, run_job
-from fss_d2.label.supports import Support, read_supports
-from fss_d2.label.writers import file_stems
 from fss_d2.model_zoo import DEFAULT_CONFIG
+
+if TYPE_CHECKING:  # imported late, so that --help is quick
+    from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.label.supports import Support
 
 logger = logging.getLogger("fss_d2.tools.score_autolabel")
 
@@ -76,6 +73,9 @@ def label_and_score(
     predictor: FewShotPredictor, name: str, of_class: Sequence[Support], chosen: Sequence[Support]
 ) -> list[float]:
     """Label the images of a class that were not chosen; their IoU with the true masks, 0 to 100."""
+    from fss_d2.label.job import Job, run_job
+    from fss_d2.label.writers import file_stems
+
     images = of_class[0].files[0].parent
     with tempfile.TemporaryDirectory() as folder:
         job = Job(images, Path(folder) / "labels", formats=("png",), check=False)
@@ -94,6 +94,8 @@ def iou(file: Path, truth: np.ndarray) -> float:
 
 def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, data: Mapping) -> Scores:
     """The scores of all draws of all classes."""
+    from tqdm import tqdm
+
     scores: Scores = {name: [] for name in data}
     for number, (name, of_class) in enumerate(tqdm(data.items(), desc=f"{shots}-shot")):
         for draw in range(args.draws):
@@ -104,6 +106,8 @@ def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, dat
 
 def mean_of_classes(scores: Scores) -> str:
     """Mean over classes of the mean over images, with a bootstrap interval over images."""
+    from fss_d2.evaluation.bootstrap import interval
+
     rng = np.random.default_rng(0)
     means = [
         np.mean([np.mean(rng.choice(of_class, len(of_class))) for of_class in scores.values()])
@@ -115,6 +119,12 @@ def mean_of_classes(scores: Scores) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Score all configs and print the table."""
+    from tabulate import tabulate
+
+    from fss_d2.engine.setup import start_log
+    from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.label.supports import read_supports
+
     start_log()
     logging.getLogger("fss_d2.label").setLevel(logging.WARNING)
     data = read_supports(args.data)

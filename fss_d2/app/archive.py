@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fss_d2.inference.prediction import Prediction
-from fss_d2.label.records import record_of
+from fss_d2.label.output import record_of
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
-from fss_d2.visualization.predictions import class_map_png
+from fss_d2.visualization.panels import class_map_png
 
 __all__ = ["pack"]
 

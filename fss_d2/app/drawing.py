@@ -7,7 +7,7 @@ import numpy as np
 
 from fss_d2.inference.prediction import Prediction
 from fss_d2.visualization import draw_mask
-from fss_d2.visualization.predictions import attention_panel, class_color
+from fss_d2.visualization.panels import attention_panel, class_color
 from fss_d2.visualization.tiles import SUPPORT_COLOR, draw_regions, picture_grid
 
 __all__ = ["attention_rows", "draw_prediction", "draw_support", "on_screen", "to_picture"]

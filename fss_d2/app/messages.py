@@ -2,7 +2,7 @@
 
 import re
 
-from fss_d2.engine.errors import one_line
+from fss_d2.engine.command_line import one_line
 
 __all__ = ["EXPECTED_ERRORS", "public_message"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from fss_d2.visualization.predictions import class_color
+from fss_d2.visualization.panels import class_color
 
 from .session import Finding
 

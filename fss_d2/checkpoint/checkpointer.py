@@ -1,8 +1,8 @@
-"""Checkpoints of whole models: written all or nothing, read by name, without running pickled code."""
+"""Checkpoints of models: written whole or not at all, read by name, without running pickled code."""
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from fss_d2.files import atomic_path, write_atomic
-
-from .heads import is_head
-from .reading import UNREADABLE, ForbiddenPickle, load_plain
+from fss_d2.state_dict import is_head, read_content, state_dict_of
 
 __all__ = ["FewShotCheckpointer"]
 
@@ -23,7 +21,7 @@ _SHOWN = 3  # names quoted in an error
 
 
 class FewShotCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, made safe against interruption, foreign files and silent mismatch.
+    """Detectron2's checkpointer, safe against interruption, foreign files and silent mismatch.
 
     A file holds tensors, numbers, strings and containers of these only, so that
     ``torch.load(file, weights_only=True)`` reads it.
@@ -31,7 +29,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
     Args:
         model: the model, also inside DistributedDataParallel.
         save_dir: folder of the checkpoints.
-        tag_last: whether what is saved becomes the one that `resume_or_load` takes up.
+        tag_last: whether `resume_or_load` resumes from the last file saved here.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
     """
 
@@ -42,7 +40,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
         self._tag_last = tag_last
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` on the main process; an interruption leaves what was there before."""
+        """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file."""
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
@@ -64,58 +62,49 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no checkpoint of plain tensors, none of its names is the model's, or a
+            ValueError: the file is no checkpoint of plain tensors, the model has none of its names, or a
                 tensor has another shape.
         """
         if path:
             try:
                 path = self.path_manager.get_local_path(path)
             except OSError as error:
-                raise FileNotFoundError(f"cannot download MODEL.WEIGHTS {path} ({error})") from error
+                raise FileNotFoundError(
+                    f"cannot download MODEL.WEIGHTS {path} ({error}): check the address"
+                ) from error
             if not os.path.isfile(path):
-                raise FileNotFoundError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS")
+                raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS")
         return super().load(path, *args, **kwargs)
 
     def get_checkpoint_file(self) -> str:
-        """The file that ``last_checkpoint`` names.
+        """Return the file that ``last_checkpoint`` names.
 
         Raises:
-            FileNotFoundError: that file is gone.
+            FileNotFoundError: that file does not exist.
         """
         path = super().get_checkpoint_file()
         if path and not os.path.isfile(path):
             tag = os.path.join(self.save_dir, "last_checkpoint")
-            raise FileNotFoundError(f"{tag} names {path}, which does not exist; write another name into it")
+            raise FileNotFoundError(
+                f"{tag} names {path}, which does not exist: write the name of another checkpoint into it"
+            )
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            loaded = load_plain(filename)
-        except ForbiddenPickle:
-            raise
-        except UNREADABLE as error:
-            raise ValueError(
-                f"{filename} is not a checkpoint of plain tensors, or it is broken; "
-                "bring a published one into shape with tools/convert_checkpoint.py"
-            ) from error
-        if isinstance(loaded, Mapping) and "model" not in loaded:
-            loaded = {"model": loaded.get("state_dict", loaded)}
-        weights = loaded.get("model") if isinstance(loaded, Mapping) else None
-        if not isinstance(weights, Mapping) or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
-        ):
-            raise ValueError(f"{filename} holds no dict of named tensors; it is no checkpoint of a model")
-        return dict(loaded) | {"__file__": filename}
+        content = read_content(filename, "MODEL.WEIGHTS")
+        state = state_dict_of(content, filename)
+        further = content if "model" in content else {}
+        return {**further, "model": state, "__file__": filename}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         filename = checkpoint.pop("__file__", "the checkpoint")
         own = self.model.state_dict()
-        found = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+        found = checkpoint["model"]
         shared = [name for name in found if name in own]
         if not shared and own:
             raise ValueError(
                 f"{filename}: none of its {len(found)} names ({_quote(found)}) is one of the model's "
-                f"({_quote(own)}); check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
+                f"({_quote(own)}): check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
                 "or convert it with tools/convert_checkpoint.py"
             )
         wrong = [name for name in shared if found[name].shape != own[name].shape]
@@ -123,10 +112,12 @@ class FewShotCheckpointer(DetectionCheckpointer):
             name = wrong[0]
             raise ValueError(
                 f"{filename}: {len(wrong)} tensor(s) of another shape than the model's, the first {name} "
-                f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}; check the MODEL.* keys"
+                f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}: check the MODEL.* keys"
             )
         if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
-            logger.info("%s is of a head; the backbone has the weights of MODEL.BACKBONE.WEIGHTS", filename)
+            logger.info(
+                "%s holds no backbone; the backbone keeps the weights of MODEL.BACKBONE.WEIGHTS", filename
+            )
             checkpoint["model"] = found | kept
         return super()._load_model(checkpoint)
 

@@ -1,7 +1,7 @@
-"""Reading, checking and writing converted checkpoints; what every converter shares."""
+"""Conversion of published checkpoints: the loop over the tensors, its checks, the output file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +10,7 @@ from torch import Tensor, nn
 
 from fss_d2.files import atomic_path
 
-from .reading import UNREADABLE, ForbiddenPickle, load_plain
-
-__all__ = [
-    "Conversion",
-    "State",
-    "check_match",
-    "check_output",
-    "named_tensors",
-    "quote",
-    "read_official",
-    "write_converted",
-]
+__all__ = ["Conversion", "State", "bare", "check_output", "convert", "require", "write_converted"]
 
 State = Mapping[str, Tensor]
 
@@ -34,8 +23,8 @@ class Conversion:
         architecture: what the checkpoint was recognised as, e.g. "DCAMA ResNet-50".
         model: our state dict.
         dropped: official names that have no place in our model.
-        missing: our names that the checkpoint lacks and that can be left out.
-        settings: what a config must say, besides the method's own file, to build this model: "KEY value".
+        missing: our names that the checkpoint lacks and that are not needed.
+        settings: config keys that this model needs in addition to the method's config file: "KEY value".
     """
 
     architecture: str
@@ -45,7 +34,7 @@ class Conversion:
     settings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line for people."""
+        """Describe the conversion in one line."""
         needs = f" (needs {', '.join(self.settings)})" if self.settings else ""
         return (
             f"{self.architecture}{needs}: {len(self.model)} tensors matched, "
@@ -53,25 +42,76 @@ class Conversion:
         )
 
 
-def named_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """State dict of a model made of `parts`, each under its name."""
-    return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+def bare(state: State) -> dict[str, Tensor]:
+    """Remove the prefix "module." of DistributedDataParallel from the names."""
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def check_match(architecture: str, model: State, expected: State) -> tuple[str, ...]:
-    """Compare names and shapes; return the missing names that do no harm (batch counters).
+def require(method: str, state: State, found: Mapping[str, bool]) -> None:
+    """Refuse a checkpoint of another method.
+
+    Args:
+        method: for the error.
+        state: the official state dict.
+        found: for an example of each kind of name that the method has, whether `state` has that kind.
+
+    Raises:
+        ValueError: a kind was not found.
+    """
+    for example, is_found in found.items():
+        if not is_found:
+            raise ValueError(
+                f"no {method} checkpoint: none of its {len(state)} names is like {example} "
+                f"(found {_quote(state)}); check the file and --method"
+            )
+
+
+def convert(
+    architecture: str,
+    state: State,
+    rename: Callable[[str, Tensor], str | None],
+    build: Callable[[], Mapping[str, nn.Module]],
+    settings: tuple[str, ...] = (),
+) -> Conversion:
+    """Rename the tensors and compare them with those of our model.
+
+    Args:
+        architecture: name of the model, for the summary and the errors.
+        state: the official state dict.
+        rename: our name of an official name and tensor; None if our model has no place for it.
+        build: returns the parts of our model by name; "" for a whole model. Runs on the meta device.
+        settings: see `Conversion`.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
+    model: dict[str, Tensor] = {}
+    dropped = []
+    for name, tensor in state.items():
+        ours = rename(name, tensor)
+        if ours is None:
+            dropped.append(name)
+        else:
+            model[ours] = tensor
+    with torch.device("meta"):
+        expected = {
+            f"{part}.{name}".removeprefix("."): tensor
+            for part, module in build().items()
+            for name, tensor in module.state_dict().items()
+        }
+    return Conversion(architecture, model, tuple(dropped), _check(architecture, model, expected), settings)
+
+
+def _check(architecture: str, model: State, expected: State) -> tuple[str, ...]:
+    """Compare names and shapes; return the missing names that are not needed (batch counters)."""
     missing = [name for name in expected if name not in model]
     required = [name for name in missing if not name.endswith("num_batches_tracked")]
     if required:
-        found = f"{len(required)} tensors missing ({quote(required)})"
+        found = f"{len(required)} tensors missing ({_quote(required)})"
         raise ValueError(f"{architecture}: {found}; get the whole file")
-    foreign = [name for name in model if name not in expected]
-    if foreign:
-        found = f"{len(foreign)} tensors unknown ({quote(foreign)})"
+    unknown = [name for name in model if name not in expected]
+    if unknown:
+        found = f"{len(unknown)} tensors unknown ({_quote(unknown)})"
         raise ValueError(f"{architecture}: {found}; check --method")
     wrong = [name for name in model if model[name].shape != expected[name].shape]
     if wrong:
@@ -80,35 +120,10 @@ def check_match(architecture: str, model: State, expected: State) -> tuple[str, 
     return tuple(missing)
 
 
-def quote(names: Mapping[str, Tensor] | list[str], shown: int = 3) -> str:
-    """The first names, for a message."""
+def _quote(names: Iterable[str], shown: int = 3) -> str:
+    """Return the first names, for a message."""
     names = list(names)
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
-
-
-def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint without running code that a pickle may carry.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken, needs pickled code, or holds no state dict.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check the path")
-    try:
-        content = load_plain(path)
-    except ForbiddenPickle:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is broken or holds more than tensors: save its state dict alone") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise ValueError(f"{path} holds no state dict of named tensors: save the model's state dict")
-    return dict(content)
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -122,14 +137,14 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists: give another name, or --force to overwrite it")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {path.parent} does not exist: make it first")
+        raise FileNotFoundError(f"folder {path.parent} does not exist: create it first")
 
 
 def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, force: bool = False) -> None:
-    """Write {"model": state dict}, which MODEL.WEIGHTS takes; the file appears whole or not at all.
+    """Write {"model": state dict}, the format of MODEL.WEIGHTS; the file appears whole or not at all.
 
     Raises:
-        FileExistsError, FileNotFoundError: as `check_output`.
+        FileExistsError, FileNotFoundError: see `check_output`.
     """
     check_output(path, force=force)
     with atomic_path(path) as temporary:

@@ -1,8 +1,8 @@
-"""Official checkpoints to ours, tensor by tensor and by name."""
+"""Published checkpoints to ours, tensor by tensor and by name."""
 
 from collections.abc import Callable
 
-from .conversion import Conversion, State, check_output, read_official, write_converted
+from .conversion import Conversion, State, check_output, write_converted
 from .convert_dcama import convert_dcama
 from .convert_mask2former import convert_mask2former
 from .convert_mmformer import convert_mmformer
@@ -16,7 +16,6 @@ __all__ = [
     "convert_mask2former",
     "convert_mmformer",
     "convert_pfenet",
-    "read_official",
     "write_converted",
 ]
 
@@ -26,4 +25,4 @@ CONVERTERS: dict[str, Callable[[State], Conversion]] = {
     "mmformer": convert_mmformer,
     "pfenet": convert_pfenet,
 }
-"""Method name -> converter; each raises ValueError for a checkpoint that is not its own."""
+"""Method -> converter; each raises ValueError for a checkpoint of another method."""

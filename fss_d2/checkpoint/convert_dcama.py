@@ -2,19 +2,18 @@
 
 import re
 
-import torch
 from torch import Tensor
 
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
+from fss_d2.modeling.backbone.weights import microsoft_swin_name
 from fss_d2.modeling.meta_arch import DCAMA
 
-from .conversion import Conversion, State, check_match, quote
-from .renaming import rename_microsoft_swin
+from .conversion import Conversion, State, bare, convert, require
 
 __all__ = ["convert_dcama"]
 
-# Unused by the method, or recomputed: classifiers, the norm before Swin's classifier, fixed tables.
+# Tensors that are unused or recomputed: classifiers, the norm before Swin's classifier, fixed tables.
 _DROPPED_BACKBONE = re.compile(r"(fc|head|norm)\.|.*(relative_position_index|attn_mask)$")
 _LEVELS = ("res3", "res4", "res5")
 _STACKS = {
@@ -38,44 +37,46 @@ def convert_dcama(state: State) -> Conversion:
     Raises:
         ValueError: not such a checkpoint, or an incomplete one.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    backbone = _rename_backbone(state)
-    head = {ours: state[name] for name in state if (ours := _rename_head(name, state[name]))}
-    used = {name for name in state if _rename_head(name, state[name])}
-    used |= {name for name in state if _is_kept_backbone(name)}
-    if not head or not backbone:
-        raise ValueError(
-            f"no DCAMA checkpoint: none of its {len(state)} names is like "
-            f"{'model.conv1.0.weight' if not head else 'feature_extractor.conv1.weight'} "
-            f"(found {quote(state)}); check the file and --method"
-        )
-    model = {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head
-    if "feature_extractor.patch_embed.proj.weight" in state:
-        architecture, ours = "DCAMA Swin-B", lambda: SwinBackbone(size="base")
+    state = bare(state)
+    prefix = "feature_extractor."
+    require(
+        "DCAMA",
+        state,
+        {
+            "model.conv1.0.weight": any(_head_name(name, tensor) for name, tensor in state.items()),
+            f"{prefix}conv1.weight": any(_backbone_name(name) for name in state),
+        },
+    )
+    if f"{prefix}patch_embed.proj.weight" in state:
+        architecture, backbone, rename = "DCAMA Swin-B", lambda: SwinBackbone(size="base"), _swin_name
     else:
-        depth = 101 if any(name.startswith("feature_extractor.layer3.22.") for name in state) else 50
-        architecture, ours = f"DCAMA ResNet-{depth}", lambda: ResNetBackbone(depth=depth)
-    with torch.device("meta"):
-        expected = DCAMA(backbone=ours()).state_dict()
-    missing = check_match(architecture, model, expected)
-    dropped = tuple(name for name in state if name not in used)
-    return Conversion(architecture, model, dropped, missing)
+        depth = 101 if any(name.startswith(f"{prefix}layer3.22.") for name in state) else 50
+        architecture, backbone, rename = (
+            f"DCAMA ResNet-{depth}",
+            lambda: ResNetBackbone(depth=depth),
+            _backbone_name,
+        )
+    return convert(
+        architecture,
+        state,
+        lambda name, tensor: rename(name) or _head_name(name, tensor),
+        lambda: {"": DCAMA(backbone=backbone())},
+    )
 
 
-def _is_kept_backbone(name: str) -> bool:
+def _backbone_name(name: str) -> str | None:
+    """Our name of a tensor of the backbone; None if it is none or is not used."""
     prefix, _, rest = name.partition(".")
-    return prefix == "feature_extractor" and not _DROPPED_BACKBONE.match(rest)
+    return None if prefix != "feature_extractor" or _DROPPED_BACKBONE.match(rest) else f"backbone.{rest}"
 
 
-def _rename_backbone(state: State) -> dict[str, Tensor]:
-    kept = {n.removeprefix("feature_extractor."): t for n, t in state.items() if _is_kept_backbone(n)}
-    if "patch_embed.proj.weight" not in kept:
-        return kept
-    return {f"model.{name}": tensor for name, tensor in rename_microsoft_swin(kept).items()}
+def _swin_name(name: str) -> str | None:
+    ours = _backbone_name(name)
+    return ours and f"backbone.model.{microsoft_swin_name(ours.removeprefix('backbone.'))}"
 
 
-def _rename_head(name: str, tensor: Tensor) -> str | None:
-    """Our name of a tensor of the official head; None if there is none."""
+def _head_name(name: str, tensor: Tensor) -> str | None:
+    """Our name of a tensor of the head; None if it is none."""
     projection = re.fullmatch(r"model\.DCAMA_blocks\.([012])\.linears\.([01])\.(weight|bias)", name)
     if projection:
         level, which, kind = projection.groups()

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.vgg import VGGBackbone
 from fss_d2.modeling.meta_arch.pfenet import PFENet
 
-from .conversion import Conversion, State, check_match, quote
+from .conversion import Conversion, State, bare, convert, require
 
 __all__ = ["convert_pfenet"]
 
@@ -33,31 +33,25 @@ _HEAD = {
 def convert_pfenet(state: State) -> Conversion:
     """Convert a state dict of the official PFENet (ResNet-50 or -101 with the deep stem, or VGG-16-bn).
 
-    The number of the pyramid's levels must be four, as in all published models; the bins themselves are no
-    weights, so a model for COCO needs its config's MODEL.PFENET.BINS.
+    The pyramid must have four levels, as in all published models. Its bins are not stored with the weights:
+    a model for COCO needs its config's MODEL.PFENET.BINS.
 
     Raises:
         ValueError: not such a checkpoint, or an incomplete one.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if "down_query.0.weight" not in state or "layer0.0.weight" not in state:
-        lacks = "down_query.0.weight" if "down_query.0.weight" not in state else "layer0.0.weight"
-        raise ValueError(
-            f"no PFENet checkpoint: none of its {len(state)} names is {lacks} (found {quote(state)}); "
-            "check the file and --method"
-        )
-    name, build, settings = _recognise(state)
-    rename = _vgg_name if name == "VGG-16-bn" else _resnet_name
-    model = {_head_name(key) or f"backbone.{rename(key)}": tensor for key, tensor in state.items()}
-    architecture = f"PFENet {name}"
-    with torch.device("meta"):
-        expected = PFENet(backbone=build()).state_dict()
-    missing = check_match(architecture, model, expected)
-    return Conversion(architecture, model, (), missing, settings)
+    state = bare(state)
+    require("PFENet", state, {name: name in state for name in ("down_query.0.weight", "layer0.0.weight")})
+    backbone, build, settings = _recognise(state)
+    backbone_name = _vgg_name if backbone == "VGG-16-bn" else _resnet_name
+
+    def rename(name: str, tensor: Tensor) -> str:
+        return _head_name(name) or f"backbone.{backbone_name(name)}"
+
+    return convert(f"PFENet {backbone}", state, rename, lambda: {"": PFENet(backbone=build())}, settings)
 
 
 def _recognise(state: State) -> tuple[str, Callable[[], FeatureBackbone], tuple[str, ...]]:
-    """Name of the backbone, what builds ours, and the settings it needs."""
+    """Return the name of the backbone, a function that builds ours, and the settings it needs."""
     if "layer1.0.weight" in state:
         return "VGG-16-bn", VGGBackbone, ("MODEL.BACKBONE.NAME build_vgg_backbone",)
     depth = 101 if any(name.startswith("layer3.22.") for name in state) else 50

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
-from .warps import (
+from .transforms import (
     ColorTransform,
     LetterboxTransform,
     PadCrop,
@@ -17,7 +17,7 @@ from .warps import (
     ScaleTransform,
     SquashTransform,
 )
-from .windows import random_object_window
+from .views import random_object_window
 
 __all__ = [
     "Letterbox",

@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from .catalog import get_records
 from .episode import Episode, read_manifest
-from .hsnet_episodes import HSNET_RULES
 from .mapper import EpisodeMapper
-from .mmformer_episodes import mmformer_episodes
+from .published_episodes import PUBLISHED_RULES
 from .sampler import (
     QUERY_RULES,
-    EpisodeDrawer,
+    EpisodeSampler,
     InferenceEpisodeSampler,
     Pair,
     TrainingEpisodeSampler,
@@ -34,12 +33,8 @@ __all__ = [
 ]
 
 
-# Rules of published test lists: (pairs, shots, episodes, seed) -> episodes.
-PUBLISHED_RULES = {**HSNET_RULES, "mmformer": mmformer_episodes}
-
-
 class EpisodeDataset(Dataset[dict[str, Any]]):
-    """A map-style dataset whose "index" is an `Episode`."""
+    """A map-style dataset that is indexed by episodes."""
 
     def __init__(self, mapper: EpisodeMapper) -> None:
         self.mapper = mapper
@@ -51,7 +46,7 @@ class EpisodeDataset(Dataset[dict[str, Any]]):
 def dataset_pairs(
     dataset_name: str, records: Sequence[dict[str, Any]], *, of_queries: bool = False
 ) -> list[Pair]:
-    """Return the (image id, class id) pairs of the classes that a split draws, as `pairs_of` does."""
+    """Return the (image id, class id) pairs of the classes of a split, see `pairs_of`."""
     return pairs_of(records, MetadataCatalog.get(dataset_name).class_ids, of_queries=of_queries)
 
 
@@ -59,15 +54,16 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
     """Build the endless loader of training batches.
 
     Args:
-        cfg: DATASETS.TRAIN (one name), FEW_SHOT, INPUT, SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS.
-        start_iter: iterations already done; the loader goes on exactly where they ended.
+        cfg: DATASETS.TRAIN (one name), FEW_SHOT, INPUT, SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS,
+            MODEL.DEVICE.
+        start_iter: iterations already done; the loader continues exactly after them.
 
     Returns:
-        Iterable of lists of IMS_PER_BATCH / processes dicts (`EpisodeMapper`); all of one batch have the
-        same number of shots.
+        Iterable of lists of IMS_PER_BATCH / processes dicts (`EpisodeMapper`); all dicts of a batch have
+        the same number of shots. With a GPU, memory is pinned and workers are persistent.
 
     Raises:
-        ValueError: not exactly one dataset, or a batch that the processes cannot share evenly.
+        ValueError: not exactly one dataset, or a batch size that is no multiple of the processes.
     """
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
@@ -78,7 +74,7 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
         )
     (name,) = cfg.DATASETS.TRAIN
     records = get_records(name)
-    drawer = EpisodeDrawer(
+    episodes = EpisodeSampler(
         dataset_pairs(name, records),
         shots=cfg.FEW_SHOT.TRAIN.SHOTS,
         rule=cfg.FEW_SHOT.TRAIN.QUERY_RULE,
@@ -88,23 +84,23 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
         class_names=MetadataCatalog.get(name).get("stuff_classes"),
         query_pairs=dataset_pairs(name, records, of_queries=True),
     )
-    sampler = TrainingEpisodeSampler(drawer, start=start_iter * total_batch)
+    sampler = TrainingEpisodeSampler(episodes, start=start_iter * total_batch)
     metadata = MetadataCatalog.get(name)
     class_ids = metadata.get("base_class_ids", metadata.class_ids)
     mapper = EpisodeMapper(cfg, is_train=True, records=records, class_ids=class_ids)
-    return _loader(mapper, sampler, total_batch // world_size, cfg.DATALOADER.NUM_WORKERS)
+    return _loader(cfg, mapper, sampler, total_batch // world_size)
 
 
 def build_test_episodes(
     cfg: CfgNode, dataset_name: str, shots: int, episodes: int | None = None
 ) -> list[Episode]:
-    """Draw the episodes of an evaluation: the same list in every process.
+    """Return the episodes of an evaluation, the same list in every process.
 
     Args:
-        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the published rules do not heed).
+        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the published rules ignore).
         dataset_name: registered name.
         shots: K.
-        episodes: how many; None = FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
+        episodes: their number; None = FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
 
     Raises:
         ValueError: unknown rule, a negative number, or no class with enough images.
@@ -122,7 +118,7 @@ def build_test_episodes(
     if test.QUERY_RULE not in QUERY_RULES:
         rules = ", ".join((*QUERY_RULES, *PUBLISHED_RULES))
         raise ValueError(f"unknown FEW_SHOT.TEST.QUERY_RULE {test.QUERY_RULE!r}; choose one of {rules}")
-    drawer = EpisodeDrawer(
+    sampler = EpisodeSampler(
         pairs,
         shots=shots,
         rule=test.QUERY_RULE,
@@ -131,7 +127,7 @@ def build_test_episodes(
         class_names=MetadataCatalog.get(dataset_name).get("stuff_classes"),
         query_pairs=dataset_pairs(dataset_name, records, of_queries=True),
     )
-    return [drawer.draw(i) for i in range(count)] if count else drawer.draw_every_pair()
+    return [sampler.sample(i) for i in range(count)] if count else sampler.sample_every_pair()
 
 
 def build_few_shot_test_loader(
@@ -142,18 +138,18 @@ def build_few_shot_test_loader(
     episodes: int | None = None,
     manifest: str | None = None,
 ) -> DataLoader[list[dict[str, Any]]]:
-    """Build the loader of one evaluation; each process gets its share, in batches of one episode.
+    """Build the loader of one evaluation: the share of this process, in batches of one episode.
 
     Args:
-        cfg: FEW_SHOT.TEST, INPUT, TEST.FRAME, DATALOADER.NUM_WORKERS.
+        cfg: FEW_SHOT.TEST, INPUT, TEST.FRAME, DATALOADER.NUM_WORKERS, MODEL.DEVICE.
         dataset_name: registered name.
-        shots: K. A manifest with more supports gives its first K.
-        episodes: as in `build_test_episodes`; of a manifest, the first so many (None or 0 = all).
-        manifest: file of episodes to take instead of drawing; None = FEW_SHOT.TEST.MANIFEST.
+        shots: K. Of a manifest with more supports the first K are used.
+        episodes: as in `build_test_episodes`; with a manifest, its first so many (None or 0 = all).
+        manifest: file of episodes to use instead of sampling; None = FEW_SHOT.TEST.MANIFEST.
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: as `build_test_episodes` and `read_manifest`, or a manifest of fewer shots.
+        ValueError: see `build_test_episodes` and `read_manifest`, or the manifest has fewer shots.
     """
     path = cfg.FEW_SHOT.TEST.MANIFEST if manifest is None else manifest
     records = get_records(dataset_name)
@@ -163,7 +159,7 @@ def build_few_shot_test_loader(
         drawn = build_test_episodes(cfg, dataset_name, shots, episodes)
     class_ids = MetadataCatalog.get(dataset_name).class_ids
     mapper = EpisodeMapper(cfg, is_train=False, records=records, class_ids=class_ids)
-    return _loader(mapper, InferenceEpisodeSampler(drawn), 1, cfg.DATALOADER.NUM_WORKERS)
+    return _loader(cfg, mapper, InferenceEpisodeSampler(drawn), 1)
 
 
 def _manifest_episodes(
@@ -173,25 +169,29 @@ def _manifest_episodes(
     episodes = read_manifest(path, dataset=dataset_name, records=records, class_names=names)
     if len(episodes[0].supports) < shots:
         raise ValueError(
-            f"{path}: has {len(episodes[0].supports)} supports an episode, {shots} shots are wanted"
+            f"{path}: has {len(episodes[0].supports)} supports per episode, FEW_SHOT.TEST.SHOTS wants {shots}"
         )
     return [Episode(e.index, e.class_id, e.query, e.supports[:shots], e.seed) for e in episodes]
 
 
 def _loader(
+    cfg: CfgNode,
     mapper: EpisodeMapper,
     sampler: TrainingEpisodeSampler | InferenceEpisodeSampler,
     batch_size: int,
-    workers: int,
 ) -> DataLoader[list[dict[str, Any]]]:
+    workers = cfg.DATALOADER.NUM_WORKERS
+    has_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     return DataLoader(
         EpisodeDataset(mapper),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        pin_memory=has_gpu,
+        persistent_workers=has_gpu and workers > 0,
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # workers' seeds are not used: leave torch's global generator alone
+        generator=torch.Generator(),  # its seeds are unused; this leaves torch's global generator alone
     )
 
 

@@ -10,7 +10,15 @@ import numpy as np
 
 from fss_d2.files import atomic_path
 
-__all__ = ["Episode", "ImageId", "episode_seed", "read_manifest", "read_manifest_header", "write_manifest"]
+__all__ = [
+    "Episode",
+    "ImageId",
+    "donors_of",
+    "episode_seed",
+    "read_manifest",
+    "read_manifest_header",
+    "write_manifest",
+]
 
 ImageId = int | str
 
@@ -41,6 +49,34 @@ class Episode:
 def episode_seed(seed: int, index: int) -> int:
     """Return the 32-bit seed of episode `index` of the list drawn with base seed `seed` (>= 0)."""
     return int(np.random.SeedSequence([_SEED_STREAM, seed, index]).generate_state(1)[0])
+
+
+def donors_of(episodes: Sequence[Episode]) -> list[Episode]:
+    """Return for each episode the next one of another class, whose supports are foreign to it.
+
+    The search wraps round the list. Episodes that have the query among their supports are skipped.
+
+    Raises:
+        ValueError: an episode has no donor; the message says why.
+    """
+    if len({episode.class_id for episode in episodes}) < 2:
+        raise ValueError(
+            f"all {len(episodes)} episodes are of one class, so there are no supports of another: "
+            "choose a data set of two classes or more, or more episodes"
+        )
+    return [_donor(episodes, place) for place in range(len(episodes))]
+
+
+def _donor(episodes: Sequence[Episode], place: int) -> Episode:
+    episode = episodes[place]
+    for step in range(1, len(episodes)):
+        other = episodes[(place + step) % len(episodes)]
+        if other.class_id != episode.class_id and episode.query not in other.supports:
+            return other
+    raise ValueError(
+        f"episode {episode.index}: every episode of another class has its query {episode.query!r} among the "
+        "supports; use more episodes"
+    )
 
 
 def write_manifest(

@@ -10,21 +10,18 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data import transforms as T
 
-from .episode import Episode, ImageId
-from .frames import FRAMES, in_frame
+from .augmentation_registry import build_augmentations, build_resize, build_view_resizes
+from .episode import Episode, ImageId, donors_of
 from .masks import load_sample
-from .samples import Sample, seeded, transform_sample
-from .segments import Segment, load_segments
-from .support_views import check_support_views, support_views
-from .transforms import build_augmentations, build_resize
-from .views import build_view_resizes, view_frame
+from .samples import Sample, Segment, load_segments, seeded, transform_sample
+from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
 from .weak_masks import annotate, support_annotation
 
-__all__ = ["SEGMENTS", "EpisodeMapper"]
+__all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
 
 SEGMENTS = ("", "semantic", "instance")
 
-# Of the seeds of the class that is drawn anew and of scribbles, apart from the augmentations' seeds.
+# Random streams of the redrawn class and of scribbles, separate from the seeds of the augmentations.
 _CLASS_STREAM, _SCRIBBLE_STREAM = 1, 2
 
 
@@ -33,14 +30,15 @@ class EpisodeMapper:
 
     The same episode gives the same tensors in every process and worker: its augmentations are drawn from
     generators seeded by (episode.seed, 0 for the query or the support's number), and the state of the
-    global generators is put back afterwards.
+    global generators is restored afterwards.
 
-    Augmentations are drawn anew while the object covers too few pixels, then the image is resized only. An
-    object so small that the resize itself loses it gives an all-background mask, as in the reference codes:
-    models must bear that. By default a support must keep a pixel of its object; a query may lose it.
+    Augmentations are redrawn while the object covers too few pixels; after `redraws` tries the image is
+    resized only. An object so small that the resize itself loses it gives an all-background mask, as in the
+    reference codes: models must accept that. By default a support must keep a pixel of its object; a query
+    may lose it.
 
-    With segments and no supports (training of a proposal segmenter), the episode's class is drawn anew among
-    the classes that the augmented query shows; the augmentations are drawn anew while it shows none.
+    With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
+    the classes that the augmented query shows; the augmentations are redrawn while it shows none.
     """
 
     @configurable
@@ -66,23 +64,23 @@ class EpisodeMapper:
         """
         Args:
             records: dataset dicts, one for each image.
-            resize: brings an image to the network's size where nothing is augmented.
+            resize: brings an image to the network's size if it is not augmented.
             augmentations: replace `resize` in training; empty = none.
             augment_supports: augment supports as well (independently of the query).
-            frame: in which frame evaluation compares: "original", "network" or "pfenet_square".
-            views: resizes, one for each further size at which an evaluation wants the episode.
-            support_annotation: what a support tells of its object: "mask", "box" or "scribble".
-            support_views: in which an evaluation shows each support, see `support_views`.
-            is_train: augment, and give no "target".
-            segments: give "segments" in training: "semantic" or "instance" (`load_segments`); "" gives none.
-            target_segments: give "target_segments" in evaluation.
-            class_ids: classes of the segments (the episode's is always one of them).
-            query_min_pixels: of its object that an augmented query must keep.
-            support_min_pixels: of its object that an augmented support must keep.
-            redraws: of augmentations that keep less, before an image is resized only.
+            frame: in which evaluation compares, of `FRAMES`.
+            views: resizes, one for each further size of the episode in evaluation.
+            support_annotation: form of a support's mask: "mask", "box" or "scribble".
+            support_views: the views of each support in evaluation, see `fss_d2.data.views.support_views`.
+            is_train: augment, and return no "target".
+            segments: return "segments" in training: "semantic" or "instance" (`load_segments`); "" = none.
+            target_segments: return "target_segments" in evaluation.
+            class_ids: classes of the segments; the episode's class is always included.
+            query_min_pixels: object pixels that an augmented query must keep.
+            support_min_pixels: object pixels that an augmented support must keep.
+            redraws: of augmentations that keep fewer, before an image is resized only.
 
         Raises:
-            ValueError: unknown frame or kind of segments, or two records of one image id.
+            ValueError: unknown frame, support view or kind of segments, or an image id that occurs twice.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
@@ -110,7 +108,7 @@ class EpisodeMapper:
     def from_config(
         cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Arguments from cfg.INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
+        """Arguments from INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
         return {
             "records": records,
             "resize": build_resize(cfg),
@@ -135,12 +133,13 @@ class EpisodeMapper:
         Returns:
             A dict of
             - image: (3, H, W) uint8 RGB; sem_seg: (H, W) uint8 in {0, 1, 255}, at the network's size;
-            - height, width: of the frame in which the scores are wanted;
+            - height, width: of the frame in which predictions are compared;
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
-            - valid_size: (h, w) of `image` without padding; only where letterboxed, in the original frame;
+            - valid_size: (h, w) of `image` without padding; only if letterboxed, in the original frame;
             - class_id, image_id, episode_index;
+            - support_ids: image ids of the K supports of the episode, in order;
             - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
-              for each view of each of the K supports;
+              for each view of each of the K supports: K or more;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
               class id + 1; only in training with `segments`;
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
@@ -162,6 +161,7 @@ class EpisodeMapper:
             "class_id": class_id,
             "image_id": episode.query,
             "episode_index": episode.index,
+            "support_ids": tuple(episode.supports),
             "support": [sizes[0] for sizes in supports],
         }
         if self.views:
@@ -181,7 +181,7 @@ class EpisodeMapper:
     def _query(
         self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
     ) -> tuple[Sample, int]:
-        """The query at the network's size, and the episode's class, which may be drawn anew."""
+        """Return the query at the network's size, and the episode's class, which may be redrawn."""
         prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
         if not self.is_train or not self.segments or episode.supports:
             return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
@@ -194,28 +194,26 @@ class EpisodeMapper:
         return query.of_class(class_id), class_id
 
     def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
-        """The views of a support, each at the network's size, then at the size of each of `self.views`.
-
-        Of several views only those count that still show the object, if there are such.
-        """
+        """Return the views of a support, each at the network's size, then at the sizes of `self.views`."""
         image_id, seed = episode.supports[number], (episode.seed, number + 1)
         image, mask = load_sample(self._record(image_id), episode.class_id)
         mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
-        keeps = self.support_min_pixels
-        shots = []
-        for view in support_views(self.support_views, image, mask):
-            pair = (view.image, view.mask)
-            sample = self._prepare(*pair, (), seed, augment, lambda sample: sample.shows(keeps))
-            samples = [sample, *(transform_sample(resize, *pair) for resize in self.views)]
-            shots.append([{"image": each.image, "mask": each.mask, "image_id": image_id} for each in samples])
-        seen = [shot for shot in shots if all((size["mask"] == 1).any() for size in shot)]
-        return seen or shots[:1]
+
+        def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
+            """A view of the support at the network's size, then at the others."""
+            first = self._prepare(image, mask, (), seed, augment, lambda s: s.shows(self.support_min_pixels))
+            return [first, *(transform_sample(resize, image, mask) for resize in self.views)]
+
+        return [
+            [{"image": sample.image, "mask": sample.mask, "image_id": image_id} for sample in samples]
+            for _, samples in shown_views(self.support_views, image, mask, at_each_size)
+        ]
 
     def _view(
         self, mapped: Mapping[str, Any], query: Sample, view: Sample, supports: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """The episode at another size; `mapped` and `query` are what it is at the network's."""
+        """Return the episode at another size; `mapped` and `query` are at the network's size."""
         return {
             "image": view.image,
             **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
@@ -237,19 +235,19 @@ class EpisodeMapper:
         segments: Sequence[Segment],
         seed: tuple[int, int],
         augment: bool,
-        keeps: Callable[[Sample], bool],
+        is_good: Callable[[Sample], bool],
     ) -> Sample:
-        """Augment until `keeps` is content, else resize only."""
+        """Augment until the sample is good; after `redraws` tries resize only."""
         if self.augmentation is not None and augment:
             with seeded(seed):
                 for _ in range(self.redraws + 1):
                     sample = transform_sample(self.augmentation, image, mask, segments)
-                    if keeps(sample):
+                    if is_good(sample):
                         return sample
         return transform_sample(self.resize, image, mask, segments)
 
     def _frame_of(self, mask: np.ndarray, query: Sample) -> dict[str, Any]:
-        """Size, and in evaluation target, of the frame in which predictions are compared."""
+        """Return the size, and in evaluation the target, in the frame in which predictions are compared."""
         target = self._in_frame(mask, query.mask)
         frame: dict[str, Any] = {"height": target.shape[0], "width": target.shape[1]}
         if not self.is_train:
@@ -259,7 +257,7 @@ class EpisodeMapper:
         return frame
 
     def _segments_of(self, segments: Sequence[Segment], query: Sample) -> dict[str, Any]:
-        """The query's segments in the frame of its image (training) or of the target (evaluation)."""
+        """Return the query's segments in the frame of its image (training) or of the target (evaluation)."""
         if not self.segments:
             return {}
         found = [
@@ -276,5 +274,28 @@ class EpisodeMapper:
         }
 
     def _in_frame(self, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
-        """Of a mask at the original and at the network's size, the one in the frame of comparison."""
         return in_frame("network" if self.is_train else self.frame, original, network)
+
+
+class ForeignSupportMapper:
+    """Maps episodes with the supports of another class: the score of a method that ignores its supports.
+
+    Query, class and truth stay those of the episode.
+
+    Args:
+        mapper: loads an episode, `EpisodeMapper`.
+        episodes: all that will be loaded; see `donors_of`, also for the errors.
+    """
+
+    def __init__(self, mapper: Callable[[Episode], dict[str, Any]], episodes: Sequence[Episode]) -> None:
+        self._mapper = mapper
+        donors = zip(episodes, donors_of(episodes), strict=True)
+        self._donors = {episode.index: donor for episode, donor in donors}
+
+    def __call__(self, episode: Episode) -> dict[str, Any]:
+        """Load an episode; "support" and "support_ids" are the donor's, in "views" too."""
+        own, donor = self._mapper(episode), self._mapper(self._donors[episode.index])
+        taken = {key: donor[key] for key in ("support", "support_ids")}
+        pairs = zip(own.get("views", ()), donor.get("views", ()), strict=True)
+        views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
+        return {**own, **taken, **({"views": views} if views else {})}

@@ -1,4 +1,4 @@
-"""Which images make up episode i: drawn as a pure function of (seed, i), and dealt out to processes."""
+"""Which images make up episode i: a pure function of (seed, i). Each process gets its share."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from .episode import Episode, ImageId, episode_seed
 
 __all__ = [
     "QUERY_RULES",
-    "EpisodeDrawer",
+    "EpisodeSampler",
     "InferenceEpisodeSampler",
     "Pair",
     "TrainingEpisodeSampler",
@@ -25,7 +25,7 @@ Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or su
 
 QUERY_RULES = ("class", "pair", "image", "pfenet")
 
-# First word of the entropy of each random stream, so that no two share their numbers.
+# First word of the entropy of each random stream, so that no two streams share their numbers.
 _DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
 
 
@@ -42,8 +42,8 @@ def pairs_of(
     return [(r["image_id"], c) for r in records for c in r.get(key, r["classes"]) if c in wanted]
 
 
-class EpisodeDrawer:
-    """An endless sequence of episodes; episode i depends on the pairs, the options and (seed, i) alone."""
+class EpisodeSampler:
+    """An endless sequence of episodes; episode i depends only on the pairs, the options and (seed, i)."""
 
     def __init__(
         self,
@@ -62,19 +62,19 @@ class EpisodeDrawer:
             pairs: (image id, class id) pairs; their order is the list order of all rules but "class".
             shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes;
                 0 alone gives episodes of a query without supports.
-            rule: how the query comes about. "class": class uniform, then image uniform in the class;
-                "pair": each pair once an epoch; "image": each image once an epoch, its class uniform
-                among its classes; "pfenet": as "image", but its classes are also those of `query_pairs`.
-                The order is new in every epoch.
+            rule: how the query is drawn. "class": class uniform, then image uniform in the class;
+                "pair": each pair once per epoch; "image": each image once per epoch, its class uniform
+                among its classes; "pfenet": as "image", but its classes include those of `query_pairs`.
+                Every epoch has a new order.
             seed: not negative.
             repeat_supports: draw supports with replacement. The query is never its own support.
             batch_size: episodes of one training step over all processes.
             class_names: used in messages only.
-            query_pairs: further pairs whose image can be query, but not support, of the class; those of
-                images and classes that `pairs` lacks are left out. Rule "pfenet" alone uses them.
+            query_pairs: further pairs whose image can be query, but not support, of the class; pairs with an
+                image or a class that `pairs` lacks are ignored. Only rule "pfenet" uses them.
 
         Raises:
-            ValueError: an option out of range, or no class with enough images (classes with too few are
+            ValueError: an option is out of range, or no class has enough images (classes with too few are
                 left out with a warning).
         """
         if rule not in QUERY_RULES:
@@ -106,11 +106,11 @@ class EpisodeDrawer:
 
     @property
     def epoch_length(self) -> int:
-        """Episodes after which every query has come once (rule "class": the number of pairs)."""
+        """Episodes after which each query has occurred once (rule "class": the number of pairs)."""
         return len(self._image_classes) if self.rule in ("image", "pfenet") else len(self.pairs)
 
-    def draw(self, index: int) -> Episode:
-        """Return episode `index` (from 0, without end)."""
+    def sample(self, index: int) -> Episode:
+        """Return episode `index`, any number from 0 on."""
         rng = self._rng(_DRAW_STREAM, index)
         if self.rule == "class":
             class_id = self.class_ids[rng.integers(len(self.class_ids))]
@@ -123,7 +123,7 @@ class EpisodeDrawer:
         image, classes = self._image_classes[entry]
         return self._with_supports(index, image, classes[rng.integers(len(classes))], rng)
 
-    def draw_every_pair(self) -> list[Episode]:
+    def sample_every_pair(self) -> list[Episode]:
         """Return one episode for each (image, class) pair as query, in list order."""
         return [
             self._with_supports(i, image, class_id, self._rng(_DRAW_STREAM, i))
@@ -136,7 +136,7 @@ class EpisodeDrawer:
         place = self._position.get((query, class_id), len(members))
         others = len(members) - (place < len(members))
         chosen = rng.choice(others, shots, replace=self.repeat_supports)
-        chosen = chosen + (chosen >= place)  # steps over the query
+        chosen = chosen + (chosen >= place)  # skips the query
         supports = tuple(members[i] for i in chosen)
         return Episode(index, class_id, query, supports, episode_seed(self.seed, index))
 
@@ -183,15 +183,20 @@ class TrainingEpisodeSampler(Sampler[Episode]):
     """Endless episodes of one process: rank r of W yields start + r, start + r + W, ..."""
 
     def __init__(
-        self, drawer: EpisodeDrawer, *, start: int = 0, rank: int | None = None, world_size: int | None = None
+        self,
+        episodes: EpisodeSampler,
+        *,
+        start: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         """
         Args:
-            drawer: source of the episodes.
+            episodes: source of the episodes.
             start: index of the first episode over all processes (iterations done times total batch).
             rank, world_size: of this process; by default those of `detectron2.utils.comm`.
         """
-        self.drawer = drawer
+        self.episodes = episodes
         self.start = start
         self.rank = comm.get_rank() if rank is None else rank
         self.world_size = comm.get_world_size() if world_size is None else world_size
@@ -199,12 +204,12 @@ class TrainingEpisodeSampler(Sampler[Episode]):
     def __iter__(self) -> Iterator[Episode]:
         index = self.start + self.rank
         while True:
-            yield self.drawer.draw(index)
+            yield self.episodes.sample(index)
             index += self.world_size
 
 
 class InferenceEpisodeSampler(Sampler[Episode]):
-    """A finite list of episodes dealt out to processes: rank r of W yields numbers r, r + W, ..."""
+    """The share of one process in a list of episodes: rank r of W yields numbers r, r + W, ..."""
 
     def __init__(
         self, episodes: Sequence[Episode], *, rank: int | None = None, world_size: int | None = None

@@ -1,46 +1,78 @@
-"""One image with its masks on the way to the network's size, and the seeding of what happens to it."""
+"""An image with all its masks: read from a dataset dict, then brought to the network's size."""
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from .segments import BACKGROUND, Segment, union_mask
+from .images import read_image
+from .masks import IGNORE, check_shows, class_of_map, load_mask, read_class_map, upright_mask
 
-__all__ = ["Sample", "seeded", "transform_sample"]
+__all__ = [
+    "BACKGROUND",
+    "BaseInstances",
+    "Instances",
+    "Sample",
+    "Segment",
+    "load_segments",
+    "seeded",
+    "transform_sample",
+    "union_mask",
+]
+
+BACKGROUND = 0  # label of the background; a class has its id + 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A labelled mask.
+
+    Attributes:
+        label: 0 background, class id + 1.
+        mask: (H, W) uint8: 1 the segment, 255 ignored for its class, 0 rest.
+    """
+
+    label: int
+    mask: np.ndarray
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One transformed image: image (3, H, W) uint8 RGB, mask (H, W) uint8 in {0, 1, 255}.
+    """A transformed image with its masks.
 
-    `valid_size`: (height, width) of the part, top left, that is not padding; None where all is image.
-    `segments`: all that were loaded, each with its transformed mask (H, W), which may be empty.
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        mask: (H, W) uint8 in {0, 1, 255}.
+        valid_size: (height, width) of the part, top left, that is not padding; None if there is no padding.
+        segments: all that were loaded, each with its transformed mask (H, W), which may be empty.
     """
 
-    image: torch.Tensor
-    mask: torch.Tensor
+    image: Tensor
+    mask: Tensor
     valid_size: tuple[int, int] | None = None
     segments: tuple[Segment, ...] = ()
 
     def shows(self, pixels: int) -> bool:
-        """Whether the mask has so many object pixels."""
+        """Whether the mask has at least this number of object pixels."""
         return int((self.mask == 1).sum()) >= pixels
 
     def shown_classes(self, pixels: int) -> list[int]:
-        """Ids of the classes whose segments have so many pixels together, rising."""
+        """Return the ids, rising, of the classes whose segments together have at least so many pixels."""
         count: Counter[int] = Counter()
         for segment in self.segments:
             count[segment.label] += np.count_nonzero(segment.mask == 1)
         return sorted(label - 1 for label, n in count.items() if label != BACKGROUND and n >= pixels)
 
     def of_class(self, class_id: int) -> "Sample":
-        """The same image with the mask of another class, the union of its segments."""
+        """Return the same image with the mask of another class, the union of its segments."""
         mask = union_mask([s.mask for s in self.segments if s.label == class_id + 1])
         return replace(self, mask=torch.from_numpy(mask))
 
@@ -48,7 +80,7 @@ class Sample:
 def transform_sample(
     augmentation: T.Augmentation, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment] = ()
 ) -> Sample:
-    """Take an image (H, W, 3) uint8, its mask (H, W) uint8 and its segments through one augmentation.
+    """Apply one augmentation to an image (H, W, 3) uint8, its mask (H, W) uint8 and its segments.
 
     The augmentation may look at the mask (to keep the object in a crop), not at the segments.
     """
@@ -64,7 +96,7 @@ def transform_sample(
 
 @contextmanager
 def seeded(seed: tuple[int, int]) -> Iterator[None]:
-    """Seed numpy's and Python's global generators, which Detectron2's augmentations use, for a while."""
+    """Seed numpy's and Python's global generators, which Detectron2's augmentations use, within a block."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])
     np.random.seed(number)
@@ -74,3 +106,152 @@ def seeded(seed: tuple[int, int]) -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+def load_segments(
+    record: Mapping[str, Any], class_id: int, class_ids: Collection[int], kind: str
+) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
+    """Read a dataset dict's image, its mask of one class and its segments, all upright.
+
+    A mask file is read once. Pixels of classes outside `class_ids` belong to no segment and are not
+    background either.
+
+    Args:
+        record: dataset dict.
+        class_id: the class of the mask; its segments are returned as well.
+        class_ids: further classes whose segments are returned.
+        kind: "semantic": one mask per class, and the background, which is what no class covers and no crowd
+            region or ignore label hides; "instance": one mask per object, without crowds and background;
+            "objects": as "instance" if the record separates objects, else "semantic" without background.
+
+    Returns:
+        Image (H, W, 3) uint8 RGB; mask (H, W) uint8 in {0, 1, 255}; the segments that have a pixel.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, the sizes differ, no pixel shows the class, or `kind` is "instance" for
+            a record without annotations; names the file.
+    """
+    if kind == "instance" and not _has_objects(record):
+        raise ValueError(
+            f"image {record['file_name']} has no 'annotations' that separate its objects; set "
+            "INPUT.SEGMENTS semantic, or register a COCO JSON in DATASETS.COCO_JSON"
+        )
+    wanted = {class_id, *class_ids}
+    image, orientation = read_image(record["file_name"])
+    masks = _class_masks(record)
+    if _has_objects(record) and kind != "semantic":
+        stored = _objects(record, wanted)
+    else:
+        stored = _regions(masks, wanted, background=kind == "semantic")
+    mask = masks.get(class_id, np.zeros(image.shape[:2], np.uint8))
+    check_shows(mask, record, class_id)
+    mask = upright_mask(mask, image, orientation, record)
+    return image, mask, [Segment(s.label, upright_mask(s.mask, image, orientation, record)) for s in stored]
+
+
+def union_mask(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the union (H, W) uint8 of one or more masks in {0, 1, 255}: 1 wins over 255, 255 over 0."""
+    stack = np.stack(masks)
+    return np.select([(stack == 1).any(0), (stack == IGNORE).any(0)], [1, IGNORE], 0).astype(np.uint8)
+
+
+def _has_objects(record: Mapping[str, Any]) -> bool:
+    """Whether annotations separate the objects of a class (prepared COCO-20i joins them)."""
+    return "annotations" in record and not record.get("objects_joined", False)
+
+
+def _regions(masks: Mapping[int, np.ndarray], class_ids: Collection[int], background: bool) -> list[Segment]:
+    """Return one mask per class, as the dataset stores it (not upright yet)."""
+    segments = [Segment(c + 1, masks[c]) for c in sorted(masks) if c in class_ids]
+    if background and masks:
+        shown = union_mask(list(masks.values()))
+        rest = np.select([shown == 0, shown == IGNORE], [1, IGNORE], 0).astype(np.uint8)
+        segments.insert(0, Segment(BACKGROUND, rest))
+    return _shown(segments)
+
+
+def _class_masks(record: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """Return the masks of all classes in a record."""
+    if "annotations" in record:
+        return {c: load_mask(record, c) for c in {a["category_id"] for a in record["annotations"]}}
+    path = record.get("sem_seg_file_name")
+    if path is not None and record.get("mask_encoding", "class_map") == "class_map":
+        values = read_class_map(path)
+        shown = np.flatnonzero(np.bincount(values.ravel(), minlength=IGNORE + 1))
+        return {int(v) - 1: class_of_map(values, int(v) - 1) for v in shown if v not in (BACKGROUND, IGNORE)}
+    return {c: load_mask(record, c) for c in record["classes"][:1]}  # a file of one class
+
+
+def _objects(record: Mapping[str, Any], class_ids: Collection[int]) -> list[Segment]:
+    """Return one mask per object; crowd regions of its class are 255."""
+    annotations = record["annotations"]
+    segments = []
+    for one in annotations:
+        class_id = one["category_id"]
+        if class_id in class_ids and not one.get("iscrowd", 0):
+            crowds = [a for a in annotations if a["category_id"] == class_id and a.get("iscrowd", 0)]
+            mask = load_mask({**record, "annotations": [one, *crowds]}, class_id)
+            segments.append(Segment(class_id + 1, mask))
+    return _shown(segments)
+
+
+def _shown(segments: Sequence[Segment]) -> list[Segment]:
+    return [segment for segment in segments if (segment.mask == 1).any()]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """An image with the masks of the base classes that it shows.
+
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        masks: (N, H, W) uint8 in {0, 1, 255}.
+        classes: (N,) int64, places in the list of base classes.
+    """
+
+    image: Tensor
+    masks: Tensor
+    classes: Tensor
+
+
+class BaseInstances(Dataset[Instances]):
+    """The images of a training set as in evaluation, with the masks of its base classes only.
+
+    Args:
+        records: dataset dicts.
+        class_ids: the base classes.
+        resize: brings an image to the network's size.
+        min_pixels: least number of pixels of an instance, in the original mask.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        class_ids: Sequence[int],
+        resize: T.Augmentation,
+        min_pixels: int,
+    ) -> None:
+        self.place = {class_id: i for i, class_id in enumerate(class_ids)}
+        self.records = [r for r in records if not self.place.keys().isdisjoint(r["classes"])]
+        self.resize = resize
+        self.min_pixels = min_pixels
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Instances:
+        record = self.records[index]
+        image, orientation = read_image(record["file_name"])
+        found = []
+        for class_id in sorted(self.place.keys() & set(record["classes"])):
+            mask = upright_mask(load_mask(record, class_id), image, orientation, record)
+            if np.count_nonzero(mask == 1) >= max(self.min_pixels, 1):
+                found.append(Segment(self.place[class_id], mask))
+        sample = transform_sample(self.resize, image, np.zeros(image.shape[:2], np.uint8), found)
+        masks = [torch.from_numpy(segment.mask) for segment in sample.segments]
+        return Instances(
+            sample.image,
+            torch.stack(masks) if masks else sample.mask[None][:0],
+            torch.tensor([segment.label for segment in sample.segments], dtype=torch.int64),
+        )

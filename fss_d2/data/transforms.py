@@ -1,164 +1,175 @@
-"""The builders of augmentations that configs name; the augmentations themselves are in `augmentations`."""
+"""Deterministic transforms of an image and its 0/1/255 mask, as Detectron2 `Transform`s.
 
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from fvcore.common.registry import Registry
+Images are (H, W, 3) uint8 or float RGB, masks (H, W) uint8. New mask pixels are 255 (ignored).
+"""
 
-from .augmentations import (
-    Letterbox,
-    PadTo,
-    RandomColor,
-    RandomKeepCrop,
-    RandomObjectCrop,
-    RandomResizedCrop,
-    RandomRotate,
-    RandomScale,
-    ShortestEdge,
-    Squash,
-)
-from .warps import BlurTransform
+from collections.abc import Sequence
 
-__all__ = ["AUGMENTATION_REGISTRY", "build_augmentations", "build_resize"]
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data.transforms import Transform
+from PIL import Image, ImageEnhance
 
-AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
-AUGMENTATION_REGISTRY.__doc__ = "Builders `name(cfg) -> Augmentation` for cfg.INPUT.TRAIN_AUGMENTATIONS."
+from .masks import IGNORE
 
-RESIZES = ("squash", "letterbox", "shortest_edge")
-# After one of the first the image has the network's size; one of the second undoes that.
-_FIX_SIZE = {"crop", "random_resized_crop", "pad", *RESIZES}
-_CHANGE_SIZE = {"scale", "object_crop", "random_shortest_edge", "random_crop"}
+__all__ = [
+    "BlurTransform",
+    "ColorTransform",
+    "LetterboxTransform",
+    "PadCrop",
+    "RotateTransform",
+    "ScaleTransform",
+    "SquashTransform",
+]
 
 
-@AUGMENTATION_REGISTRY.register()
-def squash(cfg: CfgNode) -> T.Augmentation:
-    """Resize to INPUT.FEW_SHOT_SIZE, aspect ratio given up (HSNet, DCAMA)."""
-    return Squash(cfg.INPUT.FEW_SHOT_SIZE)
+class _PixelTransform(Transform):
+    """A transform of pixels; few-shot episodes have no boxes or key points to carry along."""
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Refuse; Detectron2 asks for it where there are boxes."""
+        raise NotImplementedError(f"{type(self).__name__} moves pixels, not coordinates")
 
 
-@AUGMENTATION_REGISTRY.register()
-def letterbox(cfg: CfgNode) -> T.Augmentation:
-    """Fit into INPUT.FEW_SHOT_SIZE, aspect ratio kept, the rest black (PFENet)."""
-    return Letterbox(cfg.INPUT.FEW_SHOT_SIZE)
+class SquashTransform(_PixelTransform):
+    """Resize to (height, width), aspect ratio given up: HSNet's and DCAMA's way.
 
-
-@AUGMENTATION_REGISTRY.register()
-def shortest_edge(cfg: CfgNode) -> T.Augmentation:
-    """Resize to a shortest side of min(INPUT.FEW_SHOT_SIZE), a longest of INPUT.MAX_SIZE_TEST at most."""
-    return ShortestEdge(min(cfg.INPUT.FEW_SHOT_SIZE), cfg.INPUT.MAX_SIZE_TEST)
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_shortest_edge(cfg: CfgNode) -> T.Augmentation:
-    """The same with INPUT.MIN_SIZE_TRAIN, of which one is drawn, and INPUT.MAX_SIZE_TRAIN."""
-    return ShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-
-
-@AUGMENTATION_REGISTRY.register()
-def scale(cfg: CfgNode) -> T.Augmentation:
-    """Scale by a factor in INPUT.AUG.SCALE_RANGE (PFENet)."""
-    return RandomScale(cfg.INPUT.AUG.SCALE_RANGE)
-
-
-@AUGMENTATION_REGISTRY.register()
-def rotate(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.ROTATE_PROB turn by up to ROTATE_DEGREES, corners in the mean colour (PFENet)."""
-    turn = RandomRotate(cfg.INPUT.AUG.ROTATE_DEGREES, cfg.MODEL.PIXEL_MEAN)
-    return T.RandomApply(turn, cfg.INPUT.AUG.ROTATE_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def blur(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.BLUR_PROB blur by a 5x5 Gaussian (PFENet)."""
-    return T.RandomApply(BlurTransform(), cfg.INPUT.AUG.BLUR_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def flip(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.FLIP_PROB mirror left and right."""
-    return T.RandomFlip(cfg.INPUT.AUG.FLIP_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def crop(cfg: CfgNode) -> T.Augmentation:
-    """Cut INPUT.FEW_SHOT_SIZE with INPUT.AUG.CROP_KEEP of the object, filled with the mean colour."""
-    return RandomKeepCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_KEEP, cfg.MODEL.PIXEL_MEAN)
-
-
-@AUGMENTATION_REGISTRY.register()
-def object_crop(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.OBJECT_CROP_PROB cut round the object, INPUT.AUG.OBJECT_CONTEXT times its sides."""
-    low, high = cfg.INPUT.AUG.OBJECT_CONTEXT
-    if not 1 <= low <= high:
-        raise ValueError(f"INPUT.AUG.OBJECT_CONTEXT {(low, high)}: give two rising factors of at least 1")
-    return T.RandomApply(RandomObjectCrop((low, high)), cfg.INPUT.AUG.OBJECT_CROP_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_crop(cfg: CfgNode) -> T.Augmentation:
-    """Plain random window; smaller images are kept whole (MM-Former, before `pad`)."""
-    return T.RandomCrop("absolute", cfg.INPUT.FEW_SHOT_SIZE)
-
-
-@AUGMENTATION_REGISTRY.register()
-def pad(cfg: CfgNode) -> T.Augmentation:
-    """Pad right and below with grey 128 (MM-Former)."""
-    return PadTo(cfg.INPUT.FEW_SHOT_SIZE, (128, 128, 128))
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_resized_crop(cfg: CfgNode) -> T.Augmentation:
-    """Resize a window of INPUT.AUG.CROP_AREA of the image to INPUT.FEW_SHOT_SIZE."""
-    return RandomResizedCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_AREA)
-
-
-@AUGMENTATION_REGISTRY.register()
-def color(cfg: CfgNode) -> T.Augmentation:
-    """Change brightness, contrast and saturation by up to INPUT.AUG.COLOR."""
-    return RandomColor(cfg.INPUT.AUG.COLOR)
-
-
-@AUGMENTATION_REGISTRY.register()
-def ssd_color(cfg: CfgNode) -> T.Augmentation:
-    """Colour distortion of SSD (MM-Former), as Detectron2's PointRend project has it."""
-    from detectron2.projects.point_rend import ColorAugSSDTransform
-
-    return T.RandomApply(ColorAugSSDTransform(img_format="RGB"), prob=1.0)
-
-
-def build_resize(cfg: CfgNode) -> T.Augmentation:
-    """Build the resize of evaluation and of un-augmented training from cfg.INPUT.TEST_RESIZE.
-
-    Raises:
-        ValueError: unknown kind, or INPUT.FEW_SHOT_SIZE is no (height, width).
+    Images: Pillow's antialiased bilinear. Masks: torch "nearest", source index floor(i * in / out).
     """
-    size = tuple(cfg.INPUT.FEW_SHOT_SIZE)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"INPUT.FEW_SHOT_SIZE {size} is not a height and a width in pixels")
-    kind = cfg.INPUT.TEST_RESIZE
-    if kind not in RESIZES:
-        raise ValueError(f"unknown INPUT.TEST_RESIZE {kind!r}; choose one of {', '.join(RESIZES)}")
-    return AUGMENTATION_REGISTRY.get(kind)(cfg)
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 to (height, width, 3)."""
+        return np.array(Image.fromarray(img).resize((self.width, self.height), Image.Resampling.BILINEAR))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) uint8 to (height, width), values kept."""
+        mask = torch.from_numpy(np.ascontiguousarray(segmentation))[None, None]
+        return F.interpolate(mask, size=(self.height, self.width), mode="nearest")[0, 0].numpy()
 
 
-def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Build cfg.INPUT.TRAIN_AUGMENTATIONS in order, plus the test resize where they leave the size open.
+class ScaleTransform(_PixelTransform):
+    """Scale both sides by a factor with OpenCV: images linear, masks nearest (PFENet's RandScale)."""
 
-    Raises:
-        ValueError: unknown name, or settings that it refuses.
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to (round(factor h), round(factor w), 3)."""
+        return cv2.resize(img, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to the image's new size, values kept."""
+        return cv2.resize(segmentation, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_NEAREST)
+
+
+class RotateTransform(_PixelTransform):
+    """Turn counter-clockwise by `degrees` about (w / 2, h / 2), same canvas (PFENet's RandRotate)."""
+
+    def __init__(self, degrees: float, fill: Sequence[float]) -> None:
+        super().__init__()
+        self.degrees, self.fill = degrees, tuple(fill)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to the same size; corners that open are filled with `fill`."""
+        return self._warp(img, cv2.INTER_LINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to the same size; corners that open are 255."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, (IGNORE,))
+
+    def _warp(self, array: np.ndarray, interpolation: int, border: Sequence[float]) -> np.ndarray:
+        height, width = array.shape[:2]
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, 1)
+        return cv2.warpAffine(
+            array,
+            matrix,
+            (width, height),
+            flags=interpolation,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=border,
+        )
+
+
+class BlurTransform(_PixelTransform):
+    """Gaussian blur with a 5x5 kernel whose deviation OpenCV derives from the size (1.1 pixels)."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to the same size and type."""
+        return cv2.GaussianBlur(img, (5, 5), 0)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """The mask as it is."""
+        return segmentation
+
+
+class ColorTransform(_PixelTransform):
+    """Brightness, contrast and saturation (Pillow's ImageEnhance), each times a factor, in this order."""
+
+    def __init__(self, brightness: float, contrast: float, saturation: float) -> None:
+        super().__init__()
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 RGB to the same."""
+        image = ImageEnhance.Brightness(Image.fromarray(img)).enhance(self.brightness)
+        image = ImageEnhance.Contrast(image).enhance(self.contrast)
+        return np.array(ImageEnhance.Color(image).enhance(self.saturation))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """The mask as it is."""
+        return segmentation
+
+
+class PadCrop(_PixelTransform):
+    """Cut the window (height, width) at (top, left); what lies outside the image is filled.
+
+    `top` and `left` may be negative. Images are filled with `fill` (RGB, rounded for uint8), masks with 255.
     """
-    names = tuple(cfg.INPUT.TRAIN_AUGMENTATIONS)
-    known = sorted(name for name, _ in AUGMENTATION_REGISTRY)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {name!r} in INPUT.TRAIN_AUGMENTATIONS; choose from {', '.join(known)}")
-    augmentations = [_build(name, cfg) for name in names]
-    sizing = [name for name in names if name in _FIX_SIZE | _CHANGE_SIZE]
-    fixed = bool(sizing) and sizing[-1] in _FIX_SIZE
-    return augmentations if fixed else [*augmentations, build_resize(cfg)]
+
+    def __init__(self, top: int, left: int, height: int, width: int, fill: Sequence[float]) -> None:
+        super().__init__()
+        self.top, self.left, self.height, self.width = top, left, height, width
+        self.fill = tuple(fill)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) uint8 or float to (height, width, 3)."""
+        fill = np.round(self.fill) if img.dtype == np.uint8 else self.fill
+        return self._cut(img, fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to (height, width), 255 outside the image."""
+        return self._cut(segmentation, IGNORE)
+
+    def _cut(self, array: np.ndarray, fill: object) -> np.ndarray:
+        canvas = np.empty((self.height, self.width, *array.shape[2:]), array.dtype)
+        canvas[...] = fill
+        top, left = max(self.top, 0), max(self.left, 0)
+        piece = array[top : max(self.top + self.height, 0), left : max(self.left + self.width, 0)]
+        y, x = top - self.top, left - self.left
+        canvas[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
+        return canvas
 
 
-def _build(name: str, cfg: CfgNode) -> T.Augmentation:
-    try:
-        return AUGMENTATION_REGISTRY.get(name)(cfg)
-    except (AssertionError, TypeError, ValueError) as error:  # Detectron2's augmentations assert
-        raise ValueError(f"INPUT.TRAIN_AUGMENTATIONS {name!r}: {error}; check its INPUT.AUG keys") from error
+class LetterboxTransform(_PixelTransform):
+    """Resize to `valid_size` with OpenCV and put it top left into a black canvas (PFENet's Resize)."""
+
+    def __init__(self, valid_size: tuple[int, int], height: int, width: int) -> None:
+        super().__init__()
+        self.valid_size = valid_size
+        self._pad = PadCrop(0, 0, height, width, (0, 0, 0))
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Image (h, w, 3) to (height, width, 3), black right of and below `valid_size`."""
+        return self._pad.apply_image(cv2.resize(img, self.valid_size[::-1], interpolation=cv2.INTER_LINEAR))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Mask (h, w) to (height, width), 255 right of and below `valid_size`."""
+        small = cv2.resize(segmentation, self.valid_size[::-1], interpolation=cv2.INTER_NEAREST)
+        return self._pad.apply_segmentation(small)

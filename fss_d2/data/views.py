@@ -1,63 +1,203 @@
-"""One test episode at several sizes."""
+"""Windows round an object, views of a support, and the frames in which predictions are compared."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
+import numpy as np
+import torch
 
+from .masks import IGNORE
 from .samples import Sample
-from .transforms import build_resize
 
-__all__ = ["build_view_resizes", "view_frame"]
+__all__ = [
+    "FRAMES",
+    "SUPPORT_VIEWS",
+    "SupportView",
+    "Window",
+    "check_support_views",
+    "in_frame",
+    "object_window",
+    "random_object_window",
+    "shown_views",
+    "support_views",
+    "view_frame",
+]
+
+SUPPORT_VIEWS = ("whole", "flip", "cut", "cut_flip")
+FRAMES = ("original", "network", "pfenet_square")
+
+_CUT_CONTEXT = 1.5  # sides of a cut, as multiples of the object's
+_LEAST_SIDE = 64  # pixels of a window; fewer show hardly anything
+_LEAST_ASPECT = 0.7  # shorter over longer side of a window, so that a resize to a square distorts little
 
 
-def build_view_resizes(cfg: CfgNode) -> list[T.Augmentation]:
-    """Build INPUT.TEST_RESIZE at each size of TEST.SCALES, in order.
+class Window(NamedTuple):
+    """A rectangle of pixels; left and top belong to it, right and bottom do not."""
 
-    Raises:
-        ValueError: a size that is neither a side nor a height and a width, or that comes twice.
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Return the part (bottom - top, right - left, ...) of an array (H, W, ...)."""
+        return array[self.top : self.bottom, self.left : self.right]
+
+
+def object_window(mask: np.ndarray, context: float) -> Window:
+    """Return the window round the middle of the object, cut off at the edges of the image.
+
+    Args:
+        mask: (H, W), the object is 1. Without an object the window is the whole image.
+        context: sides of the window as multiples of the sides of the object's box.
     """
-    resizes = []
-    for size in _sizes(cfg.TEST.SCALES):
-        at_size = cfg.clone()
-        at_size.defrost()
-        at_size.INPUT.FEW_SHOT_SIZE = size
-        resizes.append(build_resize(at_size))
-    return resizes
+    box, sides = _box_and_sides(mask, context)
+    edges = []
+    for (start, end), side, length in zip(box, sides, mask.shape, strict=True):
+        middle = (start + end) / 2
+        edges.append((max(0, int(middle - side / 2)), min(length, int(middle + side / 2 + 0.5))))
+    (top, bottom), (left, right) = edges
+    return Window(left, top, right, bottom)
+
+
+def random_object_window(mask: np.ndarray, context: float) -> Window:
+    """Return a window of the same size at a random place that contains the whole object.
+
+    Random numbers come from numpy's global generator, as in Detectron2's augmentations.
+    """
+    box, sides = _box_and_sides(mask, context)
+    edges = []
+    for (start, end), side, length in zip(box, sides, mask.shape, strict=True):
+        side = min(length, round(side))
+        first, last = max(0, end - side), min(start, length - side)
+        offset = np.random.randint(first, last + 1)
+        edges.append((offset, offset + side))
+    (top, bottom), (left, right) = edges
+    return Window(left, top, right, bottom)
+
+
+def _box_and_sides(mask: np.ndarray, context: float) -> tuple[list[tuple[int, int]], tuple[float, float]]:
+    """Return ((top, bottom), (left, right)) of the object, and (height, width) of the window round it."""
+    object_pixels = mask == 1
+    if not object_pixels.any():
+        height, width = mask.shape
+        return [(0, height), (0, width)], (height, width)
+    box = []
+    for axis in (1, 0):
+        hit = np.flatnonzero(object_pixels.any(axis=axis))
+        box.append((int(hit[0]), int(hit[-1]) + 1))
+    sides = [(end - start) * context for start, end in box]
+    least = max(_LEAST_SIDE, _LEAST_ASPECT * max(sides))
+    return box, (max(sides[0], least), max(sides[1], least))
+
+
+@dataclass(frozen=True)
+class SupportView:
+    """A part of a support, possibly mirrored.
+
+    Attributes:
+        image: (h, w, 3) uint8.
+        mask: (h, w) uint8 in {0, 1, 255}.
+        window: the pixels of the support that the view shows.
+        mirrored: whether left and right are exchanged.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    window: Window
+    mirrored: bool
+
+
+def check_support_views(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Check FEW_SHOT.TEST.SUPPORT_VIEWS; ValueError for none, an unknown kind, or a kind listed twice."""
+    kinds = tuple(kinds)
+    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(SUPPORT_VIEWS):
+        choices = ", ".join(SUPPORT_VIEWS)
+        raise ValueError(f"FEW_SHOT.TEST.SUPPORT_VIEWS {kinds}: give one or more of {choices}, each once")
+    return kinds
+
+
+def support_views(kinds: Sequence[str], image: np.ndarray, mask: np.ndarray) -> list[SupportView]:
+    """Return one view of a support for each kind, in order.
+
+    Args:
+        kinds: of `SUPPORT_VIEWS`: "whole" is the support itself, "flip" mirrors it, "cut" is a window with
+            1.5 times the sides of the object's box, cut off at the edges, "cut_flip" mirrors that window.
+        image: (H, W, 3) uint8.
+        mask: (H, W) uint8 in {0, 1, 255}, with an object.
+    """
+    height, width = mask.shape
+    views = []
+    for kind in kinds:
+        cut = kind.startswith("cut")
+        window = object_window(mask, _CUT_CONTEXT) if cut else Window(0, 0, width, height)
+        mirrored = kind.endswith("flip")
+        step = -1 if mirrored else 1
+        views.append(SupportView(*(window.of(a)[:, ::step] for a in (image, mask)), window, mirrored))
+    return views
+
+
+def shown_views(
+    kinds: Sequence[str],
+    image: np.ndarray,
+    mask: np.ndarray,
+    prepare: Callable[[np.ndarray, np.ndarray], Sequence[Sample]],
+) -> list[tuple[SupportView, Sequence[Sample]]]:
+    """Return the views of a support that still show its object at every size of the network's input.
+
+    The method gets each view as a shot; the number of supports stays that of the episode.
+
+    Args:
+        kinds, image, mask: see `support_views`.
+        prepare: brings a view's image and mask to each size.
+
+    Returns:
+        The views, each with its samples. If the object is lost in all of them, the first view alone: the
+        caller decides whether that is an error (see `Sample.shows`).
+    """
+    views = [(view, prepare(view.image, view.mask)) for view in support_views(kinds, image, mask)]
+    shown = [(view, samples) for view, samples in views if all(sample.shows(1) for sample in samples)]
+    return shown or views[:1]
+
+
+def in_frame(frame: str, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
+    """Bring a mask to the frame in which predictions are compared with it.
+
+    Args:
+        frame: one of `FRAMES`.
+        original: (h, w) uint8 in {0, 1, 255}, the mask at the image's own size.
+        network: (H, W) uint8, the same mask resized with the image.
+
+    Returns:
+        (h, w), (H, W), or for "pfenet_square" (max(h, w), max(h, w)): the mask top left, the rest 255.
+    """
+    if frame == "network":
+        return network
+    if frame == "original":
+        return torch.from_numpy(original)
+    side = max(original.shape)
+    square = torch.full((side, side), IGNORE, dtype=torch.uint8)
+    square[: original.shape[0], : original.shape[1]] = torch.from_numpy(original)
+    return square
 
 
 def view_frame(frame: str, view: Sample, query: Sample, height: int, width: int) -> dict[str, Any]:
-    """Say to which size the scores of a view are brought to lie on those of the episode.
+    """Return the size to which the scores of an episode at another size are resized.
 
     Args:
         frame: of the comparison.
-        view: the query at the view's size.
+        view: the query at the other size.
         query: the query at the network's size.
         height, width: of the frame of comparison.
 
     Returns:
-        "height", "width", and where the view has padding that is to be cut off first, "valid_size". In the
-        network's frame that is the size of the query without padding, top left in the frame.
+        "height" and "width"; if padding must be cut off first, "valid_size". In the frame "network" that is
+        the size of the query without padding, which lies top left in the frame.
     """
     if frame == "network":
         height, width = query.valid_size or query.mask.shape
     sizes: dict[str, Any] = {"height": height, "width": width}
     if frame != "pfenet_square" and view.valid_size is not None:  # PFENet's code resizes padding and all
         sizes["valid_size"] = view.valid_size
-    return sizes
-
-
-def _sizes(scales: Sequence[Any]) -> list[tuple[int, int]]:
-    sizes = []
-    for scale in scales:
-        size = tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
-        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-            raise ValueError(
-                f"TEST.SCALES has {scale!r}; give sides in pixels, (473, 641), or heights and widths, "
-                "((473, 473), (641, 641))"
-            )
-        sizes.append(size)
-    if len(set(sizes)) < len(sizes):
-        raise ValueError(f"TEST.SCALES {tuple(scales)} has a size twice; give each once")
     return sizes

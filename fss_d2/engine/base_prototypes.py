@@ -17,32 +17,17 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.data.base_instances import BaseInstances, Instances
+from fss_d2.data.augmentation_registry import build_resize
 from fss_d2.data.catalog import get_records
-from fss_d2.data.transforms import build_resize
+from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
+from fss_d2.state_dict import UNREADABLE, load_plain
 
-__all__ = ["build_base_prototypes", "check_base_knowledge", "fill_base_knowledge", "has_base_knowledge"]
+__all__ = ["build_base_prototypes", "fill_base_knowledge"]
 
 logger = logging.getLogger(__name__)
-
-
-def has_base_knowledge(model: nn.Module) -> bool:
-    """Whether a model has all the prototypes that it needs; so has one that needs none."""
-    knowledge = getattr(model, "knowledge", None)
-    return knowledge is None or bool(knowledge.filled)
-
-
-def check_base_knowledge(model: nn.Module) -> None:
-    """Find out before an evaluation that a model lacks its prototypes, and raise ValueError."""
-    if not has_base_knowledge(model):
-        raise ValueError(
-            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
-            "checkpoint that was trained with them, or switch the method's CKMM off"
-        )
 
 
 def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:

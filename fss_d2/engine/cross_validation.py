@@ -1,26 +1,32 @@
-"""Which runs a cross-validation consists of: methods, folds, seeds, and stages that build on each other."""
+"""Cross-validation: the runs of all methods, folds and seeds, and their report."""
 
 import argparse
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from fss_d2.evaluation.report import TASK
-from fss_d2.modeling.meta_arch.image_model import ImageModel
+from fss_d2.config import load_config
+from fss_d2.evaluation import Comparison, compare, read_rows
+from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
+from fss_d2.files import check_writable, write_atomic
+from fss_d2.modeling.build import build_without_weights
 
-from .arguments import load_config
+__all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
 
-__all__ = ["Run", "of_fold", "plan_runs", "without_fold"]
+logger = logging.getLogger(__name__)
 
 STAGE_SEPARATOR = "+"
 _SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON")
-# What all methods take from the first, so that they answer the same questions on the same pixels.
+# All methods take these from the first, so that they segment the same episodes and are scored alike.
 _SHARED_KEYS = (
     "DATASETS.TEST",
     *_SETS,
@@ -28,11 +34,13 @@ _SHARED_KEYS = (
     "FEW_SHOT.TEST.EPISODES",
     "FEW_SHOT.TEST.QUERY_RULE",
     "FEW_SHOT.TEST.SUPPORT_ANNOTATION",
+    "FEW_SHOT.TEST.SUPPORT_VIEWS",
     "FEW_SHOT.TEST.MANIFEST",
     "INPUT.FEW_SHOT_SIZE",
     "INPUT.TEST_RESIZE",
     "TEST.FRAME",
     "TEST.SCALES",
+    "TEST.REFINEMENT",
     "TEST.COUNTING",
     "TEST.ABSENT_CLASSES",
 )
@@ -45,10 +53,10 @@ class Run:
     Attributes:
         method: its name in the report.
         config_file: of the method or the stage.
-        opts: config keys and values of this run, OUTPUT_DIR among them.
-        eval_only: whether nothing is trained.
-        after: the folder of the run whose weights this one starts from.
-        scored: whether it is in the report; else it is trained and not evaluated.
+        opts: config keys and values of this run, including OUTPUT_DIR.
+        eval_only: nothing is trained.
+        after: folder of the run whose weights this run starts from.
+        scored: the run is evaluated and reported; False for a stage that is only trained.
     """
 
     method: str
@@ -62,11 +70,11 @@ class Run:
     scored: bool = True
 
     def config(self, num_gpus: int | None) -> CfgNode:
-        """The config as train_net.py will see it."""
+        """The config of train_net.py for this run."""
         return load_config(self.config_file, self.opts, num_gpus=num_gpus)
 
     def finished(self, num_gpus: int | None) -> bool:
-        """Whether the results, or of a stage the weights, are there.
+        """Whether the results exist, or for a stage the weights.
 
         Raises:
             ValueError: the folder holds a run with other settings.
@@ -80,7 +88,7 @@ class Run:
         return recorded.is_file() and (self.folder / last).is_file()
 
     def scores(self) -> dict[Path, dict[str, float]]:
-        """All scores of each evaluation, by the folder where its episodes lie ("<set>_<K>shot")."""
+        """All scores of each evaluation, by the folder of its episodes ("<set>_<K>shot")."""
         results = json.loads((self.folder / "results.json").read_text())["results"]
         inference = self.folder / "inference"
         return {inference / name.replace("/", "_"): tasks[TASK] for name, tasks in results.items()}
@@ -88,15 +96,28 @@ class Run:
 
 @dataclass(frozen=True)
 class _Method:
-    """A row of the report: the configs of its stages, the last of which is scored."""
+    """One row of the report: the configs of its stages; the last one is scored."""
 
     name: str
     files: tuple[str, ...]
     configs: tuple[CfgNode, ...]
 
+    @cached_property
+    def parameters(self) -> tuple[tuple[bool, bool], ...]:
+        """For each stage, whether it is trained, and whether it has weights besides its backbone's.
+
+        An unknown method counts as trained: train_net.py says what is wrong.
+        """
+        found = []
+        for cfg in self.configs:
+            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+            model = build_without_weights(cfg) if known else None
+            found.append((True, True) if model is None else (model.trainable, model.has_weights))
+        return tuple(found)
+
 
 def of_fold(value: Any, fold: int) -> Any:
-    """Put a fold into every "fold<N>" of a name, or of the names in a list or dict; "fold": N as well."""
+    """Put ``fold`` into every "fold<N>" of a name, a list or a dict, and into the entry "fold" of a dict."""
     if isinstance(value, str):
         return re.sub(r"fold\d+", f"fold{fold}", value)
     if isinstance(value, dict):
@@ -106,19 +127,14 @@ def of_fold(value: Any, fold: int) -> Any:
     return value
 
 
-def without_fold(name: str) -> str:
-    """The name of a test set, whichever fold: "glyphs_val" for "glyphs_fold2_val"."""
-    return re.sub(r"fold\d+_?", "", name)
-
-
 def plan_runs(args: argparse.Namespace) -> list[Run]:
-    """All runs that the arguments ask for, fold by fold, seed by seed, stages before what builds on them.
+    """All runs for the arguments, by fold and seed; a stage comes before the runs that start from it.
 
     A stage that several methods share is one run.
 
     Raises:
-        ValueError: several folds of a config whose data sets carry no fold in their names; a number that
-            is out of range; a config that does not score episodes; methods that would share a folder.
+        ValueError: several folds, but data sets without a fold in their names; a number out of range; a
+            config that does not score episodes; methods that would share a folder.
     """
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1 or args.jobs < 1:
         raise ValueError(
@@ -141,6 +157,111 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
                             f"{run.folder} would hold two different runs; rename one of their config files"
                         )
     return list(runs.values())
+
+
+def run_all(args: argparse.Namespace, start: Callable[[Run, argparse.Namespace], None]) -> str:
+    """Do all unfinished runs, ``args.jobs`` at once; write the report after each run, and return it.
+
+    Args:
+        args: of tools/cross_validate.py.
+        start: does one run; called in a thread.
+
+    Raises:
+        ValueError: as `plan_runs`, or a run failed. After a failure no run is started; those in progress end.
+    """
+    runs = plan_runs(args)
+    output = runs[0].folder.parents[1]
+    check_writable(output)
+    done = {run.folder for run in runs if run.finished(args.num_gpus)}
+    for folder in sorted(done):
+        logger.info("%s is finished, skipped", folder)
+    text = _report(args, runs, done) if done else ""
+    waiting = [run for run in runs if run.folder not in done]
+    in_progress: dict[Future[None], Run] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        while waiting or in_progress:
+            ready = [run for run in waiting if run.after is None or run.after in done]
+            for run in ready[: args.jobs - len(in_progress)]:
+                logger.info("Run %d of %d: %s", runs.index(run) + 1, len(runs), run.folder)
+                waiting.remove(run)
+                in_progress[pool.submit(start, run, args)] = run
+            for future in wait(in_progress, return_when=FIRST_COMPLETED).done:
+                run = in_progress.pop(future)
+                if future.exception() and in_progress:
+                    logger.info("%s failed; waiting for %d other runs", run.folder, len(in_progress))
+                future.result()
+                done.add(run.folder)
+                text = _report(args, runs, done)
+    logger.info("Report in %s:\n%s", output / "cross_validation.md", text)
+    return text
+
+
+def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> str:
+    """Write the table of the finished runs, and return it."""
+    scored = [run for run in runs if run.scored]
+    first = scored[0].method
+    rows = collect_scores((run for run in scored if run.folder in done), first)
+    summary = summarise_folds(rows)
+    content = {"config_file": args.config_file, "opts": args.opts, "summary": summary, "runs": rows}
+    text = f"{len(done)} of {len(runs)} runs.\n\n{format_folds(summary, first)}"
+    output = runs[0].folder.parents[1]
+    write_atomic(output / "cross_validation.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomic(output / "cross_validation.md", text.encode())
+    return text
+
+
+def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
+    """The rows of `summarise_folds`: one per run, test set and number of shots.
+
+    Args:
+        runs: finished and scored, in the order of the plan.
+        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
+
+    Raises:
+        ValueError: two methods were not evaluated on the same manifest.
+        FileNotFoundError: files of an evaluation are missing.
+    """
+    rows: list[dict[str, Any]] = []
+    references: dict[tuple[Any, ...], Path] = {}
+    for run in runs:
+        for folder, scores in run.scores().items():
+            name, _, shots = folder.name.rpartition("_")
+            row = {
+                "method": run.method,
+                "fold": run.fold,
+                "seed": run.seed,
+                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
+                "shots": int(shots.removesuffix("shot")),
+            }
+            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
+            row |= {metric: scores[metric] for metric in wanted if metric in scores}
+            question = (run.fold, run.seed, folder.name)
+            if run.method == first:
+                references[question] = folder
+            elif question in references:
+                paired = _compare(folder, references[question])
+                row[DIFFERENCE] = paired.difference
+                row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
+            rows.append(row)
+    return rows
+
+
+@cache  # the report is written after each run
+def _compare(folder: Path, reference: Path) -> Comparison:
+    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
+    if manifests[0].read_bytes() != manifests[1].read_bytes():
+        raise ValueError(
+            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
+            "remove the older run and start again"
+        )
+    recorded = json.loads((reference / "results.json").read_text())
+    return compare(
+        read_rows(folder / "episodes.jsonl"),
+        read_rows(reference / "episodes.jsonl"),
+        classes=[entry["class_id"] for entry in recorded["per_class"]],
+        counting=recorded["settings"]["counting"],
+        absent=recorded["settings"]["absent_classes"],
+    )
 
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:
@@ -172,21 +293,22 @@ def _stem(files: Sequence[str]) -> str:
 def _stages(
     args: argparse.Namespace, method: _Method, fold: int, seed: int, output: Path, shared: Sequence[str]
 ) -> Iterator[Run]:
-    """The runs of a method; with --eval-only just its last stage."""
+    """The runs of a method; with --eval-only only its last stage."""
     after: Path | None = None
     last = len(method.files) - 1
     for number, (file, cfg) in enumerate(zip(method.files, method.configs, strict=True)):
         if args.eval_only and number < last:
             continue
         architecture = cfg.MODEL.META_ARCHITECTURE
-        trains = not args.eval_only and _method(architecture).learns(cfg)
+        trainable, weighted = method.parameters[number]
+        trains = not args.eval_only and trainable
         folder = output / f"{architecture}_{_stem(method.files[: number + 1])}" / f"fold{fold}_seed{seed}"
         opts = [*args.opts, *_pairs(cfg, ("DATASETS.TRAIN", *_SETS), fold)]
         opts += ["SEED", str(seed), "FEW_SHOT.SEED", str(seed)]
         opts += shared if number == last else ["DATASETS.TEST", "()"]
         if after is not None:
             opts += ["MODEL.WEIGHTS", str(after / "model_final.pth")]
-        elif args.weights and _method(architecture).trainable:
+        elif args.weights and weighted:
             opts += ["MODEL.WEIGHTS", _weights(args.weights, architecture, fold, seed)]
         opts += ["OUTPUT_DIR", str(folder)]
         name = method.name if number == last else architecture
@@ -194,17 +316,12 @@ def _stages(
         after = folder
 
 
-def _method(name: str) -> type[ImageModel]:
-    """The class of a method; of a name that does not exist, which is train_net.py's to report, the base."""
-    return META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else ImageModel
-
-
 def _weights(pattern: str, method: str, fold: int, seed: int) -> str:
     try:
         return pattern.format(method=method, fold=fold, seed=seed)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"--weights {pattern}: only {{method}}, {{fold}} and {{seed}} are filled in"
+            f"--weights {pattern}: only {{method}}, {{fold}} and {{seed}} are replaced"
         ) from error
 
 

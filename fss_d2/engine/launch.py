@@ -1,6 +1,8 @@
-"""Start one or many processes: on GPUs or CPUs, spawned here or started by torchrun."""
+"""Start one or many processes: on GPUs or CPUs, spawned here or started by torchrun.
 
-import logging
+Detectron2 0.6 launches on GPUs only, and no version of it joins the processes of torchrun.
+"""
+
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -8,14 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from detectron2.utils import comm
-
 __all__ = ["LaunchPlan", "launch"]
-
-logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(minutes=30)  # as Detectron2's
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -40,6 +35,8 @@ class LaunchPlan:
     dist_url: str = "auto"
 
     def __post_init__(self) -> None:
+        import torch  # here, so that --help does not wait for it
+
         found = torch.cuda.device_count()
         if self.num_gpus is not None and self.num_gpus > found:
             raise ValueError(
@@ -62,6 +59,8 @@ class LaunchPlan:
     @property
     def uses_gpu(self) -> bool:
         """Whether the processes run on GPUs."""
+        import torch
+
         return torch.cuda.is_available() if self.num_gpus is None else self.num_gpus > 0
 
     @property
@@ -81,7 +80,7 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
         What ``main`` returns, or None where the processes were spawned.
 
     Raises:
-        ValueError: the launcher's variables are incomplete, or more processes than GPUs.
+        ValueError: the launcher's variables are incomplete, or there are more processes than GPUs.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
@@ -89,20 +88,17 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
             raise ValueError(
                 f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: start with torchrun, or unset them"
             )
-        return _join_and_run(main, plan, args, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        return _join_and_run(main, plan.uses_gpu, args)
     world_size = plan.per_machine * plan.num_machines
     if world_size == 1:
         return main(*args)
+    import torch.multiprocessing as mp
+
     url = f"tcp://127.0.0.1:{_free_port()}" if plan.dist_url == "auto" else plan.dist_url
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"--dist-url {url!r} is not of the form tcp://HOST:PORT")
-    variables = {
-        "MASTER_ADDR": host,
-        "MASTER_PORT": port,
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(plan.per_machine),
-    }
+    variables = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
     mp.spawn(_spawned, args=(main, plan, tuple(args), variables), nprocs=plan.per_machine)
     return None
 
@@ -114,41 +110,41 @@ def _spawned(
     args: Sequence[Any],
     variables: dict[str, str],
 ) -> None:
-    rank = plan.machine_rank * plan.per_machine + local_rank
-    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(local_rank))
-    _join_and_run(main, plan, args, local_rank)
+    """Set the variables that torchrun would set, and run."""
+    local = {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
+    os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + local_rank), **local)
+    _join_and_run(main, plan.uses_gpu, args)
 
 
-def _join_and_run(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any], local_rank: int) -> Any:
+def _join_and_run(main: Callable[..., Any], on_gpu: bool, args: Sequence[Any]) -> Any:
     """Join the process group that the environment describes, run, and leave it."""
-    if plan.uses_gpu:
-        if local_rank >= torch.cuda.device_count():
+    import torch
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    if on_gpu:
+        local_rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= found:
             raise ValueError(
-                f"local process {local_rank} has no GPU of its own ({torch.cuda.device_count()} found); "
+                f"local process {local_rank} has no GPU of its own ({found} found); "
                 "start fewer processes, or use --num-gpus 0"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if plan.uses_gpu else "gloo", init_method="env://", timeout=_TIMEOUT)
+    dist.init_process_group("nccl" if on_gpu else "gloo", init_method="env://", timeout=_TIMEOUT)
     try:
-        _create_local_group(int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+        per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+        if dist.get_world_size() % per_machine:
+            raise ValueError(
+                f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; "
+                "start the same number on every machine"
+            )
+        # Detectron2 0.6 and its main branch keep the group of this machine's processes in this variable.
+        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(per_machine)
         comm.synchronize()
         return main(*args)
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
-
-
-def _create_local_group(per_machine: int) -> None:
-    """Tell Detectron2 which processes share this machine: 0.6 and its main branch keep the group here."""
-    if dist.get_world_size() % per_machine:
-        raise ValueError(
-            f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; "
-            "start the same number on every machine"
-        )
-    for first in range(0, dist.get_world_size(), per_machine):
-        group = dist.new_group(list(range(first, first + per_machine)))
-        if dist.get_rank() // per_machine == first // per_machine:
-            comm._LOCAL_PROCESS_GROUP = group
 
 
 def _free_port() -> int:

@@ -7,11 +7,11 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from fss_d2.config import load_config
 from fss_d2.data.catalog import get_records, register_datasets_from_cfg
-from fss_d2.evaluation.rows import check_writable
+from fss_d2.files import check_writable
 
-from .arguments import load_config
-from .errors import hide_tracebacks
+from .command_line import hide_tracebacks
 
 __all__ = ["setup", "start_log"]
 

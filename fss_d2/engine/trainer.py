@@ -1,6 +1,5 @@
 """The trainer: Detectron2's, for episodes, with training that resumes to the bit."""
 
-import difflib
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
@@ -20,8 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data.build import build_few_shot_train_loader
+from fss_d2.modeling.build import build_model, has_base_knowledge
 
-from .base_prototypes import fill_base_knowledge, has_base_knowledge
+from .base_prototypes import fill_base_knowledge
 from .evaluate import (
     Results,
     build_evaluators,
@@ -187,23 +186,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights.
-
-        Raises:
-            ValueError: no meta-architecture of that name.
-        """
-        name = cfg.MODEL.META_ARCHITECTURE
-        if name not in META_ARCH_REGISTRY:
-            known = [key for key, _ in META_ARCH_REGISTRY]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
-        model = build_model(cfg)
-        counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        trained = sum(number for number, requires_grad in counts if requires_grad)
-        total = sum(number for number, _ in counts)
-        logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
-        return model
+        """See `fss_d2.modeling.build.build_model`."""
+        return build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:

@@ -2,8 +2,7 @@
 
 from .bootstrap import Comparison, compare
 from .few_shot_evaluation import FewShotEvaluator
-from .oracle import OracleEvaluator
-from .proposal_recall import ProposalRecallEvaluator
+from .proposals import OracleEvaluator, ProposalRecallEvaluator
 from .report import format_class_table, format_table
 from .rows import EpisodeCounts, read_rows
 

@@ -1,8 +1,8 @@
 """Confidence intervals by resampling episodes, and the paired comparison of two evaluations.
 
 Percentile bootstrap (Efron, 1979): the N episodes of a run are drawn N times with replacement, the score is
-computed anew, and the interval holds the middle ``level`` of those scores. It says how far the score would
-move with other episodes of the same classes; it says nothing of other training seeds.
+computed again, and the interval holds the middle ``level`` of those scores. It estimates how far the score
+would move with other episodes of the same classes, and says nothing about other training seeds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ def bootstrap_mean_iou(
 ) -> np.ndarray:
     """mIoU of each resample, (resamples,) float64 fractions; arguments as `metrics.mean_iou`.
 
-    A class that the run draws and a resample happens to miss is left out of that resample's mean; a class
-    that the run itself never draws is treated as ``absent`` says. Equal ``seed`` and N give equal resamples.
+    A class that the run draws but a resample misses is left out of that resample's mean; a class that the
+    run itself never draws is treated as ``absent`` says. Equal ``seed`` and N give equal resamples.
     """
     check_absent(absent)
     order = np.argsort(class_ids, kind="stable")
@@ -107,12 +107,12 @@ def compare(
     """Compare two evaluations episode by episode.
 
     Args:
-        rows_a, rows_b: what `read_rows` gives for the two; the order of the rows does not matter.
-        same_supports: False lets the two differ in supports, so that these are what is compared.
+        rows_a, rows_b: the episodes of the two, from `read_rows`, in any order.
+        same_supports: False allows the two to differ in their supports, to compare supports.
         classes: the classes of the split; None takes those that the episodes draw.
 
     Raises:
-        ValueError: the two were not scored on the same episodes; the message names the first that differs.
+        ValueError: the two have different episodes; the message names the first difference.
     """
     rows_a, rows_b = _pair(rows_a, rows_b, same_supports)
     class_ids, *counts_a = stack_rows(rows_a)

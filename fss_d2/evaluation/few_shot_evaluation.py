@@ -13,12 +13,21 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import Tensor
 
-from .metrics import COUNTINGS, check_absent, count_areas
-from .region_wise import region_wise_measures
-from .report import CLASS_PREFIX, TASK, format_class_table, format_table, write_results
-from .rows import EpisodeCounts, check_writable, write_rows
-from .summary import score_classes, summarise
+from fss_d2.files import check_writable
+
+from .metrics import COUNTINGS, area_counts, areas_of, check_absent, region_wise_measures
+from .report import (
+    CLASS_PREFIX,
+    TASK,
+    format_class_table,
+    format_table,
+    score_classes,
+    summarise,
+    write_results,
+)
+from .rows import EpisodeCounts, write_rows
 
 __all__ = ["FewShotEvaluator"]
 
@@ -26,34 +35,35 @@ logger = logging.getLogger(__name__)
 
 
 class FewShotEvaluator(DatasetEvaluator):
-    """Score episodes; the same numbers for any number of processes and any order of the episodes.
+    """Score episodes; the number of processes and the order of the episodes do not change the scores.
 
     Each process keeps integer pixel counts per episode. `evaluate` joins them on the main process, drops
-    episodes that two processes scored, sorts by ``episode_index`` and only then divides.
+    episodes that were scored twice, sorts by ``episode_index`` and only then divides.
 
     With ``output_dir`` the main process writes ``results.json`` (settings, summary, classes) and
     ``episodes.jsonl`` (counts per episode, see `read_rows`); pictures go to ``pictures/NNNN.png``.
 
     Args:
         dataset_name: a registered dataset, whose metadata gives ``class_ids`` and ``stuff_classes``.
-        output_dir: folder of the files; None writes none.
-        class_ids: classes of the split instead of the metadata's.
-        class_names: names instead of the metadata's, indexed by class id.
+        output_dir: folder for the files; None writes none.
+        class_ids: classes of the split, instead of those in the metadata.
+        class_names: class names, instead of those in the metadata, indexed by class id.
         counting: "hsnet" or "pfenet", see `fss_d2.evaluation.metrics`.
         absent_classes: "zero" or "skip" for classes that no episode draws.
-        bootstrap: resamples of the confidence intervals; 0 leaves the intervals out.
+        bootstrap: resamples for the confidence intervals; 0 computes no intervals.
         pictures: episodes with an index below this are drawn.
         region_wise: also report ROM and RUM.
         settings: further entries for the "settings" of ``results.json``.
 
     Attributes:
-        task: the key of its scores.
+        task: the key of the scores that `evaluate` returns.
 
     Raises:
         ValueError: an unknown setting, no classes, or an ``output_dir`` that cannot be written to.
     """
 
     task: ClassVar[str] = TASK
+    _scored: ClassVar[str] = "the model's scores"  # for messages
 
     def __init__(
         self,
@@ -100,7 +110,7 @@ class FewShotEvaluator(DatasetEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
     ) -> "FewShotEvaluator":
-        """Build from ``cfg.TEST``; the keys that shape the numbers are recorded in ``results.json``."""
+        """Build from ``cfg.TEST``; ``results.json`` records the keys that influence the scores."""
         return cls(
             dataset_name,
             output_dir,
@@ -116,7 +126,9 @@ class FewShotEvaluator(DatasetEvaluator):
                 "input_size": list(cfg.INPUT.FEW_SHOT_SIZE),
                 "resize": cfg.INPUT.TEST_RESIZE,
                 "scales": list(cfg.TEST.SCALES),
+                "refinement": cfg.TEST.REFINEMENT,
                 "support_annotation": cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION,
+                "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),
                 "query_rule": cfg.FEW_SHOT.TEST.QUERY_RULE,
                 "manifest": cfg.FEW_SHOT.TEST.MANIFEST,
                 "seed": cfg.FEW_SHOT.TEST.SEED,
@@ -125,61 +137,93 @@ class FewShotEvaluator(DatasetEvaluator):
 
     @property
     def method(self) -> str:
-        """The name of the model that is scored, as far as it was told."""
+        """The name of the scored model, if ``settings`` has it."""
         return self._settings.get("method", "the model")
 
     def reset(self) -> None:
-        """Forget the episodes scored so far."""
+        """Remove the counts of all episodes scored so far."""
         self._rows = []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Count a batch of episodes.
+        """Count a batch of episodes, on the device of the scores; one transfer brings the counts to the CPU.
 
         Args:
             inputs: per episode "target" (h, w) uint8 in {0, 1, 255}, "class_id", "episode_index",
-                "image_id", and "support", a list of dicts with "image_id".
+                "image_id", and "support_ids", the image ids of its K supports. The list "support" is not
+                counted: it shows every support once per view.
             outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background.
 
         Raises:
-            ValueError: no scores, scores of another size than the target, or NaN among them.
+            ValueError: no scores, scores of another size than the target or with NaN, or no "support_ids".
         """
+        masks, counts = [], []
         for episode, output in zip(inputs, outputs, strict=True):
+            mask = self.predict(episode, output)
+            target = torch.as_tensor(episode["target"]).to(mask.device, non_blocking=True)
+            has_nan = self._scores(output).isnan().any()
+            masks.append(mask)
+            counts.append(torch.cat([area_counts(mask, target), has_nan[None]]))
+        counted = torch.stack(counts).tolist() if counts else []
+        for episode, mask, (*areas, has_nan) in zip(inputs, masks, counted, strict=True):
             index = int(episode["episode_index"])
-            target = np.asarray(episode["target"])
-            pred = self.predict(episode, output)
-            intersection, union = count_areas(pred, target)
-            rom, rum = region_wise_measures(pred, target) if self._region_wise else (None, None)
-            self._rows.append(
-                EpisodeCounts(
-                    episode_index=index,
-                    class_id=int(episode["class_id"]),
-                    query=episode["image_id"],
-                    supports=tuple(support["image_id"] for support in episode["support"]),
-                    intersection=tuple(intersection.tolist()),
-                    union=tuple(union.tolist()),
-                    rom=rom,
-                    rum=rum,
+            if has_nan:
+                raise ValueError(
+                    f"episode {index}: {self._scored} hold NaN; check the model's weights and precision"
                 )
-            )
+            self._rows.append(self._row(episode, mask, areas))
             if index < self._pictures:
-                self._draw(episode, pred, index)
+                self._draw(episode, mask.cpu().numpy(), index)
 
-    def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
-        """The mask (h, w) bool that is scored; arguments and errors as `process`, of one episode."""
+    def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> Tensor:
+        """The mask (h, w) bool that is scored, on the device of the scores; NaN is not looked for.
+
+        Args, raises: as `process`, for one episode.
+        """
+        scores, size = self._scores(output), tuple(episode["target"].shape)
+        if tuple(scores.shape) != (2, *size):
+            raise ValueError(
+                f"episode {int(episode['episode_index'])}: scores {tuple(scores.shape)} do not fit the target"
+                f' {size}; the model must return (2, height, width) for "height" and "width" of its input'
+            )
+        return scores[1] > scores[0]
+
+    def _scores(self, output: Mapping[str, Any]) -> Tensor:
         if "sem_seg" not in output:
             raise ValueError(
                 f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; "
                 "set it to ('oracle', 'proposal_recall')"
             )
-        return _foreground(output["sem_seg"], tuple(episode["target"].shape), int(episode["episode_index"]))
+        return output["sem_seg"]
+
+    def _row(self, episode: Mapping[str, Any], mask: Tensor, areas: Sequence[int]) -> EpisodeCounts:
+        index = int(episode["episode_index"])
+        if "support_ids" not in episode:
+            raise ValueError(
+                f"episode {index} has no 'support_ids'; add the image ids of its K supports "
+                "(EpisodeMapper gives them)"
+            )
+        intersection, union = areas_of(areas)
+        rom, rum = None, None
+        if self._region_wise:
+            rom, rum = region_wise_measures(mask.cpu().numpy(), np.asarray(episode["target"]))
+        return EpisodeCounts(
+            episode_index=index,
+            class_id=int(episode["class_id"]),
+            query=episode["image_id"],
+            supports=tuple(episode["support_ids"]),
+            intersection=intersection,
+            union=union,
+            rom=rom,
+            rum=rum,
+        )
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Join the episodes of all processes and score them.
 
         Returns:
             ``{"few_shot_seg": {"mIoU": ..., "FB_IoU": ..., "episode_IoU": ..., "IoU/<class name>": ...}}`` in
-            percent, with "_low" and "_high" beside mIoU and episode_IoU; ROM and RUM, where asked for, are
-            fractions. Empty on every process but the main one, and where nothing was processed.
+            percent, and the limits of the intervals as "mIoU_low", "mIoU_high" and so on; ROM and RUM are
+            fractions. Empty if nothing was processed, and on every process except the main one.
         """
         gathered = comm.gather(self._rows)
         if not comm.is_main_process():
@@ -224,22 +268,10 @@ class FewShotEvaluator(DatasetEvaluator):
         )
 
     def _draw(self, episode: dict[str, Any], pred: np.ndarray, index: int) -> None:
-        # Here, because matplotlib is slow to import and most evaluations draw nothing.
+        # Imported here because matplotlib is slow to import and most evaluations draw nothing.
         from fss_d2.visualization import episode_panel, save_picture
 
         class_id = int(episode["class_id"])
         name = self._class_names[class_id] if class_id < len(self._class_names) else None
         panel = episode_panel(episode, pred, class_name=name)
         save_picture(self._output_dir / "pictures" / f"{index:04d}.png", panel)
-
-
-def _foreground(scores: torch.Tensor, size: tuple[int, ...], index: int) -> np.ndarray:
-    """(h, w) bool: where the foreground scores strictly higher than the background."""
-    if tuple(scores.shape) != (2, *size):
-        raise ValueError(
-            f"episode {index}: scores {tuple(scores.shape)} do not fit the target {tuple(size)}; the model "
-            'must return (2, height, width) for the "height" and "width" of its input'
-        )
-    if torch.isnan(scores).any():
-        raise ValueError(f"episode {index}: the model's scores hold NaN; check its weights and precision")
-    return (scores[1] > scores[0]).cpu().numpy()

@@ -1,40 +1,66 @@
 """Segmentation scores of few-shot episodes, as pure functions of integer pixel counts.
 
-Everything starts from the counts of one episode, ``intersection`` and ``union`` of (background, foreground);
-all scores are fractions in [0, 1]. ``counting`` names how a published code base divides:
+All scores are fractions in [0, 1], computed from the counts of single episodes: ``intersection`` and
+``union`` of (background, foreground). ``counting`` names how a published code base divides:
 
 * ``"hsnet"`` (HSNet, DCAMA): intersection / max(union, 1);
 * ``"pfenet"`` (PFENet and its descendants): intersection / (union + 1e-10).
 
-``absent`` says what a class of the split is worth that no episode draws: ``"zero"`` (IoU 0, as both code
-bases do) or ``"skip"`` (left out of the mean). ``docs/PROTOCOL.md`` has the formulas side by side.
+``absent`` says how a class of the split counts that no episode draws: ``"zero"`` (IoU 0, as in both code
+bases) or ``"skip"`` (left out of the mean). ``docs/PROTOCOL.md`` compares the formulas.
+
+ROM and RUM measure region-wise over- and under-segmentation. DCAMA (Shi et al., ECCV 2022, Table S1) reports
+both and cites Zhang, Mehta and Caspi, "Rethinking semantic segmentation evaluation for explainability and
+model selection", arXiv:2101.08418, but prints no formulas. Our **definition**, where G are the connected true
+regions and P the connected predicted regions of the class:
+
+* a true and a predicted region match if they share at least one pixel (there is no threshold);
+* G_O = true regions matched by two or more predicted ones, P_O = the predicted regions that match one of G_O,
+  m_O = sum over G_O of (number of matches - 1); ROM = tanh(m_O * |G_O| |P_O| / (|G| |P|));
+* P_U = predicted regions matched by two or more true ones, G_U = the true regions that match one of P_U,
+  m_U = sum over P_U of (number of matches - 1); RUM = tanh(m_U * |G_U| |P_U| / (|G| |P|)).
+
+Both lie in [0, 1), smaller is better, and are 0 if G or P is empty. Three choices are ours: regions are
+8-connected, ignored pixels belong to no region, and the value of a run is the mean over its episodes.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
 
 __all__ = [
     "ABSENT_CLASSES",
     "COUNTINGS",
     "IGNORE_LABEL",
+    "area_counts",
+    "areas_of",
+    "check_absent",
     "class_iou",
     "class_sums",
     "count_areas",
     "episode_iou",
     "fb_iou",
     "iou",
+    "match_table",
     "mean_iou",
+    "region_wise_measures",
 ]
 
 COUNTINGS = ("hsnet", "pfenet")
 ABSENT_CLASSES = ("zero", "skip")
 IGNORE_LABEL = 255
 _PFENET_EPSILON = 1e-10
+_EIGHT_NEIGHBOURS = np.ones((3, 3), int)
+
+_Mask = TypeVar("_Mask", np.ndarray, Tensor)
 
 
 def count_areas(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the pixels of one episode; pixels whose target is 255 are counted nowhere.
+    """Count the pixels of one episode; pixels whose target is 255 are not counted.
 
     Args:
         pred: (H, W) bool or {0, 1}, the predicted foreground.
@@ -44,24 +70,55 @@ def count_areas(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nd
         ``intersection`` and ``union``, each (2,) int64: background, foreground.
 
     Raises:
-        ValueError: the shapes differ, or a value is none of those above.
+        ValueError: the shapes differ, or a value is not among those above.
     """
-    if pred.shape != target.shape:
-        raise ValueError(
-            f"prediction {pred.shape} and target {target.shape} differ in size; resize the scores first"
-        )
-    valid = target != IGNORE_LABEL
-    joint = 2 * target[valid].astype(np.int64) + pred[valid].astype(np.int64)
-    areas = np.bincount(joint, minlength=4)
-    if len(areas) > 4:
+    intersection, union = areas_of([int(region.sum()) for region in _regions(pred, target)])
+    return np.array(intersection, np.int64), np.array(union, np.int64)
+
+
+def area_counts(pred: Tensor, target: Tensor) -> Tensor:
+    """Count the pixels of one episode on their device, without waiting for it.
+
+    Args:
+        pred, target: as those of `count_areas`, on one device.
+
+    Returns:
+        (5,) int64, for `areas_of`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return torch.stack([region.sum() for region in _regions(pred, target)])
+
+
+def areas_of(counts: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return ``intersection`` and ``union`` of (background, foreground) from the values of `area_counts`.
+
+    Raises:
+        ValueError: some pixels have a value that is not allowed.
+    """
+    valid, found, true, both, not_allowed = counts
+    if not_allowed:
         raise ValueError("a prediction or target holds values other than 0, 1 and 255; binarise it first")
-    true_bg, false_fg, false_bg, true_fg = (int(n) for n in areas)
-    wrong = false_fg + false_bg
-    return np.array([true_bg, true_fg], np.int64), np.array([true_bg + wrong, true_fg + wrong], np.int64)
+    either = found + true - both
+    return (valid - either, both), (valid - both, either)
+
+
+def _regions(pred: _Mask, target: _Mask) -> list[_Mask]:
+    """The pixels that count, those predicted, true, and both, and those whose value is not allowed."""
+    if tuple(pred.shape) != tuple(target.shape):
+        raise ValueError(
+            f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in size; "
+            "resize the scores first"
+        )
+    valid, true = target != IGNORE_LABEL, target == 1
+    found = (pred == 1) & valid
+    allowed = (true | (target == 0)) & ((pred == 0) | (pred == 1))
+    return [valid, found, true, found & true, valid & ~allowed]
 
 
 def iou(intersection: np.ndarray, union: np.ndarray, counting: str = "hsnet") -> np.ndarray:
-    """Divide counts of any one shape element by element, float64; 0 where the union is empty."""
+    """Divide counts of one shape element by element, float64; 0 where the union is empty."""
     if counting == "hsnet":
         return intersection / np.maximum(union, 1)
     if counting == "pfenet":
@@ -75,7 +132,7 @@ def class_sums(class_ids: np.ndarray, counts: np.ndarray, classes: Sequence[int]
     Args:
         class_ids: (N,) the class of each episode.
         counts: (N, ...) integer counts of each episode.
-        classes: the C classes of the split, in the order wanted.
+        classes: the C classes of the split, in the order of the result.
 
     Returns:
         (C, ...) int64; zeros for a class that no episode draws.
@@ -84,10 +141,10 @@ def class_sums(class_ids: np.ndarray, counts: np.ndarray, classes: Sequence[int]
         ValueError: an episode's class is not among ``classes``.
     """
     position = {int(c): i for i, c in enumerate(classes)}
-    strangers = sorted({int(c) for c in class_ids} - set(position))
-    if strangers:
+    unknown = sorted({int(c) for c in class_ids} - set(position))
+    if unknown:
         raise ValueError(
-            f"episodes draw class {strangers[0]}, which is not among the split's {list(position)}; "
+            f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}; "
             "score them on the dataset they were drawn from"
         )
     sums = np.zeros((len(position), *counts.shape[1:]), np.int64)
@@ -104,7 +161,7 @@ def class_iou(
     counting: str = "hsnet",
     absent: str = "zero",
 ) -> np.ndarray:
-    """Foreground IoU of each class, its counts added over all episodes before they are divided.
+    """Foreground IoU of each class: the counts are added over all episodes, then divided.
 
     Args:
         class_ids: (N,) the class of each episode.
@@ -134,7 +191,7 @@ def mean_iou(
     counting: str = "hsnet",
     absent: str = "zero",
 ) -> float:
-    """mIoU: the plain mean of `class_iou` over the split's classes (arguments as there)."""
+    """mIoU: the mean of `class_iou` over the split's classes; it has the same arguments."""
     scores = class_iou(class_ids, intersection, union, classes, counting=counting, absent=absent)
     scores = scores[~np.isnan(scores)]
     return float(scores.mean()) if len(scores) else 0.0
@@ -152,7 +209,7 @@ def episode_iou(intersection: np.ndarray, union: np.ndarray, counting: str = "hs
         intersection, union: (N, 2) counts, background and foreground.
 
     Returns:
-        (N,) float64; NaN where neither prediction nor truth has a foreground pixel, so nothing can be said.
+        (N,) float64; NaN where neither prediction nor truth has a foreground pixel.
     """
     scores = iou(intersection[:, 1], union[:, 1], counting)
     return np.where(union[:, 1] > 0, scores, np.nan)
@@ -162,3 +219,35 @@ def check_absent(absent: str) -> None:
     """Raise ValueError unless ``absent`` is one of `ABSENT_CLASSES`."""
     if absent not in ABSENT_CLASSES:
         raise ValueError(f"TEST.ABSENT_CLASSES is {absent!r}; use one of {', '.join(ABSENT_CLASSES)}")
+
+
+def region_wise_measures(pred: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Return (ROM, RUM) of one episode.
+
+    Args:
+        pred: (H, W) bool or {0, 1}, the predicted foreground.
+        target: (H, W) in {0, 1, 255}, the truth.
+    """
+    matches = match_table(pred, target)
+    return _measure(matches), _measure(matches.T)
+
+
+def match_table(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return (|G|, |P|) bool: whether a true and a predicted foreground region share a pixel."""
+    valid = target != IGNORE_LABEL
+    true_regions, n_true = ndimage.label((target == 1) & valid, _EIGHT_NEIGHBOURS)
+    pred_regions, n_pred = ndimage.label((pred != 0) & valid, _EIGHT_NEIGHBOURS)
+    matches = np.zeros((n_true + 1, n_pred + 1), bool)
+    matches[true_regions, pred_regions] = True
+    return matches[1:, 1:]  # row and column 0 are the background
+
+
+def _measure(matches: np.ndarray) -> float:
+    """tanh(m |split| |parts| / (rows * columns)) for the rows of a match table that match several columns."""
+    if not matches.size:
+        return 0.0
+    per_row = matches.sum(axis=1)
+    split = per_row > 1
+    parts = matches[split].any(axis=0).sum()
+    extra = (per_row[split] - 1).sum()
+    return float(np.tanh(extra * split.sum() * parts / matches.size))

@@ -1,8 +1,6 @@
-"""The counts of one episode as a record, and files of them: what an evaluation keeps."""
+"""The pixel counts of one episode as a record, and the files that hold them (``episodes.jsonl``)."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +10,17 @@ import numpy as np
 
 from fss_d2.files import write_atomic
 
-__all__ = ["EpisodeCounts", "check_writable", "read_rows", "stack_rows", "write_rows"]
+__all__ = ["EpisodeCounts", "read_rows", "stack_rows", "write_rows"]
 
 
 @dataclass(frozen=True)
 class EpisodeCounts:
     """One scored episode.
 
-    ``intersection`` and ``union`` are pixels of (background, foreground); ``rom`` and ``rum`` are the
-    region-wise measures, None where they were not asked for.
+    Attributes:
+        supports: image ids of the K supports, in order.
+        intersection, union: pixels of (background, foreground).
+        rom, rum: the region-wise measures; None if they are not measured.
     """
 
     episode_index: int
@@ -52,7 +52,7 @@ def read_rows(path: str | Path) -> list[EpisodeCounts]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not an episode's counts; the message has file and line.
+        ValueError: a line does not hold the counts of an episode; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +63,7 @@ def read_rows(path: str | Path) -> list[EpisodeCounts]:
             rows.append(_parse_row(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}:{number} is not an episode's counts ({error}); evaluate again to write the file anew"
+                f"{path}:{number} is not an episode's counts ({error}); evaluate again to rewrite the file"
             ) from error
     return rows
 
@@ -81,20 +81,3 @@ def _parse_row(fields: dict[str, Any]) -> EpisodeCounts:
         rom=fields.get("rom"),
         rum=fields.get("rum"),
     )
-
-
-def check_writable(folder: str | Path) -> None:
-    """Make ``folder`` and try to write there.
-
-    Raises:
-        ValueError: it cannot be made or written to.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to the output folder {str(folder) or '(empty name)'} ({error.strerror}); "
-            "choose another (OUTPUT_DIR, --output)"
-        ) from error

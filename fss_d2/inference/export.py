@@ -55,10 +55,11 @@ class FrozenQuery(nn.Module):
         for module in self.model.modules():
             if isinstance(module, BaseKnowledge):
                 _settle(module)
-        self._support = replace(support, tensors={})
-        self._buffer_of = {name: f"support_{name.replace('.', '__')}" for name in support.tensors}
+        tensors = support.joined.flat()
+        self._support, self._kind = replace(support, encoded=None, joined=None), type(support.joined)
+        self._buffer_of = {name: f"support_{name.replace('.', '__')}" for name in tensors}
         for name, buffer in self._buffer_of.items():
-            self.register_buffer(buffer, support.tensors[name].detach().cpu().clone())
+            self.register_buffer(buffer, tensors[name].detach().cpu().clone())
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment a query.
@@ -70,7 +71,7 @@ class FrozenQuery(nn.Module):
             (1, 2, H, W) logits: background, object.
         """
         tensors = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
-        return self.model.segment(image, replace(self._support, tensors=tensors))
+        return self.model.segment(image, replace(self._support, joined=self._kind.from_flat(tensors)))
 
 
 def _settle(knowledge: BaseKnowledge) -> None:

@@ -1,7 +1,9 @@
-"""From a few annotated pictures to masks of many: supports once, then image after image."""
+"""From a few annotated pictures to masks of many: supports are encoded once, then image after image."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,27 +13,48 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from fss_d2.config import load_config
+from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
-from fss_d2.data.support_views import check_support_views, support_views
-from fss_d2.data.transforms import build_resize
-from fss_d2.data.views import build_view_resizes
-from fss_d2.engine.loading import load_model
-from fss_d2.inference.annotations import Annotation, Picture, read_picture, read_support, support_pairs
-from fss_d2.inference.prediction import Prediction
-from fss_d2.inference.support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
+from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling import FewShotSegmentor, QueryFeatures
 from fss_d2.modeling.kshot import mean_log_probability
-from fss_d2.modeling.meta_arch.contract import stack_supports
+from fss_d2.modeling.meta_arch.contract import resize_support
 
-__all__ = ["FewShotPredictor", "Prediction"]
+from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from .loading import load_model
+from .prediction import Prediction
+from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
+
+__all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
+
+Supports = Mapping[str, tuple[Picture | Sequence[Picture], Annotation | Sequence[Annotation]]]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that `FewShotPredictor.encode_image` has encoded, for any number of support sets.
+
+    Attributes:
+        size: (height, width) of the image.
+        queries: one for each size at which the model runs.
+        valid_sizes: for each of them (height, width) of the part that is not padding.
+    """
+
+    size: Size
+    queries: tuple[QueryFeatures, ...]
+    valid_sizes: tuple[Size, ...]
 
 
 class FewShotPredictor:
     """Segment images with supports that are encoded once.
 
     Images go through the same steps as in an evaluation with TEST.FRAME "original", TEST.SCALES included.
-    Several classes compete by score; each costs a pass of its own through the network.
+    An image passes the backbone once for all classes, which compete by score.
+
+    Several threads may use one predictor at the same time: every method works on the supports that are set
+    when it is called, and gives the same result as alone.
 
     Attributes:
         model: the method, in evaluation mode.
@@ -56,7 +79,7 @@ class FewShotPredictor:
         Args:
             model: is put into evaluation mode.
             resizes: bring an image to the size or the sizes at which the model runs.
-            support_views: in which each support is shown (`fss_d2.data.support_views`).
+            support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for files of supports.
 
         Raises:
@@ -70,7 +93,7 @@ class FewShotPredictor:
         self._resizes = tuple(resizes)
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
-        self._classes: dict[str, ClassSupport] = {}
+        self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
 
     @classmethod
     def from_config(
@@ -84,7 +107,7 @@ class FewShotPredictor:
         """Build a predictor from a config file.
 
         Args:
-            config_file: YAML; the trained model that comes with the package if there is none.
+            config_file: YAML; by default that of the trained model that comes with the package.
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: further config keys and values, in turn.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
@@ -112,10 +135,19 @@ class FewShotPredictor:
         views, settings = self._support_views, self._settings
         return FewShotPredictor(self.model, self._resizes, support_views=views, settings=settings)
 
+    # -- supports ----------------------------------------------------------------------------------------
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the classes that there are supports of; none before `set_support`."""
+        """Names of the classes with supports; none before `set_support`."""
         return tuple(self._classes)
+
+    @property
+    def supports(self) -> dict[str, ClassSupport]:
+        """The encoded supports by class name; raises RuntimeError if there are none yet."""
+        if not self._classes:
+            raise RuntimeError("no supports yet: call set_support or load_support first")
+        return self._classes
 
     def set_support(
         self,
@@ -124,7 +156,7 @@ class FewShotPredictor:
         *,
         name: str = "object",
     ) -> None:
-        """Encode the supports of one class, which replaces all that were there.
+        """Encode the supports of one class; they replace all earlier supports.
 
         Args:
             images: one or K; `fss_d2.inference.annotations.read_picture` says what may be given.
@@ -133,32 +165,94 @@ class FewShotPredictor:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: images and masks that do not go together, or cannot be read, or show no object. What
-                was there before then stays.
+            ValueError: images and masks that do not go together, or cannot be read, or show no object. The
+                earlier supports then stay.
         """
         self.set_support_classes({name: (images, masks)})
 
-    def set_support_classes(
-        self,
-        classes: Mapping[str, tuple[Picture | Sequence[Picture], Annotation | Sequence[Annotation]]],
-    ) -> None:
+    def set_support_classes(self, classes: Supports) -> None:
         """Encode the supports of several classes, {name: (images, masks)}; otherwise as `set_support`."""
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
         if not all(isinstance(name, str) and name for name in classes):
             raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
-        self._classes = {name: self._encode_class(name, *pair) for name, pair in classes.items()}
+        self._classes = {
+            name: self._encode_class(name, *support_pairs(*given, name)) for name, given in classes.items()
+        }
+
+    def add_support(self, image: Picture, mask: Annotation, *, name: str = "object") -> None:
+        """Encode one more support of a class, or the first of a new class; the others stay as they are.
+
+        Raises:
+            FileNotFoundError, ValueError: as `set_support`.
+        """
+        old = self._classes.get(name)
+        added = self._encode_class(name, (image, mask), after=old)
+        self._classes = {**self._classes, name: added}
+
+    def remove_support(self, index: int, *, name: str = "object") -> None:
+        """Forget one support of a class, counted from 0; the last one takes the class with it.
+
+        Raises:
+            KeyError: there is no such class.
+            IndexError: the class has no such support.
+        """
+        old = self._of_class(name)
+        if not 0 <= index < len(old.frames):
+            raise IndexError(f"{name} has {len(old.frames)} supports, none with index {index}")
+        kept = [i for i in range(len(old.frames)) if i != index]
+        classes = {**self._classes, name: self._select(old, kept)} if kept else dict(self._classes)
+        if not kept:
+            del classes[name]
+        self._classes = classes
 
     def reset(self) -> None:
         """Forget all supports."""
         self._classes = {}
 
+    def save_support(self, path: str | os.PathLike[str]) -> None:
+        """Write the encoded supports to a file, which replaces an earlier one.
+
+        Raises:
+            RuntimeError: before `set_support`.
+            OSError: it cannot be written.
+        """
+        save_classes(path, self.supports, self.model, self._settings)
+
+    def load_support(self, path: str | os.PathLike[str]) -> None:
+        """Read the supports that `save_support` wrote; they replace all earlier supports.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is none, or of another method, config or weights. The earlier supports then stay.
+        """
+        classes = load_classes(path, self.model, self._settings)
+        self._classes = {
+            name: ClassSupport(tuple(s.to(self.model.device) for s in support.sets), support.frames)
+            for name, support in classes.items()
+        }
+
+    # -- images ------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def predict(self, image: Picture) -> Prediction:
+    def encode_image(self, image: Picture) -> EncodedImage:
+        """Run the backbone on an image, to segment it with several support sets.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the image cannot be read.
+        """
+        pixels, _ = read_picture(image)
+        samples = self._at_each_size(pixels)
+        queries = tuple(self.model.encode_query(sample.image[None]) for sample in samples)
+        return EncodedImage(pixels.shape[:2], queries, tuple(map(_valid_size, samples)))
+
+    @torch.no_grad()
+    def predict(self, image: Picture | EncodedImage) -> Prediction:
         """Segment an image.
 
         Args:
-            image: see `fss_d2.inference.annotations.read_picture`.
+            image: see `fss_d2.inference.annotations.read_picture`, or what `encode_image` gave.
 
         Returns:
             The masks at the image's own resolution; of one class exactly those that an evaluation scores.
@@ -169,24 +263,70 @@ class FewShotPredictor:
             ValueError: the image cannot be read.
         """
         supports = self.supports
-        pixels, _ = read_picture(image)
-        height, width = pixels.shape[:2]
-        queries = self._at_each_size(pixels)
-        probability = np.empty((len(supports), height, width), np.float32)
-        labels = np.zeros((height, width), np.min_scalar_type(len(supports)))
-        best = np.zeros((height, width), np.float32)  # lead of the winner over its background
-        for i, support in enumerate(supports.values()):
-            lead = self._lead(queries, support, height, width)
-            wins = (lead > torch.from_numpy(best).to(lead)).numpy()
-            labels[wins], best[wins] = i + 1, lead.numpy()[wins]
-            probability[i] = lead.sigmoid_().numpy()
-        return Prediction(tuple(supports), probability, labels)
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        (prediction,) = self._predict(encoded.queries, [encoded], supports)
+        return prediction
+
+    @torch.no_grad()
+    def predict_batch(self, images: Sequence[Picture]) -> list[Prediction]:
+        """Segment several images; those of one size at the network's input run as one batch.
+
+        The results equal those of `predict` but for rounding, and use the memory of all images at once.
+        """
+        supports = self.supports
+        samples, sizes, groups = [], [], defaultdict(list)
+        for number, image in enumerate(images):
+            pixels, _ = read_picture(image, f"image {number + 1}")
+            samples.append(self._at_each_size(pixels))
+            sizes.append(pixels.shape[:2])
+            groups[tuple(sample.image.shape for sample in samples[-1])].append(number)
+        predictions: list[Prediction | None] = [None] * len(images)
+        for numbers in groups.values():
+            by_size = zip(*(samples[n] for n in numbers), strict=True)
+            queries = [self.model.encode_query(torch.stack([s.image for s in same])) for same in by_size]
+            members = [EncodedImage(sizes[n], (), tuple(map(_valid_size, samples[n]))) for n in numbers]
+            for n, prediction in zip(numbers, self._predict(queries, members, supports), strict=True):
+                predictions[n] = prediction
+        return predictions
+
+    @torch.no_grad()
+    def leave_out(
+        self,
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        left_out: Sequence[tuple[int, ...]],
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Segment supports with the others of their class; the predictor's own supports do not matter.
+
+        A support passes the backbone once (and once more for each further view of it). All are encoded at
+        the size of the first.
+
+        Args:
+            images: (H, W, 3) uint8, K of them.
+            masks: (H, W) in {0, 1, 255}, one for each.
+            left_out: groups of indices into them; a group leaves at least one support.
+
+        Yields:
+            For each group and in its order, the masks (H, W) bool of the supports in it, segmented with
+            those that are not in it.
+        """
+        encoded: list[ClassSupport] = []
+        queries: list[EncodedImage] = []
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True), start=1):
+            sizes = encoded[0].sizes if encoded else None
+            query, support = self._encode_both(image, mask, f"support {number}", sizes)
+            encoded.append(support)
+            queries.append(query)
+        for group in left_out:
+            rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
+            found = (self._predict(queries[i].queries, [queries[i]], {"object": rest})[0] for i in group)
+            yield tuple(prediction.labels == 1 for prediction in found)
 
     @torch.no_grad()
     def attention(
         self, image: Picture, point: tuple[float, float], *, name: str = ""
     ) -> tuple[np.ndarray, ...]:
-        """Where in the supports of a class a point of an image looks, of methods that have such maps.
+        """Where in the supports of a class a point of an image looks, for methods that have such maps.
 
         Args:
             image: the query.
@@ -203,78 +343,102 @@ class FewShotPredictor:
         """
         supports = self.supports
         self.check_attention()
-        if name and name not in supports:
-            raise KeyError(f"no supports of class {name!r}: choose from {', '.join(supports)}")
-        support = supports[name or next(iter(supports))]
+        support = self._of_class(name or next(iter(supports)))
         pixels, _ = read_picture(image)
         (height, width), (x, y) = pixels.shape[:2], point
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"point {tuple(point)} is outside the image of {width}x{height} pixels")
         query = self._at_each_size(pixels)[0]
-        shape = query.image.shape[1:]
-        valid = query.valid_size or shape
+        valid, shape = _valid_size(query), query.image.shape[1:]
         fraction = (y / height * valid[0] / shape[0], x / width * valid[1] / shape[1])
         maps = self.model.attention_map(query.image[None], support.sets[0], fraction)[0]  # (K, Hs, Ws)
         return support.on_supports(maps)
 
     def check_attention(self) -> None:
-        """Raise ValueError where the method has no attention maps."""
+        """Raise ValueError if the method has no attention maps."""
         if not hasattr(self.model, "attention_map"):
             raise ValueError(f"{type(self.model).__name__} has no attention maps: take a config of DCAMA")
 
-    def save_support(self, path: str | os.PathLike[str]) -> None:
-        """Write the encoded supports to a file, which replaces one that is there.
+    # -- steps -------------------------------------------------------------------------------------------
 
-        Raises:
-            RuntimeError: before `set_support`.
-            OSError: it cannot be written.
-        """
-        save_classes(path, self.supports, self.model, self._settings)
+    def _of_class(self, name: str) -> ClassSupport:
+        if name not in self.supports:
+            raise KeyError(f"no supports of class {name!r}: choose from {', '.join(self.supports)}")
+        return self.supports[name]
 
-    def load_support(self, path: str | os.PathLike[str]) -> None:
-        """Take the supports of `save_support`, which replace all that were there.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is none, or of another method, config or weights. What was there before stays.
-        """
-        classes = load_classes(path, self.model, self._settings)
-        self._classes = {
-            name: ClassSupport(tuple(s.to(self.model.device) for s in support.sets), support.frames)
-            for name, support in classes.items()
-        }
-
-    @property
-    def supports(self) -> dict[str, ClassSupport]:
-        """The encoded supports by class name; raises RuntimeError where there are none yet."""
-        if not self._classes:
-            raise RuntimeError("no supports yet: call set_support or load_support first")
-        return self._classes
+    def _at_each_size(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> list[Sample]:
+        mask = np.zeros(pixels.shape[:2], np.uint8) if mask is None else mask
+        return [transform_sample(resize, pixels, mask) for resize in self._resizes]
 
     @torch.no_grad()
     def _encode_class(
-        self,
-        name: str,
-        images: Picture | Sequence[Picture],
-        masks: Annotation | Sequence[Annotation],
+        self, name: str, *pairs: tuple[Picture, Annotation], after: ClassSupport | None = None
     ) -> ClassSupport:
-        shots, frames = [], []
-        for number, pair in enumerate(support_pairs(images, masks, name), start=1):
-            views = self._views(*pair, f"{name}, support {number}")
-            shots += [by_size for by_size, _ in views]
-            frames.append(tuple(frame for _, frame in views))
-        sets = []
-        for same_size in zip(*shots, strict=True):
-            support = [{"image": sample.image, "mask": sample.mask} for sample in same_size]
-            sets.append(self.model.encode_support(*stack_supports([{"support": support}])))
-        return ClassSupport(tuple(sets), tuple(frames))
+        """Encode supports of a class, which come after those that it has; all at the sizes of the first."""
+        parts = [after] if after else []
+        count = len(after.frames) if after else 0
+        for number, pair in enumerate(pairs, start=count + 1):
+            where = f"{name}, support {number}"
+            views = self._views(*read_support(*pair, where), where)
+            parts.append(self._encode_views(views, parts[0].sizes if parts else None))
+        return self._merge(parts)
 
-    def _views(self, picture: Picture, annotation: Annotation, name: str) -> list[tuple[list[Sample], Frame]]:
+    def _encode_views(
+        self,
+        views: Sequence[tuple[Sequence[Sample], Frame]],
+        sizes: Sequence[Size] | None,
+        features: Sequence[Mapping[str, Tensor]] = (),
+    ) -> ClassSupport:
+        """Encode the views of one support.
+
+        Args:
+            views: the support's views at each size, and where they lie in it.
+            sizes: of the network's inputs; None takes those of the first view.
+            features: of the first view at each size, where they are known; they save its backbone passes.
+        """
+        sets = []
+        for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
+            encoded = []
+            for number, (samples, _) in enumerate(views):
+                image, mask = resize_support(samples[i].image, samples[i].mask, size)
+                usable = features and number == 0 and image is samples[i].image
+                known = features[i] if usable else None
+                encoded.append(self.model.encode_support(image[None, None], mask[None, None], known))
+            sets.append(self.model.merge_supports(encoded))
+        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
+
+    def _encode_both(
+        self, image: np.ndarray, mask: np.ndarray, name: str, sizes: Sequence[Size] | None
+    ) -> tuple[EncodedImage, ClassSupport]:
+        """Encode a support as a query and as a support."""
+        views = self._views(image, mask, name)
+        samples, frame = views[0]
+        whole = not frame.mirrored and frame.window.of(mask).shape == mask.shape
+        samples = samples if whole else self._at_each_size(image)
+        features = [self.model.extract(self.model.normalise(s.image[None])) for s in samples]
+        queries = tuple(
+            self.model.encode_query(s.image[None], f) for s, f in zip(samples, features, strict=True)
+        )
+        query = EncodedImage(mask.shape, queries, tuple(map(_valid_size, samples)))
+        return query, self._encode_views(views, sizes, features if whole else ())
+
+    def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
+        """The supports of several as those of one class; all at the sizes of the first."""
+        by_size = zip(*(part.sets for part in parts), strict=True)
+        sets = tuple(self.model.merge_supports(same) for same in by_size)
+        return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
+
+    def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
+        """Keep some supports of a class with all their views."""
+        ends = np.cumsum([len(views) for views in support.frames])
+        shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
+        sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
+        return replace(support, sets=sets, frames=tuple(support.frames[i] for i in kept))
+
+    def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[list[Sample], Frame]]:
         """Those views of a support that still show its object at every size, and where each lies."""
-        pixels, mask = read_support(picture, annotation, name)
         views = []
-        for view in support_views(self._support_views, pixels, mask):
-            samples = self._at_each_size(view.image, view.mask)
+        for view, samples in shown_views(self._support_views, pixels, mask, self._at_each_size):
             if all(sample.shows(1) for sample in samples):
                 frame = Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size)
                 views.append((samples, frame))
@@ -286,18 +450,38 @@ class FewShotPredictor:
             )
         return views
 
-    def _at_each_size(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> list[Sample]:
-        mask = np.zeros(pixels.shape[:2], np.uint8) if mask is None else mask
-        return [transform_sample(resize, pixels, mask) for resize in self._resizes]
+    def _predict(
+        self,
+        queries: Sequence[QueryFeatures],
+        images: Sequence[EncodedImage],
+        supports: Mapping[str, ClassSupport],
+    ) -> list[Prediction]:
+        """Segment a batch of images, whose queries at each size are given as one batch."""
+        names = tuple(supports)
+        shapes = [(len(names), *image.size) for image in images]
+        probability = [np.empty(shape, np.float32) for shape in shapes]
+        labels = [np.zeros(image.size, np.min_scalar_type(len(names))) for image in images]
+        best = [np.zeros(image.size, np.float32) for image in images]  # the winner's lead over its background
+        for i, support in enumerate(supports.values()):
+            logits = [self.model.match(q, s).logits for q, s in zip(queries, support.sets, strict=True)]
+            for row, image in enumerate(images):
+                lead = self._lead([scores[row] for scores in logits], image)
+                wins = (lead > torch.from_numpy(best[row])).numpy()
+                labels[row][wins], best[row][wins] = i + 1, lead.numpy()[wins]
+                probability[row][i] = lead.sigmoid_().numpy()
+        return [Prediction(names, *arrays) for arrays in zip(probability, labels, strict=True)]
 
-    def _lead(self, queries: Sequence[Sample], support: ClassSupport, height: int, width: int) -> Tensor:
-        """(height, width) on the CPU: the object's score minus the background's."""
-        scores = []
-        for query, support_set in zip(queries, support.sets, strict=True):
-            logits = self.model.segment(query.image[None], support_set)[0]
-            frame = {"height": height, "width": width, "valid_size": query.valid_size or logits.shape[1:]}
-            scores.append(self.model.to_frame(logits, frame).cpu())
+    def _lead(self, logits: Sequence[Tensor], image: EncodedImage) -> Tensor:
+        """(height, width) on the CPU: the object's score minus the background's, of logits at each size."""
+        (height, width), scores = image.size, []
+        for at_size, valid_size in zip(logits, image.valid_sizes, strict=True):
+            frame = {"height": height, "width": width, "valid_size": valid_size}
+            scores.append(self.model.to_frame(at_size, frame).cpu())
         if len(scores) > 1:
             scores = [mean_log_probability([score.double() for score in scores])]
         background, foreground = scores[0]
         return foreground.sub_(background)  # in place: the image may be large
+
+
+def _valid_size(sample: Sample) -> Size:
+    return sample.valid_size or tuple(sample.image.shape[1:])

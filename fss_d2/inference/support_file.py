@@ -11,15 +11,15 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from fss_d2.checkpoint.reading import UNREADABLE, load_plain
-from fss_d2.data.windows import Window
+from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.layers import resize
+from fss_d2.state_dict import UNREADABLE, load_plain
 
-__all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes"]
+__all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
-_KIND, _VERSION = "fss_d2 encoded support", 2
+_KIND, _VERSION = "fss_d2 encoded support", 3
 # Keys that leave the encoding as it is, or that the digest of the weights stands for.
 _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
@@ -53,6 +53,11 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]
     frames: tuple[tuple[Frame, ...], ...]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the network's inputs."""
+        return [support_set.size for support_set in self.sets]
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
         """Bring maps of the shots (shots, H, W) to the supports' own sizes, adding up those of its views.
@@ -95,7 +100,7 @@ def save_classes(
         "version": _VERSION,
         "method": type(model).__name__,
         "settings": dict(settings),
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "classes": {
             name: {
                 "sets": [support_set.state() for support_set in support.sets],
@@ -169,12 +174,12 @@ def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[
     for key in sorted(there.keys() & settings.keys()):
         if there[key] != settings[key]:
             return f"was encoded with {key} {there[key]}, here it is {settings[key]}: take its config"
-    if content["weights"] != _digest(model):
+    if content["weights"] != weights_digest(model):
         return f"was encoded with other weights of {method}: load those"
     return ""
 
 
-def _digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A hash of all weights, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,7 +1,1 @@
-"""From a few annotated pictures to labels of a folder, in the formats of other programs."""
-
-from .job import Job, run_job
-from .supports import Support, read_supports
-from .writers import FORMATS
-
-__all__ = ["FORMATS", "Job", "Support", "read_supports", "run_job"]
+"""Label a folder of images like a few annotated ones, in the formats of other programs."""

@@ -1,104 +1,114 @@
-"""The auto-labeller's command line, for ``tools/autolabel.py`` and ``fss-d2 label``."""
+"""The command ``fss-d2 label``."""
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.utils.file_io import PathManager
-
-from fss_d2.engine.arguments import add_launch_arguments, load_config, parse_command_line, plan_from
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from
 from fss_d2.engine.launch import launch
-from fss_d2.engine.setup import start_log
-from fss_d2.files import printable
-from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
-from .job import Job, run_job
-from .supports import read_supports
-from .writers import FORMATS
+if TYPE_CHECKING:  # modules that load torch are imported where they are used: --help answers without them
+    from detectron2.config import CfgNode
+
+    from fss_d2.inference.predictor import FewShotPredictor
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = "Label a folder of images like a few annotated ones."
+_FORMATS = "coco,png,yolo,labelme"  # the keys of `writers.FORMATS`
+_DESCRIPTION = """Label a folder of images like a few annotated ones.
+
+    fss-d2 label --support annotated --images photos --output labels
+
+First each annotated image is segmented with the others of its class: that shows what IoU to expect, and which
+annotated image makes the others worse. Then every image is labelled. The output folder gets the labels in all
+formats, needs_review.txt (images of low confidence) and report.html (all labels on one page). After an
+interruption, the same command goes on where it stopped."""
+_SUPPORT = """annotated images: a folder of <class>/images and <class>/masks, or of <class>/<name>.jpg and
+<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"""
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
-    """Run the auto-labeller.
+    """Run the command.
 
     Args:
         arguments: of the command line; None takes those of the process.
-        program: what its usage message calls it.
+        program: the name in the usage message.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_supports`, `FewShotPredictor.from_config` and `run_job`.
+        ValueError, FileNotFoundError: as `read_supports`, `load_config`, `FewShotPredictor` and `run_job`.
     """
-    args = _parse(arguments, program)
+    parser = _parser(program)
+    add_launch_arguments(parser)
+    args = parse_command_line(parser, arguments)
     plan = plan_from(args)
     try:
-        launch(_run, plan, (args, "" if plan.uses_gpu else "cpu"))
+        launch(_run, plan, (args, None if plan.uses_gpu else 0))
     except KeyboardInterrupt:
-        logger.info("What is done is kept: the same command goes on where it stopped")
+        logger.info("Finished images are kept: the same command goes on where it stopped")
         raise
 
 
-def _run(args: argparse.Namespace, device: str) -> None:
+def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
+    """Label, in each process."""
+    from detectron2.utils.env import seed_all_rng
+
+    from fss_d2.config import load_config
+    from fss_d2.engine.setup import start_log
+    from fss_d2.files import printable
+    from fss_d2.inference.predictor import FewShotPredictor
+
+    from .job import Job, run_job
+    from .supports import read_supports
+
     start_log()
     formats = tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
-    images, output = Path(args.images), Path(args.output)
-    job = Job(images, output, formats, args.review_below, args.min_area, args.check)
+    job = Job(Path(args.images), Path(args.output), formats, args.review_below, args.min_area, args.check)
     supports = read_supports(args.support, args.support_images)
-    predictor = FewShotPredictor.from_config(
-        args.config_file, weights=args.weights, opts=args.opts, device=device
-    )
-    summary = run_job(job, predictor, supports, _model(args, device))
+    weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+    cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
+    seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
+    predictor = FewShotPredictor.from_cfg(cfg)
+    summary = run_job(job, predictor, supports, _model(cfg, predictor))
     if summary:
         logger.info(
             "Labelled %d images (%d to review, %d unreadable); look at %s",
             summary["labelled"],
             summary["needs_review"],
             len(summary["unreadable"]),
-            printable(output / "report.html"),
+            printable(job.output / "report.html"),
         )
 
 
-def _model(args: argparse.Namespace, device: str) -> dict[str, str]:
-    """Digests of the settings and of the weights, wherever they lie."""
-    cfg = load_config(args.config_file, args.opts, num_gpus=0 if device == "cpu" else None).clone()
-    weights = PathManager.get_local_path(args.weights or cfg.MODEL.WEIGHTS)
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
-    if Path(weights).is_file():
-        weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    return {"config": hashlib.sha256(cfg.dump().encode()).hexdigest(), "weights": weights}
+def _model(cfg: "CfgNode", predictor: "FewShotPredictor") -> dict[str, str]:
+    """What predictions depend on: config keys with their values, and a digest of the weights."""
+    from fss_d2.inference.support_file import encoding_settings, weights_digest
+
+    refinement = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT}
+    return {"weights": weights_digest(predictor.model), **refinement, **encoding_settings(cfg)}
 
 
-def _parse(arguments: Sequence[str] | None, program: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=program, description=_DESCRIPTION)
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
     )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser.add_argument("--support", required=True, metavar="PATH", help=_SUPPORT)
     parser.add_argument(
-        "--support",
-        required=True,
-        metavar="PATH",
-        help="annotated images: a folder of <class>/images and <class>/masks, or of <class>/<name>.jpg and "
-        "<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files",
-    )
-    parser.add_argument(
-        "--support-images", metavar="FOLDER", help="where a COCO JSON's images are; default: beside it"
+        "--support-images", metavar="FOLDER", help="images of a COCO JSON; default: the folder of the JSON"
     )
     parser.add_argument("--images", required=True, metavar="FOLDER", help="images to label, with subfolders")
     parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="new, or that of a run to go on with"
+        "--output", required=True, metavar="FOLDER", help="a new folder, or that of a run to go on with"
     )
-    parser.add_argument(
-        "--formats", default=",".join(FORMATS), metavar="A,B", help="default: all, %(default)s"
-    )
+    parser.add_argument("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")
     parser.add_argument(
         "--review-below",
         type=float,
@@ -113,7 +123,9 @@ def _parse(arguments: Sequence[str] | None, program: str | None) -> argparse.Nam
         help="pixels of the smallest object; default: a two-thousandth of the image",
     )
     parser.add_argument(
-        "--no-check", dest="check", action="store_false", help="do not label the supports by each other first"
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="do not check the supports first",
     )
-    add_launch_arguments(parser)
-    return parse_command_line(parser, arguments)
+    return parser

@@ -1,38 +1,36 @@
-"""The run over a folder: it can be interrupted at any time and goes on where it was."""
+"""Label a folder: a job can be interrupted at any time and goes on where it stopped."""
 
 import dataclasses
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from fss_d2.data.images import read_image
+from fss_d2.data.images import is_image_name, read_image
 from fss_d2.files import printable, write_atomic
 
-from .contact_sheet import THUMBNAILS, contact_sheet, thumbnail
-from .image_folder import file_state, find_images, without_supports
-from .interfaces import Predictor
-from .leave_one_out import ClassCheck, SupportCheck, check_supports, describe
-from .output import OutputFolder
-from .records import Journal, record_of
+from .leave_one_out import ClassCheck, Predictor, SupportCheck, check_supports, describe
+from .output import Journal, OutputFile, OutputFolder, json_bytes, record_of
+from .report import THUMBNAILS, report_files, summarize, thumbnail
 from .supports import Support
-from .writers import FORMATS, LabelSet, OutputFile, json_bytes
+from .writers import FORMATS, LabelSet
 
-__all__ = ["Job", "run_job"]
+__all__ = ["Job", "find_images", "run_job"]
 
 logger = logging.getLogger(__name__)
 
 _CHECK_FILE = "leave_one_out.json"
-_MOST_CLASSES = 254  # a class map has 255 for pixels to ignore
+_MOST_CLASSES = 254  # a class map has 255 for ignored pixels
 
 Supports = Mapping[str, Sequence[Support]]
+State = tuple[int, int]  # of a file: size in bytes, time of the last change in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,14 @@ class Job:
 
     Attributes:
         images: folder of the images to label, with its subfolders.
-        output: folder of its own for the results.
-        formats: of `FORMATS`. More can be written later by running the job again.
-        review_below: confidence under which an image is listed in needs_review.txt.
+        output: folder for the results and nothing else.
+        formats: keys of `FORMATS`. Run the job again to write more formats later.
+        review_below: images of less confidence are listed in needs_review.txt.
         min_area: pixels that a connected object must have; None takes a two-thousandth of the image.
-        check: label the supports by each other first.
+        check: segment each support with the others first.
 
     Raises:
-        ValueError: a format that is not known, a number out of its range, or the images lie in the output.
+        ValueError: an unknown format, a number out of its range, or images that lie in the output folder.
     """
 
     images: Path
@@ -76,72 +74,123 @@ def run_job(
 ) -> dict[str, Any]:
     """Label every image of a folder, and write the labels in all formats asked for.
 
-    ``output`` receives ``records/<image>.json`` and ``thumbnails/<image>.jpg`` as images are finished; when
-    all are, the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the
-    records alone. A run that was interrupted goes on with the same call, and ends with the same files.
-    Finished records are kept unless their image was changed; files that a person has edited are left as they
-    are; labels of images that are gone go too. Images that are supports are skipped, those that cannot be
-    read are listed in the summary.
+    ``output`` gets ``records/<image>.json`` and ``thumbnails/<image>.jpg`` as images are finished; at the end
+    the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the records
+    alone. After an interruption the same call goes on and ends with the same files.
 
-    In several processes (see `fss_d2.engine.launch`) each labels its share of the images.
+    A finished record is kept while its image file, the supports, ``min_area`` and ``model`` stay the same;
+    everything else may change, also the places of both folders. Files that somebody has edited are left as
+    they are; labels of images that are gone are deleted. Images that are supports are skipped, and images
+    that cannot be read are listed in the summary. In several processes (`fss_d2.engine.launch`) each labels
+    its share.
 
     Args:
+        job: what to do.
         predictor: gets the supports; several classes compete.
-        supports: of each class, as `read_supports` gives them.
-        model: names and digests of what the labels depend on besides; a job goes on only with the same.
+        supports: of each class, from `read_supports`.
+        model: config keys and digests that the predictions depend on.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
         FileNotFoundError: there is no such folder of images.
-        ValueError: no image in it, none that can be labelled, too many classes, or an output folder that
+        ValueError: it has no image, or none that can be labelled; too many classes; or an output folder that
             belongs to another job.
     """
     names, skipped = _to_label(job, supports)
     classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
     predictor.set_support_classes(classes)  # first: supports that are refused leave no folder behind
-    output, checks = OutputFolder(job.output), []
+    output, journal = OutputFolder(job.output), Journal(job.output / "records")
     if comm.is_main_process():
-        if output.claim(_settings(job, supports, model or {})):
+        if output.claim(_settings(job, supports), model):
             logger.info("Going on with the job in %s", printable(job.output))
-        if job.check:
-            checks, ran = _checked(job, predictor, supports)
-            if ran:
-                predictor.set_support_classes(classes)  # the check has put others there
+        if not journal.knows_any(names):
+            raise ValueError(
+                f"{job.output} holds the labels of other images than {job.images}: give the folder of those, "
+                "or another output folder"
+            )
     comm.synchronize()
-    states = {name: file_state(job.images / name) for name in names}
+    checks = _checks(job, predictor, supports) if job.check else []
+    states = {name: _state(job.images / name) for name in names}
     failed = _label(job, predictor, tuple(supports), states)
     if not comm.is_main_process():
         return {}
-    journal = Journal(job.output / "records")
     records = [r for name in names if name not in failed and (r := journal.read(name, states[name]))]
     if not records:
         raise ValueError(f"none of {len(names)} images could be labelled; {next(iter(failed.values()))}")
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
-    summary = _summary(labels, job.review_below, skipped, failed)
-    for name in output.write(_final_files(job, labels, summary, checks)):
-        logger.warning(
-            "%s was edited since it was written, and is left as it is", printable(job.output / name)
-        )
+    summary = summarize(labels, job.review_below, skipped, failed)
+    for name in output.write(_final_files(job, labels, checks, summary)):
+        logger.warning("%s was edited after it was written; it stays as it is", printable(job.output / name))
     return summary
 
 
+def find_images(folder: Path, leave_out: Path) -> list[str]:
+    """The names of all images in a folder and its subfolders, sorted: paths relative to it, with "/".
+
+    Images are recognized by their ending. Names that start with a dot are left out.
+
+    Args:
+        folder: where to look.
+        leave_out: a folder, inside of it or not, whose files are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of the images to label")
+    leave_out = leave_out.resolve()
+    names = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or not is_image_name(path) or not path.is_file():
+            continue
+        if leave_out not in path.resolve().parents:
+            names.append(relative.as_posix())
+    if not names:
+        raise ValueError(f"{folder} holds no image; give the folder of the images to label")
+    return sorted(names)
+
+
 def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str]]:
-    """Names of the images to label, and of those that are supports."""
+    """The names of the images to label, and of those that are supports."""
     if len(supports) > _MOST_CLASSES:
         raise ValueError(f"{len(supports)} classes; at most {_MOST_CLASSES} fit into one class map")
     files = {file for of_class in supports.values() for support in of_class for file in support.files}
-    names, skipped = without_supports(job.images, find_images(job.images, job.output), files)
+    names, skipped = _without_supports(job.images, find_images(job.images, job.output), files)
     for name in skipped:
-        logger.info("Skipped %s: it is a support, or a mask of one", printable(name))
+        logger.info("Skipped %s: it is a support, or the mask of one", printable(name))
     if not names:
         raise ValueError(f"{job.images} holds no image but the supports; there is nothing to label")
     return names, skipped
 
 
-def _settings(job: Job, supports: Supports, model: Mapping[str, str]) -> dict[str, Any]:
-    """What must stay the same for finished records to be kept."""
+def _without_supports(
+    folder: Path, names: Sequence[str], files: Iterable[Path]
+) -> tuple[list[str], list[str]]:
+    """Divide images into those to label, and the files of supports (masks, too) and copies of them."""
+    by_size: dict[int, list[Path]] = {}
+    for file in files:
+        by_size.setdefault(file.stat().st_size, []).append(file)
+
+    @cache
+    def digest(path: Path) -> bytes:
+        return hashlib.sha256(path.read_bytes()).digest()
+
+    to_label, supports = [], []
+    for name in names:
+        path = folder / name
+        of_same_size = by_size.get(path.stat().st_size, [])
+        found = any(path.samefile(file) or digest(path) == digest(file) for file in of_same_size)
+        (supports if found else to_label).append(name)
+    return to_label, supports
+
+
+def _settings(job: Job, supports: Supports) -> dict[str, Any]:
+    """What the labels depend on besides the model."""
     digest = hashlib.sha256()
     for name, of_class in supports.items():
         digest.update(repr((name, len(of_class))).encode("utf-8", "surrogateescape"))
@@ -149,41 +198,49 @@ def _settings(job: Job, supports: Supports, model: Mapping[str, str]) -> dict[st
             for array in (support.image, support.mask):
                 digest.update(repr(array.shape).encode())
                 digest.update(array.tobytes())
-    return {
-        **model,
-        "images": str(job.images.resolve()),
-        "supports": digest.hexdigest(),
-        "min_area": job.min_area,
-        "review_below": job.review_below,
-    }
+    return {"supports": digest.hexdigest(), "min_area": job.min_area}
 
 
-def _checked(job: Job, predictor: Predictor, supports: Supports) -> tuple[list[ClassCheck], bool]:
-    """The leave-one-out check, and whether it ran: an earlier run of the job may have got so far."""
-    file, ran = job.output / _CHECK_FILE, False
+def _checks(job: Job, predictor: Predictor, supports: Supports) -> list[ClassCheck]:
+    """The leave-one-out check, from the file of an earlier run where there is one; [] on other processes."""
+    file, main = job.output / _CHECK_FILE, comm.is_main_process()
+    checks: list[ClassCheck] | None = comm.all_gather(_read_checks(file) if main else None)[0]
+    if checks is None:
+        logger.info("Segmenting each support with the others of its class, to see what to expect")
+        checks = check_supports(predictor, supports)
+        if main:
+            write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
+    if main:
+        logger.info("Each support segmented with the others of its class:\n%s", printable(describe(checks)))
+    return checks
+
+
+def _read_checks(file: Path) -> list[ClassCheck] | None:
+    """None where the file is not there, or damaged."""
     try:
-        content = json.loads(file.read_bytes())
-        checks = [
-            ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"])) for c in content
+        return [
+            ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"]), c["total"])
+            for c in json.loads(file.read_bytes())
         ]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged
-        logger.info("Labelling each support by the others of its class, to see what to expect")
-        checks, ran = check_supports(predictor, supports), True
-        write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
-    logger.info("Each support labelled by the others of its class:\n%s", printable(describe(checks)))
-    return checks, ran
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _state(path: Path) -> State:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _label(
-    job: Job, predictor: Predictor, class_names: tuple[str, ...], states: Mapping[str, tuple[int, int]]
+    job: Job, predictor: Predictor, class_names: tuple[str, ...], states: Mapping[str, State]
 ) -> dict[str, str]:
-    """Label what is not finished; return what is wrong with images that cannot be, on the main process."""
+    """Label what is not finished; on the main process, return the images that failed and why."""
     journal = Journal(job.output / "records")
     mine = list(states)[comm.get_rank() :: comm.get_world_size()]
     pending = [name for name in mine if journal.read(name, states[name]) is None]
     failed = {}
     done = len(mine) - len(pending)
-    logger.info("Labelling %d images; %d are done already", len(mine), done)
+    logger.info("Labelling %d images, %d of them done before", len(mine), done)
     for name in tqdm(pending, initial=done, total=len(mine), desc="Label", disable=None):
         try:
             image, _ = read_image(job.images / name)
@@ -198,34 +255,11 @@ def _label(
     return dict(sorted((name, text) for part in gathered for name, text in part.items()))
 
 
-def _summary(
-    labels: LabelSet, review_below: float, skipped: Sequence[str], failed: Mapping[str, str]
-) -> dict[str, Any]:
-    found = [name for record in labels.records for name in record.class_names]
-    review = [r for r in labels.records if r.confidence < review_below]
-    return {
-        "labelled": len(labels.records),
-        "with_class": {name: found.count(name) for name in labels.class_names},
-        "nothing_found": sum(not record.objects for record in labels.records),
-        "needs_review": len(review),
-        "mean_confidence": round(sum(r.confidence for r in labels.records) / len(labels.records), 6),
-        "skipped_supports": list(skipped),
-        "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
-    }
-
-
 def _final_files(
-    job: Job, labels: LabelSet, summary: Mapping[str, Any], checks: Sequence[ClassCheck]
+    job: Job, labels: LabelSet, checks: Sequence[ClassCheck], summary: Mapping[str, Any]
 ) -> Iterator[OutputFile]:
-    """All that is written at the end."""
+    """All files that are written at the end."""
     for name in FORMATS:
         if name in job.formats:
             yield from FORMATS[name](labels)
-    review = [r for r in labels.records if r.confidence < job.review_below]
-    review.sort(key=lambda record: (record.confidence, record.image))
-    yield "needs_review.txt", b"".join(os.fsencode(f"{record.image}\n") for record in review)
-    rows = [{"image": r.image, "confidence": r.confidence, "classes": list(r.class_names)} for r in review]
-    yield "needs_review.json", json_bytes(rows)
-    notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
-    yield "report.html", contact_sheet(labels, review_below=job.review_below, checks=checks, notes=notes)
-    yield "summary.json", json_bytes(dict(summary))
+    yield from report_files(labels, job.review_below, checks, summary)

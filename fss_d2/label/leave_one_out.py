@@ -1,22 +1,60 @@
-"""What to expect of supports, from the supports alone: each is labelled by the others."""
+"""What to expect of supports: each is segmented with the others of its class."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from detectron2.utils import comm
 from tabulate import tabulate
 from tqdm import tqdm
 
 from fss_d2.evaluation.metrics import count_areas, iou
+from fss_d2.inference.prediction import Prediction
 
-from .interfaces import Predictor
 from .supports import Support
 
-__all__ = ["ClassCheck", "SupportCheck", "check_supports", "describe"]
+__all__ = ["ClassCheck", "Predictor", "SupportCheck", "check_supports", "describe"]
 
-_CLEARLY = 0.05  # IoU that the others gain, on average, without a support that hurts
-_LARGEST = 12  # supports of a class up to which every pair is left out too: k (k - 1) / 2 encodings
+_HURTS = 0.05  # mean IoU that the others gain without a support that hurts
+_MOST_CHECKED = 24  # supports of a class that are segmented; of more, as many spread evenly
+_MOST_PAIRED = 12  # supports of a class up to which pairs are left out, too
+
+Group = tuple[int, ...]  # indices of supports that are left out together
+
+
+class Predictor(Protocol):
+    """What labelling needs of a predictor; `fss_d2.inference.predictor.FewShotPredictor` has it."""
+
+    def set_support_classes(
+        self, classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+    ) -> None:
+        """Set the supports of one or more classes, which compete for each pixel.
+
+        Args:
+            classes: images (H, W, 3) uint8 and masks (H, W) in {0, 1, 255} of each.
+        """
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        """Segment an image (H, W, 3) uint8."""
+
+    def leave_out(
+        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], left_out: Sequence[Group]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Segment supports of one class with the others; every picture passes the backbone once.
+
+        Supports that were set before stay.
+
+        Args:
+            images: K of (H, W, 3) uint8.
+            masks: K of (H, W) in {0, 1, 255}.
+            left_out: groups of indices.
+
+        Yields:
+            For each group the masks (H, W) bool of its supports, each segmented with all supports that are
+            not in the group.
+        """
 
 
 @dataclass(frozen=True)
@@ -24,10 +62,10 @@ class SupportCheck:
     """One support.
 
     Attributes:
-        name: its picture's.
-        iou: of its mask with what the class's other supports make of it, 0 to 1.
-        gain_without: how much the mean IoU of the other supports rises when they do without this one; None
-            where that cannot be told (fewer than three supports, or very many).
+        name: of its picture.
+        iou: of its mask with the mask that the other supports of the class give, 0 to 1.
+        gain_without: how much the mean IoU of the other supports rises without this one; None for fewer than
+            3 supports and for more than 12.
     """
 
     name: str
@@ -37,99 +75,133 @@ class SupportCheck:
     @property
     def hurts(self) -> bool:
         """Whether the others do clearly better without it, though they are fewer then."""
-        return self.gain_without is not None and self.gain_without >= _CLEARLY
+        return self.gain_without is not None and self.gain_without >= _HURTS
 
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """The supports of one class; ``supports`` is empty where there is only one, which cannot be checked."""
+    """One class.
+
+    Attributes:
+        class_name: its name.
+        supports: those that were checked; none where the class has only one.
+        total: number of supports that the class has.
+    """
 
     class_name: str
     supports: tuple[SupportCheck, ...]
+    total: int
 
     @property
     def expected_iou(self) -> float | None:
-        """Mean IoU, 0 to 1, with one support less than the run will have; None if it cannot be checked."""
+        """Mean IoU, 0 to 1, with one support less than the job has; None where it cannot be checked."""
         return float(np.mean([s.iou for s in self.supports])) if self.supports else None
 
 
 def check_supports(predictor: Predictor, supports: Mapping[str, Sequence[Support]]) -> list[ClassCheck]:
-    """Label every support by the others of its class.
+    """Segment every support with the others of its class, and again without each one of these.
 
-    To see whether a support hurts, the others are labelled once more without it. Pixels of 255 do not count.
-    Classes are looked at one by one; that they compete later can only be seen on images that show several.
+    Pixels of 255 do not count. Classes are checked one by one: how they compete shows only on images with
+    several. A class with K supports costs K passes through the backbone. At most 24 supports are
+    segmented, spread evenly over the class. Up to 12 supports, each pair is left out as well, to see which
+    support hurts.
 
-    Args:
-        predictor: its supports are replaced.
-        supports: of each class.
+    In several processes each takes its share; call this in all of them.
+
+    Returns:
+        One check per class; on processes other than the first an empty list.
     """
-    encodings = {name: _left_out(len(of_class)) for name, of_class in supports.items()}
-    with tqdm(total=sum(map(len, encodings.values())), desc="Leave one out", disable=None) as bar:
-        return [
-            ClassCheck(name, _check_class(predictor, name, of_class, encodings[name], bar))
-            for name, of_class in supports.items()
-        ]
+    groups = [(name, out) for name, of_class in supports.items() for out in _left_out(len(of_class))]
+    mine: dict[str, list[Group]] = {}
+    for name, out in groups[comm.get_rank() :: comm.get_world_size()]:
+        mine.setdefault(name, []).append(out)
+    scores = {}
+    with tqdm(total=sum(map(len, mine.values())), desc="Leave one out", disable=None) as bar:
+        for name, left_out in mine.items():
+            for out, ious in _scores(predictor, supports[name], left_out):
+                scores[name, out] = ious
+                bar.update()
+    gathered: list[dict[tuple[str, Group], list[float]]] = comm.gather(scores)
+    if not comm.is_main_process():
+        return []
+    by_class: dict[str, dict[Group, list[float]]] = {name: {} for name in supports}
+    for share in gathered:
+        for (name, out), ious in share.items():
+            by_class[name][out] = ious
+    return [
+        ClassCheck(name, _support_checks(supports[name], of_class), len(supports[name]))
+        for name, of_class in by_class.items()
+    ]
 
 
-def _left_out(count: int) -> list[tuple[int, ...]]:
-    """Which supports of a class to leave out together: each, then each pair."""
-    singles = [(i,) for i in range(count)] if count >= 2 else []
-    pairs = list(itertools.combinations(range(count), 2)) if 3 <= count <= _LARGEST else []
-    return [*singles, *pairs]
-
-
-def _check_class(
-    predictor: Predictor,
-    name: str,
-    supports: Sequence[Support],
-    left_out: Sequence[tuple[int, ...]],
-    bar: tqdm,
-) -> tuple[SupportCheck, ...]:
-    count = len(supports)
-    # scores[i, j]: IoU of support i, labelled by all but i and j; the diagonal leaves out i alone.
-    scores = np.full((count, count), np.nan)
-    for out in left_out:
-        rest = [s for i, s in enumerate(supports) if i not in out]
-        predictor.set_support_classes({name: ([s.image for s in rest], [s.mask for s in rest])})
-        for i in out:
-            scores[i, out[-1] if i == out[0] else out[0]] = _iou(predictor, supports[i])
-        bar.update()
+def _left_out(count: int) -> list[Group]:
+    """Which supports of a class to leave out together: each of those to check, then each pair."""
     if count < 2:
-        return ()
-    with_all = np.diag(scores)
-    gains = [np.delete(scores[:, j] - with_all, j).mean() for j in range(count)]  # NaN: no pairs
-    return tuple(
-        SupportCheck(s.name, float(with_all[i]), None if np.isnan(gains[i]) else float(gains[i]))
-        for i, s in enumerate(supports)
-    )
+        return []
+    checked = np.linspace(0, count - 1, min(count, _MOST_CHECKED)).round().astype(int).tolist()
+    pairs = itertools.combinations(range(count), 2) if 3 <= count <= _MOST_PAIRED else ()
+    return [*((i,) for i in checked), *pairs]
 
 
-def _iou(predictor: Predictor, support: Support) -> float:
-    predicted = predictor.predict(support.image).labels == 1
-    intersection, union = count_areas(predicted, support.mask)
+def _scores(
+    predictor: Predictor, supports: Sequence[Support], left_out: Sequence[Group]
+) -> Iterator[tuple[Group, list[float]]]:
+    """For each group the IoU of its supports."""
+    found = predictor.leave_out([s.image for s in supports], [s.mask for s in supports], left_out)
+    for out, masks in zip(left_out, found, strict=True):
+        yield out, [_iou(mask, supports[i].mask) for i, mask in zip(out, masks, strict=True)]
+
+
+def _iou(predicted: np.ndarray, mask: np.ndarray) -> float:
+    intersection, union = count_areas(predicted, mask)
     return float(iou(intersection, union)[1])
 
 
+def _support_checks(
+    supports: Sequence[Support], scores: Mapping[Group, Sequence[float]]
+) -> tuple[SupportCheck, ...]:
+    """The checks of the supports that were left out alone, from the IoU of each group's supports."""
+    alone = {out[0]: ious[0] for out, ious in scores.items() if len(out) == 1}
+    gains: dict[int, list[float]] = {i: [] for i in alone}  # of the others, without support i
+    for out, ious in scores.items():
+        if len(out) == 2:
+            gains[out[1]].append(ious[0] - alone[out[0]])
+            gains[out[0]].append(ious[1] - alone[out[1]])
+    return tuple(
+        SupportCheck(supports[i].name, alone[i], float(np.mean(gains[i])) if gains[i] else None)
+        for i in sorted(alone)
+    )
+
+
 def describe(checks: Sequence[ClassCheck]) -> str:
-    """A table of the IoU to expect of each class in percent, and which supports hurt, in words."""
+    """A table of the IoU to expect of each class in percent, and a sentence for each support that hurts."""
     rows, remarks = [], []
     for check in checks:
         if check.expected_iou is None:
-            rows.append([check.class_name, 1, "cannot be checked: add a second support", ""])
+            rows.append([check.class_name, check.total, "cannot be checked: add a second support", ""])
             continue
         worst = min(check.supports, key=lambda s: s.iou)
         lowest = f"{100 * worst.iou:.1f} ({worst.name})"
-        rows.append([check.class_name, len(check.supports), f"{100 * check.expected_iou:.1f}", lowest])
-        known = [s for s in check.supports if s.gain_without is not None]
-        if known and not any(s.hurts for s in known):
-            remarks.append(f"{check.class_name}: none of its supports makes the others worse; keep them all")
-        for s in known:
-            if s.hurts:
-                others = np.mean([o.iou for o in check.supports if o is not s])
-                remarks.append(
-                    f"{check.class_name}: {s.name} hurts: without it the others reach "
-                    f"{100 * (others + s.gain_without):.1f} instead of {100 * others:.1f}; "
-                    "look at its mask, or take it out"
-                )
+        rows.append([check.class_name, check.total, f"{100 * check.expected_iou:.1f}", lowest])
+        remarks += [f"{check.class_name}: {remark}" for remark in _remarks(check)]
     table = tabulate(rows, ["class", "supports", "IoU to expect, %", "lowest"], disable_numparse=True)
     return "\n".join([table, *remarks])
+
+
+def _remarks(check: ClassCheck) -> Iterator[str]:
+    """What the numbers of a class rest on, and which of its supports hurt."""
+    if len(check.supports) < check.total:
+        yield f"{len(check.supports)} of its {check.total} supports were checked, spread evenly over all"
+    if check.total > _MOST_PAIRED:
+        yield f"which support hurts is checked for up to {_MOST_PAIRED} supports only"
+    compared = [s for s in check.supports if s.gain_without is not None]
+    if compared and not any(s.hurts for s in compared):
+        yield "none of its supports makes the others worse; keep them all"
+    for s in compared:
+        if s.hurts:
+            others = np.mean([o.iou for o in check.supports if o is not s])
+            without = 100 * (others + s.gain_without)
+            yield (
+                f"{s.name} hurts: without it the others reach {without:.1f} instead of {100 * others:.1f}; "
+                "look at its mask, or take it out"
+            )

@@ -1,29 +1,173 @@
-"""The folder of a job: which job it belongs to, and files in it that nobody else has changed."""
+"""What a job keeps: a record of each labelled image, and a folder whose edited files stay as they are."""
 
+import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fss_d2.evaluation.rows import check_writable
-from fss_d2.files import is_half_written, read_json_object, write_atomic
+import numpy as np
+import pycocotools.mask as coco_mask
 
-from .writers import OutputFile, json_bytes
+from fss_d2.files import check_writable, is_half_written, read_json_object, write_atomic
+from fss_d2.inference.prediction import Instance, Prediction
 
-__all__ = ["OutputFolder"]
+__all__ = [
+    "ImageRecord",
+    "Journal",
+    "LabelledObject",
+    "OutputFile",
+    "OutputFolder",
+    "json_bytes",
+    "record_of",
+]
 
-_VERSION = 1
-_MEND = "give another output folder"
+_VERSION = 2  # of job.json
+_MOST_NAMED = 6  # settings that an error lists
+_FIX = "give another output folder"
+
+OutputFile = tuple[str, bytes]  # name relative to the output folder, with "/"; content
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON in ASCII, so that any file name survives any reader."""
+    return (json.dumps(content, indent=1) + "\n").encode("ascii")
+
+
+@dataclass(frozen=True)
+class LabelledObject:
+    """One connected object.
+
+    Attributes:
+        class_name: a class of the supports.
+        counts: of COCO's compressed run-length encoding.
+        area: pixels.
+        bbox: x, y, width, height in pixels.
+        score: mean probability of the class over the object's pixels.
+    """
+
+    class_name: str
+    counts: str
+    area: int
+    bbox: tuple[int, int, int, int]
+    score: float
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """The labels of one image, as it is seen upright.
+
+    Attributes:
+        image: path relative to the folder of images, with "/".
+        height, width: pixels.
+        confidence: see `record_of`.
+        objects: empty where nothing was found.
+    """
+
+    image: str
+    height: int
+    width: int
+    confidence: float
+    objects: tuple[LabelledObject, ...]
+
+    def rle(self, item: LabelledObject) -> dict[str, Any]:
+        """COCO's compressed RLE of an object, ready for JSON."""
+        return {"size": [self.height, self.width], "counts": item.counts}
+
+    def mask(self, item: LabelledObject) -> np.ndarray:
+        """The mask (H, W) bool of an object."""
+        return coco_mask.decode(self.rle(item)).astype(bool)
+
+    def class_map(self, class_names: Sequence[str]) -> np.ndarray:
+        """(H, W) uint8: 0 background, i + 1 the i-th class."""
+        labels = np.zeros((self.height, self.width), np.uint8)
+        for item in self.objects:
+            labels[self.mask(item)] = class_names.index(item.class_name) + 1
+        return labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that were found, sorted."""
+        return tuple(sorted({item.class_name for item in self.objects}))
+
+
+def record_of(image: str, prediction: Prediction, min_area: int | None) -> ImageRecord:
+    """Make the record of a prediction.
+
+    The confidence of a class is its mean probability over the pixels that it won; the confidence of an image
+    is the lowest of its classes. Where nothing of ``min_area`` is found, it is 1 minus the largest
+    probability of any class at any pixel, so that a near miss is reviewed.
+
+    Args:
+        image: its name, see `ImageRecord`.
+        min_area: pixels; smaller connected parts become background. None: see `Prediction.iter_instances`.
+    """
+    objects = []
+    sums: dict[str, tuple[float, int]] = {}  # per class: sum of the probability over its pixels, pixels
+    for instance in prediction.iter_instances(min_area):
+        objects.append(_labelled(instance))
+        total, area = sums.get(instance.name, (0.0, 0))
+        sums[instance.name] = total + instance.score * objects[-1].area, area + objects[-1].area
+    of_classes = [total / area for total, area in sums.values()]
+    confidence = min(of_classes) if of_classes else 1 - float(prediction.probability.max())
+    height, width = prediction.labels.shape
+    return ImageRecord(image, height, width, round(confidence, 6), tuple(objects))
+
+
+def _labelled(instance: Instance) -> LabelledObject:
+    rle = coco_mask.encode(np.asfortranarray(instance.mask, dtype=np.uint8))
+    x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
+    counts = rle["counts"].decode("ascii")
+    box = (x, y, width, height)
+    return LabelledObject(instance.name, counts, int(coco_mask.area(rle)), box, round(instance.score, 6))
+
+
+class Journal:
+    """One JSON file per finished image, in a folder with the same subfolders as the images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, record: ImageRecord, state: Sequence[int]) -> None:
+        """Record an image as finished.
+
+        Args:
+            state: size and time of the image file; `read` compares it to see whether the file has changed.
+        """
+        content = {"state": list(state), **dataclasses.asdict(record)}
+        write_atomic(self._file(record.image), json_bytes(content))
+
+    def read(self, image: str, state: Sequence[int]) -> ImageRecord | None:
+        """The record of an image; None where there is none, it is damaged, or the image file has changed."""
+        try:
+            content = json.loads(self._file(image).read_bytes())
+            return _parsed(content) if content["state"] == list(state) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
+
+    def knows_any(self, images: Iterable[str]) -> bool:
+        """Whether one of the images has a record, or the journal is still empty."""
+        return any(self._file(image).is_file() for image in images) or not any(self.folder.rglob("*.json"))
+
+    def _file(self, image: str) -> Path:
+        return self.folder / f"{image}.json"
+
+
+def _parsed(content: Mapping[str, Any]) -> ImageRecord:
+    objects = tuple(LabelledObject(**{**o, "bbox": tuple(o["bbox"])}) for o in content["objects"])
+    fields = {k: content[k] for k in ("image", "height", "width", "confidence")}
+    return ImageRecord(**fields, objects=objects)
 
 
 class OutputFolder:
-    """A folder that one job of one kind of settings owns.
+    """The output folder of one job.
 
-    ``job.json`` says which settings, ``written.json`` what was written (a digest of each file), so that what
-    a person has edited since is never written over. While files are written, ``writing.jsonl`` has the digest
-    of each before the file itself is there: what a killed run wrote is known for the job's own.
+    ``job.json`` has the job's settings and ``written.json`` the digest of each file that was written, so that
+    a file that somebody has edited since is never overwritten. While files are written, ``writing.jsonl``
+    gets the digest of each before the file itself appears: files of a killed run are known as the job's own.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,47 +175,57 @@ class OutputFolder:
         self._manifest = root / "written.json"
         self._log = root / "writing.jsonl"
 
-    def claim(self, settings: Mapping[str, Any]) -> bool:
-        """Make the folder a job's, or go on with that job, rid of what a killed run left half-written.
+    def claim(self, settings: Mapping[str, Any], model: Mapping[str, str] | None = None) -> bool:
+        """Start a job in the folder or go on with it; delete what a killed run left half-written.
 
         Args:
-            settings: everything that the labels depend on, as JSON values.
+            settings: what the labels depend on, as JSON values; the same for every version of this package.
+            model: config keys and values that they depend on, too. A key that only one of the two runs knows
+                comes from another version of this package, and does not count.
 
         Returns:
-            Whether the job was begun before.
+            Whether the job was started before.
 
         Raises:
-            ValueError: the folder holds a job of other settings, or other things, or cannot be written to.
+            ValueError: the folder holds a job with other settings or other things, or cannot be written to.
         """
-        file = self.root / "job.json"
-        if file.is_file():
-            before = read_json_object(file, _MEND).get("settings", {})
-            differ = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            if differ:
-                raise ValueError(
-                    f"{self.root} holds a job with other settings ({', '.join(differ)}): "
-                    "give the same again to go on, or another output folder"
-                )
-            check_writable(self.root)
-            self._tidy()
-            return True
-        if self.root.exists() and (
+        file, settings, model = self.root / "job.json", dict(settings), dict(model or {})
+        started = file.is_file()
+        if started:
+            self._compare(read_json_object(file, _FIX), settings, model)
+        elif self.root.exists() and (
             not self.root.is_dir() or any(not is_half_written(path) for path in self.root.iterdir())
         ):
-            raise ValueError(f"{self.root} is in use for something else: give an output folder of its own")
+            raise ValueError(f"{self.root} is in use for something else: {_FIX}")
         check_writable(self.root)
-        self._tidy()
-        digest = hashlib.sha256(json_bytes(dict(settings))).hexdigest()
-        write_atomic(file, json_bytes({"version": _VERSION, "settings": dict(settings), "hash": digest}))
-        return False
+        for path in filter(is_half_written, self.root.rglob(".*.tmp")):
+            path.unlink(missing_ok=True)
+        if not started:
+            write_atomic(file, json_bytes({"version": _VERSION, "settings": settings, "model": model}))
+        return started
+
+    def _compare(self, job: Mapping[str, Any], settings: Mapping[str, Any], model: Mapping[str, str]) -> None:
+        """Raise ValueError where a job.json is not that of the settings."""
+        before, model_before = job.get("settings"), job.get("model")
+        whole = isinstance(before, dict) and isinstance(model_before, dict)
+        if job.get("version") != _VERSION or not whole:
+            raise ValueError(f"{self.root} holds a job of another version of this program: {_FIX}")
+        differ = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+        differ += sorted(k for k in model_before.keys() & model.keys() if model_before[k] != model[k])
+        if differ:
+            more = [f"and {len(differ) - _MOST_NAMED} more"] if len(differ) > _MOST_NAMED else []
+            raise ValueError(
+                f"{self.root} holds a job with other settings ({', '.join(differ[:_MOST_NAMED] + more)}): "
+                "give the same again to go on, or another output folder"
+            )
 
     def write(self, files: Iterable[OutputFile]) -> list[str]:
         """Write files, replacing only what this job wrote before.
 
-        In the subfolders that receive files, those that were written before and do not come again go away.
+        Files of an earlier run that do not come again are deleted, in the subfolders that files come for.
 
         Returns:
-            The names of those that were left alone, because they have been edited.
+            The names of the files that were left as they are, because somebody has edited them.
         """
         own, come, kept = self._own_digests(), set(), []
         written: dict[str, str] = {}
@@ -99,10 +253,10 @@ class OutputFolder:
         return kept
 
     def _own_digests(self) -> dict[str, set[str]]:
-        """What each file held when the job wrote it; several where a run was killed meanwhile."""
+        """The digests of each file when the job wrote it; several after a run that was killed."""
         own: dict[str, set[str]] = defaultdict(set)
         if self._manifest.is_file():
-            for name, digest in read_json_object(self._manifest, _MEND).items():
+            for name, digest in read_json_object(self._manifest, _FIX).items():
                 own[name].add(digest)
         for line in self._log.read_bytes().splitlines() if self._log.is_file() else ():
             try:
@@ -115,8 +269,3 @@ class OutputFolder:
     def _digest(self, name: str) -> str | None:
         path = self.root / name
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-    def _tidy(self) -> None:
-        for path in self.root.rglob(".*.tmp"):
-            if is_half_written(path):
-                path.unlink(missing_ok=True)

@@ -1,21 +1,25 @@
-"""Annotated pictures in the forms that people have them in: mask folders, COCO JSON, LabelMe JSON."""
+"""Read annotated pictures as supports: mask folders, COCO JSON, LabelMe JSON."""
 
+import base64
+import io
 import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as coco_mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from fss_d2.data import register_coco_json, register_folder
+from fss_d2.data.images import open_image
 from fss_d2.data.masks import load_sample
 from fss_d2.files import read_json_object
 from fss_d2.inference.annotations import read_support
 from fss_d2.inference.support_folder import find_supports
-
-from .labelme import labelme_records
 
 __all__ = ["Support", "read_supports"]
 
@@ -23,6 +27,8 @@ _FORMS = (
     "give a folder with <class>/images/* and <class>/masks/<same name>.png or with <class>/<name>.jpg and "
     "<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"
 )
+_CIRCLE_CORNERS = 64
+_IGNORE, _BACKGROUND = "__ignore__", "_background_"  # labels that LabelMe itself uses
 _serial = itertools.count()
 
 Records = tuple[list[dict[str, Any]], list[str]]  # dataset dicts, class names
@@ -33,8 +39,8 @@ class Support:
     """One annotated picture of one class.
 
     Attributes:
-        name: of the picture, for people.
-        files: the picture's file and, where there is one, that of its mask.
+        name: of the picture, for messages.
+        files: the picture's file and, where there is one, the mask's.
         image: (H, W, 3) uint8 RGB, upright.
         mask: (H, W) uint8: 1 object, 0 background, 255 neither.
     """
@@ -53,15 +59,15 @@ def read_supports(
     Args:
         path: one of
             a folder with `<class>/images/*` and `<class>/masks/<same stem>.png`, or the folder of one class;
-            a folder where each image lies beside its mask, see `find_supports`;
+            a folder with each image next to its mask, see `find_supports`;
             a JSON file in COCO's format;
-            a LabelMe JSON file, or a folder of them (subfolders too), each with its picture where it says.
-        image_root: where the file names of a COCO JSON start; None takes the JSON's folder.
-        class_name: of images beside their masks without folders of classes; "" takes the folder's name.
+            a LabelMe JSON file, or a folder of them (subfolders too); each names its picture.
+        image_root: what file names in a COCO JSON are relative to; None takes the folder of the JSON.
+        class_name: of images next to their masks without class folders; "" takes the folder's name.
 
     Returns:
-        The supports of each class that has any. Classes come in the order of their names, or of the
-        category ids of a COCO JSON.
+        The supports of each class that has any. Classes are in the order of their names, or of the category
+        ids of a COCO JSON.
 
     Raises:
         FileNotFoundError: there is no such path, or a picture or mask is missing.
@@ -86,7 +92,7 @@ def read_supports(
 
 
 def _side_by_side(folder: Path, class_name: str) -> dict[str, list[Support]]:
-    """Images that lie beside their masks."""
+    """Images that lie next to their masks."""
     supports = {}
     for name, pairs in find_supports(folder, class_name).items():
         supports[name] = [
@@ -97,7 +103,7 @@ def _side_by_side(folder: Path, class_name: str) -> dict[str, list[Support]]:
 
 
 def _records(path: Path, image_root: Path) -> Records:
-    """Dataset dicts and class names, whatever the form."""
+    """Dataset dicts and class names of any other form."""
     if path.is_dir():
         if (path / "images").is_dir() and (path / "masks").is_dir():
             folder = path.resolve()
@@ -107,19 +113,19 @@ def _records(path: Path, image_root: Path) -> Records:
         files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
         if not files:
             raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
-        return labelme_records((file, read_json_object(file, _FORMS)) for file in files)
+        return _labelme_records([(file, read_json_object(file, _FORMS)) for file in files])
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")
     content = read_json_object(path, _FORMS)
     if "shapes" in content:
-        return labelme_records([(path, content)])
+        return _labelme_records([(path, content)])
     if "annotations" not in content:
         raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
     return _registered(path, register_coco_json, path, image_root)
 
 
 def _registered(path: Path, register: Callable[..., None], *args: Any, **options: Any) -> Records:
-    """Read by way of Detectron2's catalogs, and leave nothing there."""
+    """Read through Detectron2's catalogs, and remove the entries again."""
     name = f"supports {next(_serial)} of {path}"
     register(name, *args, **options)
     try:
@@ -128,3 +134,88 @@ def _registered(path: Path, register: Callable[..., None], *args: Any, **options
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def _labelme_records(files: Sequence[tuple[Path, Mapping[str, Any]]]) -> Records:
+    """Dataset dicts of parsed LabelMe files, given as (path, content); the classes are the sorted labels.
+
+    Shapes are polygons, rectangles, circles and masks. "__ignore__" labels pixels that are neither object nor
+    background; "_background_" is skipped.
+    """
+    for path, content in files:
+        _check_labelme(path, content)
+    labels = {str(shape["label"]) for _, content in files for shape in content["shapes"]}
+    names = sorted(labels - {_IGNORE, _BACKGROUND})
+    return [_labelme_record(path, content, names) for path, content in files], names
+
+
+def _check_labelme(path: Path, content: Mapping[str, Any]) -> None:
+    if not isinstance(content.get("shapes"), list) or not isinstance(content.get("imagePath"), str):
+        raise ValueError(f"{path} is not in LabelMe's format: it needs a list 'shapes' and an 'imagePath'")
+    for number, shape in enumerate(content["shapes"]):
+        if not isinstance(shape, dict) or not {"label", "points"} <= shape.keys():
+            raise ValueError(f"{path}: shapes[{number}] has no 'label' or no 'points'; add it")
+
+
+def _labelme_record(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A dataset dict; ``imagePath`` is relative to the file and may have Windows' separators."""
+    file = path.parent / content["imagePath"].replace("\\", "/")
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    if not (height and width):
+        image, orientation = open_image(file)
+        width, height = image.size if orientation < 5 else image.size[::-1]
+    annotations = []
+    for number, shape in enumerate(content["shapes"]):
+        label = str(shape["label"])
+        if label == _BACKGROUND:
+            continue
+        try:
+            segmentation = _segmentation(shape, int(height), int(width))
+        except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: shapes[{number}] ({label}) cannot be drawn: {reason}") from error
+        ids = range(len(names)) if label == _IGNORE else [names.index(label)]
+        annotations += [
+            {"category_id": i, "segmentation": segmentation, "iscrowd": int(label == _IGNORE)} for i in ids
+        ]
+    return {
+        "file_name": str(file),
+        "image_id": path.stem,
+        "height": int(height),
+        "width": int(width),
+        "classes": sorted({a["category_id"] for a in annotations if not a["iscrowd"]}),
+        "annotations": annotations,
+    }
+
+
+def _segmentation(shape: Mapping[str, Any], height: int, width: int) -> Any:
+    """A LabelMe shape as COCO's polygons or RLE."""
+    kind = shape.get("shape_type") or "polygon"
+    points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
+    if kind == "polygon" and len(points) >= 3:
+        corners = points
+    elif kind == "rectangle" and len(points) >= 2:
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    elif kind == "circle" and len(points) == 2:
+        angles = 2 * math.pi * np.arange(_CIRCLE_CORNERS) / _CIRCLE_CORNERS
+        radius = np.linalg.norm(points[1] - points[0])
+        corners = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    elif kind == "mask" and len(points) == 2:
+        return _pasted(shape["mask"], points, height, width)
+    else:
+        raise ValueError(f"a {kind} of {len(points)} points has no area; draw a polygon")
+    return [corners.ravel().tolist()]
+
+
+def _pasted(encoded: str, corners: np.ndarray, height: int, width: int) -> Any:
+    """RLE of a base64 PNG whose first pixel lies at the first corner."""
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        part = np.asarray(image) > 0
+    full = np.zeros((height, width), np.uint8, order="F")
+    left, top = (int(v) for v in corners[0])
+    if left < 0 or top < 0:
+        raise ValueError(f"its first corner {left}, {top} lies outside the picture")
+    view = full[top : top + part.shape[0], left : left + part.shape[1]]
+    view[:] = part[: view.shape[0], : view.shape[1]]
+    return coco_mask.encode(full)

@@ -1,6 +1,5 @@
-"""The labels of a folder in other programs' formats; each writer yields files as (name, content)."""
+"""Label files in the formats of other programs; each writer yields (name, content)."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,20 +8,19 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from PIL import Image
 
-from .polygons import mask_polygons
-from .records import ImageRecord
+from .output import ImageRecord, OutputFile, json_bytes
 
-__all__ = ["FORMATS", "LabelSet", "OutputFile", "class_list", "file_stems", "json_bytes"]
+__all__ = ["FORMATS", "LabelSet", "class_list", "file_stems", "mask_polygons"]
 
-OutputFile = tuple[str, bytes]  # name relative to the output folder, with "/"; content
-
-# Of corners, off the upper left edge of their pixel: both rounding and truncation then give the pixel.
+# Added to polygon corners, which are whole pixels: rounding and truncation then both return the same pixel.
 _INSIDE = 0.25
-# Of LabelMe's outlines, which are there to be dragged by hand: pixels, by the root of the area.
+# How far a simplified LabelMe outline may be off: a share of the square root of the area, within two limits
+# in pixels.
 _LABELME_TOLERANCE, _LEAST_TOLERANCE, _MOST_TOLERANCE = 0.005, 0.5, 1.5
 _LABELME_VERSION = "5.4.1"
 
@@ -32,10 +30,10 @@ class LabelSet:
     """What the writers write.
 
     Attributes:
-        class_names: in the order of their numbers.
-        records: in the order of their names.
-        images: the folder that the records' names start from.
-        output: the folder that files will lie in.
+        class_names: in the order of the class numbers.
+        records: in the order of the image names.
+        images: the folder that image names are relative to.
+        output: the folder that the files are written to.
     """
 
     class_names: tuple[str, ...]
@@ -45,27 +43,22 @@ class LabelSet:
 
 
 def file_stems(images: Sequence[str]) -> dict[str, str]:
-    """Names without ending for files about images; where two would share one, both keep their ending.
+    """Image names without their ending, for files about the images; two equal stems both keep the ending.
 
-    "a.jpg" and "b.png" become "a" and "b"; "a.jpg" beside "a.png" stays "a.jpg".
+    "a.jpg" and "b.png" become "a" and "b"; "a.jpg" next to "a.png" stays "a.jpg".
     """
     stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
     count = Counter(stems.values())
     return {image: stem if count[stem] == 1 and stem not in stems else image for image, stem in stems.items()}
 
 
-def json_bytes(content: Any) -> bytes:
-    """JSON in ASCII, so that any file name survives any reader."""
-    return (json.dumps(content, indent=1) + "\n").encode("ascii")
-
-
 def class_list(class_names: Sequence[str]) -> bytes:
-    """The classes, one a line, in the order of their numbers; a line break within a name becomes a blank."""
+    """The class names, one per line, in the order of their numbers; line breaks in names become spaces."""
     return b"".join(os.fsencode(" ".join(name.splitlines()) + "\n") for name in class_names)
 
 
 def _coco(labels: LabelSet) -> Iterator[OutputFile]:
-    """COCO's instance format: an annotation for each object, masks as compressed RLE; ids count from 1."""
+    """COCO's instance format: one annotation per object, masks as compressed RLE, ids from 1."""
     images, annotations = [], []
     category = {name: number for number, name in enumerate(labels.class_names, start=1)}
     for image_id, record in enumerate(labels.records, start=1):
@@ -90,7 +83,7 @@ def _coco(labels: LabelSet) -> Iterator[OutputFile]:
 
 
 def _png(labels: LabelSet) -> Iterator[OutputFile]:
-    """A single-channel class map for each image: 0 background, i + 1 the class on line i of classes.txt."""
+    """A single-channel class map per image: 0 background, i + 1 the class on line i of classes.txt."""
     yield "png/classes.txt", class_list(labels.class_names)
     stems = file_stems([record.image for record in labels.records])
     for record in labels.records:
@@ -100,12 +93,12 @@ def _png(labels: LabelSet) -> Iterator[OutputFile]:
 
 
 def _yolo(labels: LabelSet) -> Iterator[OutputFile]:
-    """YOLO-seg: a line "class x y x y ..." for each object, as shares of the width and the height.
+    """YOLO-seg: a line "class x y x y ..." per object, coordinates as shares of the width and the height.
 
-    Outlines are exact: truncated or rounded to pixels and filled by `cv2.fillPoly`, as YOLO's own programs
-    do, they are the masks, each object a line by itself. COCO's rasteriser, which takes corners for edges of
-    pixels, loses up to a pixel of the rim. The format knows no holes; they are joined to the outline, see
-    `mask_polygons`. An image without objects has an empty file.
+    Outlines are exact: rounded or truncated to pixels and filled by `cv2.fillPoly`, as YOLO's own programs
+    do, each line gives back the mask of its object. COCO's rasteriser takes corners for pixel edges and loses
+    up to one pixel of the rim. The format has no holes; `mask_polygons` joins them to the outline. An image
+    without objects has an empty file.
     """
     names = dict(enumerate(labels.class_names))
     listing = yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": names})
@@ -122,9 +115,9 @@ def _yolo(labels: LabelSet) -> Iterator[OutputFile]:
 
 
 def _labelme(labels: LabelSet) -> Iterator[OutputFile]:
-    """LabelMe: a JSON file for each image, a polygon for each object, simplified so that it can be edited.
+    """LabelMe: a JSON file per image, a polygon per object, simplified so that it can be edited by hand.
 
-    ``imagePath`` leads from the file to the image, whose pixels are not repeated in it.
+    ``imagePath`` leads from the file to the image; the image itself is not copied into it.
     """
     stems = file_stems([record.image for record in labels.records])
     for record in labels.records:
@@ -162,3 +155,95 @@ FORMATS: Mapping[str, Callable[[LabelSet], Iterator[OutputFile]]] = {
     "yolo": _yolo,
     "labelme": _labelme,
 }
+
+
+def mask_polygons(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
+    """Trace a mask: one closed polygon per 8-connected component, in time linear in pixels and corners.
+
+    Corners are pixels of the mask, as OpenCV traces and fills them: with ``tolerance`` 0, `cv2.fillPoly` of
+    all polygons gives the mask back. A hole is joined to the outline on its left by a bridge (the same edge
+    forth and back), so that one polygon holds it all under the even-odd and the non-zero rule alike.
+
+    Args:
+        mask: (H, W) bool.
+        tolerance: how far a simplified outline may be from the true one, in pixels.
+
+    Returns:
+        (N, 2) int64 corners x, y per component. N is at least 3; corners repeat where a component is thinner.
+    """
+    image = mask.astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(image)
+    if not width:
+        return []
+    image = image[top : top + height, left : left + width]
+    contours, tree = cv2.findContours(image, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outlines = [contour[:, 0].astype(np.int64) for contour in contours]  # (N, 2)
+    parents: list[int] = tree[0, :, 3].tolist()  # -1 for an outer outline, the outer one's index for a hole
+    polygons = _join_holes(outlines, parents, image) if max(parents) >= 0 else outlines
+    return [_simplified(polygon, tolerance) + np.array([left, top]) for polygon in polygons]
+
+
+def _join_holes(
+    outlines: Sequence[np.ndarray], parents: Sequence[int], image: np.ndarray
+) -> list[np.ndarray]:
+    """The outer outlines (N, 2) with the outlines of their holes joined in by bridges.
+
+    All corners are nodes of rings that are linked lists. A bridge between two rings swaps the successors of
+    its two ends; each end is visited twice, so that it gets a second node.
+    """
+    points = np.concatenate(outlines)
+    first = np.cumsum([0, *map(len, outlines)]).tolist()  # index in `points` of each outline's first corner
+    ring_of = np.repeat(np.arange(len(outlines)), np.diff(first))
+    nodes = {key: i for i, key in enumerate(zip(ring_of.tolist(), *points.T.tolist(), strict=True))}
+    following = list(range(1, len(points) + 1))
+    for index, outline in enumerate(outlines):
+        following[first[index] + len(outline) - 1] = first[index]
+    places = list(range(len(points)))  # of each node, its index in `points`
+    for corner, other in _bridges(outlines, parents, image):
+        here, there = nodes[corner], nodes[other]
+        following += [following[here], following[there]]
+        places += [here, there]
+        following[here], following[there] = len(places) - 1, len(places) - 2
+    joined = []
+    for start in (first[index] for index, parent in enumerate(parents) if parent < 0):
+        ring = [start]
+        while (node := following[ring[-1]]) != start:
+            ring.append(node)
+        joined.append(points[np.take(places, ring)])
+    return joined
+
+
+def _bridges(
+    outlines: Sequence[np.ndarray], parents: Sequence[int], image: np.ndarray
+) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    """For each hole the two ends of its bridge, as (outline, x, y); the hole's own end comes second.
+
+    A bridge runs to the left from the hole's leftmost corner, over pixels of the mask, up to the background.
+    That is outside of the component, or a hole further left, so that the bridges form a tree.
+    """
+    holes = [index for index, parent in enumerate(parents) if parent >= 0]
+    x, y = np.array([outlines[hole][outlines[hole][:, 0].argmin()] for hole in holes]).T
+    _, regions = cv2.connectedComponents(1 - image, connectivity=4)  # of the background
+    hole_of = dict(zip(regions[y, x + 1].tolist(), holes, strict=True))
+    after_background = np.where(image, 0, np.arange(1, image.shape[1] + 1))
+    ends = np.maximum.accumulate(after_background, axis=1)[y, x]
+    beyond = np.where(ends > 0, regions[y, ends - 1], 0)  # 0: the picture's edge
+    ways = (x.tolist(), y.tolist(), ends.tolist(), beyond.tolist())
+    for hole, start, row, end, region in zip(holes, *ways, strict=True):
+        target = hole_of.get(region, -1)
+        if target < 0 or parents[target] != parents[hole]:
+            target = parents[hole]
+        yield (target, end, row), (hole, start, row)
+
+
+def _simplified(outline: np.ndarray, tolerance: float) -> np.ndarray:
+    """Drop corners on straight lines, or all that ``tolerance`` allows; keep at least 3."""
+    if tolerance > 0:
+        kept = cv2.approxPolyDP(outline.astype(np.int32)[:, None], tolerance, closed=True)[:, 0]
+        if len(kept) >= 3:
+            return kept.astype(np.int64)
+    # A step leads to a neighbour or along a row: equal signs mean one direction. Turning back keeps a corner.
+    before = np.sign(outline - np.roll(outline, 1, axis=0))
+    after = np.sign(np.roll(outline, -1, axis=0) - outline)
+    kept = outline[(before != after).any(axis=1) | (outline == outline[0]).all(axis=1)]
+    return kept if len(kept) >= 3 else np.resize(kept, (3, 2))

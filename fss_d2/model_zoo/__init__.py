@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
-
-__all__ = ["DEFAULT_CONFIG"]
+__all__ = ["DEFAULT_CONFIG", "register_paths"]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
@@ -15,23 +12,25 @@ _SCHEME = "fss_d2://"
 DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
 
 
-class _PackagePathHandler(PathHandler):
-    """Finds ``fss_d2://NAME`` in this folder, wherever the package is installed."""
+def register_paths() -> None:
+    """Let Detectron2's PathManager find ``fss_d2://NAME`` in the installed package."""
+    from detectron2.utils.file_io import PathManager  # here, so that --help does not wait for torch
+    from iopath.common.file_io import PathHandler
 
-    def _get_supported_prefixes(self) -> list[str]:
-        return [_SCHEME]
+    class PackagePathHandler(PathHandler):
+        def _get_supported_prefixes(self) -> list[str]:
+            return [_SCHEME]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(_FOLDER / path.removeprefix(_SCHEME))
+        def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+            return str(_FOLDER / path.removeprefix(_SCHEME))
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode, buffering=buffering)
+        def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+            return open(self._get_local_path(path), mode, buffering=buffering)
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return Path(self._get_local_path(path)).is_file()
+        def _isfile(self, path: str, **kwargs: Any) -> bool:
+            return Path(self._get_local_path(path)).is_file()
 
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return Path(self._get_local_path(path)).exists()
+        def _exists(self, path: str, **kwargs: Any) -> bool:
+            return Path(self._get_local_path(path)).exists()
 
-
-PathManager.register_handler(_PackagePathHandler())
+    PathManager.register_handler(PackagePathHandler(), allow_override=True)

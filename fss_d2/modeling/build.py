@@ -7,74 +7,34 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
 from torch import nn
 
-from fss_d2.checkpoint.heads import is_head_file
-from fss_d2.modeling.backbone.base import STAGES
-from fss_d2.modeling.backbone.pixel_decoder import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
+from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
+from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
 from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
 from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
 from fss_d2.modeling.proposals.deformable_attention import SAMPLERS
 from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
+from fss_d2.state_dict import is_head_file
 
 __all__ = [
     "build_base_knowledge",
     "build_few_shot_backbone",
     "build_model",
+    "build_without_weights",
+    "check_base_knowledge",
     "dynamic_convolution_arguments",
     "feature_names",
+    "has_base_knowledge",
     "is_trainable",
     "pixel_decoder_arguments",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def build_model(cfg: CfgNode) -> nn.Module:
-    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
-
-    MODEL.WEIGHTS is not loaded.
-
-    Raises:
-        ValueError: no meta-architecture of that name, or settings that do not go together.
-        KeyError: a key names a feature that the backbone lacks.
-        FileNotFoundError: there are no such backbone weights.
-    """
-    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    trained = sum(number for number, requires_grad in counts if requires_grad)
-    total = sum(number for number, _ in counts)
-    name = cfg.MODEL.META_ARCHITECTURE
-    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
-    return model
-
-
-def is_trainable(cfg: CfgNode) -> bool:
-    """Whether a method with these settings has anything to train but its backbone.
-
-    The model is built on the CPU without any weights; the random state stays as it was. Raises as
-    `build_model`.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
-    with torch.random.fork_rng(devices=[]):
-        model = _method(cfg)(cfg)
-    return getattr(model, "trainable", True)  # a model of Detectron2's own is there to be trained
-
-
-def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
-    """The meta-architecture that a config names."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY:
-        known = [key for key, _ in META_ARCH_REGISTRY]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
-    return META_ARCH_REGISTRY.get(name)
 
 
 @config_keys
@@ -114,14 +74,79 @@ def add_backbone_keys(cfg: CfgNode) -> None:
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
 
 
-def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backbone:
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
+
+    MODEL.WEIGHTS is not loaded.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+        KeyError: a key names a feature that the backbone lacks.
+        FileNotFoundError: there are no such backbone weights.
+    """
+    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    name = cfg.MODEL.META_ARCHITECTURE
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def build_without_weights(cfg: CfgNode) -> nn.Module:
+    """Build a model on the CPU with random weights, to ask what it has; raises as `build_model`.
+
+    No file is read, and the random state stays as it was.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    with torch.random.fork_rng(devices=[]):
+        return _method(cfg)(cfg)
+
+
+def is_trainable(cfg: CfgNode) -> bool:
+    """Whether a method with these settings has anything to train outside of its backbone."""
+    # A model of Detectron2's own is there to be trained.
+    return getattr(build_without_weights(cfg), "trainable", True)
+
+
+def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
+    """The meta-architecture that a config names."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    return META_ARCH_REGISTRY.get(name)
+
+
+def has_base_knowledge(model: nn.Module) -> bool:
+    """Whether a model has the prototypes of base classes that it needs; so has one that needs none."""
+    knowledge = getattr(model, "knowledge", None)
+    return knowledge is None or bool(knowledge.filled)
+
+
+def check_base_knowledge(model: nn.Module) -> None:
+    """Raise ValueError, before an evaluation, if a model lacks its prototypes of base classes."""
+    if not has_base_knowledge(model):
+        raise ValueError(
+            "the prototypes of the base classes (MODEL.BASE_KNOWLEDGE) are missing: set MODEL.WEIGHTS to a "
+            "checkpoint that was trained with them, or switch the method's CKMM off"
+        )
+
+
+def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> FeatureBackbone:
     """Build MODEL.BACKBONE.NAME with the weights MODEL.BACKBONE.WEIGHTS.
+
+    The name may be one of ours or any other in Detectron2's registry (`Detectron2Backbone`).
 
     MODEL.BACKBONE.FEATURES "pixel_decoder" puts a frozen pixel decoder behind it (`PixelDecoderBackbone`),
     and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.checkpoint.heads`) needs
+    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs
     them.
 
     Args:
@@ -149,7 +174,8 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Backb
         cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.WEIGHTS or (decoded and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS):
         cfg.MODEL.BACKBONE.WEIGHTS = ""
-    return _build_decoded_backbone(cfg) if decoded else build_backbone(cfg)
+    prepare_detectron2_keys(cfg)
+    return _build_decoded_backbone(cfg) if decoded else adapt_backbone(cfg, build_backbone(cfg))
 
 
 def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
@@ -159,7 +185,7 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
             "and MODEL.BACKBONE.BN_TRAIN_STATS False, or FEATURES to 'backbone'"
         )
     c, sizes = cfg.MODEL.PROPOSALS, pixel_decoder_arguments(cfg)
-    backbone = build_backbone(cfg)
+    backbone = adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
     channels = {stage: shape.channels for stage, shape in backbone.output_shape().items()}
     decoder = MSDeformAttnPixelDecoder(
@@ -193,14 +219,14 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def feature_names(
-    key: str, names: Sequence[str], backbone: Backbone, *, least: int = 1, stages: bool = False
+    key: str, names: Sequence[str], backbone: FeatureBackbone, *, least: int = 1, stages: bool = False
 ) -> tuple[str, ...]:
     """Return the names of backbone outputs that a key lists.
 
     Args:
         key: for the error.
         names: the value of the key.
-        backbone: a `FeatureBackbone`.
+        backbone: of the outputs.
         least: how many names there must be.
         stages: names of stages are meant, not of blocks.
 
@@ -217,7 +243,7 @@ def feature_names(
     return tuple(names)
 
 
-def build_base_knowledge(cfg: CfgNode, backbone: Backbone) -> BaseKnowledge:
+def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
     """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE; its prototypes are not filled in yet.
 
     Raises:

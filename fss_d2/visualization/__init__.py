@@ -1,6 +1,5 @@
 """Pictures of episodes, proposals and a method's inner maps, drawn with Detectron2 and matplotlib."""
 
-from .episodes import episode_panel
 from .figures import (
     activation_figure,
     aggregated_figure,
@@ -8,6 +7,13 @@ from .figures import (
     attention_figure,
     embed_tsne,
     tsne_figure,
+)
+from .panels import (
+    attention_panel,
+    class_color,
+    class_map_png,
+    episode_panel,
+    prediction_panel,
 )
 from .proposals import proposal_grid, proposal_panel
 from .tiles import (
@@ -31,10 +37,14 @@ __all__ = [
     "aggregated_figure",
     "agnostic_figure",
     "attention_figure",
+    "attention_panel",
+    "class_color",
+    "class_map_png",
     "draw_mask",
     "embed_tsne",
     "episode_panel",
     "picture_grid",
+    "prediction_panel",
     "proposal_grid",
     "proposal_panel",
     "save_picture",

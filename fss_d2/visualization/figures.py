@@ -1,4 +1,9 @@
-"""The figures that the papers show of what goes on inside a method."""
+"""The papers' figures of the maps inside a method.
+
+Every figure takes a mapper's dict (``inputs``) and the height of its tiles in pixels, and returns (H, W, 3)
+uint8. Those of a model's maps also take the model's dict (``output``) and the class name for the captions;
+they raise ValueError if the method gives no such maps.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +18,8 @@ from torch import Tensor
 
 from fss_d2.soft_masks import resize
 
-from .episodes import episode_panel, query_in_score_frame
-from .heat import heat_map
-from .predictions import attention_panel
-from .tiles import draw_tile, picture_grid, picture_row
+from .panels import attention_panel, episode_panel, query_in_score_frame
+from .tiles import draw_tile, heat_map, picture_grid, picture_row
 
 __all__ = [
     "activation_figure",
@@ -33,7 +36,7 @@ _MARKERS = {"support": "^", "query": "o"}
 
 
 def otsu_mask(values: np.ndarray) -> np.ndarray:
-    """Where a map (H, W) lies above Otsu's threshold, bool; nowhere in a constant one."""
+    """Where a map (H, W) exceeds Otsu's threshold, bool; nowhere if it is constant."""
     span = values.max() - values.min()
     if span <= 0:
         return np.zeros(values.shape, bool)
@@ -48,25 +51,18 @@ def attention_figure(
     *,
     height: int = 192,
 ) -> np.ndarray:
-    """Where in the supports single query pixels look (DCAMA, Fig. S5); a row for each point.
+    """Which support pixels single query pixels attend to (DCAMA, Fig. S5); one row per point.
 
     Args:
-        inputs: a mapper's dict.
         points: name -> (y, x) as fractions of the network's image, in [0, 1).
-        attention: name -> (K, Hs, Ws), not negative, as `DCAMA.attention_map` gives it.
-        height: of each tile, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
+        attention: name -> (K, Hs, Ws), not negative, from `DCAMA.attention_map`.
     """
-    query = inputs["image"].cpu().permute(1, 2, 0).numpy()
-    supports = [support["image"].cpu().permute(1, 2, 0).numpy() for support in inputs["support"]]
+    query, *supports = (one["image"].cpu().permute(1, 2, 0).numpy() for one in (inputs, *inputs["support"]))
     rows = []
     for name, (y, x) in points.items():
-        sizes = [support.shape[:2] for support in supports]
         maps = [
-            resize(one[None, None].float().cpu(), size)[0, 0].numpy()
-            for one, size in zip(attention[name], sizes, strict=True)
+            resize(one[None, None].float().cpu(), support.shape[:2])[0, 0].numpy()
+            for one, support in zip(attention[name], supports, strict=True)
         ]
         place = (x * query.shape[1], y * query.shape[0])
         rows.append(attention_panel(query, place, supports, maps, title=name, height=height))
@@ -82,20 +78,8 @@ def aggregated_figure(
 ) -> np.ndarray:
     """The masks that a method aggregates at each scale (DCAMA, Fig. 4b).
 
-    Below the episode, for each level the mean over its layers, and what of it lies above Otsu's threshold,
-    as the paper has it.
-
-    Args:
-        inputs: a mapper's dict.
-        output: the model's dict; "aux" has "aggregated_<level>" (layers, h, w) in [0, 1].
-        class_name: shown over the supports.
-        height: of each tile, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: there are no such maps.
+    Below the episode is, for each level, the mean over its layers, and where that mean exceeds Otsu's
+    threshold, as in the paper. The maps are "aggregated_<level>" (layers, h, w) in [0, 1] of "aux".
     """
     levels = {n: m for n, m in output.get("aux", {}).items() if n.startswith("aggregated_")}
     maps = _maps_in_frame(inputs, {n.removeprefix("aggregated_"): m.mean(dim=0) for n, m in levels.items()})
@@ -115,27 +99,18 @@ def activation_figure(
 ) -> np.ndarray:
     """Activation maps, pseudo mask and refined mask (DPCN, Fig. A7), and the way back to the supports.
 
+    The maps in "aux", all in [0, 1], are "activations" (n, h, w), "pseudo_mask" (1, h, w) and optionally
+    "refined_mask", or "prior" (1, h, w) alone (PFENet, DANet).
+
     Args:
-        inputs: a mapper's dict.
-        output: the model's dict; "aux" has "activations" (n, h, w) and "pseudo_mask" (1, h, w), and may have
-            "refined_mask", or has "prior" (1, h, w) alone (PFENet, DANet), in [0, 1].
-        returned: for each support the model's dict of the episode with the roles exchanged, the query with
-            its predicted mask as support: its "sem_seg" and pseudo mask are drawn over the support.
-        class_name: shown over the supports.
-        height: of each tile, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: there are no such maps.
+        returned: for each support the model's dict for the reversed episode, whose support is the query with
+            its predicted mask; the maps and the mask are drawn on the support. Empty draws no way back.
     """
     query, maps = query_in_score_frame(inputs), _maps_in_frame(inputs, _activations(output))
     rows = [
         episode_panel(inputs, output, class_name=class_name, height=height),
         picture_row(_heat_tiles(query, maps, height)),
     ]
-    # Without `returned` the way back is left out.
     pairs = zip(inputs["support"], returned, strict=bool(returned))
     for number, (support, back) in enumerate(pairs, start=1):
         maps = {f"to support {number}: {name}": m for name, m in _activations(back).items()}
@@ -154,20 +129,7 @@ def agnostic_figure(
     class_name: str | None = None,
     height: int = 192,
 ) -> np.ndarray:
-    """How much each pixel looks like an object of any class (JC2A, Fig. 4).
-
-    Args:
-        inputs: a mapper's dict.
-        output: the model's dict; "aux" has "agnostic" (1, h, w).
-        class_name: shown over the supports.
-        height: of each tile, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: there is no such map.
-    """
+    """How similar each pixel is to an object of any class (JC2A, Fig. 4): "agnostic" (1, h, w) of "aux"."""
     aux = output.get("aux", {})
     maps = _maps_in_frame(inputs, {"class-agnostic": aux["agnostic"][0]} if "agnostic" in aux else {})
     panel = episode_panel(inputs, output, class_name=class_name, height=height)
@@ -179,17 +141,17 @@ def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0)
 
     Args:
         features: (N, C), N >= 4; scaled to unit length first.
-        perplexity: about how many neighbours a point has; (N - 1) / 3 at most is used.
+        perplexity: roughly the number of neighbours of a point; at most (N - 1) / 3 is used.
         seed: the same seed gives the same result.
 
     Returns:
         (N, 2) float32.
 
     Raises:
-        ValueError: too few points, or scikit-learn is missing.
+        ValueError: too few points, or scikit-learn is not installed.
     """
     if len(features) < 4:
-        raise ValueError(f"t-SNE of {len(features)} points: give at least 4, which are 2 episodes")
+        raise ValueError(f"t-SNE of {len(features)} points: give at least 4, as 2 episodes have")
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
@@ -202,19 +164,19 @@ def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0)
 def tsne_figure(
     points: np.ndarray, labels: Sequence[str], roles: Sequence[str], *, side: int = 768
 ) -> np.ndarray:
-    """Scatter points, one colour a class (after DCAMA, Fig. S6): supports triangles, queries circles.
+    """Scatter points, one colour per class (after DCAMA, Fig. S6): triangles are supports, circles queries.
 
     Args:
         points: (N, 2).
         labels: N class names.
         roles: N of "support" and "query".
-        side: of the picture, pixels.
+        side: of the picture, in pixels.
 
     Returns:
         (side, side, 3) uint8.
 
     Raises:
-        ValueError: not one label and one role for each point, or another role.
+        ValueError: not one label and one role per point, or an unknown role.
     """
     if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
         raise ValueError(
@@ -238,7 +200,7 @@ def tsne_figure(
 
 
 def _activations(output: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The maps (h, w) of `activation_figure` in a model's dict, by the names to show."""
+    """The maps (h, w) for `activation_figure` in a model's dict, by caption."""
     aux, maps = output.get("aux", {}), {}
     for number, one in enumerate(aux.get("activations", ()), start=1):
         maps[f"activation {number}"] = one
@@ -249,9 +211,9 @@ def _activations(output: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _maps_in_frame(inputs: Mapping[str, Any], maps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Maps (h, w) of the network's image in the frame of `query_in_score_frame`."""
+    """Bring maps (h, w) of the network's image to the frame of `query_in_score_frame`."""
     if not maps:
-        raise ValueError("the method gives no maps for this figure: choose another figure or method")
+        raise ValueError("the method gives no maps for this figure; choose another figure or method")
     size = tuple(inputs["image"].shape[-2:])
     h, w = inputs.get("valid_size", size)
     frame = (int(inputs.get("height", h)), int(inputs.get("width", w)))
@@ -265,7 +227,7 @@ def _maps_in_frame(inputs: Mapping[str, Any], maps: Mapping[str, Tensor]) -> dic
 def _heat_tiles(
     image: np.ndarray, maps: Mapping[str, np.ndarray], height: int, *, stretch: bool = False
 ) -> list[np.ndarray]:
-    """Each map over the image; dark to bright is 0 to 1, or if stretched the map's own range."""
+    """Each map over the image, from 0 (dark) to 1 (bright), or stretched to its own range."""
     heats = {
         name: heat_map(image, m, float(m.min()), float(m.max())) if stretch else heat_map(image, m)
         for name, m in maps.items()

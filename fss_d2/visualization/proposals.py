@@ -1,4 +1,4 @@
-"""Pictures of proposals: which ones a method makes of a query, and what it thinks of them."""
+"""Pictures of a method's proposals for a query, with their scores."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from detectron2.utils.colormap import colormap
 
-from fss_d2.evaluation.proposal_frame import THRESHOLD, proposals_in_frame
+from fss_d2.evaluation.proposals import THRESHOLD, proposals_in_frame
 from fss_d2.soft_masks import soft_iou
 
-from .episodes import episode_panel, query_in_score_frame
+from .panels import episode_panel, query_in_score_frame
 from .tiles import (
     GAP,
     PREDICTION_COLOR,
@@ -36,12 +36,12 @@ def proposal_grid(
     columns: int = 4,
     height: int = 192,
 ) -> np.ndarray:
-    """Draw each proposal on a tile of its own.
+    """Draw each proposal on its own tile.
 
     Args:
-        image: (H, W, 3) uint8 RGB that the proposals are of.
+        image: (H, W, 3) uint8 RGB.
         masks: N >= 1 of (H, W) bool.
-        captions: N, shown over the tiles.
+        captions: N, one above each tile.
         colors: of the masks, repeated as needed.
         marked: positions among the N that get a frame.
         columns: tiles in a row.
@@ -51,11 +51,11 @@ def proposal_grid(
         (rows * (height + caption) + gaps, W, 3) uint8.
 
     Raises:
-        ValueError: no masks, or not as many captions.
+        ValueError: no masks, or another number of captions.
     """
     if not masks or len(masks) != len(captions):
         raise ValueError(
-            f"{len(masks)} proposals and {len(captions)} captions: give at least one, each its own"
+            f"{len(masks)} proposals and {len(captions)} captions: give at least one, and one caption each"
         )
     tiles = [
         draw_tile(caption, image, height, mask, color, framed=i in marked)
@@ -74,18 +74,18 @@ def proposal_panel(
 ) -> np.ndarray:
     """One episode with the proposals of its query.
 
-    The first row is that of `episode_panel`, with the fused mask where the method gives scores, otherwise
-    with one overview of the proposals drawn below. Those are the ``top`` ones by size of their matching
-    coefficient (violet: negative), without coefficients by similarity to the support, without either by
-    quality, which is the mean probability inside the mask. A frame marks the oracle: the proposal with the
-    highest soft IoU with the truth. It comes last if it is not among them.
+    The first row is that of `episode_panel`: with the fused mask if the method gives scores, otherwise with
+    an overview of the proposals below. Below are the ``top`` proposals with the largest matching coefficients
+    in magnitude (violet: negative). Without coefficients they are ranked by similarity to the support, and
+    without either by quality, the mean probability inside the mask. A frame marks the oracle, the proposal
+    with the highest soft IoU with the truth; it is added as the last one if it is not among the ``top``.
 
     Args:
         inputs: a mapper's dict; without "target" there is neither truth nor oracle.
-        output: the model's dict: "aux" with "proposals" (N, h, w) in [0, 1] of the network frame and, as the
-            method has them, "similarity" and "coefficients" (N, 1, 1); "sem_seg" if the method gives scores.
-        top: proposals to draw, at most N.
-        class_name: shown over the supports.
+        output: the model's dict: "aux" with "proposals" (N, h, w) in [0, 1] in the network's frame and
+            optionally "similarity" and "coefficients" (N, 1, 1); optionally "sem_seg".
+        top: how many proposals to draw.
+        class_name: part of the supports' captions.
         height: of each tile, pixels.
 
     Returns:
@@ -120,7 +120,7 @@ def proposal_panel(
 
 
 def _rank(aux: Mapping[str, torch.Tensor]) -> tuple[list[int], list[str], list[Color]]:
-    """Indices of all proposals, the one to be shown first first; caption and colour of each, by index."""
+    """Indices of all proposals in the order to show; the caption and the colour of each, by index."""
     maps = {name: value.detach().float().cpu().flatten(1) for name, value in aux.items()}  # (N, P) or (N, 1)
     palette = [tuple(color) for color in colormap(rgb=True, maximum=1).tolist()]
     colors = [palette[i % len(palette)] for i in range(len(maps["proposals"]))]

@@ -1,6 +1,6 @@
-"""The parts of pictures: masks drawn by Detectron2's Visualizer, tiles with captions, rows and grids of them.
+"""Parts of pictures: masks drawn by Detectron2's Visualizer, heat maps, captioned tiles, rows and grids.
 
-Every picture is (H, W, 3) uint8 RGB; for TensorBoard's ``storage.put_image`` give ``transpose(2, 0, 1)``.
+Every picture is (H, W, 3) uint8 RGB; TensorBoard's ``storage.put_image`` needs ``transpose(2, 0, 1)``.
 """
 
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
+from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from fss_d2.evaluation.metrics import IGNORE_LABEL
@@ -27,6 +28,7 @@ __all__ = [
     "draw_mask",
     "draw_regions",
     "draw_tile",
+    "heat_map",
     "picture_grid",
     "picture_row",
     "save_picture",
@@ -37,10 +39,11 @@ Color = tuple[float, float, float]  # RGB in [0, 1]
 SUPPORT_COLOR: Color = (0.10, 0.45, 0.95)
 PREDICTION_COLOR: Color = (0.95, 0.25, 0.10)
 TRUTH_COLOR: Color = (0.10, 0.75, 0.25)
-SUBTRACTED_COLOR: Color = (0.60, 0.20, 0.85)  # proposals that are taken from the fused mask
+SUBTRACTED_COLOR: Color = (0.60, 0.20, 0.85)  # proposals that are subtracted from the fused mask
 IGNORE_COLOR: Color = (0.6, 0.6, 0.6)
 CAPTION_HEIGHT = 18  # pixels
 GAP = 4  # pixels between tiles
+_HEAT_OPACITY = 0.6
 _FONT_SIZES = (12, 11, 10, 9)  # of captions, pixels; the first that fits
 
 
@@ -52,7 +55,7 @@ def draw_mask(
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool or {0, 1, 255}; pixels of 255 (ignored) are drawn in grey.
-        color: RGB in [0, 1] of the foreground, its contour drawn solid.
+        color: RGB in [0, 1] of the foreground; its contour is opaque.
         alpha: opacity of the fill, 0 to 1.
 
     Returns:
@@ -89,7 +92,7 @@ def draw_tile(
 ) -> np.ndarray:
     """(height + caption, w, 3): the image scaled to ``height``, its mask drawn, a caption above.
 
-    A caption that is too long is written smaller, and then shortened.
+    A caption that is too long is written in a smaller font, then shortened.
     """
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -108,7 +111,7 @@ def draw_tile(
 
 
 def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """A text and a font in which it is at most so many pixels wide, or nothing is left of it."""
+    """The text, shortened if necessary, and the largest font in which it fits into ``width`` pixels."""
     fonts = (ImageFont.load_default(size=size) for size in _FONT_SIZES)
     font = next((font for font in fonts if font.getlength(text) <= width), None)
     if font is not None:
@@ -117,6 +120,13 @@ def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..." if text else "", font
+
+
+def heat_map(image: np.ndarray, values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Lay a map (H, W) over an image (H, W, 3) uint8 RGB, from ``low`` (dark) to ``high`` (bright)."""
+    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    colors = 255 * colormaps["inferno"](scaled)[:, :, :3]
+    return ((1 - _HEAT_OPACITY) * image + _HEAT_OPACITY * colors).round().astype(np.uint8)
 
 
 def picture_row(tiles: Sequence[np.ndarray]) -> np.ndarray:
@@ -129,7 +139,7 @@ def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Stack pictures (H_i, W_i, 3) of any sizes, left-aligned on white, into (sum H_i + gaps, max W_i, 3).
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("a picture grid needs at least one row; draw an episode first")
@@ -139,7 +149,7 @@ def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG, all or nothing; the folder is made."""
+    """Write a picture as PNG in one step; its folder is created."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())

@@ -103,9 +103,9 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     broken.write_bytes(b"PK not a zip file")
     torch.save(_model(), code)  # a pickled module: loading it would run code
     torch.save([1, 2], numbers)
-    assert "not a checkpoint of plain tensors" in _error(broken)
-    assert "not a checkpoint of plain tensors" in _error(code)
-    assert "no dict of named tensors" in _error(numbers)
+    assert "no checkpoint of plain tensors" in _error(broken)
+    assert "no checkpoint of plain tensors" in _error(code)
+    assert "no state dict of named tensors" in _error(numbers)
 
 
 def test_a_tag_without_its_file(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.checkpoint.convert import convert_dcama, read_official, write_converted
+from fss_d2.checkpoint.convert import CONVERTERS, convert_dcama, write_converted
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
+from fss_d2.state_dict import read_state_dict
 from tests.checkpoint.official import command
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def test_what_does_not_fit_is_named(change: object, message: str) -> None:
 def test_state_dicts_are_unwrapped(tmp_path: Path, wrapper: str | None) -> None:
     state = {"a": torch.ones(2)}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "x.pt")
-    assert read_official(tmp_path / "x.pt").keys() == {"a"}
+    assert read_state_dict(tmp_path / "x.pt").keys() == {"a"}
 
 
 class Evil:
@@ -112,17 +113,17 @@ class Evil:
 
 def test_files_that_are_no_plain_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_official(tmp_path / "none.pt")
+        read_state_dict(tmp_path / "none.pt")
     torch.save({"a": torch.ones(1), "b": Evil()}, tmp_path / "code.pt")
     (tmp_path / "text.pt").write_text("not found")
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in ("code.pt", "text.pt", "empty.pt"):
-        with pytest.raises(ValueError, match=f"{name} is broken or holds more than tensors") as error:
-            read_official(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is no checkpoint of plain tensors") as error:
+            read_state_dict(tmp_path / name)
         assert "\n" not in str(error.value)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
-        read_official(tmp_path / "list.pt")
+        read_state_dict(tmp_path / "list.pt")
     assert "was run" not in capsys.readouterr().out
 
 
@@ -162,3 +163,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="missing does not exist"):
         write_converted(tmp_path / "missing" / "ours.pth", conversion)
+
+
+def test_the_command_knows_every_converter() -> None:
+    assert sorted(CONVERTERS) == sorted(command().METHODS)

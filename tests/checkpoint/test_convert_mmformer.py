@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_d2.checkpoint.convert import convert_mmformer, read_official
+from fss_d2.checkpoint.convert import convert_mmformer
 from fss_d2.checkpoint.convert_mmformer import merge_factors
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
+from fss_d2.state_dict import read_state_dict
 from tests.checkpoint.official import on_no_device
 from tests.golden.mmformer import key_shapes
 
@@ -181,7 +182,7 @@ def test_stage_1_of_v1_from_its_file_to_a_loaded_model(tmp_path: Path) -> None:
         {"model": state, "optimizer": optimizer.state_dict(), "scheduler": {"last_epoch": 3}},
         tmp_path / "model_best.pth",
     )
-    conversion = convert_mmformer(read_official(tmp_path / "model_best.pth"))
+    conversion = convert_mmformer(read_state_dict(tmp_path / "model_best.pth"))
     model = PotentialObjectsSegmenter(backbone=ResNetBackbone(depth=50))
     model.load_state_dict(conversion.model, strict=True)  # batch counters apart, which it does without
     assert all((p == 0.5).all() for p in model.parameters())

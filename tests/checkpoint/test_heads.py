@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.checkpoint.heads import head_of, is_head, is_head_file
 from fss_d2.config import get_cfg
-from fss_d2.engine.loading import load_model
+from fss_d2.inference.loading import load_model
+from fss_d2.state_dict import head_of, is_head, is_head_file
 from tools.extract_head import extract, main
 
 

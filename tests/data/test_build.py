@@ -19,8 +19,7 @@ from fss_d2.data.build import (
     dataset_pairs,
 )
 from fss_d2.data.episode import Episode, write_manifest
-from fss_d2.data.hsnet_episodes import hsnet_pascal
-from fss_d2.data.mmformer_episodes import mmformer_episodes
+from fss_d2.data.published_episodes import hsnet_pascal, mmformer_episodes
 
 MakeRecords = Callable[..., list[dict[str, Any]]]
 NAME = "tiny_for_loader_tests"
@@ -225,7 +224,9 @@ def test_manifest_replaces_drawing_and_lends_its_first_supports(cfg: CfgNode, tm
 
 def test_manifest_with_too_few_shots_is_named(cfg: CfgNode, tmp_path: Path) -> None:
     path, _ = _manifest(tmp_path, cfg, shots=1)
-    with pytest.raises(ValueError, match=r"manifest\.jsonl: has 1 supports an episode, 5 shots are wanted"):
+    with pytest.raises(
+        ValueError, match=r"manifest\.jsonl: has 1 supports per episode, .*TEST\.SHOTS wants 5"
+    ):
         build_few_shot_test_loader(cfg, NAME, shots=5, manifest=path)
 
 
@@ -235,3 +236,15 @@ def test_broken_image_is_named_through_the_workers(cfg: CfgNode, records: list[d
     cfg.DATALOADER.NUM_WORKERS = 1
     with pytest.raises(ValueError, match=r"image file .*image\d+\.png cannot be read"):
         next(iter(build_few_shot_train_loader(cfg)))
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize(("device", "workers"), [("cuda", 2), ("cuda", 0), ("cpu", 2)])
+def test_memory_is_pinned_and_workers_persist_where_a_gpu_is_used(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str, workers: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = device, workers
+    for loader in (build_few_shot_train_loader(cfg), build_few_shot_test_loader(cfg, NAME, shots=1)):
+        uses_gpu = gpu and device == "cuda"
+        assert (loader.pin_memory, loader.persistent_workers) == (uses_gpu, uses_gpu and workers > 0)

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from fss_d2.data.episode import Episode, episode_seed, read_manifest, read_manifest_header, write_manifest
+from fss_d2.data.episode import (
+    Episode,
+    donors_of,
+    episode_seed,
+    read_manifest,
+    read_manifest_header,
+    write_manifest,
+)
 
 NAMES = ["cat", "dog", "blåhaj"]
 EPISODES = [
@@ -159,3 +166,25 @@ def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(ValueError, match="binary: not a manifest"):
         read_manifest(tmp_path / "binary")
+
+
+def episodes_of(*entries: tuple[int, str, str]) -> list[Episode]:
+    """Episodes of (class id, query, support)."""
+    return [Episode(i, class_id, query, (support,)) for i, (class_id, query, support) in enumerate(entries)]
+
+
+def test_the_next_of_another_class_round_the_list() -> None:
+    episodes = episodes_of((0, "a", "b"), (0, "b", "c"), (1, "x", "y"), (0, "c", "a"), (2, "p", "q"))
+    assert [donor.index for donor in donors_of(episodes)] == [2, 2, 3, 4, 0]
+
+
+def test_the_query_is_never_its_own_support() -> None:
+    episodes = episodes_of((0, "a", "b"), (1, "x", "a"), (1, "y", "x"))
+    assert [donor.index for donor in donors_of(episodes)] == [2, 0, 0]
+    with pytest.raises(ValueError, match="episode 0: every episode of another class has its query 'a'"):
+        donors_of(episodes[:2])
+
+
+def test_one_class_has_none() -> None:
+    with pytest.raises(ValueError, match=r"all 2 episodes are of one class, .* choose a data set of two"):
+        donors_of(episodes_of((3, "a", "b"), (3, "b", "a")))

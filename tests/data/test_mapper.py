@@ -14,9 +14,9 @@ from PIL import Image
 from fss_d2.config import get_cfg
 from fss_d2.data.augmentations import Letterbox, RandomKeepCrop, RandomResizedCrop, Squash
 from fss_d2.data.episode import Episode
-from fss_d2.data.mapper import EpisodeMapper
+from fss_d2.data.mapper import EpisodeMapper, ForeignSupportMapper
 from fss_d2.data.masks import load_sample
-from fss_d2.data.warps import SquashTransform
+from fss_d2.data.transforms import SquashTransform
 
 Record = dict[str, Any]
 MakeRecords = Callable[..., list[Record]]
@@ -281,3 +281,37 @@ def test_support_without_its_class_is_named(make_records: MakeRecords) -> None:
     records = make_records()
     with pytest.raises(ValueError, match=r"mask1\.png: no pixel shows class 0"):
         EpisodeMapper(records=records, resize=Squash((8, 8)))(Episode(0, 0, "image0", ("image1",)))
+
+
+def test_query_and_truth_stay_and_the_supports_change(
+    make_records: MakeRecords,
+) -> None:
+    mapper = EpisodeMapper(records=make_records(), resize=T.Resize((40, 56)))
+    episodes = [
+        Episode(4, 1, "image1", ("image4", "image0")),
+        Episode(7, 2, "image2", ("image5", "image8")),
+    ]
+    foreign = ForeignSupportMapper(mapper, episodes)
+    own, other, mixed = mapper(episodes[0]), mapper(episodes[1]), foreign(episodes[0])
+    assert mixed.keys() == own.keys()
+    for key in own.keys() - {"support", "support_ids"}:
+        same = torch.equal(mixed[key], own[key]) if torch.is_tensor(own[key]) else mixed[key] == own[key]
+        assert same, key
+    assert [support["image_id"] for support in mixed["support"]] == ["image5", "image8"]
+    assert mixed["support_ids"] == ("image5", "image8")
+    for ours, theirs in zip(mixed["support"], other["support"], strict=True):
+        assert torch.equal(ours["mask"], theirs["mask"]) and (ours["mask"] == 1).any()
+        assert torch.equal(ours["image"], theirs["image"])
+    assert [support["image_id"] for support in foreign(episodes[1])["support"]] == ["image4", "image0"]
+
+
+def test_supports_of_other_sizes_change_as_well(
+    make_records: MakeRecords,
+) -> None:
+    mapper = EpisodeMapper(records=make_records(), resize=T.Resize((40, 56)), views=[T.Resize((20, 28))])
+    episodes = [Episode(0, 1, "image1", ("image4",)), Episode(1, 2, "image2", ("image5",))]
+    (own,), (other,) = (mapper(episode)["views"] for episode in episodes)
+    (mixed,) = ForeignSupportMapper(mapper, episodes)(episodes[0])["views"]
+    assert torch.equal(mixed["image"], own["image"]) and mixed["image"].shape == (3, 20, 28)
+    (ours,), (theirs,) = mixed["support"], other["support"]
+    assert torch.equal(ours["image"], theirs["image"]) and torch.equal(ours["mask"], theirs["mask"])

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from fss_d2.data.sampler import (
-    EpisodeDrawer,
+    EpisodeSampler,
     InferenceEpisodeSampler,
     Pair,
     TrainingEpisodeSampler,
@@ -22,9 +22,9 @@ PAIRS += [(image, 1) for image in "cde"] + [(image, 4) for image in "aefgh"]
 @pytest.mark.parametrize("rule", ["class", "pair", "image"])
 @pytest.mark.parametrize("shots", [1, 2])
 def test_episodes_are_valid(rule: str, shots: int) -> None:
-    drawer = EpisodeDrawer(PAIRS, shots=shots, rule=rule)
+    sampler = EpisodeSampler(PAIRS, shots=shots, rule=rule)
     for index in range(200):
-        episode = drawer.draw(index)
+        episode = sampler.sample(index)
         images = {episode.query, *episode.supports}
         assert episode.index == index
         assert len(episode.supports) == shots
@@ -34,20 +34,20 @@ def test_episodes_are_valid(rule: str, shots: int) -> None:
 
 @pytest.mark.parametrize("rule", ["class", "pair", "image"])
 def test_episode_depends_on_seed_and_index_alone(rule: str) -> None:
-    drawer = EpisodeDrawer(PAIRS, rule=rule, seed=3)
-    in_order = [drawer.draw(i) for i in range(60)]
-    fresh = EpisodeDrawer(PAIRS, rule=rule, seed=3)
-    assert [fresh.draw(i) for i in reversed(range(60))] == in_order[::-1]
-    other = EpisodeDrawer(PAIRS, rule=rule, seed=4)
-    assert [other.draw(i) for i in range(60)] != in_order
+    sampler = EpisodeSampler(PAIRS, rule=rule, seed=3)
+    in_order = [sampler.sample(i) for i in range(60)]
+    fresh = EpisodeSampler(PAIRS, rule=rule, seed=3)
+    assert [fresh.sample(i) for i in reversed(range(60))] == in_order[::-1]
+    other = EpisodeSampler(PAIRS, rule=rule, seed=4)
+    assert [other.sample(i) for i in range(60)] != in_order
 
 
 @pytest.mark.parametrize("rule", ["pair", "image"])
 def test_every_query_comes_once_an_epoch_in_a_new_order(rule: str) -> None:
-    drawer = EpisodeDrawer(PAIRS, rule=rule)
+    sampler = EpisodeSampler(PAIRS, rule=rule)
     epochs = []
     for epoch in range(3):
-        drawn = [drawer.draw(epoch * drawer.epoch_length + i) for i in range(drawer.epoch_length)]
+        drawn = [sampler.sample(epoch * sampler.epoch_length + i) for i in range(sampler.epoch_length)]
         epochs.append([(e.query, e.class_id) if rule == "pair" else e.query for e in drawn])
     expected = PAIRS if rule == "pair" else list("abcdefgh")
     assert all(sorted(epoch, key=str) == sorted(expected, key=str) for epoch in epochs)
@@ -55,8 +55,8 @@ def test_every_query_comes_once_an_epoch_in_a_new_order(rule: str) -> None:
 
 
 def test_class_rule_is_uniform_over_classes_and_supports_over_images() -> None:
-    drawer = EpisodeDrawer(PAIRS, shots=2)
-    episodes = [drawer.draw(i) for i in range(6000)]
+    sampler = EpisodeSampler(PAIRS, shots=2)
+    episodes = [sampler.sample(i) for i in range(6000)]
     classes = Counter(e.class_id for e in episodes)
     assert all(abs(count - 2000) < 150 for count in classes.values())  # 4 standard deviations
     supports = Counter(image for e in episodes if e.class_id == 4 for image in e.supports)
@@ -65,17 +65,17 @@ def test_class_rule_is_uniform_over_classes_and_supports_over_images() -> None:
 
 
 def test_image_rule_draws_the_class_uniformly_among_the_image_s_classes() -> None:
-    drawer = EpisodeDrawer(PAIRS, rule="image")
-    classes = Counter(e.class_id for e in map(drawer.draw, range(8000)) if e.query == "e")  # in 1 and 4
+    sampler = EpisodeSampler(PAIRS, rule="image")
+    classes = Counter(e.class_id for e in map(sampler.sample, range(8000)) if e.query == "e")  # in 1 and 4
     assert set(classes) == {1, 4}
     assert abs(classes[1] - 500) < 70
 
 
 def test_pfenet_rule_also_draws_classes_too_small_for_a_support() -> None:
     small: list[Pair] = [("a", 1), ("a", 0), ("z", 0), ("b", 7)]  # z is not listed, class 7 has no supports
-    drawer = EpisodeDrawer(PAIRS, rule="pfenet", shots=2, query_pairs=small)
-    episodes = [drawer.draw(i) for i in range(8000)]
-    assert drawer.epoch_length == 8
+    sampler = EpisodeSampler(PAIRS, rule="pfenet", shots=2, query_pairs=small)
+    episodes = [sampler.sample(i) for i in range(8000)]
+    assert sampler.epoch_length == 8
     assert sorted(e.query for e in episodes[:8]) == list("abcdefgh")
     classes = Counter(e.class_id for e in episodes if e.query == "a")
     assert set(classes) == {0, 1, 4}
@@ -88,11 +88,11 @@ def test_pfenet_rule_also_draws_classes_too_small_for_a_support() -> None:
 
 def test_other_rules_draw_no_class_too_small() -> None:
     for rule in ("class", "pair", "image"):
-        plain, given = (EpisodeDrawer(PAIRS, rule=rule, query_pairs=q) for q in ((), [("a", 1)]))
-        assert [plain.draw(i) for i in range(50)] == [given.draw(i) for i in range(50)]
-    alike = EpisodeDrawer(PAIRS, rule="pfenet")
-    image = EpisodeDrawer(PAIRS, rule="image")
-    assert [alike.draw(i) for i in range(50)] == [image.draw(i) for i in range(50)]
+        plain, given = (EpisodeSampler(PAIRS, rule=rule, query_pairs=q) for q in ((), [("a", 1)]))
+        assert [plain.sample(i) for i in range(50)] == [given.sample(i) for i in range(50)]
+    alike = EpisodeSampler(PAIRS, rule="pfenet")
+    image = EpisodeSampler(PAIRS, rule="image")
+    assert [alike.sample(i) for i in range(50)] == [image.sample(i) for i in range(50)]
 
 
 def test_pairs_of_queries() -> None:
@@ -105,16 +105,16 @@ def test_pairs_of_queries() -> None:
 
 
 def test_repeats_only_when_asked_for() -> None:
-    with_repeats = EpisodeDrawer(PAIRS, shots=5, repeat_supports=True)
-    episodes = [with_repeats.draw(i) for i in range(100)]
+    with_repeats = EpisodeSampler(PAIRS, shots=5, repeat_supports=True)
+    episodes = [with_repeats.sample(i) for i in range(100)]
     assert {e.class_id for e in episodes} == {0, 1, 4}  # class 1 has three images and still gives 5 shots
     assert any(len(set(e.supports)) < 5 for e in episodes)
     assert all(e.query not in e.supports for e in episodes)
 
 
 def test_several_shots_change_by_batch_and_never_within() -> None:
-    drawer = EpisodeDrawer(PAIRS, shots=(1, 2), batch_size=4)
-    shots = [len(drawer.draw(i).supports) for i in range(400)]
+    sampler = EpisodeSampler(PAIRS, shots=(1, 2), batch_size=4)
+    shots = [len(sampler.sample(i).supports) for i in range(400)]
     batches = [set(shots[i : i + 4]) for i in range(0, 400, 4)]
     assert all(len(batch) == 1 for batch in batches)
     assert 30 < sum(batch == {1} for batch in batches) < 70
@@ -124,21 +124,21 @@ def test_several_shots_change_by_batch_and_never_within() -> None:
 @pytest.mark.parametrize("rule", ["class", "pair", "image"])
 def test_episodes_without_supports_need_one_image_a_class(rule: str, repeat_supports: bool) -> None:
     pairs: list[Pair] = [("a", 0), ("b", 0), ("c", 1)]  # one image of class 1
-    drawer = EpisodeDrawer(pairs, shots=(0,), rule=rule, repeat_supports=repeat_supports, batch_size=4)
-    episodes = [drawer.draw(i) for i in range(30)]
+    sampler = EpisodeSampler(pairs, shots=(0,), rule=rule, repeat_supports=repeat_supports, batch_size=4)
+    episodes = [sampler.sample(i) for i in range(30)]
     assert {(e.query, e.class_id) for e in episodes} == set(pairs)
     assert all(e.supports == () for e in episodes)
 
 
 def test_queries_do_not_depend_on_the_shots() -> None:
-    alone, shot = (EpisodeDrawer(PAIRS, shots=k, rule="image", seed=2) for k in (0, 1))
-    assert [alone.draw(i).query for i in range(40)] == [shot.draw(i).query for i in range(40)]
+    alone, shot = (EpisodeSampler(PAIRS, shots=k, rule="image", seed=2) for k in (0, 1))
+    assert [alone.sample(i).query for i in range(40)] == [shot.sample(i).query for i in range(40)]
 
 
 def test_small_classes_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        drawer = EpisodeDrawer(PAIRS, shots=3, class_names=["cat", "dog", "", "", "owl"])
-    assert drawer.class_ids == [0, 4]
+        sampler = EpisodeSampler(PAIRS, shots=3, class_names=["cat", "dog", "", "", "owl"])
+    assert sampler.class_ids == [0, 4]
     assert len(caplog.messages) == 1 and "fewer than 4 images each: dog" in caplog.messages[0]
 
 
@@ -156,16 +156,16 @@ def test_small_classes_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixt
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EpisodeDrawer(PAIRS, **options)  # type: ignore[arg-type]
+        EpisodeSampler(PAIRS, **options)  # type: ignore[arg-type]
 
 
 def test_no_pairs_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="no class has"):
-        EpisodeDrawer([])
+        EpisodeSampler([])
 
 
-def test_draw_every_pair_takes_each_once_in_list_order() -> None:
-    episodes = EpisodeDrawer(PAIRS, shots=2, rule="class").draw_every_pair()
+def test_sample_every_pair_takes_each_once_in_list_order() -> None:
+    episodes = EpisodeSampler(PAIRS, shots=2, rule="class").sample_every_pair()
     assert [(e.query, e.class_id) for e in episodes] == PAIRS
     assert [e.index for e in episodes] == list(range(12))
 
@@ -174,7 +174,7 @@ def test_draw_every_pair_takes_each_once_in_list_order() -> None:
 def test_training_ranks_together_are_the_single_process_order(world_size: int) -> None:
     def first(count: int, start: int, rank: int, world: int) -> list[object]:
         sampler = TrainingEpisodeSampler(
-            EpisodeDrawer(PAIRS, rule="pair"), start=start, rank=rank, world_size=world
+            EpisodeSampler(PAIRS, rule="pair"), start=start, rank=rank, world_size=world
         )
         return list(itertools.islice(sampler, count))
 
@@ -186,7 +186,7 @@ def test_training_ranks_together_are_the_single_process_order(world_size: int) -
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 20])
 def test_inference_ranks_partition_the_list(world_size: int) -> None:
-    episodes = EpisodeDrawer(PAIRS).draw_every_pair()
+    episodes = EpisodeSampler(PAIRS).sample_every_pair()
     shares = [InferenceEpisodeSampler(episodes, rank=r, world_size=world_size) for r in range(world_size)]
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
     assert sorted((e for share in shares for e in share), key=lambda e: e.index) == episodes

@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from fss_d2.config import get_cfg
+from fss_d2.data.augmentation_registry import AUGMENTATION_REGISTRY, build_augmentations, build_resize
 from fss_d2.data.augmentations import (
     Letterbox,
     PadTo,
@@ -21,8 +22,13 @@ from fss_d2.data.augmentations import (
     ShortestEdge,
     Squash,
 )
-from fss_d2.data.transforms import AUGMENTATION_REGISTRY, build_augmentations, build_resize
-from fss_d2.data.warps import ColorTransform, LetterboxTransform, PadCrop, RotateTransform, SquashTransform
+from fss_d2.data.transforms import (
+    ColorTransform,
+    LetterboxTransform,
+    PadCrop,
+    RotateTransform,
+    SquashTransform,
+)
 from tests.golden.recipe import recipe_tensor
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
-from fss_d2.engine.arguments import argument_parser, load_config, parse_command_line, plan_from
+from fss_d2.config import load_config
+from fss_d2.engine.command_line import argument_parser, parse_command_line, plan_from
 
 
 def _write(folder: Path, text: str, name: str = "a.yaml") -> str:

@@ -12,15 +12,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import Tensor
 
-from fss_d2.data.base_instances import BaseInstances
-from fss_d2.data.transforms import build_resize
+from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.samples import BaseInstances
 from fss_d2.engine import base_prototypes
 from fss_d2.engine.base_prototypes import (
     build_base_prototypes,
-    check_base_knowledge,
     fill_base_knowledge,
-    has_base_knowledge,
 )
+from fss_d2.modeling.build import check_base_knowledge, has_base_knowledge
 from fss_d2.modeling.layers import resize
 from fss_d2.modeling.meta_arch import JC2A
 from tests.modeling.episodes import make_cfg, make_model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import train_net
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 
 pytestmark = pytest.mark.usefixtures("closed_logs")

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
-from fss_d2.engine.errors import TRACEBACK_VARIABLE, hide_tracebacks, one_line, run_command
+from fss_d2.engine.command_line import TRACEBACK_VARIABLE, hide_tracebacks, one_line, run_command
 
 
 class _Broken(Dataset):

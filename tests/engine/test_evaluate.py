@@ -17,7 +17,13 @@ from fss_d2.config import get_cfg
 from fss_d2.data import register_folder
 from fss_d2.engine.evaluate import EVALUATORS, build_evaluators, check_evaluators, evaluate
 from fss_d2.engine.trainer import Trainer
-from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator
+from fss_d2.evaluation import (
+    FewShotEvaluator,
+    OracleEvaluator,
+    ProposalRecallEvaluator,
+    compare,
+    read_rows,
+)
 from fss_d2.modeling.layers import resize
 from tests.modeling.episodes import make_cfg, make_model
 
@@ -145,6 +151,18 @@ def test_scores_of_every_size_lie_on_the_target(toy: str, tmp_path: Path, frame:
     """Letterboxed, 40x56 pixels are 40x64 of the network's 64x64, and 64x96 of 96x96: not in proportion."""
     settings = ("TEST.FRAME", frame, "INPUT.TEST_RESIZE", resizing, "TEST.SCALES", (96, (112, 96)))
     assert _evaluated(_Brightness(), toy, tmp_path, *settings)[0]["mIoU"] > 92
+
+
+def test_views_of_supports_are_not_supports(toy: str, tmp_path: Path) -> None:
+    """One shot stays one shot, whatever the mapper shows of it, so the same episodes can be compared."""
+    model, rows = make_model("Prototype"), {}
+    for name, views in {"plain": ("whole",), "views": ("whole", "flip", "cut")}.items():
+        _evaluated(model, toy, tmp_path / name, "FEW_SHOT.TEST.SUPPORT_VIEWS", views)
+        folder = tmp_path / name / "inference" / f"{toy}_1shot"
+        rows[name] = read_rows(folder / "episodes.jsonl")
+        settings = json.loads((folder / "results.json").read_text())["settings"]
+        assert (settings["shots"], settings["support_views"]) == (1, list(views))
+    assert compare(rows["views"], rows["plain"]).episodes == 4
 
 
 def test_other_sizes_and_other_annotations_give_other_scores(toy: str, tmp_path: Path) -> None:

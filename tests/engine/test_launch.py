@@ -16,7 +16,7 @@ from fss_d2.engine.launch import LaunchPlan, _free_port, launch
 _PROGRAM = """
 import json, sys
 from detectron2.utils import comm
-from fss_d2.engine.errors import run_command
+from fss_d2.engine.command_line import run_command
 from fss_d2.engine.launch import LaunchPlan, launch
 
 def work(path):

@@ -31,6 +31,7 @@ def make_episode(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "image_id": f"query{index}",
         "episode_index": index,
         "support": [{"image": image, "mask": mask, "image_id": index}],
+        "support_ids": (index,),
     }
     return inputs, {"sem_seg": scores}
 
@@ -54,6 +55,7 @@ def main(rank: int, world_size: int, store: str, output_dir: str) -> None:
     results = evaluate(indices + [0] * (rank > 0), Path(output_dir), region_wise=True)
     if bool(results) != (rank == 0):
         raise SystemExit("scores belong to the main process alone")
+    dist.barrier()  # a process that leaves early may abort while the other still sends
     dist.destroy_process_group()
 
 

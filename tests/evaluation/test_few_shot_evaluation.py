@@ -14,9 +14,10 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fss_d2.config import get_cfg
-from fss_d2.evaluation import FewShotEvaluator, read_rows
+from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, read_rows
 
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 _worker = runpy.run_path(str(WORKER))
@@ -118,6 +119,39 @@ def test_files(tmp_path: Path) -> None:
     assert bee["intersection"] == np.sum([rows[0].intersection, rows[2].intersection], axis=0).tolist()
 
 
+def test_supports_are_counted_once_however_many_views_show_them(tmp_path: Path) -> None:
+    """Two supports, shown in four and three views, then in four and two."""
+    evaluator = FewShotEvaluator("unregistered", tmp_path, class_ids=[1, 3, 4])
+    for index in range(2):
+        inputs, output = make_episode(index)
+        views = [inputs["support"][0] | {"image_id": name} for name in "aaaabbb"[: 7 - index]]
+        evaluator.process([inputs | {"support": views, "support_ids": ("a", "b")}], [output])
+    evaluator.evaluate()
+    assert [row.supports for row in read_rows(tmp_path / "episodes.jsonl")] == [("a", "b"), ("a", "b")]
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["shots"] == 2
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the values that are fetched from a tensor one by one; on a GPU each one waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [FewShotEvaluator, OracleEvaluator])
+def test_a_batch_is_counted_without_waiting_for_single_values(kind: type[FewShotEvaluator]) -> None:
+    evaluator = kind("unregistered", class_ids=[1, 3, 4])
+    pairs = [make_episode(index) for index in range(4)]
+    outputs = [{**output, "aux": {"proposals": output["sem_seg"].sigmoid()}} for _, output in pairs]
+    with _Waits() as waits:
+        evaluator.process([inputs for inputs, _ in pairs], outputs)
+    assert waits.count == 0
+    assert evaluator.evaluate()
+
+
 def test_the_first_episodes_are_drawn(tmp_path: Path) -> None:
     evaluate([0, 1, 2], tmp_path, pictures=2)
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
@@ -154,6 +188,9 @@ def test_bad_scores_name_the_episode() -> None:
     output["sem_seg"][0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="episode 5: the model's scores hold NaN"):
         evaluator.process([inputs], [output])
+    del inputs["support_ids"]
+    with pytest.raises(ValueError, match=r"episode 5 has no 'support_ids'; add the image ids of its K supp"):
+        evaluator.process([inputs], [make_episode(5)[1]])
 
 
 def test_from_config(tmp_path: Path) -> None:
@@ -163,6 +200,7 @@ def test_from_config(tmp_path: Path) -> None:
     cfg = get_cfg()
     cfg.TEST.COUNTING, cfg.TEST.ABSENT_CLASSES, cfg.TEST.BOOTSTRAP = "pfenet", "skip", 10
     cfg.TEST.REGION_WISE, cfg.TEST.PICTURES = True, 0
+    cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, cfg.TEST.REFINEMENT = ("whole", "object"), "grabcut"
     evaluator = FewShotEvaluator.from_config(cfg, "evaluator_test_set", tmp_path)
     inputs, output = make_episode(0)
     evaluator.process([inputs], [output])
@@ -171,3 +209,4 @@ def test_from_config(tmp_path: Path) -> None:
     assert "IoU/d" not in scores
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
     assert (settings["counting"], settings["bootstrap"], settings["query_rule"]) == ("pfenet", 10, "class")
+    assert (settings["support_views"], settings["refinement"]) == (["whole", "object"], "grabcut")

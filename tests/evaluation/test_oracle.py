@@ -26,6 +26,7 @@ def make_pair(
         "image_id": f"query{index}",
         "episode_index": index,
         "support": [],
+        "support_ids": (),
     }
     return episode, {"aux": {"proposals": proposals}}
 

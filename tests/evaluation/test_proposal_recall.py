@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fss_d2.evaluation import ProposalRecallEvaluator, format_table
-from fss_d2.evaluation.proposal_recall import mask_iou, mask_quality, ranked, ranks_of_finds
+from fss_d2.evaluation.proposals import mask_iou, mask_quality, ranked, ranks_of_finds
 
 SIZE = (24, 32)
 

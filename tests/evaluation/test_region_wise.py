@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fss_d2.evaluation.region_wise import match_table, region_wise_measures
+from fss_d2.evaluation.metrics import match_table, region_wise_measures
 
 
 def _line(text: str) -> np.ndarray:

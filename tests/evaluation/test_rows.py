@@ -7,7 +7,6 @@ import pytest
 
 from fss_d2.evaluation.rows import (
     EpisodeCounts,
-    check_writable,
     read_rows,
     stack_rows,
     write_rows,
@@ -40,11 +39,3 @@ def test_a_bad_line_is_named(tmp_path: Path, make_rows: Rows, line: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist"):
         read_rows(tmp_path / "none.jsonl")
-
-
-def test_check_writable(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "folder")
-    assert list((tmp_path / "new" / "folder").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write to the output folder .*file.* choose another"):
-        check_writable(tmp_path / "file" / "below")

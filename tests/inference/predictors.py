@@ -1,13 +1,14 @@
 """Predictors on the fake backbone, and pictures for them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
 from fss_d2.data.datasets.glyph_drawing import GlyphGenerator
-from fss_d2.data.transforms import build_resize
-from fss_d2.data.views import build_view_resizes
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.support_file import encoding_settings
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
@@ -59,3 +60,21 @@ def three_colors() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """IoU of two masks."""
     return (a & b).sum() / (a | b).sum()
+
+
+def count_backbone_passes(predictor: FewShotPredictor, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """A function that gives the images that passed the backbone since it was last called."""
+    backbone, images = predictor.model.backbone, []
+    forward = backbone.forward
+
+    def counted(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        images.extend([None] * len(x))
+        return forward(x)
+
+    def calls() -> int:
+        count = len(images)
+        images.clear()
+        return count
+
+    monkeypatch.setattr(backbone, "forward", counted)
+    return calls

@@ -13,6 +13,8 @@ from fss_d2.inference import export
 from fss_d2.inference.export import FrozenQuery, export_query, load_exported
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, Prototype, SupportSet
 from fss_d2.modeling.meta_arch.contract import stack_supports
+from fss_d2.modeling.meta_arch.jc2a import ShotEncoding
+from fss_d2.modeling.meta_arch.prototype import Prototypes
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
@@ -65,9 +67,9 @@ def test_dcama_exports_to_every_format(file_format: str, tmp_path: Path) -> None
 class Limited(Prototype):
     """Has operators for which torch knows no translation to ONNX."""
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         limits = torch.tensor(-0.5), torch.tensor(0.5)
-        return super()._decode(torch.fmin(torch.fmax(images / 99 - 1, limits[0]), limits[1]), support)
+        return super().extract(torch.fmin(torch.fmax(images / 99 - 1, limits[0]), limits[1]))
 
 
 def test_limits_are_translated_to_onnx(tmp_path: Path) -> None:
@@ -78,7 +80,8 @@ def test_limits_are_translated_to_onnx(tmp_path: Path) -> None:
 def test_the_caller_keeps_the_model(tmp_path: Path) -> None:
     model = make_model("JC2A").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    FrozenQuery(model, SupportSet("JC2A", 1, SIZE, {"prototypes": torch.zeros(1, 1, 32)}))
+    encoded = ShotEncoding(torch.zeros(1, 1, 32))
+    FrozenQuery(model, SupportSet("JC2A", 1, SIZE, encoded, encoded))
     assert model.training and any(p.requires_grad for p in model.parameters())
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -89,7 +92,8 @@ def test_supports_are_in_the_file_and_images_are_not(tmp_path: Path) -> None:
     state = module.state_dict()
     assert torch.equal(state["support_prototypes"], module.get_buffer("support_prototypes"))
     assert module.get_buffer("support_prototypes").shape == (1, 2, 24)
-    other = FrozenQuery(module.model, SupportSet("Prototype", 1, SIZE, {"prototypes": torch.ones(1, 2, 24)}))
+    encoded = Prototypes(torch.ones(1, 2, 24))
+    other = FrozenQuery(module.model, SupportSet("Prototype", 1, SIZE, encoded, encoded))
     image = EPISODE["image"][None]
     assert not torch.equal(module(image), other(image))
     assert other(image).std(dim=1).max() == 0  # equal prototypes, equal scores
@@ -118,17 +122,17 @@ def test_what_the_sidecar_says(input_type: str, tmp_path: Path) -> None:
 class Branching(Prototype):
     """Its path depends on what it sees."""
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         if images.mean() > 100:
             images = images.flip(2)
-        return super()._decode(images, support)
+        return super().extract(images)
 
 
 class Noisy(Prototype):
     """Never the same twice."""
 
-    def _decode(self, images: Tensor, support: SupportSet) -> tuple[Tensor, dict[str, Tensor]]:
-        return super()._decode(images + torch.rand_like(images), support)
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        return super().extract(images + torch.rand_like(images))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,8 @@ def test_wrong_arguments(change: dict[str, Any], message: str, tmp_path: Path) -
 
 
 def test_several_episodes_are_refused() -> None:
-    support = SupportSet("Prototype", 1, SIZE, {"prototypes": torch.zeros(3, 2, 24)})
+    encoded = Prototypes(torch.zeros(3, 2, 24))
+    support = SupportSet("Prototype", 1, SIZE, encoded, encoded)
     with pytest.raises(ValueError, match="3 episodes: export one class at a time"):
         FrozenQuery(prototype().model, support)
 

@@ -1,8 +1,6 @@
 """The predictor: an evaluation's masks, supports encoded once, classes that compete, attention."""
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +11,16 @@ from PIL import Image
 from fss_d2.data import Episode, EpisodeMapper
 from fss_d2.modeling import SupportSet
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
-from tests.inference.predictors import METHODS, SMALL, glyph, make_predictor, overlap, square, three_colors
+from tests.inference.predictors import (
+    METHODS,
+    SMALL,
+    count_backbone_passes,
+    glyph,
+    make_predictor,
+    overlap,
+    square,
+    three_colors,
+)
 from tests.modeling.episodes import make_cfg
 
 # -- the same as an evaluation -----------------------------------------------------------------------------
@@ -101,24 +108,27 @@ def test_a_prediction_finds_the_object() -> None:
 
 
 @METHODS
-def test_supports_are_encoded_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supports_pass_the_backbone_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make_predictor(method)
-    model, calls = predictor.model, Counter[str]()
-    for owner, name in ((model, "_encode"), (model.backbone, "forward")):
-        inner = getattr(owner, name)
-
-        def counted(*args: Any, _inner: Any = inner, _name: str = name) -> Any:
-            calls[_name] += 1
-            return _inner(*args)
-
-        monkeypatch.setattr(owner, name, counted)
+    calls = count_backbone_passes(predictor, monkeypatch)
     image, mask = square()
     predictor.set_support([image] * 3, [mask] * 3)
-    assert calls["_encode"] == 1 and calls["forward"] >= 1
+    assert calls() == 3
     for _ in range(3):
-        calls.clear()
         predictor.predict(image)
-        assert calls == {"forward": 1}  # of the query
+        assert calls() == 1  # of the query
+
+
+@METHODS
+def test_a_query_passes_the_backbone_once_for_all_classes(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = make_predictor(method)
+    image, mask = square()
+    predictor.set_support_classes(dict.fromkeys("abcde", (image, mask)))
+    calls = count_backbone_passes(predictor, monkeypatch)
+    predictor.predict(image)
+    assert calls() == 1
 
 
 def test_a_query_leaves_no_trace() -> None:

@@ -100,7 +100,7 @@ def no_sets(content: dict[str, Any]) -> None:
 
 
 def no_tensors(content: dict[str, Any]) -> None:
-    del content["classes"]["object"]["sets"][0]["tensors"]
+    del content["classes"]["object"]["sets"][0]["encoded"]
 
 
 def no_weights(content: dict[str, Any]) -> None:

@@ -1,10 +1,15 @@
 """A predictor without a network, and small coloured pictures for it."""
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from detectron2.utils import comm
 from PIL import Image
 
 from fss_d2.inference.prediction import Prediction
@@ -15,11 +20,20 @@ _REACH = 60.0  # sum of the differences of the three channels at which a pixel i
 
 
 class ColourPredictor:
-    """An object is what has the mean colour of the supports' objects; the probability falls with distance."""
+    """An object is whatever has the mean colour of the supports' objects; probability falls with distance.
+
+    Attributes:
+        encoded: the number of supports of each class, for each call that sets supports.
+        passes: pictures that were encoded as supports, all calls together.
+        left_out: the groups of all calls of `leave_out`.
+        predicted: images that were labelled.
+    """
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        self.encoded: list[dict[str, int]] = []  # supports of each class, at each call
+        self.encoded: list[dict[str, int]] = []
+        self.passes = 0
+        self.left_out: list[tuple[int, ...]] = []
         self.predicted = 0
         self._colours: dict[str, np.ndarray] = {}
 
@@ -27,6 +41,7 @@ class ColourPredictor:
         self, classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
     ) -> None:
         self.encoded.append({name: len(images) for name, (images, _) in classes.items()})
+        self.passes += sum(self.encoded[-1].values())
         self._colours = {
             name: np.concatenate([i[m == 1] for i, m in zip(*pair, strict=True)]).mean(axis=0)
             for name, pair in classes.items()
@@ -35,10 +50,67 @@ class ColourPredictor:
     def predict(self, image: np.ndarray) -> Prediction:
         time.sleep(self.seconds)
         self.predicted += 1
-        distance = [np.abs(image - colour).sum(axis=2) for colour in self._colours.values()]
-        probability = (1 / (1 + np.exp((np.stack(distance) - _REACH) / 20))).astype(np.float32)
+        probability = np.stack([_probability(image, colour) for colour in self._colours.values()])
         labels = np.where(probability.max(axis=0) > 0.5, 1 + probability.argmax(axis=0), 0)
         return Prediction(tuple(self._colours), probability, labels.astype(np.uint8))
+
+    def leave_out(
+        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], left_out: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        self.passes += len(images)
+        pixels = [image[mask == 1] for image, mask in zip(images, masks, strict=True)]
+        for out in left_out:
+            self.left_out.append(out)
+            colour = np.concatenate([p for i, p in enumerate(pixels) if i not in out]).mean(axis=0)
+            yield tuple(_probability(images[i], colour) > 0.5 for i in out)
+
+
+def _probability(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """(H, W) float32."""
+    return (1 / (1 + np.exp((np.abs(image - colour).sum(axis=2) - _REACH) / 20))).astype(np.float32)
+
+
+class Ranks:
+    """Processes that are threads: takes the place of Detectron2's `comm` in a test.
+
+    ``Ranks(2).run(monkeypatch, function)`` calls ``function(rank)`` in two threads at once and returns what
+    both return. A rank that waits for another one that never comes fails after ten seconds.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._here = threading.local()
+        self._barrier = threading.Barrier(count)
+        self._given: list[Any] = [None] * count
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, function: Callable[[int], Any]) -> list[Any]:
+        def call(rank: int) -> Any:
+            self._here.rank = rank
+            try:
+                return function(rank)
+            except BaseException:
+                self._barrier.abort()
+                raise
+
+        with monkeypatch.context() as patch, ThreadPoolExecutor(self.count) as pool:
+            patch.setattr(comm, "get_world_size", lambda: self.count)
+            patch.setattr(comm, "get_rank", lambda: self._here.rank)
+            patch.setattr(comm, "is_main_process", lambda: self._here.rank == 0)
+            patch.setattr(comm, "synchronize", lambda: self._barrier.wait(10))
+            patch.setattr(comm, "all_gather", self._all_gather)
+            patch.setattr(comm, "gather", self._gather)
+            return list(pool.map(call, range(self.count)))
+
+    def _gather(self, data: Any) -> list[Any]:
+        given = self._all_gather(data)
+        return given if self._here.rank == 0 else []
+
+    def _all_gather(self, data: Any) -> list[Any]:
+        self._given[self._here.rank] = data
+        self._barrier.wait(10)
+        given = list(self._given)
+        self._barrier.wait(10)  # nobody gives anew before all have taken
+        return given
 
 
 def disc(size: tuple[int, int], centre: tuple[int, int], radius: int) -> np.ndarray:

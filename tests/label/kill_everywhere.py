@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import fss_d2  # noqa: F401  isort: skip  (before detectron2: fss_d2.compat)
-from fss_d2.label import Job, read_supports, run_job
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
 
 

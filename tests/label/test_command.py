@@ -1,9 +1,7 @@
 """The command line, with a real method."""
 
 import json
-import runpy
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,10 @@ from detectron2.utils import logger as detectron2_logger
 from pycocotools.coco import COCO
 
 from fss_d2 import cli
+from fss_d2.config import load_config
 from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.label import command
+from fss_d2.label.writers import FORMATS
 from tests.label.fakes import annotated_folder, image_folder
 
 _ROOT = Path(__file__).parents[2]
@@ -44,54 +45,75 @@ def words(*more: str) -> list[str]:
     return [*flags, "--num-gpus", "0", *more]
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
-    program = str(_ROOT / "tools/autolabel.py")
-    monkeypatch.setattr(sys, "argv", [program, *words(*more)])
-    with pytest.raises(SystemExit) as done:
-        runpy.run_path(program, run_name="__main__")
-    assert isinstance(done.value.code, int)
-    return done.value.code
+def label(*more: str) -> int:
+    return cli.main(["label", *words(*more)])
 
 
-def test_the_tool_labels_and_goes_on(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_tool(monkeypatch, "--formats", "coco, yolo", "--min-area", "1") == 0
+def test_it_labels_and_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--formats", "coco, yolo", "--min-area", "1")
+    assert label(*flags) == 0
     coco = COCO(place / "out/coco/annotations.json")
     assert len(coco.getImgIds()) == 4
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["blue", "red"]
     assert len(list((place / "out/yolo/labels").iterdir())) == 4 and not (place / "out/png").exists()
     checks = json.loads((place / "out/leave_one_out.json").read_bytes())
-    assert all(0 <= s["iou"] <= 1 for c in checks for s in c["supports"])
-    assert run_tool(monkeypatch, "--formats", "coco, yolo", "--min-area", "1") == 0
+    assert [0 <= s["iou"] <= 1 for c in checks for s in c["supports"]] == [True] * 4
+    assert label(*flags) == 0
     capsys.readouterr()
-    assert run_tool(monkeypatch, "--min-area", "1", "INPUT.FEW_SHOT_SIZE", "(48, 48)") == 1
-    assert "error: out holds a job with other settings (config)" in capsys.readouterr().err
+    for key, value in (
+        ("INPUT.FEW_SHOT_SIZE", "(48, 48)"),
+        ("TEST.REFINEMENT", "grabcut"),
+        ("FEW_SHOT.TEST.SUPPORT_VIEWS", "('whole', 'flip')"),
+    ):
+        assert label("--min-area", "1", key, value) == 1
+        assert f"error: out holds a job with other settings ({key}): give" in capsys.readouterr().err
 
 
-def test_other_weights_are_another_job(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_it_goes_on_with_settings_that_labels_do_not_depend_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Known by their content, wherever they lie."""
+    assert label("--no-check", "--formats", "png", "--review-below", "0") == 0
+    before = [path.read_bytes() for path in sorted((place / "out/records").iterdir())]
+    assert not (place / "out/needs_review.txt").read_text()
+    monkeypatch.setattr(FewShotPredictor, "predict", None)  # nothing is labelled again
+    keys = "SOLVER.BASE_LR 0.5 SOLVER.IMS_PER_BATCH 7 DATALOADER.NUM_WORKERS 3 TEST.EVAL_PERIOD 9"
+    keys += " TEST.BOOTSTRAP 7 MODEL.LOSS.DICE_WEIGHT 1.0 OUTPUT_DIR elsewhere"
+    assert label("--no-check", "--review-below", "1", "--formats", "png", *keys.split()) == 0
+    assert [path.read_bytes() for path in sorted((place / "out/records").iterdir())] == before
+    assert len((place / "out/needs_review.txt").read_text().splitlines()) == 4
+
+
+def test_the_device_does_not_matter(place: Path) -> None:
+    cfg = load_config("tiny.yaml", num_gpus=0)
+    predictor = FewShotPredictor.from_cfg(cfg)
+    gpu = cfg.clone()
+    gpu.defrost()
+    gpu.MODEL.DEVICE = "cuda"
+    assert command._model(gpu, predictor) == command._model(cfg, predictor)
+
+
+def test_other_weights_are_another_job(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Recognized by their content, wherever they lie."""
     model = FewShotPredictor.from_config("tiny.yaml", device="cpu").model
     for name, value in (("a", 0.1), ("b", 0.2)):
         state = {key: torch.full_like(tensor, value) for key, tensor in model.state_dict().items()}
         torch.save({"model": state}, place / f"{name}.pth")
     shutil.copy(place / "a.pth", place / "copy.pth")
     quick = ("--no-check", "--formats", "png", "--weights")
-    assert [run_tool(monkeypatch, *quick, f"{name}.pth") for name in ("a", "copy", "b")] == [0, 0, 1]
+    assert [label(*quick, f"{name}.pth") for name in ("a", "copy", "b")] == [0, 0, 1]
     assert "error: out holds a job with other settings (weights)" in capfd.readouterr().err
 
 
-def test_the_console_script(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["label", *words("--no-check", "--formats", "png")]) == 0
+def test_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label("--no-check", "--formats", "png") == 0
     assert len(list((place / "out/png").glob("*.png"))) == 4
     assert not (place / "out/leave_one_out.json").exists()
-    assert cli.main(["label", *words("--formats", "voc")]) == 1
+    assert label("--formats", "voc") == 1
     assert "there is no 'voc'; choose from coco, png, yolo, labelme" in capsys.readouterr().err
     with pytest.raises(SystemExit) as done:
         cli.main(["label"])
     assert done.value.code == 2 and "usage: fss-d2 label" in capsys.readouterr().err
+    assert command._FORMATS.split(",") == list(FORMATS)  # by default all
 
 
 def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:

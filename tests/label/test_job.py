@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.utils import comm
 from PIL import Image
 
-from fss_d2.label import Job, read_supports, run_job
-from tests.label.fakes import ColourPredictor, annotated_folder, disc, image_folder, picture, save
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
+from tests.label.fakes import ColourPredictor, Ranks, annotated_folder, disc, image_folder, picture, save
 
 _ROOT = Path(__file__).parents[2]
 _PROGRAM = """
 import sys
 from pathlib import Path
 import fss_d2
-from fss_d2.label import Job, read_supports, run_job
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
 root, output = map(Path, sys.argv[1:3])
 run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
@@ -38,8 +39,9 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(place: Path, predictor: ColourPredictor | None = None, **options: Any) -> dict[str, Any]:
+    model = options.pop("model", {"weights": "w", "MODEL.X": "1"})
     job = Job(place / "images", options.pop("output", place / "out"), **options)
-    return run_job(job, predictor or ColourPredictor(), read_supports(place / "supports"), {"weights": "w"})
+    return run_job(job, predictor or ColourPredictor(), read_supports(place / "supports"), model)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -166,13 +168,18 @@ def test_edited_files_are_left_alone(place: Path, caplog: pytest.LogCaptureFixtu
     save(place / "images/photo 001.png", picture({}, seed=5))
     run(place)
     assert edited.read_text() == "{}"
-    assert "was edited since it was written" in caplog.text
+    assert "was edited after it was written; it stays as it is" in caplog.text
     assert (place / "out/yolo/labels/photo 001.txt").read_bytes() == b""  # not edited: renewed
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"min_area": 9}, "min_area"), ({"review_below": 0.5}, "review_below"), ({}, "supports")],
+    [
+        ({"min_area": 9}, "min_area"),
+        ({"model": {"weights": "v"}}, "weights"),
+        ({"model": {"weights": "w", "MODEL.X": "2"}}, "MODEL.X"),
+        ({}, "supports"),
+    ],
 )
 def test_other_settings_need_another_folder(place: Path, change: dict[str, Any], what: str) -> None:
     run(place)
@@ -182,6 +189,59 @@ def test_other_settings_need_another_folder(place: Path, change: dict[str, Any],
     with pytest.raises(ValueError, match=rf"other settings \({what}\): give the same again"):
         run(place, **change)
     assert contents(place / "out") == before
+
+
+def test_another_version_of_the_package_goes_on(place: Path) -> None:
+    """A config key that only one of the two versions has leaves the labels as they are."""
+    run(place)
+    for model in ({"weights": "w", "MODEL.NEW": "1"}, {"weights": "w"}):
+        predictor = ColourPredictor()
+        run(place, predictor, model=model)
+        assert predictor.predicted == 0
+
+
+def test_another_threshold_of_review_goes_on(place: Path) -> None:
+    """No image is labelled again; the list, the page and the summary are those of the new threshold."""
+    run(place, review_below=0.0)
+    assert (place / "out/needs_review.txt").read_text() == ""
+    predictor = ColourPredictor()
+    summary = run(place, predictor, review_below=1.0)
+    assert predictor.predicted == 0
+    run(place, review_below=1.0, output=place / "anew")
+    assert summary["needs_review"] == 6 == (place / "out/report.html").read_text().count('class="review"')
+    assert contents(place / "out") == contents(place / "anew")
+
+
+def test_the_folders_may_be_moved(place: Path) -> None:
+    run(place)
+    before = contents(place / "out")
+    moved = place / "elsewhere"
+    moved.mkdir()
+    for name in ("supports", "images", "out"):
+        (place / name).rename(moved / name)
+    predictor = ColourPredictor()
+    run(moved, predictor)
+    assert predictor.predicted == 0 and contents(moved / "out") == before
+
+
+def test_other_images_need_another_folder(place: Path) -> None:
+    """Not one image is known: the labels would all be replaced."""
+    run(place)
+    before = contents(place / "out")
+    for path in list((place / "images").iterdir()):
+        path.rename(place / "images" / f"other {path.name}")
+    with pytest.raises(
+        ValueError, match=r"out holds the labels of other images than .*: give the folder of those"
+    ):
+        run(place)
+    assert contents(place / "out") == before
+
+
+def test_a_folder_of_another_version(place: Path) -> None:
+    run(place)
+    (place / "out/job.json").write_text('{"version": 1, "settings": {"weights": "w"}}')
+    with pytest.raises(ValueError, match="another version of this program: give another output folder"):
+        run(place)
 
 
 def test_a_folder_of_something_else_is_not_touched(place: Path) -> None:
@@ -209,21 +269,18 @@ def test_what_cannot_be_run(place: Path) -> None:
         run_job(Job(place / "gone", place / "o"), ColourPredictor(), read_supports(place / "supports"))
 
 
-def test_processes_share_the_images(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either of two labels three of six; what both have done is the whole."""
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "synchronize", lambda: None)
-    monkeypatch.setattr(comm, "gather", lambda data: [data])
-    for rank in (0, 1):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
-        predictor = ColourPredictor()
-        summary = run(place, predictor, check=False)
-        assert predictor.predicted == 3
-        assert summary.get("labelled") == (3 if rank == 0 else None)
-    monkeypatch.undo()
-    predictor = ColourPredictor()
-    assert run(place, predictor, check=False)["labelled"] == 6 and predictor.predicted == 0
+def test_processes_share_the_job(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks: each checks a share of the supports and labels three of six images."""
+    predictors = [ColourPredictor(), ColourPredictor()]
+    first, second = Ranks(2).run(monkeypatch, lambda rank: run(place, predictors[rank]))
+    assert first["labelled"] == 6 and second == {}
+    assert [p.predicted for p in predictors] == [3, 3]
+    assert [len(p.left_out) for p in predictors] == [2, 2]  # of two classes with two supports each
+    run(place, output=place / "alone")
+    assert contents(place / "out") == contents(place / "alone")
+    again = [ColourPredictor(), ColourPredictor()]
+    Ranks(2).run(monkeypatch, lambda rank: run(place, again[rank]))
+    assert [(p.predicted, p.left_out) for p in again] == [(0, []), (0, [])]
 
 
 def start(place: Path, output: str, seconds: float) -> subprocess.Popen[bytes]:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from fss_d2.label import Job, read_supports, run_job
+from fss_d2.label.job import Job, run_job
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor, annotated_folder, disc, picture, save
 
 SIZE, OBJECT = (40, 50), disc((40, 50), (12, 15), 9)  # off the middle: a turn is seen

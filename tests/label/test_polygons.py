@@ -1,10 +1,12 @@
 """Polygons that give the mask back when they are filled."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
 
-from fss_d2.label.polygons import mask_polygons
+from fss_d2.label.writers import mask_polygons
 from tests.label.fakes import disc
 
 
@@ -63,6 +65,19 @@ def test_noise_comes_back_too(density: float) -> None:
     for seed in range(10):
         mask = np.random.default_rng(seed).random((37, 41)) < density
         np.testing.assert_array_equal(fill(mask_polygons(mask), mask.shape), mask)
+
+
+def test_thousands_of_holes_take_no_time() -> None:
+    """60 x 60 holes of 8 x 8 pixels; a search of the growing outline for each hole takes 5 s or more."""
+    mask = np.ones((61 * 16, 61 * 16), bool)
+    for top in range(8, 60 * 16, 16):
+        for left in range(8, 60 * 16, 16):
+            mask[top : top + 8, left : left + 8] = False
+    started = time.process_time()
+    polygons = mask_polygons(mask)
+    assert time.process_time() - started < 2
+    assert len(polygons) == 1
+    np.testing.assert_array_equal(fill(polygons, mask.shape), mask)
 
 
 def test_straight_lines_have_no_corners_between() -> None:

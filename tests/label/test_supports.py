@@ -11,7 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from fss_d2.label import read_supports
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import annotated_folder, picture, save
 
 SQUARE = [[4, 6], [20, 6], [20, 30], [4, 30]]  # x, y

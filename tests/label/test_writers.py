@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from fss_d2.inference.prediction import Prediction
-from fss_d2.label.records import ImageRecord, record_of
+from fss_d2.label.output import ImageRecord, record_of
 from fss_d2.label.writers import FORMATS, LabelSet, file_stems
 from tests.label.fakes import disc
 

@@ -1,10 +1,9 @@
 """The tool that scores a model with supports of another class, on models whose answer is known."""
 
-import importlib.util
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import Tensor, nn
 
+from fss_d2.engine.support_use import check_support_use, format_support_use
+from fss_d2.evaluation import read_rows
+from fss_d2.inference.loading import load_model
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
 from tests.modeling.episodes import TINY, make_cfg, make_model
 from tests.modeling.fake_backbone import register_fake_backbone
@@ -24,15 +26,7 @@ _COLOURS = ((250, 0, 0), (0, 0, 250))
 _KEYS = ("INPUT.FEW_SHOT_SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0", "TEST.PICTURES", "0", "SEED", "3")
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_support_use", _PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _load()
+tool = runpy.run_path(str(_PROGRAM))
 
 
 @pytest.fixture
@@ -86,8 +80,8 @@ def _cfg(method: str, output: Path, *words: str) -> CfgNode:
 @pytest.mark.parametrize(
     ("model", "own", "foreign", "verdict"),
     [
-        (_SameColour(), 100.0, 0.0, "With supports of another class 0% of the score is still there."),
-        (_AnyColour(), 50.0, 50.0, "No use of the supports can be seen in these 12 episodes."),
+        (_SameColour(), 100.0, 0.0, "With supports of another class, 0% of the score remains."),
+        (_AnyColour(), 50.0, 50.0, "These 12 episodes do not show that the supports are used."),
     ],
 )
 def test_models_that_use_their_supports_and_that_do_not(
@@ -97,34 +91,26 @@ def test_models_that_use_their_supports_and_that_do_not(
     verdict: str,
     two_classes: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tool, "load_few_shot_model", lambda cfg: model)
-    result, file = tool.check(_cfg("Prototype", tmp_path), two_classes, 1, 12)
+    result, file = check_support_use(_cfg("Prototype", tmp_path), model, two_classes, 1, 12)
     assert (result.mean_iou_a, result.mean_iou_b) == (own, foreign)
     assert (result.low, result.high) == (own - foreign, own - foreign)
-    text = tool.table("Some", result)
+    text = format_support_use("Some", result)
     assert f"| Some      | {own:.2f}" in text and text.endswith(verdict)
     content = json.loads(file.read_text())
     assert file == tmp_path / "support_use" / f"{two_classes}_1shot" / "support_use.json"
     assert (content["mIoU_own"], content["mIoU_foreign"], content["episodes"]) == (own, foreign, 12)
 
 
-def test_several_test_sizes_take_foreign_supports_too(
-    two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tool, "load_few_shot_model", lambda cfg: _SameColour().eval())
+def test_several_test_sizes_take_foreign_supports_too(two_classes: str, tmp_path: Path) -> None:
     cfg = _cfg("Prototype", tmp_path, "TEST.SCALES", "((32, 32),)")
-    result, _ = tool.check(cfg, two_classes, 1, 12)
+    result, _ = check_support_use(cfg, _SameColour().eval(), two_classes, 1, 12)
     assert (result.mean_iou_a, result.mean_iou_b) == (100, 0)
 
 
-def test_queries_are_the_same_and_supports_of_the_other_class(
-    two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tool, "load_few_shot_model", lambda cfg: _SameColour())
-    _, file = tool.check(_cfg("Prototype", tmp_path), two_classes, 1, 8)
-    own, foreign = (tool.read_rows(file.parent / name / "episodes.jsonl") for name in ("own", "foreign"))
+def test_queries_are_the_same_and_supports_of_the_other_class(two_classes: str, tmp_path: Path) -> None:
+    _, file = check_support_use(_cfg("Prototype", tmp_path), _SameColour(), two_classes, 1, 8)
+    own, foreign = (read_rows(file.parent / name / "episodes.jsonl") for name in ("own", "foreign"))
     assert [(r.class_id, r.query) for r in own] == [(r.class_id, r.query) for r in foreign]
     by_class = [{r.supports for r in own if r.class_id == class_id} for class_id in (0, 1)]
     assert all(row.supports in by_class[1 - row.class_id] for row in foreign)
@@ -136,19 +122,23 @@ def test_every_method_and_always_the_same_numbers(method: str, two_classes: str,
     torch.save({"model": make_model(method).state_dict()}, tmp_path / "w.pth")
     weights = str(tmp_path / "w.pth")
     cfg = _cfg(method, tmp_path, "INPUT.FEW_SHOT_SIZE", "(64, 64)", "MODEL.WEIGHTS", weights)
-    first, file = tool.check(cfg, two_classes, 2, 6)
+    first, file = check_support_use(cfg, load_model(cfg), two_classes, 2, 6)
     content = file.read_bytes()
-    again, _ = tool.check(cfg, two_classes, 2, 6)
+    again, _ = check_support_use(cfg, load_model(cfg), two_classes, 2, 6)
     assert again == first
     assert file.read_bytes() == content
     assert (json.loads(content)["method"], json.loads(content)["weights"]) == (method, weights)
 
 
-def test_a_model_without_weights_is_the_same_each_time(two_classes: str, tmp_path: Path) -> None:
-    cfg = _cfg("DCAMA", tmp_path)
-    first, _ = tool.check(cfg, two_classes, 1, 4)
-    torch.manual_seed(11)  # must make no difference
-    assert tool.check(cfg, two_classes, 1, 4)[0] == first
+def test_a_model_without_weights_is_the_same_each_time(
+    two_classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = []
+    for seed in (0, 11):  # makes no difference
+        torch.manual_seed(seed)
+        _run(tmp_path, two_classes, "--episodes", "4", method="DCAMA")
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and "| DCAMA" in outputs[0]
 
 
 def _run(folder: Path, dataset: str, *words: str, method: str = "Prototype") -> None:
@@ -156,7 +146,7 @@ def _run(folder: Path, dataset: str, *words: str, method: str = "Prototype") -> 
     config.write_text(f'VERSION: 2\nDATASETS: {{TEST: ["{dataset}"]}}\nOUTPUT_DIR: {folder / "out"}\n')
     keys = ["MODEL.META_ARCHITECTURE", method, "MODEL.BACKBONE.NAME", register_fake_backbone()]
     tiny = [str(word) for word in TINY]
-    tool.main(["--config-file", str(config), *keys, *tiny, *_KEYS, "MODEL.DEVICE", "cpu", *words])
+    tool["main"](["--config-file", str(config), *keys, *tiny, *_KEYS, "MODEL.DEVICE", "cpu", *words])
 
 
 def test_the_command_line(two_classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

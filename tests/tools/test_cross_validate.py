@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from fss_d2.engine.cross_validation import Run, of_fold, plan_runs
+from fss_d2.engine.cross_validation import Run, of_fold, plan_runs, run_all
 from fss_d2.evaluation.rows import EpisodeCounts, write_rows
 
 _TOOL = Path(__file__).parents[2] / "tools" / "cross_validate.py"
@@ -33,7 +33,8 @@ def config(tmp_path: Path) -> Path:
     """A trained method; beside it a training-free one, one with other test settings, and two stages."""
     sets = 'DATASETS:\n  TRAIN: ("toy_fold0_train",)\n  TEST: ("toy_fold0_val",)\n'
     for name, rest in {
-        "method": "MODEL:\n  META_ARCHITECTURE: DCAMA\nFEW_SHOT:\n  TEST:\n    EPISODES: 7\n",
+        "method": "MODEL:\n  META_ARCHITECTURE: DCAMA\nFEW_SHOT:\n  TEST:\n    EPISODES: 7\n"
+        "    SUPPORT_VIEWS: ('whole', 'flip')\nTEST:\n  REFINEMENT: grabcut\n",
         "free": "MODEL:\n  META_ARCHITECTURE: Prototype\n",
         "other": "MODEL:\n  META_ARCHITECTURE: PFENet\nTEST:\n  COUNTING: hsnet\n  FRAME: original\n",
         "stage1": "MODEL:\n  META_ARCHITECTURE: PotentialObjectsSegmenter\n"
@@ -108,6 +109,7 @@ def test_all_methods_answer_the_questions_of_the_first(config: Path) -> None:
     assert [run.eval_only for run in runs] == [False, True, False]
     first, *others = (run.config(None) for run in runs)
     assert (first.FEW_SHOT.TEST.SHOTS, first.FEW_SHOT.TEST.EPISODES) == ((1, 5), 7)
+    assert (first.FEW_SHOT.TEST.SUPPORT_VIEWS, first.TEST.REFINEMENT) == (("whole", "flip"), "grabcut")
     for cfg, name in zip(others, ("Prototype", "PFENet"), strict=True):
         assert name == cfg.MODEL.META_ARCHITECTURE
         assert cfg.FEW_SHOT.TEST == first.FEW_SHOT.TEST
@@ -133,13 +135,13 @@ def test_stages_build_on_each_other(config: Path) -> None:
 def test_a_stage_that_two_methods_share_is_one_run(config: Path) -> None:
     args = _arguments(config, "--folds", "0", "--jobs", "2", methods="stage1+stage2 stage1+stage2b")
     starter = _Starter()
-    text = tool.run_all(args, starter)
+    text = run_all(args, starter)
     assert starter.started[0] == "PotentialObjectsSegmenter fold0_seed0"
     assert starter.started[1:] == ["MMFormer fold0_seed0"] * 2
     assert "MMFormer (stage1+stage2b)" in text
     assert "PotentialObjectsSegmenter" not in text
     again = _Starter()
-    assert tool.run_all(args, again) == text
+    assert run_all(args, again) == text
     assert again.started == []
 
 
@@ -185,7 +187,7 @@ def test_two_methods_in_one_folder_are_refused(config: Path) -> None:
 def test_mean_and_deviations_by_hand(config: Path) -> None:
     """Folds 0 and 1, seeds 0 and 2, 1 shot: 1, 3, 11, 13. Fold means 2, 12; seed means 6, 8."""
     args = _arguments(config, "--folds", "0", "1", "--seeds", "0", "2")
-    text = tool.run_all(args, _Starter())
+    text = run_all(args, _Starter())
     report = json.loads((config.parent / "out" / "cross_validation.json").read_text())
     (entry,) = [e for e in report["summary"] if e["metric"] == "mIoU"]
     assert entry["folds"] == {"0": 2.0, "1": 12.0}
@@ -202,11 +204,9 @@ def test_mean_and_deviations_by_hand(config: Path) -> None:
     assert (config.parent / "out" / "cross_validation.md").read_text() == text
 
 
-def test_one_row_a_method_with_the_difference_to_the_first(config: Path) -> None:
+def test_one_row_per_method_with_the_difference_to_the_first(config: Path) -> None:
     """50 against 60 of 100 pixels in every episode: -10 points, whichever episodes are drawn."""
-    text = tool.run_all(
-        _arguments(config, "--folds", "0", "--shots", "1", "5", methods="method free"), _Starter()
-    )
+    text = run_all(_arguments(config, "--folds", "0", "--shots", "1", "5", methods="method free"), _Starter())
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
     ]
@@ -215,24 +215,24 @@ def test_one_row_a_method_with_the_difference_to_the_first(config: Path) -> None
     difference = "-10.00 [-10.00, -10.00]"
     assert cells[3][0::3] == ["Prototype", difference, difference]
     assert len(cells) == 4  # one run each: no table by fold
-    assert "less that of DCAMA" in text
+    assert "minus that of DCAMA" in text
 
 
 def test_other_episodes_are_refused(config: Path) -> None:
     args = _arguments(config, "--folds", "0", methods="method free")
     with pytest.raises(ValueError, match=r"manifest.jsonl hold different episodes"):
-        tool.run_all(args, _Starter(spoiled="Prototype"))
+        run_all(args, _Starter(spoiled="Prototype"))
 
 
 def test_finished_runs_are_skipped(config: Path) -> None:
     args = _arguments(config, "--folds", "0", "1", "--seeds", "0")
     first, second = _Starter(), _Starter()
-    text = tool.run_all(args, first)
+    text = run_all(args, first)
     assert first.started == ["DCAMA fold0_seed0", "DCAMA fold1_seed0"]
-    assert tool.run_all(args, second) == text
+    assert run_all(args, second) == text
     assert second.started == []
     more = _arguments(config, "--folds", "0", "1", "2", "--seeds", "0", methods="method free")
-    tool.run_all(more, second)
+    run_all(more, second)
     assert second.started == [
         "Prototype fold0_seed0",
         "Prototype fold1_seed0",
@@ -242,9 +242,9 @@ def test_finished_runs_are_skipped(config: Path) -> None:
 
 
 def test_other_settings_in_the_same_folder(config: Path) -> None:
-    tool.run_all(_arguments(config, "--folds", "0"), _Starter())
+    run_all(_arguments(config, "--folds", "0"), _Starter())
     with pytest.raises(ValueError, match="other settings; remove it, or give another --output"):
-        tool.run_all(_arguments(config, "--folds", "0", "SOLVER.MAX_ITER", "9"), _Starter())
+        run_all(_arguments(config, "--folds", "0", "SOLVER.MAX_ITER", "9"), _Starter())
 
 
 def test_the_report_of_a_part(config: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_report_of_a_part(config: Path) -> None:
         starter(run, args)
 
     with pytest.raises(ValueError, match="the run failed"):
-        tool.run_all(_arguments(config, "--folds", "0", "1", "--seeds", "0", "1"), fail_at_third)
+        run_all(_arguments(config, "--folds", "0", "1", "--seeds", "0", "1"), fail_at_third)
     text = (config.parent / "out" / "cross_validation.md").read_text()
     assert text.startswith("2 of 4 runs.")
     assert "| DCAMA    | toy_val    | 1       | 1.50     | 1.50   | 0.71      | -         |" in text
@@ -272,7 +272,7 @@ def test_jobs_run_at_once(config: Path) -> None:
         meeting.wait()
         starter(run, args)
 
-    tool.run_all(_arguments(config, "--folds", "0", "1", "--jobs", "2"), meet)
+    run_all(_arguments(config, "--folds", "0", "1", "--jobs", "2"), meet)
     assert sorted(starter.started) == ["DCAMA fold0_seed0", "DCAMA fold1_seed0"]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fss_d2.config import load_config
 from fss_d2.inference.export import load_exported
 from fss_d2.inference.predictor import FewShotPredictor
 from tests.modeling.fake_backbone import register_fake_backbone
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
         mask[:, 10 : 30 + 10 * i] = 255
         Image.fromarray(mask).save(tmp_path / f"{i}_mask.png")
     torch.manual_seed(0)
-    cfg = _tool["load_config"](str(config), ["MODEL.WEIGHTS", ""], num_gpus=0)
+    cfg = load_config(str(config), ["MODEL.WEIGHTS", ""], num_gpus=0)
     model = FewShotPredictor.from_cfg(cfg).model
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     predictor = FewShotPredictor.from_config(config, device="cpu")

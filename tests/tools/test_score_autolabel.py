@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.label import read_supports
+from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor, annotated_folder
 from tools.score_autolabel import draw_supports, iou, label_and_score, mean_of_classes, parse, run
 

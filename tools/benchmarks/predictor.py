@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fss_d2.config import load_config
-from fss_d2.data.transforms import build_resize
+from fss_d2.data.augmentation_registry import build_resize
 from fss_d2.engine.trainer import Trainer
 from fss_d2.inference.predictor import FewShotPredictor
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from .files import prepared_dir, read_index, require
-from .folds import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
+from .preparation import prepared_dir, read_index, require
+from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
 
 __all__ = [
     "CATEGORY_IDS",

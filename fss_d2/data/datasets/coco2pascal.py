@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import coco20i, pascal5i
-from .folds import FoldName, fold_metadata, fold_names
+from .splits import FoldName, fold_metadata, fold_names
 
 __all__ = ["load_records", "metadata", "names", "pascal_novel_classes"]
 

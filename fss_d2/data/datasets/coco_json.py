@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from fss_d2.data.masks import load_mask
 
-from .registration import ClassDivision, first_duplicate, ids_of
+from .splits import ClassDivision, first_duplicate, ids_of
 
 __all__ = ["CocoSettings", "load_coco_json"]
 

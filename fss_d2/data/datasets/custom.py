@@ -11,7 +11,7 @@ from PIL import Image
 from fss_d2.data.images import is_image_name
 
 from .coco_json import CocoSettings, load_coco_json
-from .registration import ClassDivision, first_duplicate, ids_of, register_once
+from .splits import ClassDivision, first_duplicate, ids_of, register_once
 
 __all__ = ["register_coco_json", "register_folder"]
 

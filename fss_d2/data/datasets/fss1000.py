@@ -9,8 +9,8 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from .files import prepared_dir, read_ids, read_index, require
-from .folds import fold_metadata
+from .preparation import prepared_dir, read_ids, read_index, require
+from .splits import fold_metadata
 
 __all__ = ["SPLIT_SIZES", "class_names", "list_path", "load_records", "metadata", "names"]
 

@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 from fss_d2.files import atomic_path
 
-from .files import png_is_whole, require, write_class_map, write_text_if_changed
-from .folds import NUM_FOLDS, fold_metadata, held_out_classes
-from .glyph_drawing import GlyphGenerator
-from .glyph_symbols import CLASS_NAMES
+from .glyph_drawing import CLASS_NAMES, GlyphGenerator
+from .preparation import png_is_whole, require, write_class_map, write_text_if_changed
+from .splits import NUM_FOLDS, fold_metadata, held_out_classes
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
 

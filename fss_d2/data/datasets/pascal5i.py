@@ -16,8 +16,8 @@ from typing import Any
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from .files import prepared_dir, read_ids, read_index, require
-from .folds import MIN_CLASS_PIXELS, NUM_FOLDS, FoldName, fold_metadata, fold_names, held_out_classes
+from .preparation import prepared_dir, read_ids, read_index, require
+from .splits import MIN_CLASS_PIXELS, NUM_FOLDS, FoldName, fold_metadata, fold_names, held_out_classes
 
 __all__ = [
     "CLASS_NAMES",

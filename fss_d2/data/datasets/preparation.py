@@ -1,20 +1,150 @@
-"""What the preparations share: worker pool with progress, tables of counts, published lists."""
+"""Files of prepared sets, and what the preparations share: worker pool, tables of counts, published lists."""
 
 import gzip
+import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-__all__ = ["Count", "find_list", "format_counts", "parallel_map"]
+from fss_d2.files import atomic_path
+
+__all__ = [
+    "Count",
+    "find_list",
+    "format_counts",
+    "parallel_map",
+    "png_is_whole",
+    "prepared_dir",
+    "read_ids",
+    "read_index",
+    "read_index_header",
+    "require",
+    "write_class_map",
+    "write_index",
+    "write_text_if_changed",
+]
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _CHUNK = 16
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+def prepared_dir(root: Path, dataset: str) -> Path:
+    """Return the folder that holds what the preparation of ``dataset`` writes."""
+    return Path(root) / "fss_d2" / dataset
+
+
+def require(path: Path, mend: str) -> Path:
+    """Return ``path`` if it exists, else raise FileNotFoundError with one line that tells the mend."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found: {mend}")
+    return path
+
+
+def write_text_if_changed(path: Path, text: str) -> bool:
+    """Write ``text`` atomically unless the file holds it already; return whether it was written."""
+    if path.is_file() and path.read_text() == text:
+        return False
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+    return True
+
+
+def write_class_map(path: Path, class_map: np.ndarray) -> None:
+    """Write a (H, W) uint8 class map as a single-channel PNG, atomically."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(class_map).save(temporary, format="PNG")
+
+
+def png_is_whole(path: Path) -> bool:
+    """Return whether ``path`` is there and ends as a PNG must; a truncated file does not."""
+    if not path.is_file() or path.stat().st_size < len(_PNG_END):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(_PNG_END), os.SEEK_END)
+        return file.read() == _PNG_END
+
+
+def read_ids(path: Path) -> list[str]:
+    """Return the first word of each line that is not empty."""
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def read_index_header(path: Path) -> dict[str, Any] | None:
+    """Return the header of an index file, or None where there is no such file or it has no header."""
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        return _parse(file.readline())
+
+
+def read_index(path: Path, mend: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an index file (its header left out).
+
+    Raises:
+        FileNotFoundError: no such file; the message ends with ``mend``.
+        ValueError: a row is not JSON; the message names file and line.
+    """
+    with require(path, mend).open() as file:
+        for number, line in enumerate(file, start=1):
+            row = _parse(line)
+            if row is None:
+                raise ValueError(f"{path}:{number}: not a JSON row; delete the file, then {mend}")
+            if number > 1:
+                yield row
+
+
+def write_index(
+    path: Path, header: dict[str, Any], rows_from: Callable[[int], Iterable[dict[str, Any]]]
+) -> bool:
+    """Write a JSON-lines index under ``header``; return False if one with that header is there already.
+
+    ``rows_from(n)`` yields the rows from the n-th on. Rows go to ``<name>.partial``, which takes
+    the final name when complete; a partial file of an earlier, interrupted run with the same
+    header is continued after its last whole row.
+    """
+    if read_index_header(path) == header:
+        return False
+    partial = path.with_name(path.name + ".partial")
+    done = _keep_whole_rows(partial, header)
+    with partial.open("a") as file:
+        for row in rows_from(done):
+            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+    os.replace(partial, path)
+    return True
+
+
+def _keep_whole_rows(partial: Path, header: dict[str, Any]) -> int:
+    """Cut a partial index after its last whole row (start it anew if of another header); count rows."""
+    if read_index_header(partial) != header:
+        with atomic_path(partial) as temporary:
+            temporary.write_text(json.dumps(header) + "\n")
+        return 0
+    end, rows = 0, -1
+    with partial.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n") or _parse(line) is None:
+                break
+            end, rows = end + len(line), rows + 1
+        file.truncate(end)
+    return rows
+
+
+def _parse(line: str | bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Backbones whose stages and blocks are named outputs, registered in Detectron2's BACKBONE_REGISTRY."""
 
 from .base import STAGES, FeatureBackbone, map_size
-from .pixel_decoder import PixelDecoderBackbone
+from .decoded import PixelDecoderBackbone
+from .detectron2 import Detectron2Backbone
 from .resnet import ResNetBackbone, build_fss_resnet_backbone
 from .swin import SwinBackbone, build_fss_swin_backbone
 from .timm import TimmPlainBackbone, TimmPyramidBackbone, build_timm_backbone, create_timm_backbone
@@ -9,6 +10,7 @@ from .vgg import VGGBackbone, build_vgg_backbone
 
 __all__ = [
     "STAGES",
+    "Detectron2Backbone",
     "FeatureBackbone",
     "PixelDecoderBackbone",
     "ResNetBackbone",

@@ -9,10 +9,10 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import choose, config_keys
 
-from ...checkpoint.pretrained import load_backbone_weights
 from .base import STAGES, FeatureBackbone
+from .weights import load_backbone_weights
 
 __all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
 
@@ -34,7 +34,7 @@ _STEMS = ("torchvision", "deep")
 
 
 class TapBottleneck(resnet.Bottleneck):
-    """torchvision's bottleneck, which also gives the value before its last ReLU."""
+    """torchvision's bottleneck; `before_relu` gives the value before its last ReLU."""
 
     def before_relu(self, x: Tensor) -> Tensor:
         """Return residual + identity: (B, C_in, H, W) -> (B, C, h, w), negative values included."""
@@ -62,6 +62,9 @@ class ResNetBackbone(FeatureBackbone):
             convolution of res4 has dilation 2, of res5 dilation 4 (PSPNet, PFENet). "torchvision": the
             first block of each keeps the rate of the stage before it (`replace_stride_with_dilation`).
         taps_before_relu: whether blocks are taken before their last ReLU.
+
+    Raises:
+        ValueError: an unknown depth, stem or dilation.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class ResNetBackbone(FeatureBackbone):
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is not one of {', '.join(map(str, _DEPTHS))}")
+            raise ValueError(f"unknown depth {depth}: choose from {', '.join(map(str, _DEPTHS))}")
         if stem not in _STEMS:
-            raise ValueError(f"MODEL.RESNETS.STEM {stem!r} is not one of {', '.join(_STEMS)}")
+            raise ValueError(f"unknown stem {stem!r}: choose from {', '.join(_STEMS)}")
         if dilation not in _STRIDES:
-            raise ValueError(f"MODEL.RESNETS.DILATION {dilation!r} is not one of {', '.join(_STRIDES)}")
+            raise ValueError(f"unknown dilation {dilation!r}: choose from {', '.join(_STRIDES)}")
         self.taps_before_relu = taps_before_relu
         self.separate_stages = STAGES[1:]
 
@@ -154,11 +157,12 @@ def _dilate(layer: nn.Sequential, rate: int) -> None:
 @BACKBONE_REGISTRY.register()
 def build_fss_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetBackbone:
     """Build MODEL.RESNETS with the weights MODEL.BACKBONE.WEIGHTS."""
+    c = cfg.MODEL.RESNETS
     backbone = ResNetBackbone(
-        depth=cfg.MODEL.RESNETS.DEPTH,
-        stem=cfg.MODEL.RESNETS.STEM,
-        dilation=cfg.MODEL.RESNETS.DILATION,
-        taps_before_relu=cfg.MODEL.RESNETS.TAPS_BEFORE_RELU,
+        depth=choose("MODEL.RESNETS.DEPTH", c.DEPTH, _DEPTHS),
+        stem=choose("MODEL.RESNETS.STEM", c.STEM, _STEMS),
+        dilation=choose("MODEL.RESNETS.DILATION", c.DILATION, _STRIDES),
+        taps_before_relu=c.TAPS_BEFORE_RELU,
     )
     load_backbone_weights(backbone, cfg.MODEL.BACKBONE.WEIGHTS)
     return backbone

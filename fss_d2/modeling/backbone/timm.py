@@ -1,6 +1,7 @@
 """Any timm model that offers feature maps: convolutional pyramids and plain vision transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -13,12 +14,19 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.modeling.keys import config_keys
+from fss_d2.soft_masks import resize
 
-from ...checkpoint.pretrained import load_backbone_weights
-from .base import STAGES, FeatureBackbone, map_size
-from .timm_units import candidate_units, neighbours
+from .base import STAGES, STRIDES, FeatureBackbone, map_size
+from .weights import load_backbone_weights
 
-__all__ = ["TimmPlainBackbone", "TimmPyramidBackbone", "build_timm_backbone", "create_timm_backbone"]
+__all__ = [
+    "TimmPlainBackbone",
+    "TimmPyramidBackbone",
+    "build_timm_backbone",
+    "candidate_units",
+    "create_timm_backbone",
+    "neighbours",
+]
 
 
 @config_keys
@@ -28,8 +36,25 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
 
 
-_STRIDES = (4, 8, 16, 32)
-_PROBE_SIDE = 65  # tells maps of size ceil(65 / stride) from floor(65 / stride), for every stride to 64
+_PROBE_SIDE = 65  # ceil(65 / stride) and floor(65 / stride) differ for every stride from 2 to 64
+
+# Names of the blocks that the forward pass of this thread wants, and their outputs in order of execution.
+_captured: ContextVar[tuple[frozenset[str], dict[str, Tensor]] | None] = ContextVar("captured", default=None)
+
+
+class _Capture:
+    """Forward hook of one block: stores its output if the forward pass of this thread wants it.
+
+    It is registered once, when the backbone is built, so a forward pass changes nothing in the model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
+        wanted, outputs = _captured.get() or ((), {})
+        if self.name in wanted and isinstance(output, Tensor):
+            outputs[self.name] = output.clone()  # some models (Xception) later change it in place
 
 
 class TimmPyramidBackbone(FeatureBackbone):
@@ -38,14 +63,17 @@ class TimmPyramidBackbone(FeatureBackbone):
     Stages are timm's own features (`feature_info`): "res2".."res5" have strides 4, 8, 16, 32; a model may
     lack some. Blocks of "res4" are all units at stride 16 in order of execution, also those of further
     timm stages with that stride, each with its own number of channels. A stage whose units give no map
-    (tokens, for instance) has one block, the stage itself. Parameters live under `model.`.
+    (but tokens, for instance) has one block, the stage itself. Parameters live under `model.`.
 
-    Models that round map sizes down (ConvNeXt) get the image padded with zeros to a multiple of 32, the
-    maps being cropped (and resized where convolutions without padding made them smaller still); models
-    bound to one image size get the image resized to it, the maps being resized.
+    A model that rounds map sizes down (ConvNeXt) gets the image padded with zeros to a multiple of 32, and
+    its maps are cropped, or resized if convolutions without padding made them smaller still. A model that
+    is bound to one image size gets the image resized to it, and its maps are resized.
 
     Args:
         model: a timm model with `forward_intermediates`; its classifier is removed in place.
+
+    Raises:
+        ValueError: the model has no feature map of stride 4, 8, 16 or 32.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,17 +81,19 @@ class TimmPyramidBackbone(FeatureBackbone):
         infos = model.feature_info
         self._stage_index = {
             stage: max(i for i, info in enumerate(infos) if info["reduction"] == stride)
-            for stage, stride in zip(STAGES, _STRIDES, strict=True)
+            for stage, stride in zip(STAGES, STRIDES, strict=True)
             if any(info["reduction"] == stride for info in infos)
         }
         if not self._stage_index:
-            raise ValueError(
-                f"MODEL.TIMM.NAME {_name(model)} has no feature map of stride 4, 8, 16 or 32: choose another"
-            )
+            raise ValueError(f"{_name(model)} has no feature map of stride 4, 8, 16 or 32: choose another")
         model.prune_intermediate_layers(list(self._stage_index.values()), prune_norm=True, prune_head=True)
         self.model = model
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        self._declare(self._probe(candidate_units(model)))
+        candidates = candidate_units(model)
+        hooks = {unit: model.get_submodule(unit).register_forward_hook(_Capture(unit)) for unit in candidates}
+        self._declare(self._probe(candidates))
+        for unit in set(hooks) - set(self._modules_of.values()):
+            hooks[unit].remove()
         self._chains = {} if self._native_size is not None else self._probe_chains()
         self.separate_stages = tuple(self._chains)
 
@@ -73,7 +103,7 @@ class TimmPyramidBackbone(FeatureBackbone):
         return self.model
 
     def _probe(self, candidates: list[str]) -> dict[str, ShapeSpec]:
-        """Run black images to find how sizes round, and stride and channels of every unit."""
+        """Run black images to find how sizes are rounded, and the stride and channels of every unit."""
         self.model.eval()
         try:
             self._native_size = None
@@ -89,7 +119,7 @@ class TimmPyramidBackbone(FeatureBackbone):
         available: dict[str, ShapeSpec] = {}
         self._modules_of: dict[str, str] = {}  # block name -> name of the module that gives it
         self._pads = False
-        for stage, stride in zip(STAGES, _STRIDES, strict=True):
+        for stage, stride in zip(STAGES, STRIDES, strict=True):
             if stage not in self._stage_index:
                 continue
             maps, units = self._run(torch.zeros(1, 3, *size), [stage], candidates)
@@ -111,10 +141,10 @@ class TimmPyramidBackbone(FeatureBackbone):
 
     @torch.no_grad()
     def _probe_chains(self) -> dict[str, list[str]]:
-        """Find, for each stage but the first, the modules that lead from the one before to it.
+        """Find the modules that lead from one stage to the next, for each stage but the first.
 
-        They are taken to be neighbours in one container; a random image tells whether that is so, and a stage
-        for which it is not is left out.
+        The guess is that they are neighbours in one container. A random image checks it; a stage for which
+        the guess is wrong is left out.
         """
         stages = [stage for stage in STAGES if stage in self._stage_index]
         image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -136,68 +166,61 @@ class TimmPyramidBackbone(FeatureBackbone):
         return chains
 
     def _run_chain(self, chain: Sequence[str], x: Tensor) -> Tensor:
-        x = (x.permute(0, 2, 3, 1) if self._channels_last else x).clone()  # some change their input
+        x = (x.permute(0, 2, 3, 1) if self._channels_last else x).clone()  # some modules change their input
         for name in chain:
             x = self.model.get_submodule(name)(x)
         return x.permute(0, 3, 1, 2).contiguous() if self._channels_last else x
 
     def _run_stage(self, stage: str, x: Tensor) -> Tensor:
-        if self._pads:  # a model that rounds sizes down; the maps' own padding is cropped off
+        if self._pads:  # a model that rounds sizes down
             x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
         return self._run_chain(self._chains[stage], x)
 
     def _run(
-        self, x: Tensor, stages: Sequence[str], modules: Sequence[str]
+        self, x: Tensor, stages: Collection[str], units: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the maps of `stages`, and of modules up to the deepest of them, by module name."""
-        units: dict[str, Tensor] = {}
-        hooks = [self._record(name, units) for name in modules]
+        """Compute the maps of ``stages`` by name, and the outputs of units up to the deepest of them.
+
+        Outputs of units are by module name, (B, C, h, w) if they are maps.
+        """
         stages = [stage for stage in self._stage_index if stage in stages]
+        outputs: dict[str, Tensor] = {}
+        token = _captured.set((frozenset(units), outputs))
         try:
             maps = self.model.forward_intermediates(
                 x, indices=[self._stage_index[s] for s in stages], stop_early=True, intermediates_only=True
             )
         finally:
-            for hook in hooks:
-                hook.remove()
-        return dict(zip(stages, maps, strict=True)), units
+            _captured.reset(token)
+        if self._channels_last:
+            outputs = {n: t.permute(0, 3, 1, 2) if t.ndim == 4 else t for n, t in outputs.items()}
+        return dict(zip(stages, maps, strict=True)), outputs
 
-    def _record(self, name: str, units: dict[str, Tensor]) -> torch.utils.hooks.RemovableHandle:
-        """Put the output of a submodule into `units`, as (B, C, h, w) where it is a map.
-
-        A copy: some models (Xception) go on to change the output in place.
-        """
-
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
-            if isinstance(output, Tensor):
-                is_turned = self._channels_last and output.ndim == 4
-                units[name] = (output.permute(0, 3, 1, 2) if is_turned else output).clone()
-
-        return self.model.get_submodule(name).register_forward_hook(hook)
-
-    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _maps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         size = (x.shape[-2], x.shape[-1])
         if self._native_size is not None:
-            x = _resize(x, self._native_size)
+            x = resize(x, self._native_size, align_corners=False)
         elif self._pads:
             x = F.pad(x, (0, -size[1] % 32, 0, -size[0] % 32))
-        modules = {name: self._modules_of[name] for name in self.selected if name in self._modules_of}
-        maps, units = self._run(x, {name.split(".")[0] for name in self.selected}, list(modules.values()))
-        for name in self.selected:
-            value = units[modules[name]] if name in modules else maps[name.split(".")[0]]
+        units = {name: self._modules_of[name] for name in names if name in self._modules_of}
+        stages, outputs = self._run(x, {name.split(".")[0] for name in names}, list(units.values()))
+        maps = {}
+        for name in names:
+            value = outputs[units[name]] if name in units else stages[name.split(".")[0]]
             height, width = map_size(size, self.available[name].stride)
             if self._native_size is None:
                 value = value[..., :height, :width]
-            yield name, _resize(value, (height, width))
+            maps[name] = resize(value, (height, width), align_corners=False)
+        return maps
 
 
 class TimmPlainBackbone(FeatureBackbone):
     """A plain vision transformer of timm (ViT, DINOv2, DINOv3, CLIP, ...) as a pyramid without parameters.
 
     The blocks, all at the stride of the patch, are split by depth into four runs of equal length: block i of
-    L belongs to stage floor(4 i / L). Every block's patch tokens go through the model's final norm (as in
-    DINOv2's `get_intermediate_layers`; a model without one gives them raw), become a map, and are resized
-    bilinearly to stride 4, 8, 16 or 32 for "res2".."res5". A stage is its last block.
+    L belongs to stage floor(4 i / L). The patch tokens of every block go through the final norm of the model
+    if it has one (as in DINOv2's `get_intermediate_layers`), become a map, and are resized bilinearly to
+    stride 4, 8, 16 or 32 for "res2".."res5". A stage is its last block.
 
     The image is resized (not padded, so that maps stay aligned with it) to the next multiple of the patch
     or, for models bound to one image size, to that size. Parameters live under `model.`.
@@ -205,13 +228,16 @@ class TimmPlainBackbone(FeatureBackbone):
     Args:
         model: a timm transformer with `forward_intermediates`; its classifier is removed in place.
         any_size: whether the model takes any multiple of its patch (`dynamic_img_size`).
+
+    Raises:
+        ValueError: the model has fewer than four blocks.
     """
 
     def __init__(self, model: nn.Module, *, any_size: bool) -> None:
         super().__init__()
         infos = model.feature_info
         if len(infos) < len(STAGES):
-            raise ValueError(f"MODEL.TIMM.NAME {_name(model)} has fewer than 4 blocks: choose another")
+            raise ValueError(f"{_name(model)} has fewer than 4 blocks: choose another")
         model.prune_intermediate_layers(list(range(len(infos))), prune_norm=False, prune_head=True)
         self.model = model
         self._native_size = None if any_size else tuple(model.pretrained_cfg["input_size"][-2:])
@@ -219,7 +245,7 @@ class TimmPlainBackbone(FeatureBackbone):
 
         self._index: dict[str, int] = {}
         available: dict[str, ShapeSpec] = {}
-        for s, (stage, stride) in enumerate(zip(STAGES, _STRIDES, strict=True)):
+        for s, (stage, stride) in enumerate(zip(STAGES, STRIDES, strict=True)):
             members = [i for i in range(len(infos)) if 4 * i // len(infos) == s]
             names = [f"{stage}.{n}" for n in range(len(members))]
             self._index |= dict(zip([*names, stage], [*members, members[-1]], strict=True))
@@ -232,47 +258,96 @@ class TimmPlainBackbone(FeatureBackbone):
         """timm's model."""
         return self.model
 
-    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _maps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         size = (x.shape[-2], x.shape[-1])
         height, width = map_size(size, self._patch)
-        x = _resize(x, self._native_size or (height * self._patch, width * self._patch))
-        indices = sorted({self._index[name] for name in self.selected})
+        seen = self._native_size or (height * self._patch, width * self._patch)
+        indices = sorted({self._index[name] for name in names})
         maps = self.model.forward_intermediates(
-            x, indices=indices, norm=True, stop_early=True, intermediates_only=True
+            resize(x, seen, align_corners=False),
+            indices=indices,
+            norm=True,
+            stop_early=True,
+            intermediates_only=True,
         )
         by_index = dict(zip(indices, maps, strict=True))
-        for name in self.selected:
-            yield name, _resize(by_index[self._index[name]], map_size(size, self.available[name].stride))
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, C, H, W) bilinearly, pixel areas aligned."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        sizes = {name: map_size(size, self.available[name].stride) for name in names}
+        return {n: resize(by_index[self._index[n]], sizes[n], align_corners=False) for n in names}
 
 
 def _name(model: nn.Module) -> str:
     return str(model.pretrained_cfg.get("architecture", type(model).__name__))
 
 
+def candidate_units(model: nn.Module) -> list[str]:
+    """Return the names of the submodules that look like blocks, in the order in which they are registered.
+
+    If timm's stages are attributes of the model ("layer1", "s2"), they hold the blocks. If they are
+    members of a container ("stages.0", "blocks.4", "features.7"), they and their siblings hold blocks in
+    sequences, or are blocks themselves. A single layer (a module without children) is not a block.
+    """
+    modules = dict(model.named_modules())
+    roots: dict[str, bool] = {}  # name -> whether it is a member of a container
+    for info in model.feature_info:
+        parent, _, _ = info["module"].rpartition(".")
+        if parent in modules and parent:
+            roots |= {f"{parent}.{child}": True for child, _ in modules[parent].named_children()}
+        elif info["module"] in modules and info["module"]:
+            roots[info["module"]] = False
+
+    units: list[str] = []
+    for root, is_member in roots.items():
+        module = modules[root]
+        children = [(f"{root}.{key}", child) for key, child in module.named_children()]
+        found = [unit for key, child in children if _is_sequence(child) for unit in _flatten(key, child)]
+        if _is_sequence(module) or (not found and not is_member):
+            found = [unit for key, child in children for unit in _flatten(key, child)]
+        units += found or ([root] if children else [])
+    return units
+
+
+def _flatten(name: str, module: nn.Module) -> list[str]:
+    """Return the names of the composite modules in nested sequences, or of the module itself."""
+    if _is_sequence(module):
+        return [unit for key, child in module.named_children() for unit in _flatten(f"{name}.{key}", child)]
+    return [name] if any(True for _ in module.children()) else []
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList))
+
+
+def neighbours(model: nn.Module, first: str, last: str) -> list[str]:
+    """Return the names of the modules after ``first`` up to and including ``last`` in their common container.
+
+    The list is empty if they have no common container.
+    """
+    container, _, key = last.rpartition(".")
+    before, _, start = first.rpartition(".")
+    siblings = [name for name, _ in model.get_submodule(container).named_children()]
+    if before != container or not {start, key} <= set(siblings):
+        return []
+    between = siblings[siblings.index(start) + 1 : siblings.index(key) + 1]
+    return [f"{container}.{name}".lstrip(".") for name in between]
+
+
 def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:
     """Create a timm model with random weights as a backbone.
 
     Raises:
-        ValueError: for an unknown name, or a model without feature maps.
+        ValueError: an unknown name, or a model without feature maps.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ValueError(f"MODEL.TIMM.NAME {name!r} is no timm model: {hint}")
+        raise ValueError(f"{name!r} is no timm model: {hint}")
     try:
         model, any_size = timm.create_model(name, num_classes=0, dynamic_img_size=True), True
     except TypeError:  # only transformers with position tables know the argument
         model, any_size = timm.create_model(name, num_classes=0), False
     if not hasattr(model, "forward_intermediates"):
-        raise ValueError(f"MODEL.TIMM.NAME {name!r} offers no feature maps: choose another model")
+        raise ValueError(f"{name!r} offers no feature maps: choose another model")
     if len({info["reduction"] for info in model.feature_info}) == 1:
         return TimmPlainBackbone(model, any_size=any_size)
     return TimmPyramidBackbone(model)
@@ -281,6 +356,9 @@ def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmPyramidBackbone | TimmPlainBackbone:
     """Build MODEL.TIMM with the weights MODEL.BACKBONE.WEIGHTS."""
-    backbone = create_timm_backbone(cfg.MODEL.TIMM.NAME)
+    try:
+        backbone = create_timm_backbone(cfg.MODEL.TIMM.NAME)
+    except ValueError as error:
+        raise ValueError(f"MODEL.TIMM.NAME {error}") from error
     load_backbone_weights(backbone, cfg.MODEL.BACKBONE.WEIGHTS)
     return backbone

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from fss_d2.modeling.layers import resize
 
-__all__ = ["Encoding", "Output", "QueryFeatures", "SupportSet", "Target", "stack_supports"]
+__all__ = ["Encoding", "Output", "QueryFeatures", "SupportSet", "Target", "resize_support", "stack_supports"]
 
 _ENCODINGS: dict[str, type["Encoding"]] = {}
 
@@ -216,8 +216,15 @@ def _stack_shots(shots: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]
     size = shots[0]["image"].shape[1:]
     if all(shot["image"].shape[1:] == size for shot in shots):
         return torch.stack([shot["image"] for shot in shots]), torch.stack([shot["mask"] for shot in shots])
-    images = [resize(shot["image"][None].float(), size, align_corners=False)[0] for shot in shots]
-    masks = [
-        F.interpolate(shot["mask"][None, None].float(), size=size, mode="nearest")[0, 0] for shot in shots
-    ]
-    return torch.stack(images), torch.stack(masks).to(shots[0]["mask"].dtype)
+    images, masks = zip(*(resize_support(s["image"].float(), s["mask"], size) for s in shots), strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
+def resize_support(image: Tensor, mask: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Bring an image (3, h, w) and its mask (h, w) to ``size``; unchanged where they have that size."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image, mask
+    image = resize(image[None].float(), size, align_corners=False)[0]
+    return image, F.interpolate(mask[None, None].float(), size=tuple(size), mode="nearest")[0, 0].to(
+        mask.dtype
+    )

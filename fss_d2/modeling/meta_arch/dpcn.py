@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.backbone.stages import stage_before, stage_parameters
+from fss_d2.modeling.backbone.base import stage_before, stage_parameters
 from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,

@@ -1,6 +1,6 @@
 """What every meta-architecture here has: a backbone, frozen or not, and normalised images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,8 +86,15 @@ class ImageModel(nn.Module):
     @property
     def trainable(self) -> bool:
         """Whether there are parameters to train outside of the backbone."""
-        named = self.named_parameters()
-        return any(p.requires_grad for name, p in named if not name.startswith("backbone."))
+        return any(p.requires_grad for p in self._own_parameters())
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are parameters, trained or frozen, outside of the backbone."""
+        return any(True for _ in self._own_parameters())
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
 
     @property
     def device(self) -> torch.device:

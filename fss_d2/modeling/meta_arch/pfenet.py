@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.backbone.stages import stage_before
+from fss_d2.modeling.backbone.base import stage_before
 from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,

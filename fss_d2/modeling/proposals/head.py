@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from fss_d2.modeling.layers.dilation import shrink_factors, shrink_maps
+from fss_d2.modeling.backbone.base import shrink_factors, shrink_maps
 from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from fss_d2.modeling.proposals.predictions import MaskPredictions

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fss_d2.data.datasets import build_coco, coco20i
-from fss_d2.data.hsnet_episodes import hsnet_coco
+from fss_d2.data.datasets import coco20i, prepare_coco20i
 from fss_d2.data.masks import load_mask
+from fss_d2.data.published_episodes import hsnet_coco
 from fss_d2.data.sampler import pairs_of
 from tests.data.datasets.archives import write_instances
 
@@ -15,7 +15,9 @@ PERSON, BICYCLE, CAR = 0, 1, 2
 
 
 def prepare(root: Path, **options: Any) -> None:
-    build_coco.prepare(root, **{"year": 2014, "workers": 0, "class_maps": False, "lists": None, **options})
+    prepare_coco20i.prepare(
+        root, **{"year": 2014, "workers": 0, "class_maps": False, "lists": None, **options}
+    )
 
 
 def classes(name: str, root: Path) -> dict[int, list[int]]:

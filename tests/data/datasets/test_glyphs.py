@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.data.datasets import glyph_drawing, glyphs
-from fss_d2.data.datasets.glyph_symbols import CLASS_NAMES, SYMBOLS, fonts_of, glyph_bitmap
+from fss_d2.data.datasets.glyph_drawing import CLASS_NAMES, SYMBOLS, fonts_of, glyph_bitmap
 from fss_d2.data.datasets.glyphs import GlyphGenerator, check_glyphs, load_records, write_glyphs
 from tests.data.datasets.archives import snapshot
 

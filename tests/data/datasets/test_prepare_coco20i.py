@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.data.datasets import build_coco, coco20i
-from fss_d2.data.datasets.coco_masks import ImageTask, draw_class_map, index_row
+from fss_d2.data.datasets import coco20i, prepare_coco20i
+from fss_d2.data.datasets.prepare_coco20i import ImageTask, draw_class_map, index_row
 from tests.data.datasets.archives import COCO_TRAIN, box, crowd_rle, snapshot, write_instances
 from tests.data.datasets.conftest import Script
 
@@ -83,7 +83,7 @@ def test_interrupted_run_goes_on(coco_root: Path, script: Script, monkeypatch: p
         built.append(task.image["id"])
         return index_row(task)
 
-    monkeypatch.setattr(build_coco, "index_row", spy)
+    monkeypatch.setattr(prepare_coco20i, "index_row", spy)
     assert script(*arguments) == 0
     assert built == [9]  # 4 was in the partial file
     assert content(coco_root) == whole

@@ -1,4 +1,4 @@
-"""The contract of FeatureBackbone on a toy, then on every kind of backbone."""
+"""The contract of FeatureBackbone: on a toy, on every kind of backbone, and for stages that run alone."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,6 +18,8 @@ from fss_d2.modeling.backbone import (
     create_timm_backbone,
     map_size,
 )
+from fss_d2.modeling.backbone.base import shrink_factors, shrink_maps, stage_before, stage_parameters
+from tests.modeling.fake_backbone import FakeBackbone
 
 BUILDERS: dict[str, Callable[[], FeatureBackbone]] = {
     "resnet50": lambda: ResNetBackbone(depth=50),
@@ -80,6 +82,7 @@ def test_stages_are_selected_at_first_and_order_is_the_callers() -> None:
     assert backbone.size_divisibility == 0
     backbone.select(["res5.0", "res4.1", "res5.0"])
     outputs = backbone(torch.ones(1, 3, 2, 2))
+    assert list(backbone(torch.ones(1, 3, 2, 2), ["res4", "res5.1"])) == ["res4", "res5.1"]
     assert list(outputs) == list(backbone.output_shape()) == ["res5.0", "res4.1"]
     assert outputs["res5.0"].unique().item() == 3
     assert outputs["res4.1"].unique().item() == 1
@@ -183,3 +186,48 @@ def test_gradients_reach_every_parameter(backbone: FeatureBackbone) -> None:
     sum(value.square().mean() for value in backbone(images(64, 64, batch=2)).values()).backward()
     assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
     backbone.zero_grad()
+
+
+def test_last_stage_of_a_resnet() -> None:
+    backbone = ResNetBackbone(dilation="pspnet", stem="deep").requires_grad_(False)
+    backbone.conv1.weight.requires_grad_(True)
+    statistics = backbone.layer4[0].bn1.running_mean.clone()
+    found = stage_parameters(backbone, "res5")
+    assert {id(p) for p in found} == {id(p) for p in backbone.layer4.parameters()}
+    assert sum(p.numel() for p in found) == 14_964_736
+    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    assert trained == ["conv1.weight"]  # as before
+    assert all(p.grad is None for p in backbone.parameters())
+    assert torch.equal(backbone.layer4[0].bn1.running_mean, statistics) and backbone.training
+
+
+def test_last_stage_of_a_vgg() -> None:
+    backbone = VGGBackbone()
+    found = {id(p) for p in stage_parameters(backbone, "res5")}
+    names = {name for name, p in backbone.named_parameters() if id(p) in found}
+    assert names == {f"features.{i}.{kind}" for i in (34, 35, 37, 38, 40, 41) for kind in ("weight", "bias")}
+
+
+def test_the_stage_before() -> None:
+    assert stage_before(VGGBackbone(), "res5") == "res4"
+
+
+def test_a_backbone_that_cannot_says_so() -> None:
+    with pytest.raises(ValueError, match=r"FakeBackbone cannot run 'res5' apart.*none of its stages"):
+        stage_before(FakeBackbone(), "res5")
+    with pytest.raises(ValueError, match="cannot run 'res2'"):
+        stage_parameters(VGGBackbone(), "res2")
+
+
+def test_only_stages_finer_than_usual_shrink() -> None:
+    assert shrink_factors({"res3": 8, "res4": 16, "res5": 32}) == {}
+    assert shrink_factors({"res3": 8, "res4": 8, "res5": 8}) == {"res4": 2, "res5": 4}
+    assert shrink_factors({"res3": 8, "res4": 16, "res5": 16}) == {"res5": 4}  # VGG
+
+
+def test_shrunk_maps_by_hand() -> None:
+    fine = torch.arange(25.0).view(1, 1, 5, 5)
+    maps = shrink_maps({"res3": fine, "res4": fine, "res5": fine}, {"res4": 2, "res5": 4})
+    assert maps["res3"] is fine
+    assert maps["res4"].tolist() == [[[[0.0, 4.0], [20.0, 24.0]]]]  # 5 // 2 cells, the corners kept
+    assert maps["res5"].shape == (1, 1, 1, 1)

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from fss_d2.modeling.backbone import PixelDecoderBackbone, ResNetBackbone
-from fss_d2.modeling.backbone.pixel_decoder import load_stage1_weights
-from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.backbone.decoded import load_stage1_weights
+from fss_d2.modeling.build import build_few_shot_backbone, build_model
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from tests.modeling.episodes import make_cfg
 from tests.modeling.fake_backbone import FakeBackbone
@@ -108,8 +107,10 @@ def test_weights_that_do_not_fit(stage1: tuple[Path, dict[str, Tensor]], tmp_pat
     last = next(name for name in state if name.startswith("backbone."))
     check(r"does not fit in backbone\.", _without(state, last))
     path.write_text("no checkpoint")
-    check(r"stage1\.pth of MODEL\.BACKBONE\.PIXEL_DECODER_WEIGHTS is no checkpoint")
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth of MODEL\.BACKBONE\.PIXEL_DECODER_WEIGHTS"):
+    check(r"stage1\.pth is no checkpoint .*MODEL\.BACKBONE\.PIXEL_DECODER_WEIGHTS")
+    with pytest.raises(
+        FileNotFoundError, match=r"gone\.pth does not exist: check MODEL\.BACKBONE\.PIXEL_DECODER_WEIGHTS"
+    ):
         load_stage1_weights(make_backbone(), str(tmp_path / "gone.pth"))
 
 

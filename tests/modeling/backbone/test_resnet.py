@@ -164,13 +164,18 @@ def test_built_from_a_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "value", "choices"),
     [
-        ({"depth": 34}, "DEPTH 34 is not one of 50, 101, 152"),
-        ({"stem": "basic"}, "STEM 'basic' is not one of torchvision, deep"),
-        ({"dilation": "yes"}, "DILATION 'yes' is not one of none, pspnet, torchvision"),
+        ("depth", 34, "50, 101, 152"),
+        ("stem", "basic", "torchvision, deep"),
+        ("dilation", "yes", "none, pspnet, torchvision"),
     ],
 )
-def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ResNetBackbone(**options)
+def test_wrong_options_are_named(name: str, value: object, choices: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown {name} {value!r}: choose from {choices}"):
+        ResNetBackbone(**{name: value})
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = build_fss_resnet_backbone.__name__
+    cfg.MODEL.RESNETS[name.upper()] = value
+    with pytest.raises(ValueError, match=rf"unknown MODEL\.RESNETS\.{name.upper()} {value!r}: .* {choices}"):
+        build_backbone(cfg)

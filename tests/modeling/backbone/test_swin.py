@@ -5,10 +5,10 @@ import timm
 import torch
 from detectron2.modeling import build_backbone
 
-from fss_d2.checkpoint import rename_microsoft_swin
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import STAGES, SwinBackbone, build_fss_swin_backbone
-from fss_d2.modeling.backbone.swin import _run_block
+from fss_d2.modeling.backbone.swin import _run_layer, _shift
+from fss_d2.modeling.backbone.weights import rename_microsoft_swin
 from tests.golden.official import image, load_case, official_dcama_state
 
 
@@ -38,25 +38,46 @@ def test_equal_to_the_fixed_size_model_at_its_size() -> None:
         torch.testing.assert_close(outputs[stage], value)
 
 
-def test_windows_shift_only_along_axes_with_several() -> None:
+@pytest.mark.parametrize(("size", "shift"), [((56, 120), (0, 3)), ((224, 224), (3, 3)), ((40, 40), (0, 0))])
+def test_windows_shift_only_along_axes_with_several(size: tuple[int, int], shift: tuple[int, int]) -> None:
+    """Map of res3 in windows of 7; the mask keeps apart what a shift brings together."""
     backbone = SwinBackbone(size="tiny").eval()
     blocks = backbone.model.layers[1].blocks
-    for size, shift in (((56, 120), (0, 3)), ((224, 224), (3, 3)), ((40, 40), (0, 0))):
-        backbone.select(["res3"])
+    masks: list[torch.Tensor | None] = []
+    for block in blocks:
+        block.attn.register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs["mask"]), with_kwargs=True
+        )
+    backbone(torch.randn(1, 3, *size), ["res3"])
+    cells = (size[0] // 8, size[1] // 8)
+    assert [_shift(block, cells) for block in blocks] == [(0, 0), shift]
+    rows, columns = (-(-side // 7) for side in cells)
+    assert masks[0] is None
+    if shift == (0, 0):
+        assert masks[1] is None
+    else:
+        assert masks[1].shape == (rows * columns, 49, 49) and masks[1].unique().tolist() == [-100, 0]
+
+
+def test_a_forward_pass_leaves_the_blocks_as_they_are() -> None:
+    backbone = SwinBackbone(size="tiny").eval()
+    block = backbone.model.layers[0].blocks[1]
+    before = dict(vars(block))
+    for size in ((40, 40), (56, 120), (25, 300)):
         backbone(torch.randn(1, 3, *size))
-        assert blocks[0].shift_size == (0, 0)
-        assert blocks[1].shift_size == shift
+        assert vars(block) == before
 
 
 def test_opposite_edges_do_not_see_each_other_where_windows_are_not_full() -> None:
-    """Windows of 7 on a 12 x 12 map: the shift brings the first rows beside the last ones."""
+    """Windows of 7 on a 12 x 12 map: the shift brings the first rows next to the last ones."""
     torch.manual_seed(0)
-    backbone = SwinBackbone(size="tiny").eval()
-    block = backbone.model.layers[0].blocks[1]
+    layer = SwinBackbone(size="tiny").eval().model.layers[0]
+    layer.blocks = layer.blocks[1:]
+    block = layer.blocks[0]
     x = torch.randn(1, 12, 12, block.dim, requires_grad=True)
-    corner = _run_block(block, x)[0, -1, -1].sum()
-    assert block.shift_size == (3, 3)
-    seen = torch.autograd.grad(corner, x)[0].abs().sum(-1)[0] > 0
+    assert _shift(block, x.shape[1:3]) == (3, 3)
+    (output,) = _run_layer(layer, x)
+    seen = torch.autograd.grad(output[0, -1, -1].sum(), x)[0].abs().sum(-1)[0] > 0
     # Shifted by 3 the windows are rows 3 to 9, and 10, 11, two of padding, 0 to 2; row 11 sees 10 and 11.
     expected = torch.zeros(12, 12, dtype=torch.bool)
     expected[10:, 10:] = True
@@ -123,5 +144,10 @@ def test_built_from_a_config() -> None:
         backbone = build_backbone(cfg)
     assert backbone.output_shape()["res5"].channels == 1536
     assert set(backbone.out_norms) == set(STAGES)
-    with pytest.raises(ValueError, match="SIZE 'huge' is not one of tiny, small, base, large"):
+    with pytest.raises(ValueError, match="unknown size 'huge': choose from tiny, small, base, large"):
         SwinBackbone(size="huge")
+    cfg.MODEL.FSS_SWIN.SIZE = "huge"
+    with pytest.raises(
+        ValueError, match=r"MODEL\.FSS_SWIN\.SIZE 'huge': choose from tiny, small, base, large"
+    ):
+        build_backbone(cfg)

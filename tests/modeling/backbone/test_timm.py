@@ -1,10 +1,12 @@
 """timm models: which blocks a stage has, how maps are aligned, plain transformers as pyramids."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from detectron2.modeling import build_backbone
+from torch import nn
 
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import (
@@ -14,6 +16,7 @@ from fss_d2.modeling.backbone import (
     build_timm_backbone,
     create_timm_backbone,
 )
+from fss_d2.modeling.backbone.timm import neighbours
 
 
 @pytest.mark.parametrize(
@@ -65,13 +68,22 @@ def test_heads_are_gone_and_shallow_selections_stop_early() -> None:
     assert ran == [2]
 
 
-def test_recording_leaves_no_hook_and_copies_stay_apart() -> None:
+def test_a_forward_pass_changes_no_hook_and_copies_stay_apart() -> None:
     backbone = create_timm_backbone("resnet10t").eval()
     backbone.select(["res4.0"])
+    hooks = {name: dict(module._forward_hooks) for name, module in backbone.named_modules()}
+    assert sum(map(len, hooks.values())) == 4  # one for each block, from the start
     twin = copy.deepcopy(backbone)
+    reread = pickle.loads(pickle.dumps(backbone))
     x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(backbone(x)["res4.0"], twin(x)["res4.0"])
-    assert not any(module._forward_hooks for module in backbone.modules())
+    expected = backbone(x)["res4.0"]
+    for other in (twin, reread):
+        with torch.no_grad():
+            assert torch.equal(other(x)["res4.0"], expected)
+            next(other.model.parameters()).zero_()
+            assert not torch.equal(other(x)["res4.0"], expected)
+    assert torch.equal(backbone(x)["res4.0"], expected)
+    assert {name: dict(module._forward_hooks) for name, module in backbone.named_modules()} == hooks
     assert backbone.training is False
     assert backbone.model.layer3[0].training is False
 
@@ -141,3 +153,22 @@ def test_built_from_a_config() -> None:
 def test_unknown_models_are_named_with_close_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet51' is no timm model: did you mean .*resnet50"):
         create_timm_backbone("resnet51")
+
+
+class Attributes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer1, self.pool, self.layer2 = (nn.Identity() for _ in range(4))
+        self.blocks = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), nn.Identity())
+
+
+def test_neighbours_are_all_that_lies_between_two_modules() -> None:
+    model = Attributes()
+    assert neighbours(model, "layer1", "layer2") == ["pool", "layer2"]
+    assert neighbours(model, "blocks.0", "blocks.3") == ["blocks.1", "blocks.2", "blocks.3"]
+    assert neighbours(model, "layer2", "layer1") == []  # in the wrong order
+
+
+def test_modules_of_different_containers_have_no_neighbours() -> None:
+    model = Attributes()
+    assert neighbours(model, "layer1", "blocks.2") == neighbours(model, "blocks.9", "blocks.2") == []

@@ -10,7 +10,7 @@ from fss_d2.modeling.layers import (
     conv_pair,
     conv_stack,
     mask_features,
-    masked_average,
+    weighted_sum,
 )
 
 
@@ -39,11 +39,13 @@ def test_area_fraction_loses_no_small_object() -> None:
     assert fraction.sum().item() == 1 / 16
 
 
-def test_masked_average_weighs_pixels_of_all_shots() -> None:
+def test_weighted_sums_give_the_mean_over_the_pixels_of_all_shots() -> None:
     features = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 2, 1, 1, 2)
-    weights = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 2, 1, 2)
-    assert masked_average(features, weights).item() == pytest.approx((1 + 3 + 2) / 2.5)
-    assert masked_average(features, weights * 0).item() == 0
+    weights = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 2, 1, 1, 2)
+    sums = weighted_sum(features, weights)
+    assert sums.shape == (1, 2, 1, 1) and sums.flatten().tolist() == [1, 3 + 2]
+    assert (sums.sum(dim=1) / weights.sum(dim=(1, 3, 4))).item() == pytest.approx((1 + 3 + 2) / 2.5)
+    assert weighted_sum(features, weights * 0).abs().sum() == 0
 
 
 def test_features_are_masked_at_their_own_size() -> None:

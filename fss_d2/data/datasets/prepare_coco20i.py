@@ -1,0 +1,309 @@
+"""Preparation of COCO-20i from the instances JSON files: class masks, flattened class maps, lists."""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from . import coco20i
+from .coco20i import CATEGORY_IDS, CLASS_NAMES
+from .preparation import (
+    Count,
+    find_list,
+    parallel_map,
+    png_is_whole,
+    read_index,
+    require,
+    write_class_map,
+    write_index,
+    write_text_if_changed,
+)
+from .splits import NUM_FOLDS
+
+__all__ = ["ImageTask", "check", "draw_class_map", "index_row", "prepare"]
+
+JSON_MEND = "download the COCO train/val annotations of that year and extract them to <root>/coco"
+# Images with an annotation in COCO 2014.
+ANNOTATED_IMAGES = {"train2014": 82081, "val2014": 40137}
+# (images, pairs) of HSNet's published lists, folds 0 to 3; for the contiguous folds the same lists regrouped.
+PUBLISHED = {
+    ("coco20i", "train"): ((62040, 95476), (74381, 133927), (73035, 141054), (73808, 141016)),
+    ("coco20i", "val"): ((26052, 35783), (15305, 17912), (13138, 14563), (12640, 14315)),
+    ("coco20i_contiguous", "train"): ((50510, 92770), (75103, 146266), (75704, 133840), (73679, 138597)),
+    ("coco20i_contiguous", "val"): ((27982, 37493), (10606, 11680), (11238, 17704), (11343, 15696)),
+}
+_MIN_POLYGON = 6  # numbers: three corners
+
+
+class ImageTask(NamedTuple):
+    """One image's entry of the instances JSON, its annotations in file order, and a class map to write."""
+
+    image: Mapping[str, Any]
+    annotations: Sequence[Mapping[str, Any]]
+    class_map: Path | None = None
+
+
+def draw_class_map(
+    height: int, width: int, annotations: Sequence[Mapping[str, Any]], where: str = ""
+) -> np.ndarray:
+    """Flatten annotations into one (height, width) uint8 map: 0 background, class id + 1.
+
+    Later annotations overwrite earlier ones, crowd regions are left out, and polygons are filled by
+    OpenCV, border included, with their corners truncated to whole pixels. With the 2048-pixel rule
+    this gives the membership in HSNet's published lists on every photograph of the sample it was
+    found on; pycocotools' thinner rendering does not (datasets/README.md).
+    """
+    canvas = np.zeros((height, width), dtype=np.uint8)
+    for annotation in annotations:
+        if annotation.get("iscrowd"):
+            continue
+        value = CATEGORY_IDS[annotation["category_id"]] + 1
+        shape = annotation["segmentation"]
+        if isinstance(shape, list):
+            for polygon in _polygons(shape):
+                cv2.fillPoly(canvas, [np.asarray(polygon).reshape(-1, 2).astype(np.int32)], value)
+        else:
+            canvas[rle.decode(_to_rle(annotation, height, width, where)) > 0] = value
+    return canvas
+
+
+def index_row(task: ImageTask) -> dict[str, Any]:
+    """Summarise one image: per class the union of its objects (RLE, pixels), crowd regions apart.
+
+    ``area`` counts the union, ``flat_area`` what the flattened class map leaves of it.
+
+    Raises:
+        ValueError: an annotation cannot be read; the message names its id.
+    """
+    image = task.image
+    height, width = image["height"], image["width"]
+    regions: tuple[dict[int, list[Any]], dict[int, list[Any]]] = ({}, {})  # objects, crowds
+    for annotation in task.annotations:
+        class_id = CATEGORY_IDS[annotation["category_id"]]
+        mask = _to_rle(annotation, height, width, image["file_name"])
+        regions[bool(annotation.get("iscrowd"))].setdefault(class_id, []).append(mask)
+    flat = draw_class_map(height, width, task.annotations, image["file_name"])
+    pixels = np.bincount(flat.ravel(), minlength=len(CLASS_NAMES) + 1)
+    objects = [
+        _region(c, masks) | {"flat_area": int(pixels[c + 1])} for c, masks in sorted(regions[0].items())
+    ]
+    crowds = [_region(c, masks) for c, masks in sorted(regions[1].items())]
+    return {
+        "image_id": image["id"],
+        "file_name": image["file_name"],
+        "height": height,
+        "width": width,
+        "objects": objects,
+        "crowds": crowds,
+    }
+
+
+def _region(class_id: int, masks: list[Any]) -> dict[str, Any]:
+    union = rle.merge(masks)
+    return {"class": class_id, "area": int(rle.area(union)), "rle": union["counts"].decode("ascii")}
+
+
+def _polygons(shape: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    return [p for p in shape if len(p) >= _MIN_POLYGON and len(p) % 2 == 0]
+
+
+def _to_rle(annotation: Mapping[str, Any], height: int, width: int, where: str) -> Any:
+    """Compressed RLE of one annotation: the union of its polygons, or its RLE, compressed if it is not."""
+    shape = annotation["segmentation"]
+    try:
+        if isinstance(shape, list):
+            polygons = _polygons(shape) or [[0.0] * _MIN_POLYGON]  # no polygon at all: an empty mask
+            return rle.merge(rle.frPyObjects(polygons, height, width))
+        if list(shape["size"]) != [height, width]:
+            raise ValueError(f"its size is {shape['size']}, the image's {[height, width]}")
+        return rle.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        name = f"{where}: annotation {annotation['id']}"
+        raise ValueError(f"{name} has neither polygons nor an RLE of the image's size: {error}") from error
+
+
+class _Instances:
+    """An instances JSON, parsed when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = require(path, JSON_MEND)
+
+    def header(self) -> dict[str, Any]:
+        """What the index says of its source: a changed JSON makes the index out of date."""
+        checksum = 0
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 24):
+                checksum = zlib.crc32(block, checksum)
+        return {"index": "coco20i", "version": 1, "source": self.path.name, "crc32": checksum}
+
+    @cached_property
+    def tasks(self) -> list[ImageTask]:
+        """The images that have annotations, by rising id.
+
+        Raises:
+            ValueError: the file is not an instances JSON of COCO's 80 classes.
+        """
+        try:
+            content = json.loads(self.path.read_bytes())
+            categories = {c["id"]: c["name"] for c in content["categories"]}
+            images = {image["id"]: image for image in content["images"]}
+            grouped: dict[int, list[Mapping[str, Any]]] = {}
+            for annotation in content["annotations"]:
+                grouped.setdefault(annotation["image_id"], []).append(annotation)
+            tasks = [ImageTask(images[i], grouped[i]) for i in sorted(grouped)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it anew") from error
+        used = {a["category_id"] for task in tasks for a in task.annotations} - set(coco20i.CATEGORY_IDS)
+        if used or [categories.get(i) for i in coco20i.CATEGORY_IDS] != list(coco20i.CLASS_NAMES):
+            raise ValueError(
+                f"{self.path}: categories are not COCO's 80; use `register_coco_json` for other sets"
+            )
+        return tasks
+
+
+def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Path | None) -> None:
+    """Write the indexes, lists and (``class_maps``) flattened maps under ``<root>/fss_d2/coco20i``.
+
+    What is there and whole is left alone, so a second run writes nothing and an interrupted one goes on.
+
+    Args:
+        root: the datasets folder, with ``coco/annotations`` in it.
+        year: 2014 (the protocol) or 2017.
+        workers: processes; 0 works in this one.
+        class_maps: also write the class maps that ``coco20i_flat`` and ``coco20i_hsnet`` read.
+        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.json``; the data give the same sets of
+            images, but not the order in which HSNet draws from them.
+
+    Raises:
+        FileNotFoundError: an input is missing.
+        ValueError: an input is broken.
+    """
+    for split in ("train", "val"):
+        image_set = f"{split}{year}"
+        instances = _Instances(root / "coco/annotations" / f"instances_{image_set}.json")
+
+        def rows_from(start: int, source: _Instances = instances) -> Iterator[dict[str, Any]]:
+            """Rows of the index from a place on, in order."""
+            todo = source.tasks[start:]
+            return parallel_map(index_row, todo, workers=workers, progress=f"index {source.path.stem}")
+
+        write_index(coco20i.index_path(root, image_set), instances.header(), rows_from)
+        if class_maps:
+            _write_class_maps(root, image_set, instances, workers)
+    if year == 2014:
+        _write_lists(root)
+        if lists is not None:
+            _install_hsnet_lists(root, lists)
+
+
+def check(root: Path, *, year: int) -> tuple[list[Count], list[str]]:
+    """Count images and pairs per fold beside the published numbers, and list missing or broken files."""
+    counts, faults = [], []
+    for split in ("train", "val"):
+        image_set = f"{split}{year}"
+        rows = _light_rows(root, image_set)
+        counts.append(Count(f"{image_set} annotated images", len(rows), ANNOTATED_IMAGES.get(image_set)))
+        variants = ("coco20i", "coco20i_contiguous") if year == 2014 else ("coco20i_2017",)
+        for variant in variants:
+            for fold in range(NUM_FOLDS):
+                published = PUBLISHED.get((variant, split), ((None, None),) * NUM_FOLDS)[fold]
+                classes = [c for c in _classes_by_row(rows, variant, fold, split) if c]
+                counts.append(Count(f"{variant} fold {fold} {split} images", len(classes), published[0]))
+                counts.append(
+                    Count(f"{variant} fold {fold} {split} pairs", sum(map(len, classes)), published[1])
+                )
+        faults += _faults(root, image_set, rows)
+    return counts, faults
+
+
+def _faults(root: Path, image_set: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Images that are missing, and class maps (if there are any) that are missing or broken."""
+    try:
+        find = coco20i.image_finder(root, image_set)
+    except FileNotFoundError as error:
+        faults = [str(error)]
+    else:
+        paths = (find(row) for row in rows)
+        faults = [f"{path} not found: {coco20i.IMAGE_MEND}" for path in paths if not path.is_file()]
+    maps = [coco20i.class_map_path(root, image_set, row["file_name"]) for row in rows]
+    if maps and maps[0].parent.is_dir():
+        broken = (path for path in maps if not png_is_whole(path))
+        faults += [f"{path} is missing or broken: {coco20i.PREPARE_MAPS}" for path in broken]
+    return faults
+
+
+def _write_map(task: ImageTask) -> None:
+    if task.class_map is not None:
+        image = task.image
+        size = image["height"], image["width"]
+        write_class_map(task.class_map, draw_class_map(*size, task.annotations, image["file_name"]))
+
+
+def _write_class_maps(root: Path, image_set: str, instances: _Instances, workers: int) -> None:
+    names = [row["file_name"] for row in _light_rows(root, image_set)]
+    maps = {name: coco20i.class_map_path(root, image_set, name) for name in names}
+    missing = {name: path for name, path in maps.items() if not png_is_whole(path)}
+    if missing:
+        todo = [
+            task._replace(class_map=missing[task.image["file_name"]])
+            for task in instances.tasks
+            if task.image["file_name"] in missing
+        ]
+        for _ in parallel_map(_write_map, todo, workers=workers, progress=f"class maps {image_set}"):
+            pass
+
+
+def _light_rows(root: Path, image_set: str) -> list[dict[str, Any]]:
+    """Index rows without their RLEs."""
+    rows = []
+    for row in read_index(coco20i.index_path(root, image_set), coco20i.PREPARE):
+        objects = [{"class": o["class"], "flat_area": o["flat_area"]} for o in row["objects"]]
+        rows.append({"image_id": row["image_id"], "file_name": row["file_name"], "objects": objects})
+    return rows
+
+
+def _classes_by_row(
+    rows: Sequence[Mapping[str, Any]], variant: str, fold: int, split: str
+) -> list[list[int]]:
+    novel = set(coco20i.novel_classes(variant, fold))
+    wanted = novel if split == "val" else set(range(len(coco20i.CLASS_NAMES))) - novel
+    return [coco20i.large_classes(row, wanted) for row in rows]
+
+
+def _write_lists(root: Path) -> None:
+    """Write ``lists/<variant>/fold<i>_<split>.json``, in HSNet's form, for use outside this project."""
+    for split in ("train", "val"):
+        rows = _light_rows(root, f"{split}2014")
+        for variant in ("coco20i", "coco20i_contiguous"):
+            for fold in range(NUM_FOLDS):
+                lists: dict[str, list[str]] = {str(c): [] for c in range(len(coco20i.CLASS_NAMES))}
+                for row, classes in zip(rows, _classes_by_row(rows, variant, fold, split), strict=True):
+                    for class_id in classes:
+                        lists[str(class_id)].append(f"{split}2014/{row['file_name']}")
+                path = coco20i.list_path(root, f"{variant}/fold{fold}_{split}.json")
+                write_text_if_changed(path, json.dumps(lists))
+
+
+def _install_hsnet_lists(root: Path, folder: Path) -> None:
+    texts = {}
+    for split, image_set in (("trn", "train2014"), ("val", "val2014")):
+        known = {row["image_id"] for row in _light_rows(root, image_set)}
+        for fold in range(NUM_FOLDS):
+            name = f"{split}_fold{fold}.json"
+            texts[name] = find_list(folder, (f"{split}_fold{fold}", f"{split}/fold{fold}"), ".json")
+            novel = set(coco20i.novel_classes(coco20i.HSNET, fold))
+            for class_id, image_ids in coco20i.parse_class_lists(texts[name], f"{folder}/{name}").items():
+                if image_ids and (class_id in novel) != (split == "val"):
+                    raise ValueError(f"{folder}/{name}: class {class_id} is not for {split} of fold {fold}")
+                if unknown := set(image_ids) - known:
+                    raise ValueError(
+                        f"{folder}/{name}: image {min(unknown)} is not in {image_set}: check the list"
+                    )
+    for name, text in texts.items():
+        write_text_if_changed(coco20i.list_path(root, f"hsnet/{name}"), text)

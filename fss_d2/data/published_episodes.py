@@ -1,0 +1,170 @@
+"""The exact test episodes of published results, drawn as the released code draws them.
+
+HSNet (Min et al., ICCV 2021), also used by DCAMA and many others: numpy's legacy generator, seeded once (0 in
+the published results) and consumed in the order of the episodes, so the order and the length of the lists
+decide every draw. Each draw permutes a whole list and takes the first entry; draws that hit the query are
+discarded but consumed; supports may repeat.
+
+MM-Former (Jiao et al., NeurIPS 2022): Python's generator, seeded once with the fold's seed and consumed in
+the order of the episodes. All numbers of shots share the shuffled queries; the classes differ, because the
+draws of the supports lie between them.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .episode import Episode, ImageId, episode_seed
+from .sampler import Pair
+
+__all__ = ["PUBLISHED_RULES", "hsnet_coco", "hsnet_fss", "hsnet_pascal", "mmformer_episodes"]
+
+
+def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
+    """Query: the pairs in list order, repeated. Supports: uniform in the class's part of the list.
+
+    Args:
+        pairs: (image id, class id) in the order of the published list.
+        shots: K.
+        episodes: their number; 0 takes each pair once.
+        seed: of the legacy generator.
+
+    Raises:
+        ValueError: no pairs, or a class with a single image.
+    """
+    members = _members_of(pairs)
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(pairs)):
+        query, class_id = pairs[index % len(pairs)]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+def hsnet_coco(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
+    """Class uniform over the classes by rising id, then query and supports uniform in the class's list.
+
+    Arguments and errors as in `hsnet_pascal`; only the order of the images within each class matters.
+    """
+    members = _members_of(pairs)
+    class_ids = sorted(members)
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(pairs)):
+        class_id = class_ids[_legacy_choice(rng, len(class_ids))]
+        query = members[class_id][_legacy_choice(rng, len(members[class_id]))]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+def hsnet_fss(pairs: Sequence[Pair], shots: int, episodes: int = 0, seed: int = 0) -> list[Episode]:
+    """Each image once (`episodes` = 0): classes by rising id, images of a class by name (1, 10, 2, ...).
+
+    Supports are drawn from the class's images by rising number (1, 2, ..., 10). Arguments and errors as in
+    `hsnet_pascal`, but the order of `pairs` does not matter.
+    """
+    walk = sorted(pairs, key=lambda pair: (pair[1], str(pair[0])))
+    members = {c: sorted(images, key=_by_number) for c, images in _members_of(walk).items()}
+    rng = np.random.RandomState(seed)
+    drawn = []
+    for index in range(episodes or len(walk)):
+        query, class_id = walk[index % len(walk)]
+        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+    return drawn
+
+
+def mmformer_episodes(
+    pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0
+) -> list[Episode]:
+    """Query: the images, repeated as a whole until they are enough, shuffled. Class: uniform among its own.
+
+    Supports are drawn uniformly from the class's list, never the query, and none twice unless the class has
+    at most K images. The released code draws among all classes that a query's label shows, however small;
+    this function among those that `pairs` lists for the image.
+
+    Args:
+        pairs: (image id, class id) in the order of the list.
+        shots: K.
+        episodes: their number; 0 takes each image once.
+        seed: of the generator; the published seeds are in the configs.
+
+    Raises:
+        ValueError: no pairs, or a class with a single image.
+    """
+    members = _members_of(pairs)
+    classes_of: dict[ImageId, list[int]] = {}
+    for image, class_id in sorted(pairs, key=lambda pair: pair[1]):
+        classes_of.setdefault(image, []).append(class_id)
+    images = list(dict.fromkeys(image for image, _ in pairs))
+    count = episodes or len(images)
+    queries = images * -(-count // len(images))
+    rng = random.Random(seed)
+    rng.shuffle(queries)
+    drawn = []
+    for index, query in enumerate(queries[:count]):
+        class_id = classes_of[query][rng.randint(1, len(classes_of[query])) - 1]
+        supports = _distinct_supports(members[class_id], query, shots, rng)
+        drawn.append(Episode(index, class_id, query, supports, episode_seed(seed, index)))
+    return drawn
+
+
+PUBLISHED_RULES: dict[str, Callable[[Sequence[Pair], int, int, int], list[Episode]]] = {
+    "hsnet_pascal": hsnet_pascal,
+    "hsnet_coco": hsnet_coco,
+    "hsnet_fss": hsnet_fss,
+    "mmformer": mmformer_episodes,
+}
+"""FEW_SHOT.TEST.QUERY_RULE -> function of (pairs, shots, episodes, seed)."""
+
+
+def _members_of(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
+    """Return the images of each class in list order; ValueError without pairs or for a class of one image."""
+    if not pairs:
+        raise ValueError("no (image, class) pairs to draw episodes from; check the dataset's list")
+    members: dict[int, list[ImageId]] = {}
+    for image, class_id in pairs:
+        members.setdefault(class_id, []).append(image)
+    for class_id, images in members.items():
+        if len(set(images)) < 2:
+            raise ValueError(f"class {class_id} has one image only; the published rules need two or more")
+    return members
+
+
+def _legacy_choice(rng: np.random.RandomState, length: int) -> int:
+    return int(rng.permutation(length)[0])  # consumes what choice(list, 1, replace=False) consumes
+
+
+def _with_supports(
+    index: int,
+    query: ImageId,
+    class_id: int,
+    members: Sequence[ImageId],
+    shots: int,
+    rng: np.random.RandomState,
+    seed: int,
+) -> Episode:
+    supports: list[ImageId] = []
+    while len(supports) < shots:
+        image = members[_legacy_choice(rng, len(members))]
+        if image != query:
+            supports.append(image)
+    return Episode(index, class_id, query, tuple(supports), episode_seed(seed, index))
+
+
+def _by_number(image: ImageId) -> list[tuple[int, int | str]]:
+    """Sort key that reads runs of digits as numbers, so that 2 comes before 10."""
+    parts = re.split(r"(\d+)", str(image))
+    return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]
+
+
+def _distinct_supports(
+    members: Sequence[ImageId], query: ImageId, shots: int, rng: random.Random
+) -> tuple[ImageId, ...]:
+    places: list[int] = []
+    while len(places) < shots:
+        place = rng.randint(1, len(members)) - 1
+        if members[place] != query and (len(members) <= shots or place not in places):
+            places.append(place)
+    return tuple(members[place] for place in places)

@@ -1,0 +1,214 @@
+"""What all programs share: arguments, and one-line errors with exit codes. Imports no torch."""
+
+import argparse
+import itertools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import yaml
+
+from .launch import LaunchPlan
+
+__all__ = [
+    "TRACEBACK_VARIABLE",
+    "add_launch_arguments",
+    "argument_parser",
+    "closing_log_handlers",
+    "hide_tracebacks",
+    "one_line",
+    "parse_command_line",
+    "plan_from",
+    "run_command",
+]
+
+# Set to anything but "" or "0" to see where an error comes from.
+TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
+
+# The first parts of all config keys. `get_cfg` has them too, but needs seconds to import.
+_TOP_LEVEL = (
+    *("CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FEW_SHOT", "FLOAT32_PRECISION", "GLOBAL", "INPUT"),
+    *("MODEL", "OUTPUT_DIR", "SEED", "SOLVER", "TEST", "VERSION", "VIS_PERIOD"),
+)
+_KEY = re.compile(rf"(?:{'|'.join(_TOP_LEVEL)})(?:\.[A-Z0-9_]+)*")  # SEED, SOLVER.BASE_LR; not IMG_7.JPG
+
+# What bad input raises: values, keys, files, a loss that became NaN, YAML that does not parse.
+_USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError, yaml.YAMLError)
+_OUT_OF_MEMORY = "OutOfMemoryError"
+# "ValueError: text" as Python ends a traceback, also inside the message of a worker's error.
+_LAST_ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", re.MULTILINE | re.DOTALL)
+_TRAIN_LOOP = "detectron2.engine.train_loop"  # logs the traceback of any error that ends a training
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of Detectron2's programs; parse them with `parse_command_line`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if any"
+    )
+    add_launch_arguments(parser)
+    return parser
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how many processes run, and where."""
+    group = parser.add_argument_group("processes (not needed under torchrun)")
+    group.add_argument(
+        "--num-gpus", type=int, metavar="N", help="GPUs per machine; default: 1 if there is one"
+    )
+    group.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="CPU processes per machine, without GPUs"
+    )
+    group.add_argument("--num-machines", type=int, default=1, metavar="N")
+    group.add_argument("--machine-rank", type=int, default=0, metavar="R", help="0 to N-1")
+    group.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
+    )
+
+
+def parse_command_line(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse flags and ``KEY VALUE`` pairs in any order; the pairs become ``opts``.
+
+    Args:
+        parser: has the flags; gets the positional "opts" added.
+        arguments: None takes those of the process.
+    """
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, SOLVER.BASE_LR 0.01 for example"
+    )
+    flags, pairs = [], []
+    rest = iter(sys.argv[1:] if arguments is None else arguments)
+    for word in rest:
+        # Taken out first, as a flag of several values ("--folds 0 1 KEY VALUE") would swallow them.
+        if _KEY.fullmatch(word):
+            pairs += [word, *itertools.islice(rest, 1)]
+        else:
+            flags.append(word)
+    args = parser.parse_intermixed_args(flags)
+    args.opts += pairs
+    return args
+
+
+def plan_from(args: argparse.Namespace) -> LaunchPlan:
+    """The plan that the arguments of `add_launch_arguments` describe.
+
+    Raises:
+        ValueError: the arguments contradict each other, or ask for GPUs that are not there.
+    """
+    names = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url")
+    return LaunchPlan(**{name: getattr(args, name) for name in names})
+
+
+def run_command(main: Callable[[], object]) -> int:
+    """Run a program's main function and return its exit code.
+
+    User errors (`_USER_ERRORS`, GPU memory), also those of a spawned process or a data loader's worker,
+    become ``error: <one line>`` on the standard error stream and exit code 1. Other errors are bugs and keep
+    their traceback, as all do when FSS_D2_TRACEBACK is set. Log handlers that the command added are closed.
+    """
+    try:
+        with closing_log_handlers():
+            main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = None if _traceback_wanted() else one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def closing_log_handlers() -> Iterator[None]:
+    """Remove and close, at the end of the block, all log handlers that were added in it.
+
+    Otherwise a second command in the same process would write to the streams of the first.
+    """
+    before = {handler for logger in _loggers() for handler in logger.handlers}
+    try:
+        yield
+    finally:
+        for logger in _loggers():
+            for handler in set(logger.handlers) - before:
+                logger.removeHandler(handler)
+                handler.close()
+        if detectron2_logger := sys.modules.get("detectron2.utils.logger"):
+            detectron2_logger.setup_logger.cache_clear()  # otherwise the next call adds no handlers
+
+
+def _loggers() -> list[logging.Logger]:
+    """All loggers of the process."""
+    named = [entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger)]
+    return [logging.root, *named]
+
+
+def one_line(error: BaseException) -> str | None:
+    """The message of an error that the user can fix, on one line; None for any other error."""
+    kind, message = type(error).__name__, _message(error)
+    nested = None
+    for nested in _LAST_ERROR.finditer(_innermost(message)):
+        kind, message = nested.group(1), nested.group(2)
+    if kind == _OUT_OF_MEMORY:
+        return f"{_first_sentence(message)}; lower SOLVER.IMS_PER_BATCH or INPUT.FEW_SHOT_SIZE"
+    known = kind in _user_error_names() if nested else isinstance(error, _USER_ERRORS)
+    if not known:
+        return None
+    line = " ".join(message.split())
+    if kind == "KeyError" and " " not in line:  # a bare key says too little
+        line = f"missing key {line} (set {TRACEBACK_VARIABLE}=1 to see where)"
+    return line or f"{kind} (set {TRACEBACK_VARIABLE}=1 to see where)"
+
+
+def hide_tracebacks() -> None:
+    """Keep Detectron2's training loop from logging the traceback of an error that the user can fix."""
+    if not _traceback_wanted():
+        logging.getLogger(_TRAIN_LOOP).addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    line = one_line(record.exc_info[1]) if record.exc_info and record.exc_info[1] else None
+    if line is not None:
+        record.msg, record.args, record.exc_info = "Training stopped: %s", (line,), None
+    return True
+
+
+def _traceback_wanted() -> bool:
+    return os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        name = error.filename if error.filename2 is None else error.filename2  # a renamed temporary file
+        return f"{name}: {error.strerror}"
+    if isinstance(error, KeyError) and len(error.args) == 1:  # str() would put it in quotes
+        return str(error.args[0])
+    return str(error)
+
+
+def _innermost(message: str) -> str:
+    """What follows the last "Traceback" of a message that carries the traceback of another process."""
+    return message.rpartition("Traceback (most recent call last)")[2] if "Traceback" in message else ""
+
+
+def _first_sentence(message: str) -> str:
+    return " ".join(message.split()).split(". ")[0].rstrip(".")
+
+
+def _user_error_names() -> set[str]:
+    """Names of the user errors and of all that derive from them, as a traceback prints them."""
+    names, classes = set(), list(_USER_ERRORS)
+    while classes:
+        current = classes.pop()
+        names.add(current.__name__)
+        classes.extend(current.__subclasses__())
+    return names

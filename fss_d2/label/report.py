@@ -1,0 +1,131 @@
+"""What a person looks at after a job: one page with all labels, the images to review, a summary."""
+
+import html
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from detectron2.utils.colormap import colormap
+from PIL import Image
+
+from fss_d2.visualization.tiles import Color, draw_regions
+
+from .leave_one_out import ClassCheck, describe
+from .output import ImageRecord, OutputFile, json_bytes
+from .writers import LabelSet
+
+__all__ = ["THUMBNAILS", "report_files", "summarize", "thumbnail"]
+
+THUMBNAILS = "thumbnails"  # folder next to the page
+_SIDE = 320  # longer side of a thumbnail, pixels
+_STYLE = """
+body { font: 15px sans-serif; margin: 1.5em; color: #222; background: #fff }
+main { display: flex; flex-wrap: wrap; gap: 12px }
+figure { margin: 0; padding: 6px; width: 320px; border: 2px solid #ccc; border-radius: 4px }
+figure.review { border-color: #d33 }
+img { max-width: 320px; display: block; margin: 0 auto }
+figcaption { overflow-wrap: anywhere }
+.swatch { display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: -2px }
+"""
+
+
+def thumbnail(image: np.ndarray, record: ImageRecord, class_names: Sequence[str]) -> bytes:
+    """A small JPEG of an image (H, W, 3) uint8 with its labels drawn, one colour per class."""
+    scale = min(1.0, _SIDE / max(image.shape[:2]))
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    labels = Image.fromarray(record.class_map(class_names)).resize(size, Image.Resampling.NEAREST)
+    regions = [(np.asarray(labels) == i + 1, _color(i)) for i in range(len(class_names))]
+    buffer = io.BytesIO()
+    Image.fromarray(draw_regions(small, regions)).save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def summarize(
+    labels: LabelSet, review_below: float, skipped: Sequence[str], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        labels: at least one record.
+        review_below: images of less confidence need a review.
+        skipped: images that are supports.
+        failed: images that could not be labelled, and why.
+    """
+    found = [name for record in labels.records for name in record.class_names]
+    return {
+        "labelled": len(labels.records),
+        "with_class": {name: found.count(name) for name in labels.class_names},
+        "nothing_found": sum(not record.objects for record in labels.records),
+        "needs_review": sum(record.confidence < review_below for record in labels.records),
+        "mean_confidence": round(sum(r.confidence for r in labels.records) / len(labels.records), 6),
+        "skipped_supports": list(skipped),
+        "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
+    }
+
+
+def report_files(
+    labels: LabelSet, review_below: float, checks: Sequence[ClassCheck], summary: Mapping[str, Any]
+) -> Iterator[OutputFile]:
+    """``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``.
+
+    Args:
+        labels: their thumbnails lie in `THUMBNAILS`, at the path of their image + ".jpg".
+        review_below: images of less confidence need a review and get a red frame.
+        checks: of the supports; none where they were not checked.
+        summary: see `summarize`.
+    """
+    ordered = sorted(labels.records, key=lambda record: (record.confidence, record.image))
+    review = [record for record in ordered if record.confidence < review_below]
+    yield "needs_review.txt", b"".join(os.fsencode(f"{record.image}\n") for record in review)
+    rows = [{"image": r.image, "confidence": r.confidence, "classes": list(r.class_names)} for r in review]
+    yield "needs_review.json", json_bytes(rows)
+    legend = "".join(
+        f'<span class="swatch" style="background: rgb({_css(i)})"></span>{html.escape(name)}'
+        for i, name in enumerate(labels.class_names)
+    )
+    notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
+    parts = [
+        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Labels</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>{len(labels.records)} images</h1>",
+        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        f"<pre>{html.escape(describe(checks))}</pre>" if checks else "",
+        f"<p>Lowest confidence first. A red frame means a confidence below {review_below:g}.{legend}</p>",
+        "<p>The confidence assumes that the object is there: check pictures without it yourself.</p>",
+        "<main>",
+        *(_figure(record, labels, record.confidence < review_below) for record in ordered),
+        "</main></body></html>\n",
+    ]
+    yield "report.html", "\n".join(parts).encode("utf-8", "surrogateescape")
+    yield "summary.json", json_bytes(dict(summary))
+
+
+def _figure(record: ImageRecord, labels: LabelSet, review: bool) -> str:
+    found = ", ".join(record.class_names) or "nothing found"
+    original = os.path.relpath(labels.images / record.image, labels.output)
+    mark = ' class="review"' if review else ""
+    return (
+        f'<figure{mark}><a href="{_link(original)}">'
+        f'<img loading="lazy" alt="" src="{_link(f"{THUMBNAILS}/{record.image}.jpg")}"></a>'
+        f"<figcaption>{html.escape(record.image)}<br>{record.confidence:.3f}: {html.escape(found)}"
+        "</figcaption></figure>"
+    )
+
+
+def _link(path: str | Path) -> str:
+    return quote(os.fsencode(str(path).replace(os.sep, "/")))
+
+
+def _color(index: int) -> Color:
+    colors = colormap(rgb=True, maximum=1)
+    red, green, blue = colors[index % len(colors)]
+    return float(red), float(green), float(blue)
+
+
+def _css(index: int) -> str:
+    return ", ".join(str(round(255 * value)) for value in _color(index))

@@ -1,0 +1,104 @@
+"""The features of a backbone after a frozen pixel decoder: MM-Former's Table 3b for every method."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ...state_dict import read_state_dict
+from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
+
+__all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
+
+DECODED = ("res5", "res4", "res3")  # order of the decoder's maps
+KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
+
+
+class PixelDecoderBackbone(FeatureBackbone):
+    """The stages of another backbone after the pixel decoder of a proposal segmenter; both are frozen.
+
+    "res2" is the mask features of the decoder, "res3" to "res5" are its refined maps. All have the same
+    number of channels, and the sizes of the wrapped stages. Each stage has one block, the stage itself
+    ("res3.0"). No stage runs alone, because the decoder reads them together.
+
+    Attributes:
+        backbone: the wrapped backbone.
+        decoder: the pixel decoder.
+    """
+
+    def __init__(
+        self, backbone: FeatureBackbone, decoder: nn.Module, dim: int, *, resize_dilated: bool = True
+    ) -> None:
+        """
+        Args:
+            backbone: gives res2 to res5.
+            decoder: takes these maps by name; returns the mask features and the list of res5, res4, res3
+                (`MSDeformAttnPixelDecoder`).
+            dim: channels of the decoder's maps.
+            resize_dilated: resize res4 and res5 of a dilated backbone to their sizes without dilation, as the
+                proposal segmenter does: res3's size over 2 and 4, rounded down.
+
+        Raises:
+            KeyError: the backbone lacks a stage.
+        """
+        super().__init__()
+        backbone.select(STAGES)
+        self.backbone = backbone.requires_grad_(False)
+        self.decoder = decoder.requires_grad_(False)
+        strides = {stage: shape.stride for stage, shape in backbone.output_shape().items()}
+        self.shrunk = shrink_factors(strides) if resize_dilated else {}
+        available = {}
+        for stage, stride in strides.items():
+            factor = self.shrunk.get(stage)
+            spec = ShapeSpec(channels=dim, stride=factor * strides["res3"] if factor else stride)
+            available |= {f"{stage}.0": spec, stage: spec}
+        self._declare(available)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode in any case: the decoder was trained on these features."""
+        return super().train(False)
+
+    def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        fine, levels = self.decoder(shrink_maps(self.backbone(x), self.shrunk))
+        maps = {"res2": fine, **dict(zip(DECODED, levels, strict=True))}
+        for stage in STAGES:
+            yield f"{stage}.0", maps[stage]
+            yield stage, maps[stage]
+
+
+def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
+    """Load backbone and pixel decoder of a checkpoint of the proposal segmenter, or of MM-Former.
+
+    Args:
+        backbone: gets the weights, in place.
+        path: file whose "backbone." and "proposals.pixel_decoder." tensors are taken; "" loads nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or its tensors are not exactly those of backbone and decoder.
+    """
+    if not path:
+        return
+    state = read_state_dict(Path(path).expanduser(), KEY)
+    _load(backbone.backbone, state, "backbone.", path, "MODEL.BACKBONE.NAME and the keys of that backbone")
+    _load(backbone.decoder, state, "proposals.pixel_decoder.", path, "the sizes in MODEL.PROPOSALS")
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str, keys: str) -> None:
+    """Load what `state` has under `prefix`, which must be all of the module's tensors and no other."""
+    found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    if not found.keys() & own.keys():
+        raise ValueError(
+            f"{path} of {KEY} has no {prefix}* of ours: give a checkpoint of MODEL.META_ARCHITECTURE "
+            f"PotentialObjectsSegmenter, and check {keys}"
+        )
+    odd = sorted(found.keys() ^ own.keys()) or [n for n in own if found[n].shape != own[n].shape]
+    if odd:
+        raise ValueError(
+            f"{path} of {KEY} does not fit in {prefix}{odd[0]} and {len(odd) - 1} more: check {keys}"
+        )
+    module.load_state_dict(found)

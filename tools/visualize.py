@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Draw test episodes, or what goes on inside a method: one picture per episode, and a grid of all.
+
+    python tools/visualize.py --dataset glyphs_fold0_val --shots 5 --output output/episodes
+    python tools/visualize.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \\
+        --weights output/dcama/model_final.pth --dataset glyphs_fold0_val --figure attention \\
+        --num 4 --output output/figures
+
+episodes    supports with their masks, query, truth; needs no model
+proposals   the proposals for the query with their scores; a green frame marks the one that fits the truth
+            best (MM-Former; the proposal segmenter, which reads no supports)
+attention   where in the supports two pixels of the query look (DCAMA)
+aggregated  the masks of each scale (DCAMA)
+activation  activation maps or prior, pseudo masks, and the way back to the supports (DPCN, PFENet, DANet)
+agnostic    how similar each pixel is to an object of any class (JC2A; other methods with CKMM)
+tsne        the objects of all episodes by their mean feature, in one picture (every few-shot method)
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fss_d2.engine.command_line import parse_command_line, run_command
+
+BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
+FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")
+
+logger = logging.getLogger("fss_d2.tools.visualize")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="of the method; optional for episodes",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="glyphs_fold0_val for example")
+    parser.add_argument("--shots", type=int, default=1, metavar="K", help="supports per episode")
+    parser.add_argument("--num", type=int, metavar="N", help="episodes; default: 8, or 4 with a model")
+    parser.add_argument("--height", type=int, default=192, metavar="PIXELS", help="of a tile")
+    parser.add_argument("--proposals", type=int, default=8, metavar="N", help="to draw for each query")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    args = parse_command_line(parser, argv)
+    plain = args.figure == "episodes"
+    if args.config_file is None and not plain:
+        parser.error(f"--figure {args.figure} needs --config-file")
+    args.config_file = args.config_file or str(BASE_CONFIG)
+    args.num = (8 if plain else 4) if args.num is None else args.num
+    for name in ("shots", "num", "height", "proposals"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if args.weights:
+        args.opts += ["MODEL.WEIGHTS", args.weights]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the tool.
+
+    Raises:
+        ValueError, FileNotFoundError: a wrong config, data set or folder, or a method without the figure.
+    """
+    args = parse(argv)
+    # Imported late, so that --help is quick.
+    from fss_d2.config import load_config
+    from fss_d2.data import register_datasets_from_cfg
+    from fss_d2.engine.drawing import check_figure, draw_test_episodes
+    from fss_d2.engine.setup import start_log
+    from fss_d2.inference.loading import load_model
+
+    start_log()
+    cfg = load_config(args.config_file, args.opts)
+    register_datasets_from_cfg(cfg)
+    model = None
+    if args.figure != "episodes":
+        model = load_model(cfg)
+        check_figure(model, args.figure)
+    names = ("figure", "shots", "num", "height", "proposals")
+    options = {name: getattr(args, name) for name in names}
+    picture = draw_test_episodes(cfg, args.dataset, args.output, model=model, **options)
+    logger.info("Drew %d episodes; all of them: %s", args.num, picture)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
