@@ -17,7 +17,7 @@ from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import BaseKnowledge
 from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
 from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
-from fss_d2.modeling.proposals.deformable_attention import SAMPLERS
+from fss_d2.modeling.proposals.deformable_attention import SAMPLINGS
 from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
 from fss_d2.state_dict import is_head_file
 
@@ -214,7 +214,7 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
         "num_heads": c.NUM_HEADS,
         "encoder_layers": at_least("MODEL.PROPOSALS.ENCODER_LAYERS", c.ENCODER_LAYERS, 0),
         "encoder_feedforward": at_least("MODEL.PROPOSALS.ENCODER_FEEDFORWARD", c.ENCODER_FEEDFORWARD, 1),
-        "sampling": choose("MODEL.PROPOSALS.SAMPLING", c.SAMPLING, ("auto", *SAMPLERS)),
+        "sampling": choose("MODEL.PROPOSALS.SAMPLING", c.SAMPLING, SAMPLINGS),
     }
 
 
@@ -254,7 +254,7 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
     c = cfg.MODEL.BASE_KNOWLEDGE
     if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
         raise ValueError(
-            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that stays as it is: set "
+            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that does not change: set "
             "MODEL.BACKBONE.BN_TRAIN_STATS False and MODEL.BACKBONE.FREEZE True, or the method's CKMM off"
         )
     names = feature_names("MODEL.BASE_KNOWLEDGE.IN_FEATURES", c.IN_FEATURES, backbone)
@@ -263,6 +263,7 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
         at_least("MODEL.BASE_KNOWLEDGE.NUM_CLASSES", c.NUM_CLASSES, 1),
         similarity=choose("MODEL.BASE_KNOWLEDGE.SIMILARITY", c.SIMILARITY, SIMILARITIES),
         normalization=choose("MODEL.BASE_KNOWLEDGE.NORMALIZATION", c.NORMALIZATION, NORMALIZATIONS),
+        hint="give a trained checkpoint in MODEL.WEIGHTS, or train, which builds them from DATASETS.TRAIN",
     )
 
 

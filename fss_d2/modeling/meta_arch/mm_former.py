@@ -18,7 +18,8 @@ from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
 from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
