@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 from torch import Tensor
 
-import fss_d2.model_zoo  # noqa: F401  (registers fss_d2:// paths)
+from fss_d2.model_zoo import register_paths
 
 __all__ = [
     "UNREADABLE",
@@ -45,6 +45,8 @@ UNREADABLE = (
 )
 _WRAPPERS = ("state_dict", "model")
 _BACKBONE = "backbone."
+
+register_paths()
 
 
 class ForbiddenPickle(ValueError):
