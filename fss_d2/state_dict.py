@@ -29,6 +29,8 @@ __all__ = [
     "state_dict_of",
 ]
 
+register_paths()
+
 # What `load_plain` raises for foreign, truncated or code-carrying files; a text file can raise the last six.
 UNREADABLE = (
     pickle.UnpicklingError,
