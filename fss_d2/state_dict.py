@@ -48,8 +48,6 @@ UNREADABLE = (
 _WRAPPERS = ("state_dict", "model")
 _BACKBONE = "backbone."
 
-register_paths()
-
 
 class ForbiddenPickle(ValueError):
     """A pickle refers to something other than numbers, arrays and containers; the message names it."""
