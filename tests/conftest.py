@@ -1,6 +1,5 @@
 """Settings of every test: one thread, fixed seeds."""
 
-import logging
 import os
 import random
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import fss_d2  # noqa: F401  isort: skip  (before anything imports detectron2)
-from detectron2.utils import logger as detectron2_logger
+import fss_d2  # noqa: F401  (before anything imports detectron2)
+from fss_d2.engine.command_line import closing_log_handlers
 
 torch.set_num_threads(1)
 
@@ -26,22 +25,11 @@ def photographs() -> Path:
     return PHOTOGRAPHS
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def closed_logs() -> Iterator[None]:
-    """Close the log handlers that earlier tests left, and after the test its own."""
-    _close_logs()
-    yield
-    _close_logs()
-
-
-def _close_logs() -> None:
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
-    detectron2_logger.setup_logger.cache_clear()  # otherwise the next call adds no handlers
-    detectron2_logger._cached_log_stream.cache_clear()
+    """Log handlers of a test end with it: the next one would write to a stream that is closed."""
+    with closing_log_handlers():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ _LABEL = [
     Case("label", "is 20x20 pixels but its image", _OTHER_SIZE),
     Case("label", "toy/dog/images/2.png has no mask: add", remove("toy/dog/masks/2.png")),
     Case("label", "toy/dog/masks/2.png has no image", remove("toy/dog/images/2.png")),
-    Case("label", "no pixel shows class 0; mend the mask", _EMPTY),
+    Case("label", "no pixel shows class 0; fix the mask", _EMPTY),
     Case("label", "image file toy/cat/images/0.png cannot be read", _CUT),
     Case("label", "image file toy/cat/images/1.png cannot be read", write("toy/cat/images/1.png", "a text")),
     Case("label", "toy/dog/images holds no image: add images", _class_without_images),

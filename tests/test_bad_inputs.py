@@ -126,10 +126,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_logs: None
-) -> Iterator[Path]:
-    """A copy of `pristine` to work in; catalogs are cleared after the test."""
+def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of `pristine` to work in; catalogs are cleared after it."""
     root = shutil.copytree(pristine, tmp_path / "work")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))

@@ -28,8 +28,8 @@ SEED: 0
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_logs: None) -> Path:
-    """Two supports of each of two classes, four images, and a config; the working folder."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two supports each of two classes, four images, and a config; the working folder."""
     annotated_folder(tmp_path / "supports", ("red", "blue"))
     image_folder(tmp_path / "images", 4)
     (tmp_path / "tiny.yaml").write_text(_CONFIG)

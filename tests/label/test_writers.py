@@ -36,7 +36,7 @@ DOG = disc(SIZE, (60, 80), 20) & ~disc(SIZE, (60, 80), 8) & ~CAT
 
 @pytest.fixture
 def labels(tmp_path: Path) -> LabelSet:
-    """Two objects, one with a hole; an empty image; equal names in subfolders; one stem twice."""
+    """Two objects of a class, one with a hole; an empty image; equal names in subfolders; a stem twice."""
     records = (
         record("a/photo.jpg", CAT_PIECES, DOG & ~CAT_PIECES),
         record("b/photo.jpg"),
