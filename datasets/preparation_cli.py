@@ -33,9 +33,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(
-    args: argparse.Namespace,
-    prepare: Callable[[], None],
-    check: Callable[[], tuple[list[Count], list[str]]],
+    args: argparse.Namespace, prepare: Callable[[], None], check: Callable[[], tuple[list[Count], list[str]]]
 ) -> int:
     """Prepare (unless ``--check``), then print the counts and faults that ``check`` returns.
 

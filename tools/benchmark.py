@@ -30,12 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from benchmarks.measure import Report
 
-TITLES = {
-    "dcama": "DCAMA",
-    "proposals": "Proposal segmenter",
-    "model": "Model",
-    "predictor": "Predictor",
-}
+TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter", "model": "Model", "predictor": "Predictor"}
 SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
 BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.cases
 WITH_CONFIG = ("model", "predictor")

@@ -36,11 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="of the method; optional for episodes",
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="of the method; optional for episodes")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="glyphs_fold0_val for example")
     parser.add_argument("--shots", type=int, default=1, metavar="K", help="supports per episode")

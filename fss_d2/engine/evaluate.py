@@ -165,12 +165,7 @@ class EpisodePictures(DatasetEvaluator):
 
 
 def _evaluate_all(
-    cfg: CfgNode,
-    model: nn.Module,
-    folder: str,
-    *,
-    episodes: int | None = None,
-    shown: int = 0,
+    cfg: CfgNode, model: nn.Module, folder: str, *, episodes: int | None = None, shown: int = 0
 ) -> Results:
     """Evaluate; the first ``shown`` episodes of each evaluation go to the event storage."""
     model = model.module if isinstance(model, DistributedDataParallel) else model

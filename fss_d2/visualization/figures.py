@@ -70,11 +70,7 @@ def attention_figure(
 
 
 def aggregated_figure(
-    inputs: Mapping[str, Any],
-    output: Mapping[str, Any],
-    *,
-    class_name: str | None = None,
-    height: int = 192,
+    inputs: Mapping[str, Any], output: Mapping[str, Any], *, class_name: str | None = None, height: int = 192
 ) -> np.ndarray:
     """The masks that a method aggregates at each scale (DCAMA, Fig. 4b).
 
@@ -123,11 +119,7 @@ def activation_figure(
 
 
 def agnostic_figure(
-    inputs: Mapping[str, Any],
-    output: Mapping[str, Any],
-    *,
-    class_name: str | None = None,
-    height: int = 192,
+    inputs: Mapping[str, Any], output: Mapping[str, Any], *, class_name: str | None = None, height: int = 192
 ) -> np.ndarray:
     """How similar each pixel is to an object of any class (JC2A, Fig. 4): "agnostic" (1, h, w) of "aux"."""
     aux = output.get("aux", {})
