@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import run_command, start_log
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 logger = logging.getLogger("fss_d2.app")
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fss_d2.app.server import check_gradio, serve  # after --help, which needs no torch
     from fss_d2.app.session import MethodPool
     from fss_d2.app.uploads import Limits
-    from fss_d2.engine.setup import start_log
 
     check_gradio()  # before models are loaded
     start_log()

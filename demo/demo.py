@@ -21,7 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
+from fss_d2.engine.command_line import (
+    add_launch_arguments,
+    parse_command_line,
+    plan_from,
+    run_command,
+    start_log,
+)
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -93,7 +99,6 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
 
 def run(args: argparse.Namespace, device: str) -> None:
     """Segment in one process its share of the images."""
-    from fss_d2.engine.setup import start_log
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.pictures import plan_pictures, segment_pictures
 

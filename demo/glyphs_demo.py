@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import run_command, start_log
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -45,7 +45,6 @@ def main() -> None:
 
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
-    from fss_d2.engine.setup import start_log
 
     setup_logger()
     start_log()

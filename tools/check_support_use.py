@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import parse_command_line, run_command, start_log
 
 logger = logging.getLogger("fss_d2.check_support_use")
 
@@ -53,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.setup import start_log
     from fss_d2.engine.support_use import check_support_use, format_support_use
     from fss_d2.modeling import FewShotSegmentor
 

@@ -23,7 +23,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
+from fss_d2.engine.command_line import (
+    add_launch_arguments,
+    parse_command_line,
+    plan_from,
+    run_command,
+    start_log,
+)
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.engine.cross_validation import Run
@@ -91,7 +97,6 @@ def main() -> None:
     args = parse_arguments()
     plan_from(args)
     from fss_d2.engine.cross_validation import run_all
-    from fss_d2.engine.setup import start_log
 
     start_log()
     run_all(args, start)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import parse_command_line, run_command, start_log
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
@@ -108,7 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool; errors are those of `encoded_support` and `export_query`, and FileExistsError."""
     args = parse_arguments(arguments)
     from fss_d2.config import load_config
-    from fss_d2.engine.setup import start_log
     from fss_d2.files import check_writable
     from fss_d2.inference.export import FrozenQuery, export_query
     from fss_d2.inference.predictor import FewShotPredictor

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import parse_command_line, run_command, start_log
 from fss_d2.files import write_atomic
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -121,7 +121,6 @@ def run(args: argparse.Namespace) -> None:
     """Score all configs and print the table."""
     from tabulate import tabulate
 
-    from fss_d2.engine.setup import start_log
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.supports import read_supports
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import parse_command_line, run_command, start_log
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")
@@ -70,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
     from fss_d2.engine.drawing import check_figure, draw_test_episodes
-    from fss_d2.engine.setup import start_log
 
     start_log()
     cfg = load_config(args.config_file, args.opts)

@@ -21,15 +21,8 @@ from fss_d2.soft_masks import resize
 from .panels import attention_panel, episode_panel, query_in_score_frame
 from .tiles import draw_tile, heat_map, picture_grid, picture_row
 
-__all__ = [
-    "activation_figure",
-    "aggregated_figure",
-    "agnostic_figure",
-    "attention_figure",
-    "embed_tsne",
-    "otsu_mask",
-    "tsne_figure",
-]
+__all__ = ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure", "embed_tsne"]
+__all__ += ["otsu_mask", "tsne_figure"]
 
 _LEGEND_LINE = 20  # pixels of the legend's height for each entry
 _MARKERS = {"support": "^", "query": "o"}

@@ -25,15 +25,8 @@ from .tiles import (
     save_picture,
 )
 
-__all__ = [
-    "attention_panel",
-    "class_color",
-    "class_map_png",
-    "episode_panel",
-    "prediction_panel",
-    "query_in_score_frame",
-    "save_episode_panel",
-]
+__all__ = ["attention_panel", "class_color", "class_map_png", "episode_panel", "prediction_panel"]
+__all__ += ["query_in_score_frame", "save_episode_panel"]
 
 _LEGEND = (8, 120)  # height and width of a class's strip, pixels
 
