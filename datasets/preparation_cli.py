@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fss_d2.engine.command_line import documented_parser
+
 if TYPE_CHECKING:
     from fss_d2.data.datasets.preparation import Count
 
 
 def root_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the option ``--root``."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(description)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
     return parser

@@ -62,8 +62,8 @@ class InstallError(RuntimeError):
 def index_arguments(pip_config: str) -> list[str]:
     """Translate the output of `pip config list` into arguments of unearth.
 
-    Environment settings win over files, as in pip. An extra index is passed on only together with
-    a chosen main index, since unearth would otherwise leave the default one out.
+    Environment settings win over files, as in pip. An extra index is passed on only together with a chosen main
+    index, since unearth would otherwise leave the default one out.
     """
     settings: dict[str, str] = {}
     for line in sorted(pip_config.splitlines(), key=lambda line: line.startswith(":env:")):
@@ -126,9 +126,8 @@ def repack(source: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch, verify, repack and install; exit code 0 when `import detectron2` will work."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(arguments)
+    show = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=show).parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="detectron2-") as temporary:
             folder = Path(temporary)

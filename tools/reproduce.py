@@ -53,11 +53,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]]:
-    """The tables and rows that the arguments name.
-
-    Raises:
-        ValueError: there is no such table or row, or a row cannot run on a fold.
-    """
+    """The tables and rows that the arguments name; each row must have the folds."""
     tables = read_tables(file)
     chosen = []
     for table in [tables[closest(file, "table", name, tables)] for name in args.tables or tables]:
@@ -76,11 +72,12 @@ def describe(table: Table, rows: Sequence[Row]) -> str:
     """A table's rows with their configs and keys, one line each."""
     lines = [f"  {table.name}: {table.about}"]
     for row in rows:
-        stages = (
-            " ".join([os.path.relpath(stage.config), *(f"{key}={value}" for key, value in stage.set.items())])
-            for stage in row.stages
+        words = (
+            [os.path.relpath(s.config), *(f"{key}={value}" for key, value in s.set.items())]
+            for s in row.stages
         )
-        lines.append(f"    {row.name}: {', then '.join(stages)}{' (test only)' if row.test else ''}")
+        stages = ", then ".join(map(" ".join, words))
+        lines.append(f"    {row.name}: {stages}{' (test only)' if row.test else ''}")
     return "\n".join(lines)
 
 
@@ -100,12 +97,7 @@ def write_config(stage: Stage, path: Path) -> str:
 
 
 def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train and test a row over its folds; return the summary of its cross-validation.
-
-    Args:
-        name: of the row's config files.
-        output: folder of the paper's runs.
-    """
+    """Train and test a row over its folds; return its summary. ``name`` is that of its config files."""
     *before, last = row.stages
     cfg = last.load()
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
@@ -136,13 +128,11 @@ def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The scores of rows, means over their folds in percent."""
     from tabulate import tabulate
 
-    cells = {
-        row: {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
+    cells = [
+        {"": row} | {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
         for row, summary in results.items()
-    }
-    columns = list(dict.fromkeys(column for scores in cells.values() for column in scores))
-    lines = [[row, *(scores.get(column, "-") for column in columns)] for row, scores in cells.items()]
-    return tabulate(lines, headers=["", *columns], tablefmt="pipe", disable_numparse=True)
+    ]
+    return tabulate(cells, headers="keys", tablefmt="pipe", disable_numparse=True, missingval="-")
 
 
 def main() -> None:

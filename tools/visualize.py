@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import parse_command_line, run_command, start_log
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")
@@ -32,9 +32,7 @@ logger = logging.getLogger("fss_d2.tools.visualize")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
     parser.add_argument("--config-file", metavar="FILE", help="of the method; optional for episodes")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
@@ -59,11 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the tool.
-
-    Raises:
-        ValueError, FileNotFoundError: a wrong config, data set or folder, or a method without the figure.
-    """
+    """Run the tool."""
     args = parse(argv)
     # Imported late, so that --help is quick.
     from fss_d2.checkpoint.checkpointer import load_model

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 __all__ = ["TRACEBACK_VARIABLE", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
-__all__ += ["hide_tracebacks", "one_line", "parse_command_line", "plan_from", "run_command", "setup"]
-__all__ += ["start_log"]
+__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "plan_from"]
+__all__ += ["run_command", "setup", "start_log"]
 
 # Set to anything but "" or "0" to see where an error comes from.
 TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
@@ -50,6 +50,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     )
     add_launch_arguments(parser)
     return parser
+
+
+def documented_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help shows the docstring of a program as it is written."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:

@@ -197,10 +197,8 @@ class FewShotEvaluator(DatasetEvaluator):
     def _row(self, episode: Mapping[str, Any], mask: Tensor, areas: Sequence[int]) -> EpisodeCounts:
         index = int(episode["episode_index"])
         if "support_ids" not in episode:
-            raise ValueError(
-                f"episode {index} has no 'support_ids'; add the image ids of its K supports "
-                "(EpisodeMapper gives them)"
-            )
+            message = "has no 'support_ids'; add the image ids of its K supports (EpisodeMapper gives them)"
+            raise ValueError(f"episode {index} {message}")
         measures = (None, None)
         if self._region_wise:
             measures = region_wise_measures(mask.cpu().numpy(), np.asarray(episode["target"]))

@@ -50,7 +50,7 @@ def count_areas(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
         pred: (H, W) bool or {0, 1}, the predicted foreground.
-        target: (H, W) in {0, 1, 255}, the truth.
+        target: (H, W) in {0, 1, 255}.
 
     Returns:
         ``intersection`` and ``union``, each (2,) int64: background, foreground.
@@ -129,9 +129,8 @@ def class_iou(
     """Foreground IoU of each class: the counts are added over all episodes, then divided.
 
     Args:
-        class_ids: (N,) the class of each episode.
+        class_ids, classes: as `class_sums`.
         intersection, union: (N, 2) counts, background and foreground.
-        classes: the C classes of the split.
 
     Returns:
         (C,) float64; a class that no episode draws is 0 (``absent="zero"``) or NaN (``"skip"``).

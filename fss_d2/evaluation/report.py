@@ -126,7 +126,7 @@ def write_results(
     summary: Mapping[str, float],
     per_class: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write ``results.json`` (settings, summary, per_class) in one step."""
+    """Write ``results.json``."""
     content = {"settings": dict(settings), "summary": dict(summary), "per_class": list(per_class)}
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 

@@ -127,13 +127,9 @@ def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0)
     Args:
         features: (N, C), N >= 4; scaled to unit length first.
         perplexity: roughly the number of neighbours of a point; at most (N - 1) / 3 is used.
-        seed: the same seed gives the same result.
 
     Returns:
         (N, 2) float32.
-
-    Raises:
-        ValueError: too few points, or scikit-learn is not installed.
     """
     if len(features) < 4:
         raise ValueError(f"t-SNE of {len(features)} points: give at least 4, as 2 episodes have")
@@ -155,13 +151,7 @@ def tsne_figure(
         points: (N, 2).
         labels: N class names.
         roles: N of "support" and "query".
-        side: of the picture, in pixels.
-
-    Returns:
-        (side, side, 3) uint8.
-
-    Raises:
-        ValueError: not one label and one role per point, or an unknown role.
+        side: of the square picture, pixels.
     """
     if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
         raise ValueError(

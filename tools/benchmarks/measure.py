@@ -64,9 +64,6 @@ def measure(
         prepare: builds the runs; a module's function, as the process imports it.
         names: of the runs; none means all.
         repeats: rounds after the first one; None takes those of the setting, 0 measures memory only.
-
-    Raises:
-        BrokenProcessPool: the process died, for example because the memory was full.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure_here, prepare, setting, names, repeats).result()
@@ -88,20 +85,18 @@ def measure_here(
     for run in others:
         run()
     rounds = setting.repeats if repeats is None else repeats
-    if not rounds:
-        return Measured({}, peak_mib, None)
-    return Measured(alternate(runs, rounds), peak_mib, prepared.details())
+    return Measured(alternate(runs, rounds), peak_mib, prepared.details() if rounds else None)
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each run over ``rounds`` rounds of all runs in turn."""
+    """Median seconds of each run over ``rounds`` rounds of all runs in turn; {} for no round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             begin = timer()
             run()
             seconds[name].append(timer() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values) for name, values in seconds.items() if values}
 
 
 def added_peak_mib(run: Callable[[], object], device: str) -> float:
@@ -121,10 +116,8 @@ def _peak_bytes(device: str) -> int:
 class Stopwatch:
     """Seconds that runs spend in parts of a model, measured by hooks on its modules.
 
-    A part inside another part counts only for itself. On a GPU every part is waited for.
-
-    Args:
-        parts: the modules of each part; hooks work only for modules that are called, not their ``forward``.
+    A part inside another part counts only for itself. On a GPU every part is waited for. The modules of a part
+    must be called: hooks do not see calls of their ``forward``.
     """
 
     REST = "rest"  # time outside all parts
@@ -151,8 +144,7 @@ class Stopwatch:
 
     def medians(self, run: str) -> dict[str, float]:
         """Median seconds of each part, and of the "rest", over all laps of ``run`` except the first."""
-        laps = self._laps[run][1:]
-        return {name: statistics.median(lap[name] for lap in laps) for name in self._names}
+        return {name: statistics.median(lap[name] for lap in self._laps[run][1:]) for name in self._names}
 
     def seconds(self, run: str) -> float:
         """Median seconds of all parts together, over the same laps as `medians`."""
