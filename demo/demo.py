@@ -21,14 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import (
-    add_launch_arguments,
-    documented_parser,
-    parse_command_line,
-    plan_from,
-    run_command,
-    start_log,
-)
+from fss_d2.engine import command_line
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -40,7 +33,7 @@ KINDS = ("mask", "overlay", "coco", "attention")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = documented_parser(__doc__)
+    parser = command_line.documented_parser(__doc__)
     add, zoo = parser.add_argument, str(DEFAULT_CONFIG)
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
@@ -57,8 +50,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--save", default="mask,overlay", metavar="A,B", help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace files of an earlier run")
     add("--opts", dest="_", action="store_true", help="before KEY VALUE; may be left out")
-    add_launch_arguments(parser)
-    args = parse_command_line(parser, argv)
+    command_line.add_launch_arguments(parser)
+    args = command_line.parse_command_line(parser, argv)
     args.save = tuple(dict.fromkeys(kind.strip() for kind in args.save.split(",")))
     if unknown := [kind for kind in args.save if kind not in KINDS]:
         parser.error(f"--save {unknown[0]!r}: choose from {','.join(KINDS)}")
@@ -88,7 +81,7 @@ def run(args: argparse.Namespace, device: str) -> None:
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.pictures import plan_pictures, segment_pictures
 
-    start_log()
+    command_line.start_log()
     supports = read_support_arguments(args)
     job = plan_pictures(args.input, args.output, args.save, overwrite=args.overwrite)
     options = {"weights": args.weights, "opts": args.opts, "device": device}
@@ -98,9 +91,9 @@ def run(args: argparse.Namespace, device: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     args = parse(argv)
-    plan = plan_from(args)
+    plan = command_line.plan_from(args)
     launch(run, plan, (args, "" if plan.uses_gpu else "cpu"))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command_line.run_command(main))

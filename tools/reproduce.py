@@ -17,12 +17,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
 from fss_d2.files import write_atomic
 
@@ -31,10 +32,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; what follows "--" becomes ``rest``."""
-    parser = argparse.ArgumentParser(
-        description="Run rows of a paper's table and print their scores.",
-        usage="%(prog)s --table FILE TABLE [TABLE ...] [options] [-- more of cross_validate.py]",
-    )
+    parser = documented_parser("Run rows of a paper's table and print their scores.")
+    parser.usage = "%(prog)s --table FILE TABLE [TABLE ...] [options] [-- more of cross_validate.py]"
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help='the names of tables, "Table 3" for example')
     add("--table", metavar="FILE", help="configs/tables/<paper>.yaml; --list takes all by default")
@@ -61,9 +60,8 @@ def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]
         rows = [table.rows[closest(where, "row", name, table.rows)] for name in args.row or table.rows]
         for row in rows:
             if not {*(args.folds or row.folds)} <= {*row.folds}:
-                raise ValueError(
-                    f"{where}, row {row.name!r}: --folds {args.folds}; it has {[*row.folds]} only"
-                )
+                named = f"{where}, row {row.name!r}"
+                raise ValueError(f"{named}: --folds {args.folds}; it has {[*row.folds]} only")
         chosen.append((table, rows))
     return chosen
 
@@ -72,11 +70,8 @@ def describe(table: Table, rows: Sequence[Row]) -> str:
     """A table's rows with their configs and keys, one line each."""
     lines = [f"  {table.name}: {table.about}"]
     for row in rows:
-        words = (
-            [os.path.relpath(s.config), *(f"{key}={value}" for key, value in s.set.items())]
-            for s in row.stages
-        )
-        stages = ", then ".join(map(" ".join, words))
+        keys = (" ".join(["", *(f"{key}={value}" for key, value in s.set.items())]) for s in row.stages)
+        stages = ", then ".join(os.path.relpath(s.config) + k for s, k in zip(row.stages, keys, strict=True))
         lines.append(f"    {row.name}: {stages}{' (test only)' if row.test else ''}")
     return "\n".join(lines)
 
@@ -88,10 +83,7 @@ def write_config(stage: Stage, path: Path) -> str:
     tree: dict[str, Any] = {"_BASE_": os.path.relpath(stage.config, path.parent)}
     for key, value in {**stage.set, "OUTPUT_DIR": str(path.with_suffix(""))}.items():
         *groups, name = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[name] = value
+        reduce(lambda node, group: node.setdefault(group, {}), groups, tree)[name] = value
     write_atomic(path, yaml.safe_dump(tree, sort_keys=False).encode())
     return str(path)
 
@@ -119,8 +111,7 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
 
 def _cross_validate(files: Sequence[str], options: Sequence[Any], rest: Sequence[str]) -> None:
     command = [sys.executable, _ROOT / "tools" / "cross_validate.py", "--config-file", "+".join(files)]
-    code = subprocess.run([str(word) for word in [*command, *options, *rest]], check=False).returncode
-    if code:
+    if code := subprocess.run([*map(str, [*command, *options, *rest])], check=False).returncode:
         sys.exit(code)  # cross_validate.py has printed its error
 
 

@@ -47,14 +47,10 @@ def dcama(setting: Setting, shots: Sequence[int]) -> Report:
         case = replace(setting, shots=k)
         seconds = measure(prepare_dcama, case).seconds
         for name in ("plain", "fused"):
-            row = {
-                "shots": k,
-                "attention": name,
-                "seconds": seconds[name],
-                "query_seconds": seconds[f"{name} query"],
-            }
-            row |= {"backbone_seconds": seconds["backbone"]}
-            rows.append(row | {"peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib})
+            peak_mib = measure(prepare_dcama, case, name, repeats=0).peak_mib
+            times = {"": seconds[name], "query_": seconds[f"{name} query"], "backbone_": seconds["backbone"]}
+            row = {"shots": k, "attention": name, **{f"{key}seconds": value for key, value in times.items()}}
+            rows.append(row | {"peak_mib": peak_mib})
     return Report(dcama_table(rows), {"results": rows})
 
 
@@ -89,14 +85,12 @@ def prepare_dcama(setting: Setting) -> Prepared:
 def dcama_table(rows: Rows) -> str:
     """Markdown; the ratios are to plain attention with the same number of shots."""
     plain = {row["shots"]: row for row in rows if row["attention"] == "plain"}
+    ratio_keys = {"episode": "seconds", "query": "query_seconds", "memory": "peak_mib"}
     columns = {
         **{"shots": "{shots}", "attention": "{attention}", "episode, s": "{seconds:.2f}"},
-        **{
-            "of which backbone": "{backbone_seconds:.2f} ({share:.0%})",
-            "query alone, s": "{query_seconds:.2f}",
-        },
-        **{"peak MiB": "{peak_mib:.0f}", "episode ratio": "{seconds_ratio:.2f}"},
-        **{"query ratio": "{query_seconds_ratio:.2f}", "memory ratio": "{peak_mib_ratio:.2f}"},
+        "of which backbone": "{backbone_seconds:.2f} ({share:.0%})",
+        **{"query alone, s": "{query_seconds:.2f}", "peak MiB": "{peak_mib:.0f}"},
+        **{f"{n} ratio": f"{{{key}_ratio:.2f}}" for n, key in ratio_keys.items()},
     }
     shares = [{"share": row["backbone_seconds"] / row["seconds"]} for row in rows]
     ratios = [with_ratios(row, plain[row["shots"]]) for row in rows]
@@ -193,11 +187,8 @@ def proposal_tables(rows: Rows, differences: dict[str, float]) -> str:
     segmenter = {
         **{"sampling": "{sampling}", "image, s": "{seconds:.3f}"},
         **{part: f"{{parts[{part}]}}" for part in parts},
-        **{
-            "peak MiB": "{peak_mib:.0f}",
-            "time ratio": "{seconds_ratio:.2f}",
-            "memory ratio": "{peak_mib_ratio:.2f}",
-        },
+        **{"peak MiB": "{peak_mib:.0f}", "time ratio": "{seconds_ratio:.2f}"},
+        "memory ratio": "{peak_mib_ratio:.2f}",
     }
     attention = {
         "one deformable attention": "{sampling}",
@@ -323,18 +314,9 @@ def prepare_predictor(setting: Setting) -> Prepared:
     *images, query = noise.integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
     masks = [np.pad(np.ones((setting.size // 2,) * 2, bool), setting.size // 4)] * setting.shots
 
-    def anew() -> None:
-        predict.set_support(images, masks)
-        predict.predict(query)
-
-    return Prepared(
-        {
-            "encode_seconds": lambda: predict.set_support(images, masks),
-            "first_seconds": lambda: predict.predict(query),  # follows set_support
-            "later_seconds": lambda: predict.predict(query),
-            "anew_seconds": anew,
-        }
-    )
+    encode, segment = partial(predict.set_support, images, masks), partial(predict.predict, query)
+    runs = {"encode_seconds": encode, "first_seconds": segment, "later_seconds": segment}
+    return Prepared({**runs, "anew_seconds": lambda: (encode(), segment())})
 
 
 def predictor_table(rows: Rows) -> str:

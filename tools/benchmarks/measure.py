@@ -55,9 +55,10 @@ class Report:
     numbers: dict[str, Any]
 
 
-def measure(
-    prepare: Callable[[Setting], Prepared], setting: Setting, *names: str, repeats: int | None = None
-) -> Measured:
+Prepare = Callable[[Setting], Prepared]
+
+
+def measure(prepare: Prepare, setting: Setting, *names: str, repeats: int | None = None) -> Measured:
     """Measure runs in a fresh process.
 
     Args:
@@ -70,10 +71,7 @@ def measure(
 
 
 def measure_here(
-    prepare: Callable[[Setting], Prepared],
-    setting: Setting,
-    names: Sequence[str] = (),
-    repeats: int | None = None,
+    prepare: Prepare, setting: Setting, names: Sequence[str] = (), repeats: int | None = None
 ) -> Measured:
     """As `measure`, in this process."""
     torch.set_num_threads(setting.threads)
@@ -116,8 +114,8 @@ def _peak_bytes(device: str) -> int:
 class Stopwatch:
     """Seconds that runs spend in parts of a model, measured by hooks on its modules.
 
-    A part inside another part counts only for itself. On a GPU every part is waited for. The modules of a part
-    must be called: hooks do not see calls of their ``forward``.
+    A part inside another part counts only for itself. On a GPU every part is waited for. The modules must be
+    called: hooks do not see calls of their ``forward``.
     """
 
     REST = "rest"  # time outside all parts
@@ -166,8 +164,7 @@ class Stopwatch:
 
 def with_ratios(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """The row, and for each number "<key>_ratio", its ratio to the one of ``base``."""
-    numbers = {key: value for key, value in row.items() if isinstance(value, float)}
-    return {**row, **{f"{key}_ratio": value / max(base[key], 1e-9) for key, value in numbers.items()}}
+    return {**row, **{f"{k}_ratio": v / max(base[k], 1e-9) for k, v in row.items() if isinstance(v, float)}}
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
