@@ -61,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed_all_rng(max(cfg.SEED, 0))  # also seeds the initial weights of a model without a checkpoint
     model = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {method} reads no supports; choose a config of a few-shot method"
-        )
+        message = "reads no supports; choose a config of a few-shot method"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {method} {message}")
     result, file = check_support_use(cfg, model, dataset, shots, args.episodes)
     print(format_support_use(method, result))
     logger.info("The scores are in %s; the counts of each episode are next to it", file)

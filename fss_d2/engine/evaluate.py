@@ -50,8 +50,7 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
     if isinstance(model, PotentialObjectsSegmenter):
         lacking = {"few_shot_seg"}
-    wrong = [name for name in names if name in lacking]
-    if wrong:
+    if wrong := [name for name in names if name in lacking]:
         possible = tuple(name for name in EVALUATORS if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
     unaveraged = [name for name in names if name != FewShotEvaluator.task]
@@ -122,8 +121,7 @@ def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     small = cfg.clone()
     small.defrost()
     small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
-    small.TEST.BOOTSTRAP = 0
-    small.TEST.PICTURES = 0
+    small.TEST.BOOTSTRAP = small.TEST.PICTURES = 0
     small.freeze()
     episodes = cfg.TEST.PERIODIC_EPISODES or None
     return evaluate(small, model, folder="periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
@@ -137,12 +135,8 @@ def evaluation_name(dataset_name: str, shots: int) -> str:
 def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
     """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
     if comm.is_main_process():
-        content = {
-            "method": cfg.MODEL.META_ARCHITECTURE,
-            "weights": weights,
-            "seed": cfg.SEED,
-            "results": results,
-        }
+        content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
+        content["results"] = results
         write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -186,13 +180,10 @@ def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], 
     if not comm.is_main_process():
         return
     test = cfg.FEW_SHOT.TEST
-    drawn = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
-    origin = read_manifest_header(test.MANIFEST) if test.MANIFEST else drawn
-    write_manifest(
-        output_dir / "manifest.jsonl",
-        sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index),
-        dataset=dataset_name,
-        class_names=MetadataCatalog.get(dataset_name).stuff_classes,
-        seed=origin["seed"],
-        query_rule=origin["query_rule"],
-    )
+    origin = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
+    if test.MANIFEST:
+        header = read_manifest_header(test.MANIFEST)
+        origin = {name: header[name] for name in origin}
+    episodes = sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index)
+    names = MetadataCatalog.get(dataset_name).stuff_classes
+    write_manifest(output_dir / "manifest.jsonl", episodes, dataset=dataset_name, class_names=names, **origin)

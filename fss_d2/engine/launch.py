@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = ["LaunchPlan", "launch"]
 
+Main = Callable[..., Any]
 _TIMEOUT = timedelta(minutes=30)  # as Detectron2's
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
@@ -66,7 +67,7 @@ class LaunchPlan:
         return (self.num_gpus or 1) if self.uses_gpu else self.num_processes
 
 
-def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
+def launch(main: Main, plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
     """Call ``main(*args)`` in every process of the plan, with Detectron2's `comm` ready for use.
 
     Under torchrun, or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, this
@@ -97,20 +98,14 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
     return None
 
 
-def _spawned(
-    rank: int,
-    main: Callable[..., Any],
-    plan: LaunchPlan,
-    args: Sequence[Any],
-    variables: dict[str, str],
-) -> None:
+def _spawned(rank: int, main: Main, plan: LaunchPlan, args: Sequence[Any], variables: dict[str, str]) -> None:
     """Set the variables that torchrun would set, and run."""
     local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
     os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + rank), **local)
     _join_and_run(main, plan.uses_gpu, args)
 
 
-def _join_and_run(main: Callable[..., Any], on_gpu: bool, args: Sequence[Any]) -> Any:
+def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
     """Join the process group that the environment describes, run, and leave it."""
     import torch
     import torch.distributed as dist

@@ -45,13 +45,8 @@ def check_support_use(
         evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
         inference_on_dataset(model, loader, evaluator)
         rows.append(read_rows(folder / name / "episodes.jsonl"))
-    result = compare(
-        *rows,
-        same_supports=False,
-        classes=MetadataCatalog.get(dataset).class_ids,
-        counting=cfg.TEST.COUNTING,
-        absent=cfg.TEST.ABSENT_CLASSES,
-    )
+    rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
+    result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)
     file = folder / "support_use.json"
     write_atomic(file, (json.dumps(_numbers(cfg, dataset, shots, result), indent=2) + "\n").encode())
     return result, file
