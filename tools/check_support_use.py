@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.support_use import check_support_use, format_support_use
+    from fss_d2.engine.evaluate import check_support_use, format_support_use
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()

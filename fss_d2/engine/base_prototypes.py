@@ -120,7 +120,7 @@ def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]
 
 
 def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
-    """This process's images, in order; the main process logs its progress."""
+    """This process's images, in order."""
     mine = range(comm.get_rank(), len(instances), comm.get_world_size())
     options = {"batch_size": None, "num_workers": workers, "worker_init_fn": _init_worker}
     # A generator of its own leaves torch's global one alone.
@@ -179,7 +179,6 @@ def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
 
 
 def _weights_hash(module: nn.Module) -> str:
-    """Hash of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

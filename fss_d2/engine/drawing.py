@@ -63,7 +63,11 @@ def draw_test_episodes(
     check_writable(output)
     names = MetadataCatalog.get(dataset).get("stuff_classes", ())
     loader = build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=num)
-    episodes = _named(itertools.chain.from_iterable(loader), names)
+    named = dict(enumerate(names))
+    episodes = (
+        (episode, named.get(episode["class_id"], f"class {episode['class_id']}"))
+        for episode in itertools.chain.from_iterable(loader)
+    )
     if figure == "tsne":
         save_picture(output / "tsne.png", _tsne(model, episodes, 4 * height))
         return output / "tsne.png"
@@ -102,12 +106,6 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
         share = area_fraction(one["mask"][None, None].to(model.device) == 1, tuple(feature.shape[-2:]))
         means.append(weighted_sum(feature[:, None], share[:, None])[0, 0, 0] / share.sum().clamp(min=1e-6))
     return torch.stack(means).cpu()
-
-
-def _named(episodes: Iterator[Episode], names: tuple[str, ...]) -> Iterator[tuple[Episode, str]]:
-    for episode in episodes:
-        class_id = episode["class_id"]
-        yield episode, names[class_id] if class_id < len(names) else f"class {class_id}"
 
 
 def _run(model: nn.Module | None, episode: Episode, figure: str) -> Output | None:

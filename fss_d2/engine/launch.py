@@ -37,16 +37,13 @@ class LaunchPlan:
 
         found = torch.cuda.device_count()
         if self.num_gpus is not None and self.num_gpus > found:
-            raise ValueError(
-                f"--num-gpus {self.num_gpus}: this machine has {found} usable GPU(s); "
-                "use --num-gpus 0 (with --num-processes N for several CPU processes)"
-            )
+            fix = "use --num-gpus 0 (with --num-processes N for several CPU processes)"
+            raise ValueError(f"--num-gpus {self.num_gpus}: this machine has {found} usable GPU(s); {fix}")
         if min(self.num_processes, self.num_machines) < 1 or (self.num_gpus or 0) < 0:
             raise ValueError("--num-gpus must be 0 or more, --num-processes and --num-machines 1 or more")
         if not 0 <= self.machine_rank < self.num_machines:
-            raise ValueError(
-                f"--machine-rank {self.machine_rank} is not from 0 to --num-machines {self.num_machines} - 1"
-            )
+            limit = f"--num-machines {self.num_machines} - 1"
+            raise ValueError(f"--machine-rank {self.machine_rank} is not from 0 to {limit}")
         if self.num_machines > 1 and self.dist_url == "auto":
             raise ValueError(
                 "--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of machine 0"
@@ -123,9 +120,9 @@ def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
     try:
         per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
         if dist.get_world_size() % per_machine:
+            fix = "start the same number on every machine"
             raise ValueError(
-                f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; "
-                "start the same number on every machine"
+                f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; {fix}"
             )
         # Detectron2 0.6 and its main branch keep the group of this machine's processes in this variable.
         comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(per_machine)

@@ -53,10 +53,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     )
     groups = _with_embedding_decay(model, groups, solver.WEIGHT_DECAY_EMBED)
     if not groups:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no parameter to train; "
-            "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
-        )
+        fix = "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
+        name = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        raise ValueError(f"{name} has no parameter to train; {fix}")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER == "ADAMW":
@@ -90,10 +89,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     elif solver.LR_SCHEDULER_NAME == "ConstantLR":
         schedule = PolyParamScheduler(power=0.0)  # fvcore's constant one refuses the last step
     else:
-        names = ("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES)
-        raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {', '.join(names)}"
-        )
+        names = ", ".join(("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES))
+        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {names}")
     if solver.WARMUP_ITERS > 0:
         length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
         schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD)
@@ -122,7 +119,6 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
         "full_model": clip_norm,
     }
     if clip.CLIP_TYPE not in clippers:
-        raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(clippers)}"
-        )
+        known = ", ".join(clippers)
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {known}")
     return clippers[clip.CLIP_TYPE]

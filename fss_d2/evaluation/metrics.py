@@ -76,10 +76,8 @@ def areas_of(counts: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 def _regions(pred: _Mask, target: _Mask) -> list[_Mask]:
     """The pixels that count, those predicted, true, and both, and those whose value is not allowed."""
     if tuple(pred.shape) != tuple(target.shape):
-        raise ValueError(
-            f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in size; "
-            "resize the scores first"
-        )
+        sizes = f"prediction {tuple(pred.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{sizes} differ in size; resize the scores first")
     valid, true = target != IGNORE_LABEL, target == 1
     found = (pred == 1) & valid
     allowed = (true | (target == 0)) & ((pred == 0) | (pred == 1))
