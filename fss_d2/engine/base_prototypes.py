@@ -46,10 +46,8 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     records, metadata = get_records(name), MetadataCatalog.get(name)
     class_ids = sorted(metadata.get("base_class_ids", metadata.class_ids))  # those of the split without folds
     if len(class_ids) != knowledge.num_classes:
-        raise ValueError(
-            f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {name} has {len(class_ids)} "
-            f"base classes: set it to {len(class_ids)}"
-        )
+        what = f"{name} has {len(class_ids)} base classes: set it to {len(class_ids)}"
+        raise ValueError(f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {what}")
     path = _cache_path(cfg, model, records, class_ids)
     cached = comm.all_gather(_read(path, knowledge) if comm.is_main_process() else None)[0]
     if cached is None:
@@ -78,8 +76,7 @@ def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, worker
         workers: that load images, in each process.
 
     Returns:
-        (classes, C) float32 on the CPU; zeros for a class without instances, with a warning. That no class
-        has one is a ValueError.
+        (classes, C) float32 on the CPU; zeros for a class without instances, with a warning.
     """
     knowledge: BaseKnowledge = model.knowledge
     size = tuple(knowledge.prototypes.shape)

@@ -82,13 +82,10 @@ class _Method:
 
     @cached_property
     def parameters(self) -> tuple[tuple[bool, bool], ...]:
-        """For each stage, whether it is trained, and whether it has weights besides its backbone's.
-
-        An unknown method counts as trained: train_net.py says what is wrong.
-        """
+        """For each stage, whether it is trained, and whether it has weights besides its backbone's."""
         found = []
         for cfg in self.configs:
-            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY  # else train_net.py says what is wrong
             model = build_without_weights(cfg) if known else None
             found.append((model.trainable, model.has_weights) if known else (True, True))
         return tuple(found)
@@ -111,10 +108,8 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
     A stage that several methods share is one run. What does not go together is a ValueError.
     """
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1 or args.jobs < 1:
-        raise ValueError(
-            f"--seeds {args.seeds} must not be negative, --shots {args.shots} and --jobs {args.jobs} "
-            "be 1 or more"
-        )
+        counts = f"--shots {args.shots} and --jobs {args.jobs} be 1 or more"
+        raise ValueError(f"--seeds {args.seeds} must not be negative, {counts}")
     methods = _read_methods(args)
     main = methods[0].configs[-1]
     output = Path(args.output or Path(main.OUTPUT_DIR) / "cross_validation")
@@ -209,10 +204,8 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
 def _compare(folder: Path, reference: Path) -> Comparison:
     manifests = [each / "manifest.jsonl" for each in (folder, reference)]
     if manifests[0].read_bytes() != manifests[1].read_bytes():
-        raise ValueError(
-            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
-            "remove the older run and start again"
-        )
+        what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
+        raise ValueError(f"{what}; remove the older run and start again")
     recorded = json.loads((reference / "results.json").read_text())
     settings = recorded["settings"]
     rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}

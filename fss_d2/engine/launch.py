@@ -77,9 +77,8 @@ def launch(main: Main, plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
         if missing:
-            raise ValueError(
-                f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: start with torchrun, or unset them"
-            )
+            fix = "start with torchrun, or unset them"
+            raise ValueError(f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: {fix}")
         return _join_and_run(main, plan.uses_gpu, args)
     world_size = plan.per_machine * plan.num_machines
     if world_size == 1:
@@ -111,10 +110,8 @@ def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
     if on_gpu:
         local_rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= found:
-            raise ValueError(
-                f"local process {local_rank} has no GPU of its own ({found} found); "
-                "start fewer processes, or use --num-gpus 0"
-            )
+            fix = "start fewer processes, or use --num-gpus 0"
+            raise ValueError(f"local process {local_rank} has no GPU of its own ({found} found); {fix}")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method="env://", timeout=_TIMEOUT)
     try:

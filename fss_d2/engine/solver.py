@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -51,7 +50,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    groups = _with_embedding_decay(model, groups, solver.WEIGHT_DECAY_EMBED)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
+    embed = {"weight_decay": solver.WEIGHT_DECAY_EMBED}
+    groups = reduce_param_groups([{**g, **embed} if id(g["params"][0]) in tables else g for g in single])
     if not groups:
         fix = "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
         name = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
@@ -61,17 +63,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     if solver.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, lr=learning_rate)
     raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {', '.join(_OPTIMIZERS)}")
-
-
-def _with_embedding_decay(
-    model: nn.Module, groups: list[dict[str, Any]], decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups in which embedding tables have their own weight decay."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
-    return reduce_param_groups(
-        [{**g, "weight_decay": decay} if id(g["params"][0]) in tables else g for g in single]
-    )
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:

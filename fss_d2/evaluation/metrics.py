@@ -106,10 +106,8 @@ def class_sums(class_ids: np.ndarray, counts: np.ndarray, classes: Sequence[int]
     position = {int(c): i for i, c in enumerate(classes)}
     unknown = sorted({int(c) for c in class_ids} - set(position))
     if unknown:
-        raise ValueError(
-            f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}; "
-            "score them on the dataset they were drawn from"
-        )
+        what = f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}"
+        raise ValueError(f"{what}; score them on the dataset they were drawn from")
     sums = np.zeros((len(position), *counts.shape[1:]), np.int64)
     np.add.at(sums, np.array([position[int(c)] for c in class_ids], np.intp), counts)
     return sums
