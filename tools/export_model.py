@@ -71,9 +71,8 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
         predictor.load_support(args.support_file)
     known = ", ".join(predictor.names)
     if args.class_name is None and len(predictor.names) > 1:
-        raise ValueError(
-            f"{args.support_file} has several classes, but one is exported; give --class-name, one of {known}"
-        )
+        what = f"{args.support_file} has several classes, but one is exported"
+        raise ValueError(f"{what}; give --class-name, one of {known}")
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
         raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
@@ -117,13 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)  # each is a shot
     details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
     images = {path: read_at(path, size) for path in [*(args.support or []), *args.image]}
-    frozen, options = (
-        FrozenQuery(predictor.model, support),
-        {"size": size, "images": images, "details": details},
-    )
-    content = export_query(
-        frozen, args.output, file_format=args.format, input_type=args.input_type, **options
-    )
+    options = {
+        "file_format": args.format,
+        "input_type": args.input_type,
+        "images": images,
+        "details": details,
+    }
+    content = export_query(FrozenQuery(predictor.model, support), args.output, size=size, **options)
     if cfg.TEST.REFINEMENT:
         logger.warning("TEST.REFINEMENT %s comes after the network, not in the file", cfg.TEST.REFINEMENT)
     worst = max(content["max_relative_error"].values())
