@@ -39,7 +39,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool."""
     args = parse_arguments(arguments)
-    # Imported late, so that --help is quick.
     from detectron2.utils.env import seed_all_rng
 
     from fss_d2.checkpoint.checkpointer import load_model

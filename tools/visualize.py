@@ -59,7 +59,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the tool."""
     args = parse(argv)
-    # Imported late, so that --help is quick.
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
@@ -68,12 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
-    model = None
-    if args.figure != "episodes":
-        model = load_model(cfg)
+    model = load_model(cfg) if args.figure != "episodes" else None
+    if model is not None:
         check_figure(model, args.figure)
-    names = ("figure", "shots", "num", "height", "proposals")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in ("figure", "shots", "num", "height", "proposals")}
     picture = draw_test_episodes(cfg, args.dataset, args.output, model=model, **options)
     logger.info("Drew %d episodes; all of them: %s", args.num, picture)
 
