@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
 logger = logging.getLogger("fss_d2.tools.score_autolabel")
 
 Scores = dict[str, list[float]]  # by class: the IoU of each labelled image of each draw
-
 _RESAMPLES = 1000
 
 

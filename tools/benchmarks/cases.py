@@ -47,10 +47,9 @@ def dcama(setting: Setting, shots: Sequence[int]) -> Report:
         case = replace(setting, shots=k)
         seconds = measure(prepare_dcama, case).seconds
         for name in ("plain", "fused"):
-            peak_mib = measure(prepare_dcama, case, name, repeats=0).peak_mib
-            times = {"": seconds[name], "query_": seconds[f"{name} query"], "backbone_": seconds["backbone"]}
-            row = {"shots": k, "attention": name, **{f"{key}seconds": value for key, value in times.items()}}
-            rows.append(row | {"peak_mib": peak_mib})
+            row: dict[str, Any] = {"shots": k, "attention": name, "seconds": seconds[name]}
+            row |= {"query_seconds": seconds[f"{name} query"], "backbone_seconds": seconds["backbone"]}
+            rows.append(row | {"peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib})
     return Report(dcama_table(rows), {"results": rows})
 
 
