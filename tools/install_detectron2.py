@@ -1,6 +1,6 @@
 """Installs Detectron2 0.6 from the package index into the Python that runs this script.
 
-Detectron2 itself is not on the index by name. Its Python files are, as the source archive of `pb1-detectron2`,
+Detectron2 itself is not on the index by name. Its Python files are, as the source archive `pb1-detectron2`,
 without the C++ operators; recent pip refuses that archive's build files. So the archive is fetched with
 `unearth`, compared with a known SHA-256, given a small pyproject.toml in place of its setup.py, and installed
 with pip as `detectron2`. Takes seconds, needs no compiler.
@@ -31,8 +31,8 @@ PROJECTS = {
     "deeplab": "projects/DeepLab/deeplab",
     "panoptic_deeplab": "projects/Panoptic-DeepLab/panoptic_deeplab",
 }
-# The requirements of Detectron2 0.6, less what only Caffe2 export needs, with upper bounds that today's Python
-# can meet. setuptools: detectron2.model_zoo imports pkg_resources, gone from 81 on.
+# The requirements of Detectron2 0.6, less what only Caffe2 export needs, with bounds that today's Python can
+# meet. setuptools: detectron2.model_zoo imports pkg_resources, gone from 81 on.
 PYPROJECT = """\
 [build-system]
 requires = ["setuptools>=70.1,<81"]
