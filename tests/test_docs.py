@@ -1,21 +1,31 @@
 """The documentation: its Python blocks run, its yaml parses, and what its commands name exists."""
 
+import importlib
+import inspect
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 
+from fss_d2.config import load_config
+from fss_d2.modeling.build import build_model
+from fss_d2.modeling.keys import KEY_GROUPS
+from tests.modeling import test_meta_arch
 from tools import reproduce
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    *("README.md", "GETTING_STARTED.md", "INSTALL.md", "MODEL_ZOO.md"),
-    *("datasets/README.md", "docs/METHODS.md", "docs/PROTOCOL.md"),
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for folder in ("", "datasets", "docs", "tests/golden")
+    for page in (ROOT / folder).glob("*.md")
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")  # links within the repository
@@ -23,7 +33,8 @@ PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")
 USERS_OWN = {"my_data.yaml"}
 REPRODUCE = "python tools/reproduce.py "
 LINE_LENGTH = 110
-WRAPPED = ("docs/METHODS.md", "docs/PROTOCOL.md")
+README_LINES = 130
+FILE = re.compile(r"`((?:fss_d2|tests|configs|datasets|demo|tools)/[\w./-]*?(?:/|\.\w+))`")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -53,10 +64,23 @@ def test_commands_name_tables_and_rows_that_exist(page: str, monkeypatch: pytest
                 assert args.list or reproduce.choose(Path(args.table), args)
 
 
-@pytest.mark.parametrize("page", WRAPPED)
+@pytest.mark.parametrize("page", PAGES)
 def test_lines_fit(page: str) -> None:
-    lines = (ROOT / page).read_text().splitlines()
-    assert [number for number, line in enumerate(lines, 1) if len(line) > LINE_LENGTH] == []
+    """Tables and lines that a link fills are as long as they need to be."""
+    lines = enumerate((ROOT / page).read_text().splitlines(), 1)
+    long = {number: line for number, line in lines if len(line) > LINE_LENGTH}
+    assert [n for n, line in long.items() if not line.startswith(("|", "![")) and " " in line.strip()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_named_files_exist(page: str) -> None:
+    named = FILE.findall((ROOT / page).read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).exists() and "guided" not in name] == []
 
 
 def test_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -74,6 +98,39 @@ def test_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         exec(compile(block.replace('"configs/', f'"{ROOT}/configs/'), "README.md", "exec"), namespace)
         assert namespace["prediction"].masks["cat"].shape == (240, 320)
     assert (tmp_path / "cat.pth").is_file()
+
+
+@pytest.fixture
+def guided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The method of ARCHITECTURE, registered as long as a test runs; the path of its config."""
+    groups, registered = list(KEY_GROUPS), dict(META_ARCH_REGISTRY)
+    (code,), (config,) = blocks("docs/ARCHITECTURE.md", "python"), blocks("docs/ARCHITECTURE.md", "yaml")
+    (tmp_path / "guided.py").write_text(code)
+    (tmp_path / "guided.yaml").write_text(config.replace('"../', f'"{ROOT}/configs/'))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("guided")
+    yield str(tmp_path / "guided.yaml")
+    del sys.modules["guided"]
+    KEY_GROUPS[:] = groups
+    META_ARCH_REGISTRY._obj_map = registered
+
+
+def test_the_method_of_the_architecture_page_passes_the_tests_of_every_method(guided: str) -> None:
+    cfg = load_config(guided, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.GUIDED.DIM", 8], num_gpus=0)
+    assert type(build_model(cfg)).__name__ == cfg.MODEL.META_ARCHITECTURE == "Guided"
+    checks = {
+        name: check
+        for name, check in vars(test_meta_arch).items()
+        if name.startswith("test_") and list(inspect.signature(check).parameters) == ["method"]
+    }
+    assert len(checks) > 5
+    for check in checks.values():
+        check("Guided")
+
+
+def test_the_method_of_the_architecture_page_names_a_wrong_key(guided: str) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.GUIDED\.DIM is 0"):
+        build_model(load_config(guided, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.GUIDED.DIM", 0], num_gpus=0))
 
 
 def test_yaml_parses() -> None:
