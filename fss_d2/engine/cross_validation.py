@@ -25,6 +25,7 @@ __all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
 logger = logging.getLogger(__name__)
 
 STAGE_SEPARATOR = "+"
+_ORACLE = "oracle"  # scores a stage of proposals, which is cross-validated alone
 _SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON")
 # All methods take these from the first, so that they segment the same episodes and are scored alike.
 _SHARED_KEYS = (
@@ -91,7 +92,8 @@ class Run:
         """All scores of each evaluation, by the folder of its episodes ("<set>_<K>shot")."""
         results = json.loads((self.folder / "results.json").read_text())["results"]
         inference = self.folder / "inference"
-        return {inference / name.replace("/", "_"): tasks[TASK] for name, tasks in results.items()}
+        scores = {name: tasks.get(TASK) or tasks[_ORACLE] for name, tasks in results.items()}
+        return {inference / name.replace("/", "_"): found for name, found in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,8 @@ def _read_methods(args: argparse.Namespace) -> list[_Method]:
         tuple(load_config(file, args.opts, num_gpus=args.num_gpus) for file in files) for files in chains
     ]
     for files, stages in zip(chains, configs, strict=True):
-        if TASK not in stages[-1].TEST.EVALUATORS:
+        known = {TASK, _ORACLE} if len(chains) == 1 else {TASK}
+        if not known & {*stages[-1].TEST.EVALUATORS}:
             raise ValueError(
                 f"{files[-1]}: TEST.EVALUATORS {tuple(stages[-1].TEST.EVALUATORS)} lacks {TASK!r}, whose "
                 "scores the table shows; cross-validate a config that segments episodes"

@@ -76,7 +76,7 @@ class _Starter:
             score = 1.0 if run.eval_only else 10.0 * run.fold + run.seed + shots
             (name,) = cfg.DATASETS.TEST
             scores = {"mIoU": score, "FB_IoU": 2 * score, "mIoU_low": score - 1, "mIoU_high": score + 1}
-            results[f"{name}/{shots}shot"] = {"few_shot_seg": scores}
+            results[f"{name}/{shots}shot"] = {cfg.TEST.EVALUATORS[0]: scores}
             self._write_episodes(
                 run, run.folder / "inference" / f"{name}_{shots}shot", 50 if run.eval_only else 60
             )
@@ -274,6 +274,11 @@ def test_jobs_run_at_once(config: Path) -> None:
 
     run_all(_arguments(config, "--folds", "0", "1", "--jobs", "2"), meet)
     assert sorted(starter.started) == ["DCAMA fold0_seed0", "DCAMA fold1_seed0"]
+
+
+def test_a_stage_of_proposals_alone_has_the_scores_of_its_oracle(config: Path) -> None:
+    text = run_all(_arguments(config, "--folds", "0", "1", "--seeds", "2", methods="stage1"), _Starter())
+    assert "| PotentialObjectsSegmenter | 8.00 ± 7.07" in text
 
 
 def test_a_config_that_scores_no_episodes_is_refused(config: Path) -> None:
