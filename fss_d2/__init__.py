@@ -1,4 +1,4 @@
-"""Few-shot segmentation on Detectron2."""
+"""Few-shot segmentation on Detectron2. Importing this package imports neither torch nor Detectron2."""
 
 from fss_d2 import compat
 

@@ -1,4 +1,4 @@
-"""The console script ``fss-d2``: what people do with their own pictures, by name."""
+"""The console script ``fss-d2``, whose commands work on your own pictures."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def _label(arguments: Sequence[str]) -> None:
-    from fss_d2.label.command import main as label  # late: the usage shall not wait for torch
+    from fss_d2.label.command import main as label  # late, so that the usage is quick
 
     label(arguments, program="fss-d2 label")
 

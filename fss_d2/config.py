@@ -220,7 +220,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
     # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # Iterations between two lines on the console, in metrics.json and in TensorBoard.
+    # Iterations between two lines on the console, in metrics.json and in TensorBoard. Losses are copied from
+    # the GPU only then, and before a checkpoint or an evaluation; a NaN among them ends the training.
     cfg.SOLVER.LOG_PERIOD = 20
     # Factor on BASE_LR that a released code applies but its paper does not print.
     cfg.SOLVER.LR_FACTOR = 1.0

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON files that are read with a word on what is wrong."""
+"""Files that are written whole or not at all, and JSON files whose errors name the file."""
 
 import json
 import os
@@ -23,9 +23,9 @@ _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without error.
+    """Yield a temporary path, which replaces ``path`` (same folder) when the block ends without error.
 
-    The folder is made if need be. An error in the block leaves what was there before.
+    The folder is created if necessary. After an error in the block, ``path`` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ def printable(text: str | os.PathLike[str]) -> str:
     return os.fspath(text).encode("utf-8", "backslashreplace").decode()
 
 
-def read_json_object(path: Path, mend: str) -> dict[str, Any]:
+def read_json_object(path: Path, fix: str) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Args:
         path: the file.
-        mend: what to do about a file that holds none, for the message.
+        fix: what to do about a file that holds none, for the message.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +84,7 @@ def read_json_object(path: Path, mend: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {mend}") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); {fix}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {mend}")
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {fix}")
     return content

@@ -44,7 +44,7 @@ CASES = [
     # Episodes.
     Case("train FEW_SHOT.TRAIN.SHOTS (9,)", "the 10 images"),
     Case("eval FEW_SHOT.TEST.SHOTS (0,)", "SHOTS"),
-    Case("eval FEW_SHOT.TEST.EPISODES -1", "FEW_SHOT.TEST.EPISODES is -1"),
+    Case("eval FEW_SHOT.TEST.EPISODES -1", "FEW_SHOT.TEST.EPISODES -1 must be at least 0"),
     Case("eval FEW_SHOT.TEST.QUERY_RULE clas", "FEW_SHOT.TEST.QUERY_RULE 'clas'"),
     Case(
         "eval FEW_SHOT.TEST.SUPPORT_ANNOTATION boxes",
@@ -66,8 +66,8 @@ CASES = [
     Case("train SOLVER.MAX_ITER three", "SOLVER.MAX_ITER three"),
     Case("train SOLVER 3", "SOLVER is a group of keys"),
     Case("train SOLVER.MAX_ITER -5", "SOLVER.MAX_ITER is -5"),
-    Case("train SOLVER.LOG_PERIOD 0", "SOLVER.LOG_PERIOD is 0"),
-    Case("train DATALOADER.NUM_WORKERS -1", "DATALOADER.NUM_WORKERS is -1"),
+    Case("train SOLVER.LOG_PERIOD 0", "SOLVER.LOG_PERIOD 0 must be at least 1"),
+    Case("train DATALOADER.NUM_WORKERS -1", "DATALOADER.NUM_WORKERS -1 must be at least 0"),
     Case("train INPUT.TRAIN_AUGMENTATIONS ('flipp',)", "'flipp' in INPUT.TRAIN_AUGMENTATIONS"),
     Case("train INPUT.FEW_SHOT_SIZE (0,0)", "INPUT.FEW_SHOT_SIZE (0, 0)"),
     Case("eval TEST.FRAME netwrok", "TEST.FRAME 'netwrok'"),

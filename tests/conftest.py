@@ -1,5 +1,6 @@
 """Settings of every test: one thread, fixed seeds."""
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def closed_logs() -> Iterator[None]:
     """Log handlers of a test end with it: the next one would write to a stream that is closed."""
     with closing_log_handlers():
         yield
+    for name in ("detectron2", "fvcore", "fss_d2"):  # setup_logger hides them from pytest's caplog
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ _EXPORT = [
 
 _FIGURES = [
     Case("figures --figure heads", "--figure: invalid choice: 'heads'"),
-    Case("figures --figure agnostic", "DCAMA has no figure 'agnostic' with these settings: choose from"),
+    Case("figures --figure agnostic", "DCAMA has no figure 'agnostic' with these settings; choose from"),
     Case("figures --dataset toy_val", "'toy_val' is not registered"),
     Case("figures --num 0", "--num must be at least 1"),
     Case("figures --shots 0", "--shots must be at least 1"),

@@ -54,7 +54,7 @@ def test_existing_names_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not PURE, reason="this Detectron2 has compiled operators")
-def test_stand_in_names_the_operator_and_the_mend() -> None:
+def test_stand_in_names_the_operator_and_the_fix() -> None:
     operators = importlib.import_module("detectron2._C")
     assert operators.has_cuda() is False
     assert not hasattr(operators, "deform_conv_forward")
@@ -106,7 +106,7 @@ def test_check_env_goes_on_without_detectron2(monkeypatch: pytest.MonkeyPatch) -
     compat.apply()
 
 
-def test_checkpoint_round_trip_with_todays_torch(tmp_path: Path) -> None:
+def test_checkpoint_round_trip_with_current_torch(tmp_path: Path) -> None:
     model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 3)).sum().backward()

@@ -58,10 +58,10 @@ def test_what_a_killed_process_leaves_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(b"{", "is not valid JSON"), (b"\xff", "is not"), (b"3", "int")]
 )
-def test_json_that_is_no_object_is_told_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+def test_json_that_is_no_object_is_an_error_of_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^\S*x\.json .*{message}.*; mend it$") as caught:
-        read_json_object(tmp_path / "x.json", "mend it")
+    with pytest.raises(ValueError, match=rf"^\S*x\.json .*{message}.*; fix it$") as caught:
+        read_json_object(tmp_path / "x.json", "fix it")
     assert "\n" not in str(caught.value)
 
 

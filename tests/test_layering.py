@@ -1,4 +1,4 @@
-"""Imports run one way: data and evaluation know nothing of models, leaf modules nothing of a config."""
+"""Imports run one way, so packages have no cycles; evaluation imports no models, leaf modules no config."""
 
 import ast
 from collections.abc import Iterator
@@ -8,6 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fss_d2"
+# The packages and top modules of fss_d2: each imports those below it only.
+ROOMS = (
+    *("cli", "app", "label", "inference", "engine", "visualization", "evaluation", "checkpoint", "config"),
+    *(
+        "modeling",
+        "data",
+        "state_dict",
+        "soft_masks",
+        "model_zoo",
+        "files",
+        "check_env",
+        "__init__",
+        "compat",
+    ),
+)
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -31,16 +46,35 @@ def breaches(folder: str, *forbidden: str) -> list[str]:
     ]
 
 
+def room_imports() -> dict[tuple[str, str], list[str]]:
+    """Which files of a room import from another, by (importing room, imported room)."""
+    edges: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imported(path):
+            top, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if top == PACKAGE.name and other not in ("", room):
+                edges.setdefault((room, other), []).append(str(path.relative_to(PACKAGE)))
+    return edges
+
+
+def test_every_room_imports_only_rooms_below_it() -> None:
+    edges = room_imports()
+    assert {room for edge in edges for room in edge} <= set(ROOMS)
+    assert {
+        edge: files for edge, files in edges.items() if ROOMS.index(edge[0]) >= ROOMS.index(edge[1])
+    } == {}
+
+
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("data", ("modeling", "evaluation", "checkpoint", "engine", "visualization")),
         ("evaluation", ("modeling", "checkpoint", "engine")),
         ("visualization", ("modeling", "checkpoint", "engine")),
         ("modeling/layers", ("modeling.backbone", "modeling.meta_arch", "data", "config")),
         ("modeling/backbone", ("modeling.meta_arch", "modeling.proposals", "data", "evaluation", "engine")),
         ("modeling/proposals", ("modeling.meta_arch", "data", "evaluation", "engine")),
-        ("modeling", ("evaluation", "engine", "visualization")),
     ],
 )
 def test_imports_run_one_way(folder: str, forbidden: tuple[str, ...]) -> None:
@@ -77,5 +111,12 @@ def test_a_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "fss_d2/evaluation/near.py: fss_d2.modeling",
         "fss_d2/evaluation/near.py: fss_d2.modeling.kshot",
     ]
+    (tmp_path / "fss_d2" / "files.py").write_text("from .evaluation import far\nfrom . import cli, files\n")
+    assert room_imports() == {
+        ("evaluation", "modeling"): ["evaluation/far.py", "evaluation/near.py", "evaluation/near.py"],
+        ("evaluation", "modeling_notes"): ["evaluation/good.py"],
+        ("files", "evaluation"): ["files.py"],
+        ("files", "cli"): ["files.py"],
+    }
     (folder / "reader.py").write_text("def build(cfg):\n    return cfg.MODEL\n")
     assert [path.name for path in sorted(folder.iterdir()) if reads_config(path)] == ["reader.py"]

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from fss_d2.data.datasets.glyphs import write_glyphs
-from fss_d2.engine.command_line import TRACEBACK_VARIABLE, argument_parser, parse_command_line
+from fss_d2.engine.command_line import (
+    TRACEBACK_VARIABLE,
+    argument_parser,
+    closing_log_handlers,
+    parse_command_line,
+)
 
 ROOT = Path(__file__).parents[1]
 _BASE = """
@@ -55,10 +60,11 @@ def command_line(config: Path, folder: Path, *more: str) -> list[str]:
 
 
 def train(config: Path, folder: Path, *more: str) -> None:
-    """Run train_net.py in this process."""
+    """Run train_net.py in this process, also from fixtures of a module."""
     import train_net
 
-    train_net.main(parse_command_line(argument_parser("test"), command_line(config, folder, *more)))
+    with closing_log_handlers():
+        train_net.main(parse_command_line(argument_parser("test"), command_line(config, folder, *more)))
 
 
 def episodes(folder: Path) -> str:

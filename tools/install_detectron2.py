@@ -7,7 +7,7 @@ place of its setup.py, and installed with pip as `detectron2`. Takes seconds, ne
 
     python tools/install_detectron2.py
 
-Standard library only; pip's settings (index, proxy, certificates) are honoured.
+Standard library only; pip's settings (index, proxy, certificates) apply.
 """
 
 import argparse
@@ -56,14 +56,14 @@ include = ["detectron2*"]
 
 
 class InstallError(RuntimeError):
-    """Detectron2 cannot be installed; the message is one line and names the mend."""
+    """Detectron2 cannot be installed; the message is one line and says what to do."""
 
 
 def index_arguments(pip_config: str) -> list[str]:
     """Translate the output of `pip config list` into arguments of unearth.
 
-    Environment settings win over files, as in pip. An extra index is passed on only beside a chosen main
-    index, since unearth would otherwise leave the default one out.
+    Environment settings win over files, as in pip. An extra index is passed on only together with
+    a chosen main index, since unearth would otherwise leave the default one out.
     """
     settings: dict[str, str] = {}
     for line in sorted(pip_config.splitlines(), key=lambda line: line.startswith(":env:")):
@@ -79,7 +79,7 @@ def index_arguments(pip_config: str) -> list[str]:
 
 
 def fetch_archive(folder: Path) -> Path:
-    """Download the source archive into `folder` with unearth, which is put beside it and not installed."""
+    """Download the source archive into `folder` with unearth, which is put there too and not installed."""
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", "--target", str(folder / "unearth"), "unearth"], check=True)
     env = {**os.environ, "PYTHONPATH": str(folder / "unearth")}

@@ -34,7 +34,7 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     """Give a model the prototypes of the base classes of DATASETS.TRAIN; one without CKMM stays as it is.
 
     All processes must call it, after the backbone has its weights. The prototypes come from a file in
-    MODEL.BASE_KNOWLEDGE.CACHE_DIR if they have been built before, else each process goes through its share of
+    MODEL.BASE_KNOWLEDGE.CACHE_DIR if they have been built before. Otherwise each process reads its share of
     the images, and the main process writes that file.
 
     Raises:
@@ -73,8 +73,8 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
 def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, workers: int = 0) -> Tensor:
     """Mean feature of each base class: the mean over its instances of the mean over an instance (Eq. 11, 12).
 
-    A mask is resized bilinearly to the features; an instance that it loses there is left out. Sums are in
-    float64. The processes share the images and add up their sums.
+    A mask is resized bilinearly to the features; an instance without any weight there is left out. Sums are
+    in float64. The processes share the images and add up their sums.
 
     Args:
         model: with a `knowledge`; its backbone runs in eval mode.
@@ -103,7 +103,7 @@ def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, worker
 
 @contextmanager
 def _reading(model: ImageModel, names: Sequence[str]) -> Iterator[None]:
-    """Put a model into eval mode, its backbone giving these maps and computing nothing behind them."""
+    """Put a model into eval mode, and its backbone to compute these maps and nothing after them."""
     training, selected = model.training, model.backbone.selected
     model.eval()
     model.backbone.select(names)
@@ -115,7 +115,7 @@ def _reading(model: ImageModel, names: Sequence[str]) -> Iterator[None]:
 
 
 def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]:
-    """Mean features (n, C) float64 and classes (n,) of the instances that the feature maps still show."""
+    """Mean features (n, C) float64 and classes (n,) of the instances that the feature maps still contain."""
     knowledge: BaseKnowledge = model.knowledge
     joined = knowledge.join(model.extract(model.normalise(item.image[None])))[0]  # (C, h, w)
     weights = soft_mask(item.masks.to(joined.device), joined.shape[-2:])  # (n, h, w)
@@ -126,7 +126,7 @@ def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]
 
 
 def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
-    """This process's images, in order; the main process logs how far it is."""
+    """This process's images, in order; the main process logs its progress."""
     mine = range(comm.get_rank(), len(instances), comm.get_world_size())
     loader = DataLoader(
         instances,
@@ -157,7 +157,7 @@ def _report(counts: Tensor, instances: BaseInstances) -> None:
 
 
 def _base_class_ids(dataset_name: str) -> list[int]:
-    """Ids of the classes that training may know; what the split draws where it has no folds."""
+    """Ids of the classes that training may use; those of the split if it has no folds."""
     metadata = MetadataCatalog.get(dataset_name)
     return sorted(metadata.get("base_class_ids", metadata.class_ids))
 
@@ -165,7 +165,7 @@ def _base_class_ids(dataset_name: str) -> list[int]:
 def _cache_path(
     cfg: CfgNode, model: ImageModel, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int]
 ) -> Path | None:
-    """The file of the prototypes, named after a hash of all that they depend on; None to keep none."""
+    """The file of the prototypes, named after a hash of all that they depend on; None to keep no file."""
     c = cfg.MODEL.BASE_KNOWLEDGE
     if not c.CACHE_DIR:
         return None
@@ -191,7 +191,7 @@ def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
         try:
             state = os.stat(path) if path else None
         except OSError:
-            state = None  # who reads the file tells what is wrong with it
+            state = None  # reading it raises a clear error
         states.append(state and (state.st_size, state.st_mtime_ns))
     return states
 
@@ -206,7 +206,7 @@ def _weights_hash(module: nn.Module) -> str:
 
 
 def _read(path: Path | None, knowledge: BaseKnowledge) -> Tensor | None:
-    """Prototypes kept in a file; None where there is none, or another program has broken it."""
+    """Prototypes kept in a file; None if there is no such file or it is broken."""
     if path is None or not path.is_file():
         return None
     try:

@@ -23,7 +23,7 @@ from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallE
 from fss_d2.files import write_atomic
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
-from fss_d2.visualization import episode_panel
+from fss_d2.visualization import episode_panel, save_episode_panel
 
 __all__ = [
     "EVALUATORS",
@@ -83,7 +83,9 @@ def build_evaluators(
     for name in cfg.TEST.EVALUATORS:
         below = "" if name == FewShotEvaluator.task else name
         folder = None if output_dir is None else output_dir / below
-        built.append(EVALUATORS[name].from_config(cfg, dataset_name, folder))
+        evaluator = EVALUATORS[name]
+        draw = {"draw": save_episode_panel} if issubclass(evaluator, FewShotEvaluator) else {}
+        built.append(evaluator.from_config(cfg, dataset_name, folder, **draw))
     return built
 
 

@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fss_d2.files import write_atomic
 
-__all__ = ["KeepBest", "SeedIterations", "TellIteration", "cut_metrics", "seed_iteration"]
+__all__ = ["KeepBest", "SeedIterations", "SetModelIteration", "cut_metrics", "seed_iteration"]
 
 
 class SeedIterations(HookBase):
-    """Make all that an iteration draws (dropout) a function of the seed, the iteration and the process.
+    """Seed each iteration with the base seed, its number and the process.
 
-    A training that stops and resumes therefore draws what an uninterrupted one does, whatever an evaluation
-    in between has drawn. Episodes have seeds of their own.
+    A resumed training therefore draws the same random numbers (dropout) as an uninterrupted one, whatever an
+    evaluation in between has drawn. Episodes have their own seeds.
 
     Args:
         seed: the base seed.
@@ -35,11 +35,11 @@ class SeedIterations(HookBase):
         seed_iteration(self._seed, self.trainer.iter, comm.get_rank())
 
 
-class TellIteration(HookBase):
-    """Keep ``model.iteration`` up to date, for what a model starts to do late; a resume goes on rightly."""
+class SetModelIteration(HookBase):
+    """Set ``model.iteration`` before each iteration, also after a resume; parts of a model may start late."""
 
     def before_step(self) -> None:
-        """Tell the model, which may be wrapped for distributed training."""
+        """Set it on the model, which may be wrapped for distributed training."""
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
         model.iteration = self.trainer.iter
@@ -56,8 +56,8 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 class KeepBest(BestCheckpointer):
     """Keep ``model_best.pth``, the weights with the highest metric of the periodic evaluation.
 
-    Beside it lies ``model_best.json`` with the metric, its value and the iteration: Detectron2's hook forgets
-    the best value at a resume, and would let a worse model replace it.
+    ``model_best.json`` records the metric, its value and the iteration: Detectron2's hook forgets the best
+    value at a resume, and would let a worse model replace it.
 
     Args:
         period: iterations between evaluations, as given to the `EvalHook` before this hook.
@@ -70,7 +70,7 @@ class KeepBest(BestCheckpointer):
         self._record = Path(checkpointer.save_dir) / "model_best.json"
 
     def before_train(self) -> None:
-        """Take up the best value of the training that is resumed."""
+        """Read the best value of the training that is resumed."""
         if self.trainer.start_iter > 0 and self._record.is_file():
             best = json.loads(self._record.read_text())
             if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
@@ -85,7 +85,7 @@ class KeepBest(BestCheckpointer):
 
 
 def cut_metrics(path: Path, start_iter: int) -> None:
-    """Drop the lines of ``metrics.json`` from iteration ``start_iter`` on, which will be written again."""
+    """Drop the lines of ``metrics.json`` from iteration ``start_iter`` on: they will be written again."""
     if not path.is_file():
         return
     kept = [

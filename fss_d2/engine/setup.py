@@ -1,4 +1,4 @@
-"""What a program does before it trains or evaluates: config, data sets, logs, seeds."""
+"""What a program sets up before it trains or evaluates: config, data sets, logs, seeds."""
 
 import argparse
 
@@ -33,7 +33,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError("FEW_SHOT.TEST.SHOTS is empty; give the numbers of supports to evaluate with")
     register_datasets_from_cfg(cfg)
     for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        get_records(name)  # a missing test set should not come to light at the first evaluation
+        get_records(name)  # so that a missing test set is an error now, not at the first evaluation
     check_writable(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     start_log(cfg.OUTPUT_DIR)

@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules and gradient clipping from ``cfg.SOLVER``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ __all__ = ["PolyParamScheduler", "build_gradient_clipper", "build_lr_scheduler",
 
 _OPTIMIZERS = ("SGD", "ADAMW")
 _DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
-_CLIP_TYPES = ("value", "norm", "full_model")
 GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 
 
@@ -36,13 +36,13 @@ class PolyParamScheduler(ParamScheduler):
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that require a gradient; a frozen backbone's are not among them.
+    """SGD or AdamW over the parameters that require a gradient; those of a frozen backbone are left out.
 
     Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV; the
     tables of `nn.Embedding` have WEIGHT_DECAY_EMBED.
 
     Raises:
-        ValueError: an unknown optimizer, or a model without anything to train.
+        ValueError: an unknown optimizer, or a model with nothing to train.
     """
     solver = cfg.SOLVER
     learning_rate = solver.BASE_LR * solver.LR_FACTOR
@@ -121,21 +121,19 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
     if not clip.ENABLED:
         return None
     limit, norm_type = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
-    if clip.CLIP_TYPE == "value":
-        return lambda parameters: nn.utils.clip_grad_value_(parameters, limit)
-    if clip.CLIP_TYPE == "full_model":
-        return lambda parameters: _clip_norm(parameters, limit, norm_type)
-    if clip.CLIP_TYPE == "norm":
-        return lambda parameters: _clip_each_norm(parameters, limit, norm_type)
-    raise ValueError(
-        f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(_CLIP_TYPES)}"
-    )
+    clip_norm = partial(nn.utils.clip_grad_norm_, max_norm=limit, norm_type=norm_type)
 
+    def clip_each_norm(parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            clip_norm([parameter])
 
-def _clip_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
-    nn.utils.clip_grad_norm_(parameters, limit, norm_type)
-
-
-def _clip_each_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
-    for parameter in parameters:
-        _clip_norm([parameter], limit, norm_type)
+    clippers: dict[str, GradientClipper] = {
+        "value": partial(nn.utils.clip_grad_value_, clip_value=limit),
+        "norm": clip_each_norm,
+        "full_model": clip_norm,
+    }
+    if clip.CLIP_TYPE not in clippers:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(clippers)}"
+        )
+    return clippers[clip.CLIP_TYPE]

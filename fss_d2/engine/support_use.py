@@ -17,6 +17,7 @@ from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.evaluation import Comparison, FewShotEvaluator, compare, read_rows
 from fss_d2.files import check_writable, write_atomic
 from fss_d2.modeling.multi_scale import MultiScaleSegmentor
+from fss_d2.visualization import save_episode_panel
 
 __all__ = ["check_support_use", "format_support_use"]
 
@@ -50,7 +51,8 @@ def check_support_use(
     rows = []
     for name, loader in loaders.items():
         logger.info("Scoring %s with %s supports", dataset, name)
-        inference_on_dataset(model, loader, FewShotEvaluator.from_config(cfg, dataset, folder / name))
+        evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
+        inference_on_dataset(model, loader, evaluator)
         rows.append(read_rows(folder / name / "episodes.jsonl"))
     result = compare(
         *rows,

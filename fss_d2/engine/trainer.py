@@ -30,7 +30,7 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
-from .hooks import KeepBest, SeedIterations, TellIteration, cut_metrics
+from .hooks import KeepBest, SeedIterations, SetModelIteration, cut_metrics
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .train_loop import AutocastTrainer, EpisodeStream
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Train a few-shot segmentor as the config says.
+    """Train a few-shot segmentor from a config.
 
     Where ``cfg.SEED`` is 0 or more, N + M iterations give the same weights, optimizer state and losses as N
     iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
@@ -80,13 +80,13 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Take up the last checkpoint in OUTPUT_DIR, if asked to and there is one, else MODEL.WEIGHTS.
+        """Load the last checkpoint in OUTPUT_DIR if ``resume`` and there is one, else MODEL.WEIGHTS.
 
-        A new training builds the prototypes of the base classes, of models that have such.
+        A new training builds the prototypes of the base classes, for models that use them.
         """
         super().resume_or_load(resume)
         self.data_loader.start_at(self.start_iter)
-        # A checkpoint to start from may know another fold's classes; one to go on with is taken to the bit.
+        # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
         if not (
             resume and self.checkpointer.has_checkpoint() and has_base_knowledge(self.checkpointer.model)
         ):
@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer):
         Returns:
             The scores of `evaluate`; None without test sets.
         """
-        if comm.is_main_process():  # only now is it known where the curves go on
+        if comm.is_main_process():  # only now is the first iteration known
             cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             writers = hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)
             self.register_hooks([writers])
@@ -109,7 +109,7 @@ class Trainer(DefaultTrainer):
         return self.results
 
     def after_train(self) -> None:
-        """End the loader, run the closing hooks; a training that broke off has nothing to evaluate."""
+        """End the loader and run the closing hooks; an interrupted training is not evaluated."""
         self._trainer.close()
         if self.iter < self.max_iter:
             unfinished = (hooks.EvalHook, hooks.BestCheckpointer)
@@ -120,9 +120,9 @@ class Trainer(DefaultTrainer):
         """Seeding, timing, learning rate, checkpoints, evaluation; `train` adds the writers after them."""
         cfg = self.cfg
         built: list[hooks.HookBase] = [SeedIterations(cfg.SEED)] if cfg.SEED >= 0 else []
-        built += [TellIteration(), hooks.IterationTimer(), hooks.LRScheduler()]
+        built += [SetModelIteration(), hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
-            # Before the evaluation: should that fail, the checkpoint is there.
+            # Before the evaluation, so that the checkpoint is there if the evaluation fails.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:
             built += self._evaluation_hooks()

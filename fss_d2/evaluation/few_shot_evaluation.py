@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,8 @@ __all__ = ["FewShotEvaluator"]
 
 logger = logging.getLogger(__name__)
 
+Draw = Callable[[Path, dict[str, Any], np.ndarray, str | None], None]
+
 
 class FewShotEvaluator(DatasetEvaluator):
     """Score episodes; the number of processes and the order of the episodes do not change the scores.
@@ -52,6 +54,8 @@ class FewShotEvaluator(DatasetEvaluator):
         absent_classes: "zero" or "skip" for classes that no episode draws.
         bootstrap: resamples for the confidence intervals; 0 computes no intervals.
         pictures: episodes with an index below this are drawn.
+        draw: writes such a picture, given file, episode, predicted mask (H, W) and class name; None draws
+            nothing.
         region_wise: also report ROM and RUM.
         settings: further entries for the "settings" of ``results.json``.
 
@@ -76,6 +80,7 @@ class FewShotEvaluator(DatasetEvaluator):
         absent_classes: str = "zero",
         bootstrap: int = 1000,
         pictures: int = 0,
+        draw: Draw | None = None,
         region_wise: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -99,7 +104,8 @@ class FewShotEvaluator(DatasetEvaluator):
         self._counting = counting
         self._absent = absent_classes
         self._bootstrap = bootstrap
-        self._pictures = pictures if output_dir is not None else 0
+        self._draw = draw
+        self._pictures = pictures if output_dir is not None and draw is not None else 0
         self._region_wise = region_wise
         self._settings = dict(settings or {})
         if self._output_dir is not None and (comm.is_main_process() or self._pictures):
@@ -108,7 +114,12 @@ class FewShotEvaluator(DatasetEvaluator):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        output_dir: str | Path | None = None,
+        *,
+        draw: Draw | None = None,
     ) -> "FewShotEvaluator":
         """Build from ``cfg.TEST``; ``results.json`` records the keys that influence the scores."""
         return cls(
@@ -118,6 +129,7 @@ class FewShotEvaluator(DatasetEvaluator):
             absent_classes=cfg.TEST.ABSENT_CLASSES,
             bootstrap=cfg.TEST.BOOTSTRAP,
             pictures=cfg.TEST.PICTURES,
+            draw=draw,
             region_wise=cfg.TEST.REGION_WISE,
             settings={
                 "method": cfg.MODEL.META_ARCHITECTURE,
@@ -172,7 +184,10 @@ class FewShotEvaluator(DatasetEvaluator):
                 )
             self._rows.append(self._row(episode, mask, areas))
             if index < self._pictures:
-                self._draw(episode, mask.cpu().numpy(), index)
+                class_id = int(episode["class_id"])
+                name = self._class_names[class_id] if class_id < len(self._class_names) else None
+                file = self._output_dir / "pictures" / f"{index:04d}.png"
+                self._draw(file, episode, mask.cpu().numpy(), name)
 
     def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> Tensor:
         """The mask (h, w) bool that is scored, on the device of the scores; NaN is not looked for.
@@ -266,12 +281,3 @@ class FewShotEvaluator(DatasetEvaluator):
             summary=summary,
             per_class=per_class,
         )
-
-    def _draw(self, episode: dict[str, Any], pred: np.ndarray, index: int) -> None:
-        # Imported here because matplotlib is slow to import and most evaluations draw nothing.
-        from fss_d2.visualization import episode_panel, save_picture
-
-        class_id = int(episode["class_id"])
-        name = self._class_names[class_id] if class_id < len(self._class_names) else None
-        panel = episode_panel(episode, pred, class_name=name)
-        save_picture(self._output_dir / "pictures" / f"{index:04d}.png", panel)

@@ -36,48 +36,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
-    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
-
-    MODEL.WEIGHTS is not loaded.
-
-    Raises:
-        ValueError: no meta-architecture of that name, or settings that do not go together.
-        KeyError: a key names a feature that the backbone lacks.
-        FileNotFoundError: there are no such backbone weights.
-    """
-    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    trained = sum(number for number, requires_grad in counts if requires_grad)
-    total = sum(number for number, _ in counts)
-    name = cfg.MODEL.META_ARCHITECTURE
-    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
-    return model
-
-
-def build_without_weights(cfg: CfgNode) -> nn.Module:
-    """Build the method of a config on the CPU with random weights, to ask what it has.
-
-    No file is read, and the random state stays as it was. Raises as `build_model`.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
-    with torch.random.fork_rng(devices=[]):
-        return _method(cfg)(cfg)
-
-
-def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
-    """The meta-architecture that a config names."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY:
-        known = [key for key, _ in META_ARCH_REGISTRY]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
-    return META_ARCH_REGISTRY.get(name)
-
-
 @config_keys
 def add_base_knowledge_keys(cfg: CfgNode) -> None:
     """Add the keys of the class-agnostic knowledge (CKMM of JC2A) that several methods can use."""
@@ -113,6 +71,48 @@ def add_backbone_keys(cfg: CfgNode) -> None:
 
 
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
+
+    MODEL.WEIGHTS is not loaded.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+        KeyError: a key names a feature that the backbone lacks.
+        FileNotFoundError: there are no such backbone weights.
+    """
+    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    name = cfg.MODEL.META_ARCHITECTURE
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def build_without_weights(cfg: CfgNode) -> nn.Module:
+    """Build a model on the CPU with random weights, to ask what it has; raises as `build_model`.
+
+    No file is read, and the random state stays as it was.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    with torch.random.fork_rng(devices=[]):
+        return _method(cfg)(cfg)
+
+
+def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
+    """The meta-architecture that a config names."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    return META_ARCH_REGISTRY.get(name)
 
 
 def has_base_knowledge(model: nn.Module) -> bool:
@@ -219,7 +219,7 @@ def feature_names(
     Args:
         key: for the error.
         names: the value of the key.
-        backbone: a `FeatureBackbone`.
+        backbone: of the outputs.
         least: how many names there must be.
         stages: names of stages are meant, not of blocks.
 

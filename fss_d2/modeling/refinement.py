@@ -27,7 +27,7 @@ def refine(kind: str, images: Tensor, logits: Tensor, probability: Tensor) -> Te
     Returns:
         (B, 2, H, W). A pixel that changes its label gets a lead of 0.04 for the new one, which is a
         probability of 0.51: confidence is low where image and network disagree. Other pixels keep their
-        scores, and the two scores of a pixel keep their sum.
+        scores, apart from a smaller lead, which becomes 0.04. The two scores of a pixel keep their sum.
     """
     if not kind:
         return logits

@@ -14,6 +14,7 @@ from .panels import (
     class_map_png,
     episode_panel,
     prediction_panel,
+    save_episode_panel,
 )
 from .proposals import proposal_grid, proposal_panel
 from .tiles import (
@@ -47,6 +48,7 @@ __all__ = [
     "prediction_panel",
     "proposal_grid",
     "proposal_panel",
+    "save_episode_panel",
     "save_picture",
     "tsne_figure",
 ]

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .tiles import (
     heat_map,
     picture_grid,
     picture_row,
+    save_picture,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "episode_panel",
     "prediction_panel",
     "query_in_score_frame",
+    "save_episode_panel",
 ]
 
 _LEGEND = (8, 120)  # height and width of a class's strip, pixels
@@ -69,6 +72,13 @@ def episode_panel(
     if target is not None:
         tiles.append(draw_tile("truth", query, height, target, TRUTH_COLOR))
     return picture_row(tiles)
+
+
+def save_episode_panel(
+    file: Path, episode: Mapping[str, Any], pred: np.ndarray, class_name: str | None
+) -> None:
+    """Write the picture of `episode_panel`, as `FewShotEvaluator` asks for it."""
+    save_picture(file, episode_panel(episode, pred, class_name=class_name))
 
 
 def query_in_score_frame(inputs: Mapping[str, Any]) -> np.ndarray:

@@ -243,7 +243,7 @@ def test_no_folder_keeps_no_file(cfg: CfgNode, tmp_path: Path) -> None:
     assert has_base_knowledge(model) and not (tmp_path / "cache").exists()
 
 
-def test_another_number_of_classes_is_told(cfg: CfgNode) -> None:
+def test_another_number_of_classes_is_an_error(cfg: CfgNode) -> None:
     model = make_model("JC2A")  # 15 classes
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 15 but .* has 3 base classes: set it to 3"):
         fill_base_knowledge(cfg, model)

@@ -41,7 +41,7 @@ TEST:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The config, beside the glyphs."""
+    """The config, in the folder of the glyphs."""
     with tiny_glyphs(tmp_path_factory.mktemp("datasets"), _CONFIG, images_per_class=2) as path:
         yield path
 

@@ -37,7 +37,7 @@ def test_flags_and_overrides_in_any_order() -> None:
     assert plan_from(args).per_machine == 1
 
 
-def test_all_config_keys_are_told_from_file_names() -> None:
+def test_config_keys_are_distinguished_from_file_names() -> None:
     """As cameras write them: a file name in capitals with an ending is no config key."""
     assert all(command_line._KEY.fullmatch(name) for name in get_cfg())
     parser = argparse.ArgumentParser()
@@ -93,7 +93,7 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
         run_command(_raise(error))
 
 
-def test_gpu_memory_names_the_mend() -> None:
+def test_gpu_memory_names_the_keys_to_lower() -> None:
     line = one_line(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 3."))
     assert line == "CUDA out of memory; lower SOLVER.IMS_PER_BATCH or INPUT.FEW_SHOT_SIZE"
 
@@ -128,13 +128,13 @@ def test_run_command_prints_one_line_and_fails(
 
 def test_logs_end_with_their_command(capsys: pytest.CaptureFixture[str]) -> None:
     """A second command in the process logs to its own stream; nothing is written to that of the first."""
-    handlers = logging.getLogger("fss_d2").handlers
+    before = list(logging.getLogger("fss_d2").handlers)
     for text in ("first", "second"):
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream):
             assert run_command(lambda text=text: (start_log(), logging.getLogger("fss_d2").info(text))) == 0
         assert [line.split()[-1] for line in stream.getvalue().splitlines()] == [text]
-        assert handlers == []
+        assert logging.getLogger("fss_d2").handlers == before
         stream.close()
         logging.getLogger("fss_d2").info("after the command")
     assert capsys.readouterr().err == ""

@@ -11,7 +11,7 @@ from detectron2.engine import TrainerBase
 from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.engine.hooks import KeepBest, TellIteration, cut_metrics, seed_iteration
+from fss_d2.engine.hooks import KeepBest, SetModelIteration, cut_metrics, seed_iteration
 
 
 def _draw() -> tuple[float, float, float]:
@@ -94,7 +94,7 @@ class _Counts(TrainerBase):
         super().__init__()
         self.model = model
         self.seen: list[int] = []
-        self.register_hooks([TellIteration()])
+        self.register_hooks([SetModelIteration()])
 
     def run_step(self) -> None:
         self.seen.append(getattr(self.model, "module", self.model).iteration)

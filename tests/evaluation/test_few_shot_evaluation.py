@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fss_d2.config import get_cfg
 from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, read_rows
+from fss_d2.visualization import save_episode_panel
 
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 _worker = runpy.run_path(str(WORKER))
@@ -153,7 +154,7 @@ def test_a_batch_is_counted_without_waiting_for_single_values(kind: type[FewShot
 
 
 def test_the_first_episodes_are_drawn(tmp_path: Path) -> None:
-    evaluate([0, 1, 2], tmp_path, pictures=2)
+    evaluate([0, 1, 2], tmp_path, pictures=2, draw=save_episode_panel)
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["0000.png", "0001.png"]
     assert Image.open(tmp_path / "pictures" / "0000.png").width > 4 * 190  # support, query, two masks

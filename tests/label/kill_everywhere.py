@@ -1,4 +1,4 @@
-"""Kill the auto-labeller at each of its writes and let it go on; a program, with the folder of a test.
+"""Kill a labelling job at each of its writes and let it go on; a program that gets the folder of a test.
 
 The folder has `supports`, `images` and `late.png`, which comes to the images between the kill and the run
 that goes on. Writes `killed 1`, `killed 2`, ... and `whole`, the same without a kill.

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
-from fss_d2.engine.step import EpisodeStep
 from torch import Tensor, nn
 
 from fss_d2.config import load_config
 from fss_d2.data.augmentation_registry import build_resize
 from fss_d2.engine.solver import build_gradient_clipper
+from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.modeling import DCAMA, DPCN, DANet
@@ -297,7 +297,7 @@ def training_step(cfg: CfgNode, built: nn.Module, batch: list[dict[str, Any]]) -
     built.iteration = cfg.SOLVER.MAX_ITER - 1
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     optimizer, clip = Trainer.build_optimizer(cfg, built), build_gradient_clipper(cfg)
-    return EpisodeStep(built, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
+    return AutocastTrainer(built, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
 
 
 def written_out(built: nn.Module, setting: Setting) -> str:

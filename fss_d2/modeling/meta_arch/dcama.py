@@ -312,7 +312,7 @@ class DCAMAHead(nn.Module):
         """
         if self.region_pixels:
             raise ValueError(
-                "no attention map of some support pixels only: set region_pixels (REGION_PIXELS) to 0"
+                "no attention map of a part of a support: set region_pixels (MODEL.DCAMA.REGION_PIXELS) to 0"
             )
         maps = []
         for level, blocks in self.blocks.items():

@@ -85,12 +85,12 @@ class ImageModel(nn.Module):
 
     @property
     def trainable(self) -> bool:
-        """Whether the model has parameters to train besides its backbone's."""
+        """Whether there are parameters to train outside of the backbone."""
         return any(p.requires_grad for p in self._own_parameters())
 
     @property
     def has_weights(self) -> bool:
-        """Whether the model has parameters besides its backbone's, trained or frozen."""
+        """Whether there are parameters, trained or frozen, outside of the backbone."""
         return any(True for _ in self._own_parameters())
 
     def _own_parameters(self) -> Iterator[nn.Parameter]:

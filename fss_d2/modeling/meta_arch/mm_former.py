@@ -513,8 +513,9 @@ class MMFormer(FewShotSegmentor):
 
     def _untrainable(self) -> str:
         return (
-            "MMFormer is training-free with these settings: evaluate it, or set MODEL.MM_FORMER."
-            "LEARNABLE_MATCHING True, or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
+            "MMFormer is training-free with these settings: evaluate it, or set "
+            "MODEL.MM_FORMER.LEARNABLE_MATCHING True, or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT "
+            "above 0"
         )
 
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from fss_d2.modeling.backbone import PixelDecoderBackbone, ResNetBackbone
 from fss_d2.modeling.backbone.decoded import load_stage1_weights
-from fss_d2.modeling.build import build_few_shot_backbone
+from fss_d2.modeling.build import build_few_shot_backbone, build_model
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from tests.modeling.episodes import make_cfg
 from tests.modeling.fake_backbone import FakeBackbone

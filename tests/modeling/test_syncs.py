@@ -1,0 +1,112 @@
+"""No training step waits for the GPU: what would read a number back from it is counted, on the CPU."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.modeling.episodes import make_episode, make_model
+
+aten = torch.ops.aten
+# Operators whose result, or its shape, the host has to wait for.
+READS = {
+    aten._local_scalar_dense,  # item(), bool(), float(), int()
+    aten.nonzero,
+    aten.masked_select,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.equal,
+    aten.repeat_interleave,
+}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+# Python values that are copied to the GPU, for which it is waited too.
+COPIES = {torch.tensor, torch.as_tensor, Tensor.new_tensor, Tensor.tolist, Tensor.numpy, Tensor.cpu}
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators that read back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        packet = func.overloadpacket
+        by_mask = packet in INDEXING and any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if by_mask or packet in READS:
+            self.found[str(packet)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    """Counts functions that copy between host and device without an operator of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in COPIES:
+            self.found[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def waits(method: str, *settings: Any) -> Counter[str]:
+    """What a training step waits for, forward and backward, after a first one that may fill caches."""
+    model = make_model(method, *settings).train()
+    episodes = [make_episode(seed, shots=2) for seed in (0, 1)]
+    for episode in episodes:
+        mask = episode["sem_seg"] == 1
+        episode |= {"segments": torch.stack([~mask, mask]), "segment_labels": torch.arange(2)}
+    sum(model(episodes).values()).backward()
+    with Functions() as functions, Operators() as operators:
+        sum(model(episodes).values()).backward()
+    return functions.found + operators.found
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ("DANet",),
+        ("DANet", "MODEL.DANET.USE_PRIOR", True, "MODEL.DANET.PCA_MASKED", True, "MODEL.DANET.CKMM", True),
+        ("DCAMA",),
+        ("DCAMA", "MODEL.DCAMA.CKMM", True, "MODEL.DCAMA.IGNORE_AS_BACKGROUND", False),
+        ("DCAMA", "MODEL.DCAMA.REGION_MEANS", True),
+        ("DPCN", "MODEL.DPCN.DCM", False),
+        ("JC2A",),
+        ("JC2A", "MODEL.JC2A.ATTENTION", "softmax", "MODEL.LOSS.DICE_WEIGHT", 1.0),
+        ("MMFormer",),
+        ("PFENet",),
+        ("PFENet", "MODEL.LOSS.FOREGROUND_WEIGHT", 2.0, "MODEL.PFENET.PLUG_INS", ("ckmm",)),
+    ],
+    ids=lambda v: "-".join(map(str, v)),
+)
+def test_a_training_step_waits_for_nothing(variant: tuple[Any, ...]) -> None:
+    assert not waits(*variant)
+
+
+@pytest.mark.parametrize(
+    ("variant", "why"),
+    [
+        # The object's vectors are as many as its mask has cells (DPCN, Sec. 3.5).
+        (("DPCN",), {"aten.index", "aten.nonzero", "aten._local_scalar_dense"}),
+        # scipy assigns proposals to segments on the CPU.
+        (
+            ("PotentialObjectsSegmenter",),
+            {"cpu", "numpy", "aten._local_scalar_dense", "tensor", "new_tensor"},
+        ),
+    ],
+    ids=["DPCN", "PotentialObjectsSegmenter"],
+)
+def test_what_waits_by_its_nature(variant: tuple[Any, ...], why: set[str]) -> None:
+    assert set(waits(*variant)) <= why
