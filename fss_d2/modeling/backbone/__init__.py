@@ -1,4 +1,10 @@
-"""Backbones whose stages and blocks are named outputs, registered in Detectron2's BACKBONE_REGISTRY."""
+"""Backbones whose stages and blocks are named outputs, registered in Detectron2's BACKBONE_REGISTRY.
+
+Every file here is imported.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .base import STAGES, FeatureBackbone, map_size
 from .decoded import PixelDecoderBackbone
@@ -25,3 +31,6 @@ __all__ = [
     "create_timm_backbone",
     "map_size",
 ]
+
+for _module in iter_modules(__path__):  # also those of backbones that were added
+    import_module(f"{__name__}.{_module.name}")
