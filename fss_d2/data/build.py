@@ -131,12 +131,7 @@ def build_test_episodes(
 
 
 def build_few_shot_test_loader(
-    cfg: CfgNode,
-    dataset_name: str,
-    *,
-    shots: int,
-    episodes: int | None = None,
-    manifest: str | None = None,
+    cfg: CfgNode, dataset_name: str, *, shots: int, episodes: int | None = None, manifest: str | None = None
 ) -> DataLoader[list[dict[str, Any]]]:
     """Build the loader of one evaluation: the share of this process, in batches of one episode.
 
