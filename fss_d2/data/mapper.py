@@ -10,12 +10,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data import transforms as T
 
-from .augmentation_registry import build_augmentations, build_resize, build_view_resizes
+from .augmentations import build_augmentations, build_resize, build_view_resizes
 from .episode import Episode, ImageId, donors_of
-from .masks import load_sample
+from .masks import annotate, load_sample, support_annotation
 from .samples import Sample, Segment, load_segments, seeded, transform_sample
 from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
-from .weak_masks import annotate, support_annotation
 
 __all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
 

@@ -26,7 +26,7 @@ __all__ = [
     "support_pairs",
 ]
 
-_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.weak_masks`, and for OpenCV
+_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.masks`, and for OpenCV
 
 
 @dataclass(frozen=True)
