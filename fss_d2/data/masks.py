@@ -1,4 +1,4 @@
-"""Masks of one class, (H, W) uint8 (1 object, 0 rest, 255 ignored): read, and reduced to boxes or scribbles."""
+"""Masks of one class, (H, W) uint8 (1 object, 0 rest, 255 ignored): read, or reduced to boxes and strokes."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

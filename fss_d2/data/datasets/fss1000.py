@@ -5,7 +5,6 @@ Class ids count the sorted names of ``train``, then ``val``, then ``test``.
 """
 
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from PIL import Image, UnidentifiedImageError
 from .preparation import (
     Count,
     find_list,
-    parallel_map,
     prepared_dir,
     read_ids,
     read_index,
@@ -23,7 +21,7 @@ from .preparation import (
     write_index,
     write_text_if_changed,
 )
-from .splits import fold_metadata
+from .splits import fold_metadata, record_of
 
 __all__ = ["SPLIT_SIZES", "check", "list_path", "load_records", "metadata", "names", "prepare"]
 
@@ -60,12 +58,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split, ``image_id`` "<class>/<number>" ("bus/10").
 
     The order is that of HSNet's test: classes by name, then images by number as text (1, 10, 2). Masks are
-    grey levels, foreground from half of the range on. Also sets ``stuff_classes`` of the
-    dataset's metadata.
-
-    Raises:
-        KeyError: unknown name.
-        FileNotFoundError: the set is not prepared.
+    grey levels, foreground from half of the range on. Also sets ``stuff_classes`` of the dataset's metadata.
     """
     split = _split(name)
     root = Path(root)
@@ -75,19 +68,9 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     records = []
     for class_id in _class_ids(split):
         class_name = all_names[class_id]
-        for number, height, width in sorted(images[class_name], key=lambda image: str(image[0])):
-            stem = root / "fss1000" / class_name / str(number)
-            records.append(
-                {
-                    "file_name": f"{stem}.jpg",
-                    "image_id": f"{class_name}/{number}",
-                    "height": height,
-                    "width": width,
-                    "classes": [class_id],
-                    "sem_seg_file_name": f"{stem}.png",
-                    "mask_encoding": "binary",
-                }
-            )
+        for number, *shape in sorted(images[class_name], key=lambda image: str(image[0])):
+            stem, image_id = root / "fss1000" / class_name / str(number), f"{class_name}/{number}"
+            records.append(record_of(f"{stem}.jpg", image_id, shape, [class_id], f"{stem}.png", "binary"))
     _publish_names(name, all_names)
     return records
 
@@ -126,22 +109,14 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
         workers: number of processes; 0 works in this one.
         lists: a folder with ``trn.txt`` (or ``train.txt``), ``val.txt`` and ``test.txt``, one class name
             per line; needed once, because the data do not contain the splits.
-
-    Raises:
-        FileNotFoundError: the data or, the first time, the lists are missing.
-        ValueError: an image is broken, lacks its mask or differs from it in size; the lists do not match the
-            data.
     """
     folder = require(root / "fss1000", DATA_FIX)
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = "\n".join(f"{path.parent.name}/{path.name}" for c in classes for path in sorted(c.iterdir()))
-
-    def rows_from(start: int) -> Iterator[dict[str, Any]]:
-        """Return the rows of the index from the given one on, in order."""
-        return parallel_map(_index_row, classes[start:], workers=workers, progress="index")
-
     header = {"index": "fss1000", "version": 1, "files": zlib.crc32(files.encode())}
-    write_index(prepared_dir(root, "fss1000") / "index.jsonl", header, rows_from)
+    write_index(
+        prepared_dir(root, "fss1000") / "index.jsonl", header, _index_row, lambda: classes, workers=workers
+    )
     if lists is not None:
         _install_lists(root, lists, {path.name for path in classes})
     elif not all(list_path(root, split).is_file() for split in SPLIT_SIZES):
