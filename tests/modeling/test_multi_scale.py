@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.layers import resize
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from tests.modeling.episodes import make_episode, make_model
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)

@@ -1,4 +1,5 @@
 """Backbones whose stages and blocks are named outputs, registered in Detectron2's BACKBONE_REGISTRY."""
+# ruff: noqa: F401
 
 from .base import STAGES, FeatureBackbone, map_size
 from .decoded import PixelDecoderBackbone
@@ -7,21 +8,3 @@ from .resnet import ResNetBackbone, build_fss_resnet_backbone
 from .swin import SwinBackbone, build_fss_swin_backbone
 from .timm import TimmPlainBackbone, TimmPyramidBackbone, build_timm_backbone, create_timm_backbone
 from .vgg import VGGBackbone, build_vgg_backbone
-
-__all__ = [
-    "STAGES",
-    "Detectron2Backbone",
-    "FeatureBackbone",
-    "PixelDecoderBackbone",
-    "ResNetBackbone",
-    "SwinBackbone",
-    "TimmPlainBackbone",
-    "TimmPyramidBackbone",
-    "VGGBackbone",
-    "build_fss_resnet_backbone",
-    "build_fss_swin_backbone",
-    "build_timm_backbone",
-    "build_vgg_backbone",
-    "create_timm_backbone",
-    "map_size",
-]

@@ -42,21 +42,18 @@ _NAMES = {
 class SwinBackbone(FeatureBackbone):
     """timm's Swin Transformer without its last norm and its classifier; parameters live under `model.`.
 
-    A block is the output after both residual sums, before patch merging, not normalised. A stage is
-    its last block. Strides are 4, 8, 16, 32.
+    A block is the output after both residual sums, before patch merging, not normalised. A stage is its last
+    block. Strides are 4, 8, 16, 32.
 
-    Any image size runs. The image is padded with zeros to a multiple of 4. Odd maps before merging and maps
-    that do not fill whole windows are padded with zeros as well, and the padding is cropped off again. The
-    window keeps its size; windows shift along an axis only where the map is larger than one window. At
-    384 (base, large) or 224 (tiny, small) pixels nothing is padded.
+    The image is padded with zeros to a multiple of 4. Odd maps before merging and maps that do not fill whole
+    windows are padded with zeros as well, and the padding is cropped off again. The window keeps its size;
+    windows shift along an axis only where the map is larger than one window. At the size of training
+    (`add_keys`) nothing is padded.
 
     Args:
-        size: "tiny", "small" (window 7), "base" or "large" (window 12).
-        out_norm: layer-normalise each stage where it is returned (detectors, Mask2Former); the next stage
-            and the blocks are not normalised. Parameters are `out_norms.res2` to `out_norms.res5`.
-
-    Raises:
-        ValueError: an unknown size.
+        size: "tiny", "small", "base" or "large".
+        out_norm: layer-normalise each stage where it is returned (detectors, Mask2Former); the next stage and
+            the blocks are not normalised. Parameters are `out_norms.res2` to `out_norms.res5`.
     """
 
     def __init__(self, *, size: str = "base", out_norm: bool = False) -> None:
@@ -79,11 +76,6 @@ class SwinBackbone(FeatureBackbone):
             self.separate_stages = STAGES[1:]
         else:
             self.out_norms.update({stage: nn.LayerNorm(available[stage].channels) for stage in STAGES})
-
-    @property
-    def library_module(self) -> nn.Module:
-        """timm's model."""
-        return self.model
 
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         height, width = x.shape[-2:]
@@ -125,12 +117,7 @@ def _shift(block: SwinTransformerBlock, size: Sequence[int]) -> Pair:
 def _shift_mask(x: Tensor, window: Pair, shift: Pair) -> Tensor | None:
     """-100 between tokens of a window that the shift brought together, 0 between neighbours.
 
-    Args:
-        x: (B, h, w, C), any map of the size; gives type and device.
-        window, shift: rows and columns.
-
-    Returns:
-        (windows, tokens, tokens), or None without a shift.
+    For maps like ``x`` (B, h, w, C). Returns (windows, tokens, tokens), or None without a shift.
     """
     if not any(shift):
         return None

@@ -40,11 +40,7 @@ def support_activations(query: Tensor, supports: Tensor, windows: Sequence[Windo
         supports: (B, K, C, hs, ws) features, zero or faded outside the object (`mask_features`).
         windows: (height, width) of the regions, odd.
 
-    Returns:
-        (B, number of windows, h, w) in [0, 1].
-
-    Raises:
-        ValueError: no window, or one with an even side.
+    Returns (B, number of windows, h, w) in [0, 1].
     """
     windows = [(int(height), int(width)) for height, width in windows]
     if not windows or any(side < 1 or side % 2 == 0 for window in windows for side in window):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fss_d2.modeling.kshot import (
+from fss_d2.modeling.fusion import (
     average,
     cross_guided,
     guidance_weights,
