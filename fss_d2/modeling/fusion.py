@@ -23,12 +23,9 @@ __all__ = [
 def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
     """Logarithm of the mean of softmax probabilities, whose own softmax is that mean.
 
-    Args:
-        logits: of S predictions, (..., 2, h, w) of background and object, float32 or float64.
-
-    Returns:
-        (..., 2, h, w). In float64 the larger logit of a single prediction stays the larger one, be it by
-        1e-15, and equals stay equal; in float32 a lead below 1e-7 would become a tie.
+    From logits (..., 2, h, w) of background and object, float32 or float64. In float64 the larger logit of a
+    single prediction stays the larger one, be it by 1e-15, and equals stay equal; in float32 a lead below
+    1e-7 would become a tie.
     """
     logs = torch.stack([x.log_softmax(dim=-3) for x in logits])
     return logs.logsumexp(dim=0) - math.log(len(logits))
@@ -66,14 +63,10 @@ def cross_guided(probability: Tensor, weights: Tensor) -> Tensor:
 
 
 def guidance_weights(probability: Tensor, masks: Tensor) -> Tensor:
-    """IoU of each shot's predictions for all K supports with their masks, averaged over the supports.
+    """IoU of each shot's predictions for all K supports with their masks, averaged over the supports: (B, K).
 
-    Args:
-        probability: (B, K, K, H, W); [b, g, s] is the foreground probability of support s guided by shot g.
-        masks: (B, K, H, W) in {0, 1, 255}; 255 is not counted.
-
-    Returns:
-        (B, K), one weight a guiding shot, in [0, 1].
+    In ``probability`` (B, K, K, H, W), [b, g, s] is the foreground probability of support s guided by shot g.
+    ``masks`` are (B, K, H, W) in {0, 1, 255}; 255 is not counted.
     """
     valid, truth = (masks != 255)[:, None], (masks == 1)[:, None]
     predicted = (probability > 0.5) & valid
@@ -94,7 +87,8 @@ FUSIONS: dict[str, Callable[..., Tensor]] = {
 class MultiScaleSegmentor(nn.Module):
     """Run a few-shot segmentor on each view of an episode and average the probabilities, pixel by pixel.
 
-    DPCN's test protocol (Table A3). Evaluation only; the segmentor stays as it is.
+    DPCN's test protocol (Table A3), for evaluation only; the segmentor stays as it is. It is a
+    `FewShotSegmentor`, or anything that takes and gives the same dicts; its mode becomes that of this module.
 
     Example:
         >>> model = MultiScaleSegmentor(model).eval()  # episodes of an EpisodeMapper with TEST.SCALES
@@ -102,30 +96,16 @@ class MultiScaleSegmentor(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """
-        Args:
-            model: a `FewShotSegmentor`, or what takes and gives the same dicts; in training or evaluation
-                mode, which becomes that of this module.
-        """
         super().__init__()
         self.model = model
         self.training = model.training
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run episodes.
+        """Run episodes: "height", "width", and "views", a list of inputs of the model.
 
-        Args:
-            batched_inputs: one dict an episode: "height", "width", and "views", a list of inputs of the
-                model. Their scores may be smaller than (height, width); the rest, right and below, is then
-                background.
-
-        Returns:
-            One dict an episode: "sem_seg": (2, height, width) float64 log-probabilities of background and
-            object; "aux": the maps of the first view.
-
-        Raises:
-            ValueError: an episode without views.
-            RuntimeError: in training mode.
+        The scores of views may be smaller than (height, width); the rest, right and below, is then
+        background. Returns for each episode "sem_seg", (2, height, width) float64 log-probabilities of
+        background and object, and "aux", the maps of the first view. Raises RuntimeError in training mode.
         """
         if self.training:
             raise RuntimeError("MultiScaleSegmentor cannot be trained: call eval(), or train its model")

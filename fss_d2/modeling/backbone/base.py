@@ -9,16 +9,6 @@ from torch import Tensor, nn
 
 from fss_d2.soft_masks import resize
 
-__all__ = [
-    "STAGES",
-    "FeatureBackbone",
-    "map_size",
-    "shrink_factors",
-    "shrink_maps",
-    "stage_before",
-    "stage_parameters",
-]
-
 STAGES = ("res2", "res3", "res4", "res5")
 STRIDES = (4, 8, 16, 32)  # of the stages of most backbones
 SHRUNK = {"res4": 2, "res5": 4}  # how much smaller than res3 these stages are without dilation

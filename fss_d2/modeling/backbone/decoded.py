@@ -10,8 +10,6 @@ from typing_extensions import Self
 from ...state_dict import read_state_dict
 from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
-__all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
-
 DECODED = ("res5", "res4", "res3")  # order of the decoder's maps
 KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
 

@@ -13,8 +13,6 @@ from fss_d2.soft_masks import resize
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
 from .weights import load_backbone_weights
 
-__all__ = ["Detectron2Backbone", "adapt_backbone", "prepare_detectron2_keys"]
-
 
 class Detectron2Backbone(FeatureBackbone):
     """Any backbone of Detectron2, with its output levels as stages of one block each.

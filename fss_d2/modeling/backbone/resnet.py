@@ -14,8 +14,6 @@ from fss_d2.modeling.keys import choose, config_keys
 from .base import STAGES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:
@@ -50,17 +48,11 @@ class TapBottleneck(resnet.Bottleneck):
 
 
 class ResNetBackbone(FeatureBackbone):
-    """A ResNet with bottlenecks; parameters carry torchvision's names, without `fc`.
+    """A ResNet with bottlenecks; parameters carry torchvision's names, without `fc`. See `add_keys`.
 
     Stages "res2".."res5" are layer1..layer4 after their last ReLU. Blocks are each bottleneck's sum, before
-    the ReLU (HSNet, DCAMA) or after it.
-
-    Args:
-        depth: 50, 101 or 152.
-        stem: "torchvision" (7x7 convolution, 64 channels) or "deep" (three 3x3 convolutions, 128 channels;
-            parameters conv1..conv3, bn1..bn3).
-        dilation: see `add_keys`.
-        taps_before_relu: whether blocks are taken before their last ReLU.
+    the ReLU (HSNet, DCAMA) or after it. The stem is a 7x7 convolution to 64 channels ("torchvision"), or
+    three 3x3 convolutions to 128 channels ("deep"; parameters conv1..conv3, bn1..bn3).
     """
 
     def __init__(

@@ -16,8 +16,6 @@ from fss_d2.modeling.keys import choose, config_keys
 from .base import STAGES, STRIDES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["SwinBackbone", "build_fss_swin_backbone"]
-
 Pair = tuple[int, int]  # rows, columns
 
 
@@ -43,17 +41,14 @@ class SwinBackbone(FeatureBackbone):
     """timm's Swin Transformer without its last norm and its classifier; parameters live under `model.`.
 
     A block is the output after both residual sums, before patch merging, not normalised. A stage is its last
-    block. Strides are 4, 8, 16, 32.
+    block. Strides are 4, 8, 16, 32. With ``out_norm`` each stage is layer-normalised where it is returned
+    (detectors, Mask2Former), by `out_norms.res2` to `out_norms.res5`; the next stage and the blocks are not
+    normalised.
 
     The image is padded with zeros to a multiple of 4. Odd maps before merging and maps that do not fill whole
     windows are padded with zeros as well, and the padding is cropped off again. The window keeps its size;
     windows shift along an axis only where the map is larger than one window. At the size of training
     (`add_keys`) nothing is padded.
-
-    Args:
-        size: "tiny", "small", "base" or "large".
-        out_norm: layer-normalise each stage where it is returned (detectors, Mask2Former); the next stage and
-            the blocks are not normalised. Parameters are `out_norms.res2` to `out_norms.res5`.
     """
 
     def __init__(self, *, size: str = "base", out_norm: bool = False) -> None:
@@ -71,11 +66,10 @@ class SwinBackbone(FeatureBackbone):
             available |= {f"{stage}.{i}": spec for i in range(len(layer.blocks))}
             available[stage] = spec
         self._declare(available)
-        self.out_norms = nn.ModuleDict()
-        if not out_norm:  # with norms a returned stage is not what the next one reads
-            self.separate_stages = STAGES[1:]
-        else:
-            self.out_norms.update({stage: nn.LayerNorm(available[stage].channels) for stage in STAGES})
+        # With norms a returned stage is not what the next one reads.
+        self.separate_stages = () if out_norm else STAGES[1:]
+        norms = {stage: nn.LayerNorm(available[stage].channels) for stage in STAGES} if out_norm else {}
+        self.out_norms = nn.ModuleDict(norms)
 
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         height, width = x.shape[-2:]

@@ -19,15 +19,6 @@ from fss_d2.soft_masks import resize
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
 from .weights import load_backbone_weights
 
-__all__ = [
-    "TimmPlainBackbone",
-    "TimmPyramidBackbone",
-    "build_timm_backbone",
-    "candidate_units",
-    "create_timm_backbone",
-    "neighbours",
-]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:

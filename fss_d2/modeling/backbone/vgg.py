@@ -13,8 +13,6 @@ from fss_d2.modeling.keys import config_keys
 from .base import STAGES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["VGGBackbone", "build_vgg_backbone"]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:

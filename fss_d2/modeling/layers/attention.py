@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from .transformer import sine_position_code
 
-__all__ = ["MaskAggregation"]
-
 PROJECTIONS = ("linear", "cosine")
 
 
@@ -21,8 +19,16 @@ class MaskAggregation(nn.Module):
     each width. There is no value projection, output projection, norm or residual. The query and key
     projections start equal (reference code).
 
-    The fused path does not store the attention maps; it agrees with the plain path up to rounding. Dropout on
-    the attention weights takes the plain path on CPU, where torch has no fused kernel for it.
+    The fused path (``fused``) does not store the attention maps; it agrees with the plain path up to
+    rounding. Dropout on the attention weights takes the plain path on CPU, where torch has no fused kernel
+    for it.
+
+    Args:
+        widths: channels of the layers; duplicates are merged.
+        projection: "linear" (learned) or "cosine" (unit vectors, nothing learned, one head).
+        temperature: divides the cosines of "cosine".
+        position_encoding: add the sine code to the tokens first.
+        dropout: on the tokens and on the attention weights while training.
     """
 
     def __init__(
@@ -36,13 +42,6 @@ class MaskAggregation(nn.Module):
         dropout: float = 0.5,
         fused: bool = True,
     ) -> None:
-        """Args:
-        widths: channels of the layers; duplicates are merged. num_heads: heads of "linear"; "cosine" has one
-        head. projection: "linear" (learned) or "cosine" (unit vectors, nothing learned). temperature: divides
-        the cosines of "cosine". position_encoding: add the sine code to the tokens first. dropout: on the
-        tokens and on the attention weights while training. fused: use torch's fused attention where it
-        exists.
-        """
         super().__init__()
         if projection not in PROJECTIONS:
             raise ValueError(f"unknown projection {projection!r}: choose from {', '.join(PROJECTIONS)}")
@@ -88,14 +87,10 @@ class MaskAggregation(nn.Module):
         return means if self.query else F.normalize(means, dim=-1)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Aggregate mask values for every query token; mean over the heads.
+        """Aggregate mask values (B, Ns) in [0, 1] for every query token (B, Nq, C); mean over the heads.
 
-        Args:
-            queries: (B, Nq, C) from `queries`.
-            keys: (B, Ns, C) from `keys`, the tokens of all supports in sequence.
-            values: (B, Ns) mask values in [0, 1].
-
-        Returns (B, Nq); in [0, 1] unless attention weights are dropped.
+        The keys (B, Ns, C) are the tokens of all supports in sequence. Returns (B, Nq); in [0, 1] unless
+        attention weights are dropped.
         """
         p = self.dropout if self.training else 0.0
         if self.fused and not (p > 0 and queries.device.type == "cpu"):

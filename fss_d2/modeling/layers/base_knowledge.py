@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from .activation import min_max
 from .blocks import resize
 
-__all__ = ["NORMALIZATIONS", "SIMILARITIES", "BaseKnowledge"]
-
 SIMILARITIES = ("dot", "cosine")
 NORMALIZATIONS = ("min_max", "none", "sigmoid")
 

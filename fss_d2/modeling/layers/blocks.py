@@ -8,18 +8,6 @@ from torch.nn import functional as F
 
 from fss_d2.soft_masks import resize
 
-__all__ = [
-    "FeatureEnrichment",
-    "FeatureReduction",
-    "PyramidPooling",
-    "ResidualPair",
-    "bin_sizes",
-    "classifier",
-    "conv_pair",
-    "conv_stack",
-    "resize",
-]
-
 
 def conv_stack(
     in_channels: int, widths: Sequence[int], kernels: Sequence[int], groups: int = 4
@@ -37,12 +25,10 @@ def conv_stack(
 
 def conv_pair(in_channels: int, hidden: int, out_channels: int, *, last_relu: bool = True) -> nn.Sequential:
     """Two 3x3 convolutions with a ReLU between and, unless ``last_relu`` is False, one after."""
-    layers = [
-        nn.Conv2d(in_channels, hidden, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, out_channels, 3, padding=1),
-    ]
-    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if last_relu else []))
+    first = nn.Conv2d(in_channels, hidden, 3, padding=1)
+    second = nn.Conv2d(hidden, out_channels, 3, padding=1)
+    last = [nn.ReLU(inplace=True)] if last_relu else []
+    return nn.Sequential(first, nn.ReLU(inplace=True), second, *last)
 
 
 def _conv1x1(in_channels: int, dim: int) -> nn.Conv2d:

@@ -4,25 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "DenseAttention",
-    "LightAttention",
-    "PrototypicalChannelAttention",
-    "average_attention",
-    "row_attention",
-    "soft_pool",
-]
-
 SQUEEZE = 8  # the maps that are compared have fewer channels by this factor
 
 
 def row_attention(query: Tensor, keys: Tensor, *, scaled: bool = False) -> Tensor:
     """Similarity of each row of a query (B, c, h, w) to each row of supports (B, K, c, h, w) (Eq. 2).
 
-    A row of w pixels is one vector of c * w numbers; ``scaled`` divides the products by the square root of c
-    * w. The softmax runs over the rows of one support, then the mean over the supports is taken. Computed in
-    float32, because the products sum thousands of terms. Returns (B, h, h), [b, i, j] for query row i and
-    support row j; each row sums to 1.
+    A row of w pixels is one vector of c * w numbers; ``scaled`` divides the products by the square root of
+    this number. The softmax runs over the rows of one support, then the mean over the supports is taken.
+    Computed in float32, because the products sum thousands of terms. Returns (B, h, h), [b, i, j] for query
+    row i and support row j; each row sums to 1.
     """
     with torch.autocast(query.device.type, enabled=False):
         rows = query.float().transpose(1, 2).flatten(2)  # (B, h, c * w)
@@ -73,8 +64,7 @@ class LightAttention(_Projections):
 
     def __init__(self, channels: int, *, scaled: bool = False) -> None:
         super().__init__(channels)
-        self.alpha = nn.Parameter(torch.zeros(()))
-        self.beta = nn.Parameter(torch.zeros(()))
+        self.alpha, self.beta = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         self.scaled = scaled
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
@@ -133,7 +123,7 @@ class PrototypicalChannelAttention(nn.Module):
     Two layers, fully connected over the channels at every position, with a ReLU between; then soft pooling
     over all positions. Between the layers there are fewer channels by the factor ``ratio``. There is no
     sigmoid (the paper writes none) and no bias (left open), so masked positions stay 0. As in the paper,
-    these are pooled as well, with weight e^0 and value 0; ``masked`` pools over the object only.
+    these are pooled as well, with weight e^0 and value 0; with ``masked`` (not in the paper) they are not.
     """
 
     def __init__(self, channels: int, ratio: int = 16, *, masked: bool = False) -> None:

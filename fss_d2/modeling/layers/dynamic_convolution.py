@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GENERATIONS", "KERNELS", "DynamicConvolution", "DynamicQuery", "foreground_vectors"]
-
 KERNELS = ("vertical", "horizontal", "square")
 GENERATIONS = ("serial", "parallel", "serial_kernels")
 
@@ -59,8 +57,7 @@ class DynamicConvolution(nn.Module):
                 "'horizontal' to kernels"
             )
         super().__init__()
-        self.kernel_size = kernel_size
-        self.generation = generation
+        self.kernel_size, self.generation = kernel_size, generation
         self.generators = nn.ModuleDict({name: _generator(dim) for name in names})
 
     def encode(self, features: Tensor, weights: Tensor) -> Tensor:

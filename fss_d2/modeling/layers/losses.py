@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["dice_loss", "two_channel_dice"]
-
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """Soft Dice loss of each mask, 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), in float32.

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ATTENTIONS", "MERGES", "PointBlockAttention", "split_blocks", "top_blocks"]
-
 ATTENTIONS = ("linear", "normalized_linear", "softmax", "cosine")
 MERGES = ("add", "multiply", "concat")
 
@@ -28,6 +26,17 @@ class PointBlockAttention(nn.Module):
     The other kinds of Table 4: "normalized_linear" has BatchNorm(Q) instead of ReLU(Q); "softmax" is
     softmax(Q K^T / sqrt(C)) V; "cosine" is the mean over the support positions of cos(query, support) V, of
     the features themselves, without W_Q and W_K. Sums over positions are in float32, also under autocast.
+
+    Args:
+        dim: channels C.
+        sides: sides b of the maps (B, C, b, b) of each level.
+        p2p, p2b: use these attentions (Table 3), at least one.
+        block_sides: side m of the blocks of each level, in cells; maps are zero-padded at the right and the
+            bottom to whole blocks.
+        kept_blocks: number k of blocks kept on each level; more than there are keeps all.
+        attention: one of `ATTENTIONS` (Table 4).
+        position_embedding: add learned maps (b, b), the same for all channels, before P2B (Eq. 4).
+        merge: how to merge both responses: "add" (Eq. 10), "multiply" or "concat" (Table 6).
     """
 
     def __init__(
@@ -43,14 +52,6 @@ class PointBlockAttention(nn.Module):
         position_embedding: bool = True,
         merge: str = "add",
     ) -> None:
-        """Args:
-        dim: channels C. sides: sides b of the maps (B, C, b, b) of each level. p2p, p2b: use these attentions
-        (Table 3), at least one. block_sides: side m of the blocks of each level, in cells; maps are
-        zero-padded at the right and the bottom to whole blocks. kept_blocks: number k of blocks kept on each
-        level; more than there are keeps all. attention: one of `ATTENTIONS` (Table 4). position_embedding:
-        add learned maps (b, b), the same for all channels, before P2B (Eq. 4). merge: how to merge both
-        responses: "add" (Eq. 10), "multiply" or "concat" (Table 6).
-        """
         super().__init__()
         if attention not in ATTENTIONS or merge not in MERGES:
             raise ValueError(

@@ -8,15 +8,6 @@ from torch.nn import functional as F
 
 from .blocks import resize
 
-__all__ = [
-    "area_fraction",
-    "balanced_regions",
-    "mask_features",
-    "shot_prototypes",
-    "soft_mask",
-    "weighted_sum",
-]
-
 
 def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Share of each cell of an (h, w) grid that a mask covers: (..., H, W) bool or float to (..., h, w).

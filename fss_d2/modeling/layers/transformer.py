@@ -7,14 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "FeedForwardLayer",
-    "MaskedAttentionLayer",
-    "SelfAttentionLayer",
-    "sine_position_code",
-    "sine_position_map",
-]
-
 
 @lru_cache(maxsize=64)
 def sine_position_code(length: int, channels: int, device: torch.device) -> Tensor:
@@ -73,10 +65,8 @@ def _attend(
 ) -> Tensor:
     """Multi-head attention; ``nn.MultiheadAttention.forward`` would copy the mask for every head."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = (
-        F.linear(tokens, weight, bias)
-        .unflatten(2, (attention.num_heads, -1))
-        .transpose(1, 2)  # (B, M, *, C/M)
+    q, k, v = (  # (B, M, *, C/M)
+        F.linear(tokens, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
     mask = None if allowed is None else allowed[:, None]

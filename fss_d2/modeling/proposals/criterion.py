@@ -253,13 +253,8 @@ class ProposalCriterion(nn.Module):
             return {"loss_mask": zero, "loss_dice": zero}
         masks = masks[:, None]  # (R, 1, h, w)
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
-                masks,
-                lambda logits: -logits.abs(),
-                self.num_points,
-                self.oversample_ratio,
-                self.importance_ratio,
-            )  # (R, P, 2)
+            numbers = (self.num_points, self.oversample_ratio, self.importance_ratio)
+            points = get_uncertain_point_coords_with_randomness(masks, _uncertainty, *numbers)  # (R, P, 2)
             targets = [
                 point_sample(part[:, None].float(), part_points, align_corners=False)[:, 0]
                 for part, part_points in zip(segments, points.split([len(s) for s in segments]), strict=True)
@@ -277,6 +272,10 @@ class ProposalCriterion(nn.Module):
         for i, (proposals, segments) in enumerate(matches):
             target[i, proposals] = labels[i][segments]
         return F.cross_entropy(classes.flatten(0, 1), target.flatten(), weight=self.class_weights)
+
+
+def _uncertainty(logits: Tensor) -> Tensor:
+    return -logits.abs()
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:

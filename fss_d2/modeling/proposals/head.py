@@ -37,16 +37,10 @@ class MaskPredictions:
 class MaskedTransformerDecoder(nn.Module):
     """From the pixel decoder's maps to masks (Cheng et al., CVPR 2022, Sec. 3.2; MM-Former, Sec. 3.2).
 
-    Layer i reads level i mod 3. Parameters are named as in the published checkpoints.
-
-    Args:
-        dim: channels C of the maps and queries.
-        num_queries: proposals N per image.
-        num_layers: layers of cross-attention, self-attention and feed-forward network.
-        num_heads: heads of both attentions.
-        feedforward: hidden channels of the feed-forward network.
-        num_classes: classes of a classifier of the queries, without "no object" (MM-Former, Table 4a); 0 for
-            no classifier.
+    Layer i (cross-attention, self-attention, feed-forward network) reads level i mod 3. Maps and queries have
+    ``dim`` channels C, and an image has ``num_queries`` proposals. A classifier of the queries (MM-Former,
+    Table 4a) has ``num_classes`` classes without "no object"; 0 for none. Parameters are named as in the
+    published checkpoints.
     """
 
     def __init__(
@@ -64,7 +58,7 @@ class MaskedTransformerDecoder(nn.Module):
             raise ValueError(
                 f"dim {dim} is not a multiple of 4 and of num_heads {num_heads}: change one of them"
             )
-        for name, value in (("num_queries", num_queries), ("num_layers", num_layers)):
+        for name, value in {"num_queries": num_queries, "num_layers": num_layers}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1")
         self.transformer_cross_attention_layers = nn.ModuleList(
@@ -73,9 +67,8 @@ class MaskedTransformerDecoder(nn.Module):
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(dim, num_heads) for _ in range(num_layers)
         )
-        self.transformer_ffn_layers = nn.ModuleList(
-            FeedForwardLayer(dim, feedforward) for _ in range(num_layers)
-        )
+        forward_layers = [FeedForwardLayer(dim, feedforward) for _ in range(num_layers)]
+        self.transformer_ffn_layers = nn.ModuleList(forward_layers)
         self.decoder_norm = nn.LayerNorm(dim)
         self.query_feat = nn.Embedding(num_queries, dim)
         self.query_embed = nn.Embedding(num_queries, dim)

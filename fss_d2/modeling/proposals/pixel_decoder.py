@@ -113,10 +113,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """
         self._check_sizes(features)
         with torch.autocast(features["res2"].device.type, enabled=False):
-            projected = [
-                proj(features[level].float()) for proj, level in zip(self.input_proj, LEVELS, strict=True)
-            ]
-            levels = self.transformer(projected)
+            pairs = zip(self.input_proj, LEVELS, strict=True)
+            levels = self.transformer([projection(features[level].float()) for projection, level in pairs])
             fine = self.adapter_1(features["res2"].float())
             fine = fine + resize(levels[-1], fine.shape[-2:], align_corners=False)
             return self.mask_features(self.layer_1(fine)), levels
