@@ -50,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported late, so that --help is quick.
     from detectron2.utils.env import seed_all_rng
 
+    from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
     from fss_d2.engine.setup import start_log
     from fss_d2.engine.support_use import check_support_use, format_support_use
-    from fss_d2.inference.loading import load_model
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()

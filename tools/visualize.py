@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse(argv)
     # Imported late, so that --help is quick.
+    from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
     from fss_d2.engine.drawing import check_figure, draw_test_episodes
     from fss_d2.engine.setup import start_log
-    from fss_d2.inference.loading import load_model
 
     start_log()
     cfg = load_config(args.config_file, args.opts)

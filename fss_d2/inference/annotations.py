@@ -5,13 +5,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from fss_d2.data.images import open_image, read_image, to_rgb
+from fss_d2.data.images import is_image_name, open_image, read_image, to_rgb
 from fss_d2.data.masks import IGNORE, binary_mask, upright_mask
 
 __all__ = [
@@ -20,12 +21,14 @@ __all__ = [
     "Boxes",
     "Picture",
     "Scribble",
+    "find_supports",
     "read_annotation",
     "read_picture",
     "read_support",
     "support_pairs",
 ]
 
+_MARK = "_mask"  # at the end of the name of a mask, before the ending
 _LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.weak_masks`, and for OpenCV
 
 
@@ -296,3 +299,57 @@ def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
             f"{name} has the value {array[odd][0]}: give bool, or 0 background, 1 object, 255 neither"
         )
     return array.astype(np.uint8)
+
+
+def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Path], list[Path]]]:
+    """Find the supports of one or several classes.
+
+    ``<folder>/<class>/<name>.jpg`` has its mask in ``<name>.png`` or ``<name>_mask.png`` next to it; an image
+    that is a PNG itself has a ``<name>_mask.png``. Files whose names start with a dot are left out.
+
+    Args:
+        folder: of the classes, or of the files of one class.
+        name: of the class where there are no folders of classes.
+
+    Returns:
+        Images and their masks by class, in the order of the names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: an image has no mask, there is no image, or images lie near folders of classes.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"support folder {folder} does not exist; give one with <class>/<name>.jpg")
+    classes = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+    here = _pairs(folder)
+    if classes and here[0]:
+        raise ValueError(
+            f"{folder} has the image {here[0][0].name} next to the class folder {classes[0].name}: move all "
+            "images into folders of classes, or all out of them"
+        )
+    found = {path.name: _pairs(path) for path in classes} if classes else {name: here}
+    for class_name, (images, _) in found.items():
+        if not images:
+            where = folder / class_name if classes else folder
+            raise ValueError(f"{where} holds no image: add images with their masks, or give another folder")
+    return found
+
+
+def _pairs(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images of a folder by name, and their masks."""
+    files = [p for p in sorted(folder.glob("[!.]*")) if is_image_name(p) and p.is_file()]
+    pngs = {p.stem: p for p in files if p.suffix.lower() == ".png"}
+    marked = {stem.removesuffix(_MARK): p for stem, p in pngs.items() if stem.endswith(_MARK)}
+    plain = [p for p in files if p not in marked.values()]
+    pictures = {p.stem for p in plain if p != pngs.get(p.stem)}
+    images = [p for p in plain if p != pngs.get(p.stem) or p.stem not in pictures]
+    masks = []
+    for image in images:
+        near = pngs.get(image.stem)
+        mask = marked.get(image.stem, near if near in plain and near != image else None)
+        if mask is None:
+            raise ValueError(
+                f"image {image} has no mask: add {image.stem}{_MARK}.png next to it, or remove the image"
+            )
+        masks.append(mask)
+    return images, masks

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import Tensor
 
+from fss_d2.checkpoint.checkpointer import load_model
 from fss_d2.config import load_config
 from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
@@ -22,7 +23,6 @@ from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
-from .loading import load_model
 from .prediction import Prediction
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
 

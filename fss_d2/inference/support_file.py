@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
-from fss_d2.modeling import SupportSet
+from fss_d2.modeling import FEW_SHOT_META_ARCHS, SupportSet
 from fss_d2.modeling.layers import resize
 from fss_d2.state_dict import UNREADABLE, load_plain
 
@@ -78,12 +78,19 @@ class ClassSupport:
 
 
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
-    """The config keys that an encoded support depends on, with their values as text."""
+    """The config keys that encoded supports depend on, with their values as text.
+
+    Sections of MODEL that belong to other methods are left out.
+    """
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
     settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
+    method = cfg.MODEL.META_ARCHITECTURE
+    kept = {method.upper(), "DPCN"} if method == "PFENet" else {method.upper()}  # DPCN's plug-in
+    others = {name.upper() for name in FEW_SHOT_META_ARCHS} - kept
     for key, value in _leaves(cfg.MODEL):
-        if not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):
+        section = key.partition(".")[0].replace("_", "")  # MM_FORMER is that of MMFormer
+        if section not in others and not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):
             settings[f"MODEL.{key}"] = str(value)
     return settings
 

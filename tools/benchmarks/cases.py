@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import repeat
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,7 @@ def proposals(setting: Setting) -> Report:
     rows = [
         {
             "sampling": name,
-            "seconds": segmenter.seconds[name],
-            "part_seconds": segmenter.details[name],
+            **segmenter.details[name],
             "peak_mib": measure(prepare_segmenter, setting, name, repeats=0).peak_mib,
             "attention_seconds": attention.seconds[name],
             "training_seconds": attention.seconds[f"{name} training"],
@@ -133,7 +132,7 @@ def proposals(setting: Setting) -> Report:
 
 
 def prepare_segmenter(setting: Setting) -> Prepared:
-    """Backbone and head of the published sizes, and one image; the details are the seconds of the parts."""
+    """Backbone and head of the published sizes, and one image; the details are seconds, also of the parts."""
     backbone = BACKBONES[setting.backbone]()
     head = ProposalHead(backbone.output_shape(), dim=256)
     model = nn.Sequential(backbone, head).eval().to(setting.device)
@@ -159,7 +158,9 @@ def prepare_segmenter(setting: Setting) -> Prepared:
             model(image)
 
     runs = {sampling: lambda s=sampling: segment(s) for sampling in SAMPLERS}
-    return Prepared(runs, lambda: {sampling: watch.medians(sampling) for sampling in SAMPLERS})
+    return Prepared(
+        runs, lambda: {s: {"seconds": watch.seconds(s), "part_seconds": watch.medians(s)} for s in SAMPLERS}
+    )
 
 
 def prepare_attention(setting: Setting) -> Prepared:
@@ -297,7 +298,8 @@ def training_step(cfg: CfgNode, built: nn.Module, batch: list[dict[str, Any]]) -
     built.iteration = cfg.SOLVER.MAX_ITER - 1
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     optimizer, clip = Trainer.build_optimizer(cfg, built), build_gradient_clipper(cfg)
-    return AutocastTrainer(built, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
+    loader = (batch for _ in count())
+    return AutocastTrainer(built, loader, optimizer, clip=clip, amp_dtype=amp_dtype).run_step
 
 
 def written_out(built: nn.Module, setting: Setting) -> str:

@@ -88,7 +88,9 @@ def measure_here(
     for run in others:
         run()
     rounds = setting.repeats if repeats is None else repeats
-    return Measured(alternate(runs, rounds) if rounds else {}, peak_mib, prepared.details())
+    if not rounds:
+        return Measured({}, peak_mib, None)
+    return Measured(alternate(runs, rounds), peak_mib, prepared.details())
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -150,7 +152,11 @@ class Stopwatch:
     def medians(self, run: str) -> dict[str, float]:
         """Median seconds of each part, and of the "rest", over all laps of ``run`` except the first."""
         laps = self._laps[run][1:]
-        return {name: statistics.median(lap[name] for lap in laps) for name in self._names} if laps else {}
+        return {name: statistics.median(lap[name] for lap in laps) for name in self._names}
+
+    def seconds(self, run: str) -> float:
+        """Median seconds of all parts together, over the same laps as `medians`."""
+        return statistics.median(sum(lap.values()) for lap in self._laps[run][1:])
 
     def _enter(self, name: str) -> None:
         self._charge()

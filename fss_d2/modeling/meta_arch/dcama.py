@@ -265,8 +265,9 @@ class DCAMAHead(nn.Module):
                 tokens = query.tokens[name] if query.tokens else attention.queries(query.maps[name])
                 masks.append(attention(tokens, support.keys[name], values))
                 if self.region_means:
-                    object_first = values.new_tensor([1.0, 0.0]).expand(values.shape[0], 2)
-                    masks.append(attention(tokens, support.means[name], object_first))
+                    # 1 for the object's token, 0 for the background's; made on the device.
+                    first = 1 - torch.arange(2, device=values.device, dtype=values.dtype)
+                    masks.append(attention(tokens, support.means[name], first.expand(len(values), 2)))
             size = query.maps[blocks[0]].shape[-2:]
             aggregated[level] = torch.stack(masks, dim=1).unflatten(2, size)
         return aggregated
