@@ -21,8 +21,8 @@ from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, format_table
 from fss_d2.files import write_atomic
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from fss_d2.visualization import episode_panel, save_episode_panel
 
 __all__ = [

@@ -16,7 +16,7 @@ from fss_d2.data import build_few_shot_test_loader
 from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.evaluation import Comparison, FewShotEvaluator, compare, read_rows
 from fss_d2.files import check_writable, write_atomic
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.visualization import save_episode_panel
 
 __all__ = ["check_support_use", "format_support_use"]

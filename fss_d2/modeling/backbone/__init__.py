@@ -2,6 +2,7 @@
 
 Every file here is imported.
 """
+# ruff: noqa: F401
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -13,24 +14,6 @@ from .resnet import ResNetBackbone, build_fss_resnet_backbone
 from .swin import SwinBackbone, build_fss_swin_backbone
 from .timm import TimmPlainBackbone, TimmPyramidBackbone, build_timm_backbone, create_timm_backbone
 from .vgg import VGGBackbone, build_vgg_backbone
-
-__all__ = [
-    "STAGES",
-    "Detectron2Backbone",
-    "FeatureBackbone",
-    "PixelDecoderBackbone",
-    "ResNetBackbone",
-    "SwinBackbone",
-    "TimmPlainBackbone",
-    "TimmPyramidBackbone",
-    "VGGBackbone",
-    "build_fss_resnet_backbone",
-    "build_fss_swin_backbone",
-    "build_timm_backbone",
-    "build_vgg_backbone",
-    "create_timm_backbone",
-    "map_size",
-]
 
 for _module in iter_modules(__path__):  # also those of backbones that were added
     import_module(f"{__name__}.{_module.name}")
