@@ -1,4 +1,4 @@
-"""How several predictions of one query become one: pure functions."""
+"""Several predictions of one query are fused to one: pure functions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
         logits: of S predictions, (..., 2, h, w) of background and object, float32 or float64.
 
     Returns:
-        (..., 2, h, w). In float64 the larger logit of a single prediction stays the larger one, be it by
-        1e-15, and equals stay equal; in float32 a lead below 1e-7 would become a tie.
+        (..., 2, h, w). In float64 the larger logit of a single prediction stays the larger one, even if only
+        by 1e-15, and equal logits stay equal; in float32 a lead below 1e-7 would become a tie.
     """
     logs = torch.stack([x.log_softmax(dim=-3) for x in logits])
     return logs.logsumexp(dim=0) - math.log(len(logits))
@@ -37,7 +37,7 @@ def average(probability: Tensor) -> Tensor:
 
 
 def vote(probability: Tensor) -> Tensor:
-    """Share of the shots that call a pixel foreground: (B, K, H, W) to (B, H, W). A half is background."""
+    """Share of the shots that predict foreground: (B, K, H, W) to (B, H, W). Half of them is background."""
     return (probability > 0.5).to(probability.dtype).mean(dim=1)
 
 
@@ -70,7 +70,7 @@ def guidance_weights(probability: Tensor, masks: Tensor) -> Tensor:
         masks: (B, K, H, W) in {0, 1, 255}; 255 is not counted.
 
     Returns:
-        (B, K), one weight a guiding shot, in [0, 1].
+        (B, K), one weight per guiding shot, in [0, 1].
     """
     valid, truth = (masks != 255)[:, None], (masks == 1)[:, None]
     predicted = (probability > 0.5) & valid

@@ -1,4 +1,4 @@
-"""Multi-scale testing: the mean of what a method says of an episode at several sizes."""
+"""Multi-scale testing: the mean of a method's predictions for an episode at several sizes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ __all__ = ["MultiScaleSegmentor"]
 
 
 class MultiScaleSegmentor(nn.Module):
-    """Run a few-shot segmentor on each view of an episode and average the probabilities, pixel by pixel.
+    """Run a few-shot segmentor on each view of an episode and average the probabilities of each pixel.
 
-    DPCN's test protocol (Table A3). Evaluation only; the segmentor stays as it is.
+    DPCN's test protocol (Table A3). Evaluation only; the segmentor is not changed.
 
     Example:
         >>> model = MultiScaleSegmentor(model).eval()  # episodes of an EpisodeMapper with TEST.SCALES
@@ -24,8 +24,8 @@ class MultiScaleSegmentor(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """
         Args:
-            model: a `FewShotSegmentor`, or what takes and gives the same dicts; in training or evaluation
-                mode, which becomes that of this module.
+            model: a `FewShotSegmentor`, or a module with the same inputs and outputs. This module takes over
+                its mode, training or evaluation.
         """
         super().__init__()
         self.model = model
@@ -35,12 +35,12 @@ class MultiScaleSegmentor(nn.Module):
         """Run episodes.
 
         Args:
-            batched_inputs: one dict an episode: "height", "width", and "views", a list of inputs of the
-                model. Their scores may be smaller than (height, width); the rest, right and below, is then
-                background.
+            batched_inputs: one dict per episode: "height", "width", and "views", a list of inputs of the
+                model. Their scores may be smaller than (height, width); the pixels right of and below them
+                are background.
 
         Returns:
-            One dict an episode: "sem_seg": (2, height, width) float64 log-probabilities of background and
+            One dict per episode: "sem_seg": (2, height, width) float64 log-probabilities of background and
             object; "aux": the maps of the first view.
 
         Raises:
@@ -64,6 +64,6 @@ def _fuse(episode: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]) -> d
     scores = []
     for output in outputs:
         h, w = output["sem_seg"].shape[-2:]
-        padding = (0, episode["width"] - w, 0, episode["height"] - h)  # ties
+        padding = (0, episode["width"] - w, 0, episode["height"] - h)  # with ties, which are background
         scores.append(F.pad(output["sem_seg"].double(), padding))
     return {"sem_seg": mean_log_probability(scores), "aux": outputs[0].get("aux", {})}

@@ -14,17 +14,17 @@ from tests.modeling.episodes import make_episode, make_model
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
 
 
-class _Told(nn.Module):
-    """Says what it is told to: the "scores" of each input."""
+class _Given(nn.Module):
+    """Returns the "scores" of each input."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"sem_seg": e["scores"], "aux": {"number": e["scores"][:1]}} for e in batched_inputs]
 
 
-def _told(*scores: Tensor, height: int, width: int) -> dict[str, Any]:
+def _fused(*scores: Tensor, height: int, width: int) -> dict[str, Any]:
     episode = {"height": height, "width": width, "views": [{"scores": s} for s in scores]}
     with torch.no_grad():
-        return MultiScaleSegmentor(_Told().eval())([episode])[0]
+        return MultiScaleSegmentor(_Given().eval())([episode])[0]
 
 
 def _winner(scores: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def _winner(scores: Tensor) -> Tensor:
 
 
 def test_what_no_view_covers_is_background() -> None:
-    output = _told(torch.tensor([0.0, 5.0]).view(2, 1, 1).expand(2, 3, 4), height=5, width=6)
+    output = _fused(torch.tensor([0.0, 5.0]).view(2, 1, 1).expand(2, 3, 4), height=5, width=6)
     assert output["sem_seg"].shape == (2, 5, 6)
     expected = torch.zeros(5, 6, dtype=torch.bool)
     expected[:3, :4] = True
@@ -41,15 +41,15 @@ def test_what_no_view_covers_is_background() -> None:
 
 def test_maps_of_the_first_view_are_kept_and_not_a_number_stays() -> None:
     first, second = torch.zeros(2, 4, 4), torch.full((2, 4, 4), torch.nan)
-    output = _told(first, second, height=4, width=4)
+    output = _fused(first, second, height=4, width=4)
     assert torch.equal(output["aux"]["number"], first[:1])
-    assert output["sem_seg"].isnan().all()  # for the evaluator to complain of
+    assert output["sem_seg"].isnan().all()  # for the evaluator to refuse
 
 
 def test_training_and_missing_views_are_refused() -> None:
     with pytest.raises(RuntimeError, match="cannot be trained"):
-        MultiScaleSegmentor(_Told())([])
-    model = MultiScaleSegmentor(_Told().eval())
+        MultiScaleSegmentor(_Given())([])
+    model = MultiScaleSegmentor(_Given().eval())
     assert not model.training  # the mode of what it holds
     assert model([]) == []
     with pytest.raises(ValueError, match=r"episode 7: no 'views'.*TEST\.SCALES"):
