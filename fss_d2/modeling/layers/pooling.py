@@ -56,11 +56,11 @@ def balanced_regions(mask: Tensor, pixels: int) -> Tensor:
     region is replaced by all pixels (DCAMA, Table S5 (b), after CyCTR). Returns (B, 2 * pixels) indices into
     N, object first.
     """
+    foreground = mask >= 0.5
+    regions = torch.stack([foreground, ~foreground], dim=1)  # (B, 2, N)
+    # Sorted, a region's pixels come first, in their order; all pixels, if it has none.
+    indices = (~regions).to(torch.uint8).argsort(dim=2, stable=True)
+    count = regions.sum(dim=2, keepdim=True)
+    count = count.masked_fill(count == 0, mask.shape[1])
     steps = torch.arange(pixels, device=mask.device)
-    rows = []
-    for foreground in mask >= 0.5:
-        for region in (foreground, ~foreground):
-            found = region.nonzero()[:, 0]
-            found = found if len(found) else torch.arange(len(region), device=mask.device)
-            rows.append(found[steps * len(found) // pixels])
-    return torch.stack(rows).view(len(mask), 2 * pixels)
+    return indices.gather(2, steps * count // pixels).flatten(1)
