@@ -6,7 +6,6 @@ sets.
 """
 
 import sys
-from functools import partial
 
 from preparation_cli import make_parser, run
 
@@ -20,11 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_coco20i as preparation
+    from fss_d2.data.datasets import prepare_coco20i
 
-    options = {"year": args.year, "workers": args.workers, "class_maps": args.class_maps, "lists": args.lists}
-    prepare = partial(preparation.prepare, args.root, **options)
-    return run(args, prepare, partial(preparation.check, args.root, year=args.year))
+    return run(args, prepare_coco20i, {"year": args.year}, class_maps=args.class_maps)
 
 
 if __name__ == "__main__":

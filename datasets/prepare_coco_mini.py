@@ -21,11 +21,7 @@ IDS = Path(__file__).with_name("coco_mini_ids.txt")
 
 
 def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
-    """Return a COCO file's content for some images only; all categories stay.
-
-    Raises:
-        ValueError: some of the images are not in it.
-    """
+    """Return a COCO file's content for some images only; all categories stay."""
     images = [image for image in content["images"] if image["id"] in ids]
     if missing := ids - {image["id"] for image in images}:
         raise ValueError(f"{ANNOTATIONS} lacks image {min(missing)}: take that of COCO 2017, train split")
@@ -34,12 +30,7 @@ def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 
 def prepare(root: Path) -> int:
-    """Write the slice; return its number of photographs.
-
-    Raises:
-        FileNotFoundError: COCO, or one of the photographs, is missing.
-        ValueError: the annotations are not those of the train split of 2017.
-    """
+    """Write the slice; return its number of photographs."""
     from fss_d2.files import atomic_path, write_atomic
 
     source, target = root / "coco", root / "coco_mini"

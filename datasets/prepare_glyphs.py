@@ -23,13 +23,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         if not args.check:
-            write_glyphs(
-                args.root,
-                seed=args.seed,
-                size=args.size,
-                images_per_class=args.images_per_class,
-                workers=args.workers,
-            )
+            options = {"images_per_class": args.images_per_class, "workers": args.workers}
+            write_glyphs(args.root, seed=args.seed, size=args.size, **options)
         counts = check_glyphs(args.root)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ def _label(arguments: Sequence[str]) -> None:
 
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "label": (_label, "label a folder of images like a few annotated ones"),
+    "label": (_label, "label a folder of images like a few annotated ones")
 }
 
 

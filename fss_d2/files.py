@@ -9,14 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "atomic_path",
-    "check_writable",
-    "is_half_written",
-    "printable",
-    "read_json_object",
-    "write_atomic",
-]
+__all__ = ["atomic_path", "check_writable", "is_half_written", "printable", "read_json_object"]
+__all__ += ["write_atomic"]
 
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 

@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
+from fss_d2.engine import command_line
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.engine.cross_validation import Run
@@ -82,20 +82,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--weights", metavar="PATTERN", help='MODEL.WEIGHTS, "runs/{method}/{fold}/{seed}.pth" for example'
     )
     parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR/cross_validation")
-    add_launch_arguments(parser)
-    return parse_command_line(parser, arguments)
+    command_line.add_launch_arguments(parser)
+    return command_line.parse_command_line(parser, arguments)
 
 
 def main() -> None:
     """Run the tool; wrong arguments are reported before the first run."""
     args = parse_arguments()
-    plan_from(args)
+    command_line.plan_from(args)
     from fss_d2.engine.cross_validation import run_all
-    from fss_d2.engine.setup import start_log
 
-    start_log()
+    command_line.start_log()
     run_all(args, start)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command_line.run_command(main))

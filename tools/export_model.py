@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
@@ -36,13 +36,9 @@ logger = logging.getLogger("fss_d2.tools.export_model")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     zoo = str(DEFAULT_CONFIG)
-    parser.add_argument(
-        "--config-file", default=zoo, metavar="FILE", help="default: the model of the package"
-    )
+    parser.add_argument("--config-file", default=zoo, metavar="FILE", help="default: the packaged model")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     support = parser.add_mutually_exclusive_group(required=True)
     support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")
@@ -67,12 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
-    """Name and supports of the chosen class.
-
-    Raises:
-        FileNotFoundError, ValueError: the supports cannot be read; or there are several classes or sizes.
-        KeyError: the file has no such class.
-    """
+    """Name and supports of the chosen class."""
     if args.support:
         named = {} if args.class_name is None else {"name": args.class_name}
         predictor.set_support(args.support, args.support_mask, **named)
@@ -105,10 +96,9 @@ def read_at(path: str, size: Sequence[int]) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the tool; errors are those of `encoded_support` and `export_query`, and FileExistsError."""
+    """Run the tool."""
     args = parse_arguments(arguments)
     from fss_d2.config import load_config
-    from fss_d2.engine.setup import start_log
     from fss_d2.files import check_writable
     from fss_d2.inference.export import FrozenQuery, export_query
     from fss_d2.inference.predictor import FewShotPredictor

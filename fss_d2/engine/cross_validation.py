@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +30,26 @@ _ORACLE = "oracle"  # scores a stage of proposals, which is cross-validated alon
 _SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON")
 # All methods take these from the first, so that they segment the same episodes and are scored alike.
 _SHARED_KEYS = (
-    "DATASETS.TEST",
-    *_SETS,
-    "FEW_SHOT.REPEAT_SUPPORTS",
-    "FEW_SHOT.TEST.EPISODES",
-    "FEW_SHOT.TEST.QUERY_RULE",
-    "FEW_SHOT.TEST.SUPPORT_ANNOTATION",
-    "FEW_SHOT.TEST.SUPPORT_VIEWS",
-    "FEW_SHOT.TEST.MANIFEST",
-    "INPUT.FEW_SHOT_SIZE",
-    "INPUT.TEST_RESIZE",
-    "TEST.FRAME",
-    "TEST.SCALES",
-    "TEST.REFINEMENT",
-    "TEST.COUNTING",
-    "TEST.ABSENT_CLASSES",
+    *("DATASETS.TEST", *_SETS, "FEW_SHOT.REPEAT_SUPPORTS", "FEW_SHOT.TEST.EPISODES"),
+    *("FEW_SHOT.TEST.QUERY_RULE", "FEW_SHOT.TEST.SUPPORT_ANNOTATION", "FEW_SHOT.TEST.SUPPORT_VIEWS"),
+    *("FEW_SHOT.TEST.MANIFEST", "INPUT.FEW_SHOT_SIZE", "INPUT.TEST_RESIZE", "TEST.FRAME", "TEST.SCALES"),
+    *("TEST.REFINEMENT", "TEST.COUNTING", "TEST.ABSENT_CLASSES"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fold and seed of one method, or of a stage before it.
+    """One fold and seed of one method, or of a stage before it."""
 
-    Attributes:
-        method: its name in the report.
-        config_file: of the method or the stage.
-        opts: config keys and values of this run, including OUTPUT_DIR.
-        eval_only: nothing is trained.
-        after: folder of the run whose weights this run starts from.
-        scored: the run is evaluated and reported; False for a stage that is only trained.
-    """
-
-    method: str
+    method: str  # its name in the report
     fold: int
     seed: int
     config_file: str
-    opts: tuple[str, ...]
+    opts: tuple[str, ...]  # config keys and values, including OUTPUT_DIR
     folder: Path
     eval_only: bool = False
-    after: Path | None = None
-    scored: bool = True
+    after: Path | None = None  # folder of the run whose weights this run starts from
+    scored: bool = True  # False for a stage that is only trained
 
     def config(self, num_gpus: int | None) -> CfgNode:
         """The config of train_net.py for this run."""
@@ -110,12 +91,11 @@ class _Method:
 
         An unknown method counts as trained: train_net.py says what is wrong.
         """
-        found = []
-        for cfg in self.configs:
-            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
-            model = build_without_weights(cfg) if known else None
-            found.append((True, True) if model is None else (model.trainable, model.has_weights))
-        return tuple(found)
+        known = [cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY for cfg in self.configs]
+        models = [
+            build_without_weights(cfg) if k else None for cfg, k in zip(self.configs, known, strict=True)
+        ]
+        return tuple((m.trainable, m.has_weights) if m is not None else (True, True) for m in models)
 
 
 def of_fold(value: Any, fold: int) -> Any:
@@ -132,11 +112,7 @@ def of_fold(value: Any, fold: int) -> Any:
 def plan_runs(args: argparse.Namespace) -> list[Run]:
     """All runs for the arguments, by fold and seed; a stage comes before the runs that start from it.
 
-    A stage that several methods share is one run.
-
-    Raises:
-        ValueError: several folds, but data sets without a fold in their names; a number out of range; a
-            config that does not score episodes; methods that would share a folder.
+    A stage that several methods share is one run. What does not go together is a ValueError.
     """
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1 or args.jobs < 1:
         raise ValueError(
@@ -155,9 +131,10 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
             for method in methods:
                 for run in _stages(args, method, fold, seed, output, shared):
                     if runs.setdefault(run.folder, run) != run:
-                        raise ValueError(
+                        message = (
                             f"{run.folder} would hold two different runs; rename one of their config files"
                         )
+                        raise ValueError(message)
     return list(runs.values())
 
 
@@ -168,8 +145,7 @@ def run_all(args: argparse.Namespace, start: Callable[[Run, argparse.Namespace],
         args: of tools/cross_validate.py.
         start: does one run; called in a thread.
 
-    Raises:
-        ValueError: as `plan_runs`, or a run failed. After a failure no run is started; those in progress end.
+    After a failure no run is started, those in progress end, and its ValueError is raised.
     """
     runs = plan_runs(args)
     output = runs[0].folder.parents[1]
@@ -218,10 +194,7 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
     Args:
         runs: finished and scored, in the order of the plan.
         first: the method that the others are compared with, if it has the same fold, seed and evaluation.
-
-    Raises:
-        ValueError: two methods were not evaluated on the same manifest.
-        FileNotFoundError: files of an evaluation are missing.
+            Another manifest is a ValueError.
     """
     rows: list[dict[str, Any]] = []
     references: dict[tuple[Any, ...], Path] = {}
@@ -235,8 +208,7 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
                 "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
                 "shots": int(shots.removesuffix("shot")),
             }
-            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
-            row |= {metric: scores[metric] for metric in wanted if metric in scores}
+            row |= {m: scores[m] for m in (*FOLD_METRICS, "mIoU_low", "mIoU_high") if m in scores}
             question = (run.fold, run.seed, folder.name)
             if run.method == first:
                 references[question] = folder
@@ -268,9 +240,7 @@ def _compare(folder: Path, reference: Path) -> Comparison:
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:
     chains = [tuple(entry.split(STAGE_SEPARATOR)) for entry in args.config_file]
-    configs = [
-        tuple(load_config(file, args.opts, num_gpus=args.num_gpus) for file in files) for files in chains
-    ]
+    configs = [tuple(load_config(f, args.opts, num_gpus=args.num_gpus) for f in files) for files in chains]
     for files, stages in zip(chains, configs, strict=True):
         known = {TASK, _ORACLE} if len(chains) == 1 else {TASK}
         if not known & {*stages[-1].TEST.EVALUATORS}:
@@ -329,10 +299,5 @@ def _weights(pattern: str, method: str, fold: int, seed: int) -> str:
 
 
 def _pairs(cfg: CfgNode, keys: Iterable[str], fold: int) -> list[str]:
-    opts: list[str] = []
-    for key in keys:
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        opts += [key, repr(of_fold(value, fold))]
-    return opts
+    values = ((key, reduce(getitem, key.split("."), cfg)) for key in keys)
+    return [word for key, value in values for word in (key, repr(of_fold(value, fold)))]

@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,8 @@ from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
 
-__all__ = [
-    "EVALUATORS",
-    "Results",
-    "build_evaluators",
-    "check_evaluators",
-    "evaluate",
-    "evaluate_periodically",
-    "evaluation_name",
-    "write_summary",
-]
+__all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "evaluate"]
+__all__ += ["evaluate_periodically", "evaluation_name", "write_summary"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +40,7 @@ EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = 
 
 
 def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
-    """Check TEST.EVALUATORS before anything runs.
-
-    Raises:
-        ValueError: it is empty, or an evaluator is unknown, repeated, or does not work for this model or for
-            several TEST.SCALES.
-    """
+    """Raise ValueError if TEST.EVALUATORS is empty or repeats one, or if one is unknown or does not fit."""
     names = list(cfg.TEST.EVALUATORS)
     if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
         raise ValueError(
@@ -81,15 +68,16 @@ def build_evaluators(
     """Build TEST.EVALUATORS; "few_shot_seg" writes into ``output_dir``, others into folders below it."""
     built = []
     for name in cfg.TEST.EVALUATORS:
-        below = "" if name == FewShotEvaluator.task else name
-        folder = None if output_dir is None else output_dir / below
+        folder = output_dir and output_dir / ("" if name == FewShotEvaluator.task else name)
         evaluator = EVALUATORS[name]
         draw = {"draw": save_episode_panel} if issubclass(evaluator, FewShotEvaluator) else {}
         built.append(evaluator.from_config(cfg, dataset_name, folder, **draw))
     return built
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Results:
+def evaluate(
+    cfg: CfgNode, model: nn.Module, *, folder: str = "inference", episodes: int | None = None, shown: int = 0
+) -> Results:
     """Evaluate on all of DATASETS.TEST with each of FEW_SHOT.TEST.SHOTS supports.
 
     All processes must call it. ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` receives the scores, the counts of
@@ -97,82 +85,14 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Re
     of these sizes and its probabilities are averaged.
 
     Args:
-        cfg: the config.
         model: segments episodes or makes proposals, also inside DistributedDataParallel; its mode is kept.
         folder: of the files, under OUTPUT_DIR.
+        episodes: per evaluation, instead of FEW_SHOT.TEST.EPISODES.
+        shown: pictures of so many episodes of each evaluation go to the event storage (TensorBoard).
 
     Returns:
         Scores by "<dataset>/<K>shot"; every process except the main one gets only the names.
     """
-    return _evaluate_all(cfg, model, folder)
-
-
-def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
-    """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
-
-    The episodes are the same each time. Pictures go to the event storage of the training (TensorBoard), files
-    to ``OUTPUT_DIR/periodic``. There are no confidence intervals.
-    """
-    small = cfg.clone()
-    small.defrost()
-    small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
-    small.TEST.BOOTSTRAP = 0
-    small.TEST.PICTURES = 0
-    small.freeze()
-    episodes = cfg.TEST.PERIODIC_EPISODES or None
-    return _evaluate_all(small, model, "periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
-
-
-def evaluation_name(dataset_name: str, shots: int) -> str:
-    """The key of one evaluation in the results, "glyphs_fold0_val/1shot"."""
-    return f"{dataset_name}/{shots}shot"
-
-
-def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
-    """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
-    if comm.is_main_process():
-        content = {
-            "method": cfg.MODEL.META_ARCHITECTURE,
-            "weights": weights,
-            "seed": cfg.SEED,
-            "results": results,
-        }
-        write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
-
-
-class EpisodePictures(DatasetEvaluator):
-    """Put pictures of the first episodes into the event storage, for TensorBoard.
-
-    Args:
-        count: the main process draws those of its episodes that have an index below this.
-        predict: the mask (h, w) to draw, for an episode and the model's output.
-    """
-
-    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], Tensor]) -> None:
-        self._count = count
-        self._predict = predict
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Draw the chosen episodes of a batch."""
-        if not comm.is_main_process():
-            return
-        for episode, output in zip(inputs, outputs, strict=True):
-            if episode["episode_index"] < self._count:
-                mask = self._predict(episode, output).cpu().numpy()
-                panel = torch.from_numpy(episode_panel(episode, mask))
-                name = f"episodes/{episode['episode_index']:04d}"
-                get_event_storage().put_image(name, panel.permute(2, 0, 1))
-
-
-def _evaluate_all(
-    cfg: CfgNode,
-    model: nn.Module,
-    folder: str,
-    *,
-    episodes: int | None = None,
-    shown: int = 0,
-) -> Results:
-    """Evaluate; the first ``shown`` episodes of each evaluation go to the event storage."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
     model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
@@ -193,11 +113,67 @@ def _evaluate_all(
     return results
 
 
+def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
+    """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
+
+    The episodes are the same each time. Pictures go to TensorBoard, files to ``OUTPUT_DIR/periodic``. There
+    are no confidence intervals.
+    """
+    small = cfg.clone()
+    small.defrost()
+    small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
+    small.TEST.BOOTSTRAP = 0
+    small.TEST.PICTURES = 0
+    small.freeze()
+    episodes = cfg.TEST.PERIODIC_EPISODES or None
+    return evaluate(small, model, folder="periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
+
+
+def evaluation_name(dataset_name: str, shots: int) -> str:
+    """The key of one evaluation in the results, "glyphs_fold0_val/1shot"."""
+    return f"{dataset_name}/{shots}shot"
+
+
+def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
+    """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
+    if comm.is_main_process():
+        content = {
+            "method": cfg.MODEL.META_ARCHITECTURE,
+            "weights": weights,
+            "seed": cfg.SEED,
+            "results": results,
+        }
+        write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+class EpisodePictures(DatasetEvaluator):
+    """Put pictures of the episodes with an index below ``count`` into the event storage (main process only).
+
+    ``predict`` gives the mask (h, w) to draw, for an episode and the model's output.
+    """
+
+    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], Tensor]) -> None:
+        self._count = count
+        self._predict = predict
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Draw the chosen episodes of a batch."""
+        if not comm.is_main_process():
+            return
+        for episode, output in zip(inputs, outputs, strict=True):
+            if episode["episode_index"] < self._count:
+                mask = self._predict(episode, output).cpu().numpy()
+                panel = torch.from_numpy(episode_panel(episode, mask))
+                name = f"episodes/{episode['episode_index']:04d}"
+                get_event_storage().put_image(name, panel.permute(2, 0, 1))
+
+
 def _report(results: Results) -> None:
     """Log the scores in CSV form, and for several evaluations one table per task."""
     for name, scores in results.items():
         logger.info("Scores of %s as CSV:", name)
-        print_csv_format(OrderedDict((task, _without_classes(s)) for task, s in scores.items()))
+        without_classes = {task: {k: v for k, v in s.items() if "/" not in k} for task, s in scores.items()}
+        print_csv_format(OrderedDict(without_classes))
     for task in EVALUATORS if len(results) > 1 else ():
         of_task = {name: scores[task] for name, scores in results.items() if task in scores}
         if of_task:
@@ -220,7 +196,3 @@ def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], 
         seed=origin["seed"],
         query_rule=origin["query_rule"],
     )
-
-
-def _without_classes(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: score for name, score in scores.items() if "/" not in name}

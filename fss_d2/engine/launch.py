@@ -6,6 +6,7 @@ Detectron2 0.6 launches on GPUs only, and no version of it joins the processes o
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,19 +21,15 @@ _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch
 class LaunchPlan:
     """How many processes, and on what.
 
-    Attributes:
-        num_gpus: GPUs, one process each, per machine; 0 runs on CPUs; None takes one GPU where there is one.
-        num_processes: processes per machine where ``num_gpus`` is 0.
-        num_machines: machines that run the same command.
-        machine_rank: which of them this is.
-        dist_url: "tcp://host:port" of machine 0; "auto" takes a free port of a single machine.
+    Raises:
+        ValueError: the numbers contradict each other, or there are fewer GPUs.
     """
 
-    num_gpus: int | None = None
-    num_processes: int = 1
-    num_machines: int = 1
-    machine_rank: int = 0
-    dist_url: str = "auto"
+    num_gpus: int | None = None  # per machine, one process each; 0 runs on CPUs; None: one if there is one
+    num_processes: int = 1  # per machine where num_gpus is 0
+    num_machines: int = 1  # that run the same command
+    machine_rank: int = 0  # which of them this is
+    dist_url: str = "auto"  # "tcp://host:port" of machine 0; "auto" takes a free port of a single machine
 
     def __post_init__(self) -> None:
         import torch  # here, so that --help does not wait for it
@@ -78,9 +75,6 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
 
     Returns:
         What ``main`` returns, or None where the processes were spawned.
-
-    Raises:
-        ValueError: the launcher's variables are incomplete, or there are more processes than GPUs.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
@@ -104,15 +98,15 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
 
 
 def _spawned(
-    local_rank: int,
+    rank: int,
     main: Callable[..., Any],
     plan: LaunchPlan,
     args: Sequence[Any],
     variables: dict[str, str],
 ) -> None:
     """Set the variables that torchrun would set, and run."""
-    local = {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
-    os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + local_rank), **local)
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
+    os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + rank), **local)
     _join_and_run(main, plan.uses_gpu, args)
 
 
@@ -141,7 +135,11 @@ def _join_and_run(main: Callable[..., Any], on_gpu: bool, args: Sequence[Any]) -
         # Detectron2 0.6 and its main branch keep the group of this machine's processes in this variable.
         comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(per_machine)
         comm.synchronize()
-        return main(*args)
+        result = main(*args)
+        if not on_gpu:
+            with suppress(RuntimeError):  # another process failed, and reports its own error
+                dist.barrier()  # gloo: a process that leaves early may abort one that still sends
+        return result
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()

@@ -11,6 +11,8 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["PolyParamScheduler", "build_gradient_clipper", "build_lr_scheduler", "build_optimizer"]
 
@@ -22,9 +24,7 @@ GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 class PolyParamScheduler(ParamScheduler):
     """Polynomial decay ``max(ending, (1 - t) ** power)``, with t from 0 to 1 over the training.
 
-    Args:
-        power: 0.9 in PSPNet, PFENet and after them.
-        ending: the factor never falls below it.
+    The power is 0.9 in PSPNet, PFENet and after them.
     """
 
     def __init__(self, power: float = 0.9, ending: float = 0.0) -> None:
@@ -35,14 +35,11 @@ class PolyParamScheduler(ParamScheduler):
         return max(self._ending, (1.0 - min(where, 1.0)) ** self._power)
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """SGD or AdamW over the parameters that require a gradient; those of a frozen backbone are left out.
 
     Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV; the
-    tables of `nn.Embedding` have WEIGHT_DECAY_EMBED.
-
-    Raises:
-        ValueError: an unknown optimizer, or a model with nothing to train.
+    tables of `nn.Embedding` have WEIGHT_DECAY_EMBED. A model with nothing to train raises ValueError.
     """
     solver = cfg.SOLVER
     learning_rate = solver.BASE_LR * solver.LR_FACTOR
@@ -78,15 +75,10 @@ def _with_embedding_decay(
     )
 
 
-def build_lr_scheduler(
-    cfg: CfgNode, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """The schedule ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", "ConstantLR" or one of Detectron2's.
 
     All start with WARMUP_ITERS iterations of warm-up from WARMUP_FACTOR; 0 iterations mean none.
-
-    Raises:
-        ValueError: an unknown name.
     """
     solver = cfg.SOLVER
     if solver.MAX_ITER < 1:
@@ -113,9 +105,6 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
 
     CLIP_TYPE "value" and "norm" are Detectron2's, parameter by parameter; "full_model" clips the norm of all
     gradients together.
-
-    Raises:
-        ValueError: an unknown CLIP_TYPE.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:

@@ -23,26 +23,17 @@ __all__ = ["check_support_use", "format_support_use"]
 
 logger = logging.getLogger(__name__)
 
-Loader = DataLoader[list[dict[str, Any]]]
-
 
 def check_support_use(
     cfg: CfgNode, model: nn.Module, dataset: str, shots: int, episodes: int
 ) -> tuple[Comparison, Path]:
     """Score both kinds of supports, and write ``OUTPUT_DIR/support_use/<dataset>_<K>shot``.
 
-    Args:
-        model: segments episodes, in eval mode.
-        shots: supports per episode.
-        episodes: how many are scored.
+    The model is in eval mode. A data set of a single class is a ValueError.
 
     Returns:
         The comparison of own (a) and foreign (b) supports, with the bootstrap interval over episodes; and
         ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
-
-    Raises:
-        ValueError: a data set of one class, or an OUTPUT_DIR that cannot be written to.
-        FileNotFoundError: a data set that has not been prepared.
     """
     loaders = _build_loaders(cfg, dataset, shots, episodes)
     model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
@@ -78,15 +69,9 @@ def format_support_use(method: str, result: Comparison) -> str:
     return f"{lines}\n\nWith supports of another class, {kept:.0%} of the score remains."
 
 
-def _build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, Loader]:
-    """The loaders of the episodes as they are ("own") and with supports of another class ("foreign").
-
-    Raises:
-        ValueError: as `build_few_shot_test_loader`, or no foreign supports for an episode.
-    """
-    own, foreign = (
-        build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in range(2)
-    )
+def _build_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, DataLoader]:
+    """The loaders of the episodes as they are ("own") and with supports of another class ("foreign")."""
+    own, foreign = (build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab")
     try:
         foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
     except ValueError as error:
