@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
+from functools import cache
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,114 @@ def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> s
     write_atomic(output / "cross_validation.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomic(output / "cross_validation.md", text.encode())
     return text
+
+
+def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
+    """The rows of `summarise_folds`: one per run, test set and number of shots.
+
+    Args:
+        runs: finished and scored, in the order of the plan.
+        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
+
+    Raises:
+        ValueError: two methods were not evaluated on the same manifest.
+        FileNotFoundError: files of an evaluation are missing.
+    """
+    rows: list[dict[str, Any]] = []
+    references: dict[tuple[Any, ...], Path] = {}
+    for run in runs:
+        for folder, scores in run.scores().items():
+            name, _, shots = folder.name.rpartition("_")
+            row = {
+                "method": run.method,
+                "fold": run.fold,
+                "seed": run.seed,
+                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
+                "shots": int(shots.removesuffix("shot")),
+            }
+            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
+            row |= {metric: scores[metric] for metric in wanted if metric in scores}
+            question = (run.fold, run.seed, folder.name)
+            if run.method == first:
+                references[question] = folder
+            elif question in references:
+                paired = _compare(folder, references[question])
+                row[DIFFERENCE] = paired.difference
+                row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
+            rows.append(row)
+    return rows
+
+
+@cache  # the report is written after each run
+def _compare(folder: Path, reference: Path) -> Comparison:
+    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
+    if manifests[0].read_bytes() != manifests[1].read_bytes():
+        raise ValueError(
+            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
+            "remove the older run and start again"
+        )
+    recorded = json.loads((reference / "results.json").read_text())
+    return compare(
+        read_rows(folder / "episodes.jsonl"),
+        read_rows(reference / "episodes.jsonl"),
+        classes=[entry["class_id"] for entry in recorded["per_class"]],
+        counting=recorded["settings"]["counting"],
+        absent=recorded["settings"]["absent_classes"],
+    )
+
+
+def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
+    """The rows of `summarise_folds`: one per run, test set and number of shots.
+
+    Args:
+        runs: finished and scored, in the order of the plan.
+        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
+
+    Raises:
+        ValueError: two methods were not evaluated on the same manifest.
+        FileNotFoundError: files of an evaluation are missing.
+    """
+    rows: list[dict[str, Any]] = []
+    references: dict[tuple[Any, ...], Path] = {}
+    for run in runs:
+        for folder, scores in run.scores().items():
+            name, _, shots = folder.name.rpartition("_")
+            row = {
+                "method": run.method,
+                "fold": run.fold,
+                "seed": run.seed,
+                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
+                "shots": int(shots.removesuffix("shot")),
+            }
+            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
+            row |= {metric: scores[metric] for metric in wanted if metric in scores}
+            question = (run.fold, run.seed, folder.name)
+            if run.method == first:
+                references[question] = folder
+            elif question in references:
+                paired = _compare(folder, references[question])
+                row[DIFFERENCE] = paired.difference
+                row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
+            rows.append(row)
+    return rows
+
+
+@cache  # the report is written after each run
+def _compare(folder: Path, reference: Path) -> Comparison:
+    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
+    if manifests[0].read_bytes() != manifests[1].read_bytes():
+        raise ValueError(
+            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
+            "remove the older run and start again"
+        )
+    recorded = json.loads((reference / "results.json").read_text())
+    return compare(
+        read_rows(folder / "episodes.jsonl"),
+        read_rows(reference / "episodes.jsonl"),
+        classes=[entry["class_id"] for entry in recorded["per_class"]],
+        counting=recorded["settings"]["counting"],
+        absent=recorded["settings"]["absent_classes"],
+    )
 
 
 def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
