@@ -62,13 +62,10 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.files import check_writable
 
     output = Path(args.output)
-    shared = [
-        *("SOLVER.MAX_ITER", str(args.iterations)),
-        *("MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"),
-        *("DATASETS.TRAIN", f"('glyphs_fold{args.fold}_train',)"),
-        *("DATASETS.TEST", f"('glyphs_fold{args.fold}_val',)"),
-        *args.opts,
-    ]
+    sets = [f"('glyphs_fold{args.fold}_{split}',)" for split in ("train", "val")]
+    shared = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "SOLVER.MAX_ITER", str(args.iterations)]
+    shared += ["MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"]
+    shared += args.opts
     baseline_cfg = _config("prototype", output / "prototype", shared)
     cfg = _config("dcama", output / "dcama", shared)
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.support_use import check_support_use, format_support_use
+    from fss_d2.engine.evaluate import check_support_use, format_support_use
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()
@@ -61,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed_all_rng(max(cfg.SEED, 0))  # also seeds the initial weights of a model without a checkpoint
     model = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {method} reads no supports; choose a config of a few-shot method"
-        )
+        message = "reads no supports; choose a config of a few-shot method"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {method} {message}")
     result, file = check_support_use(cfg, model, dataset, shots, args.episodes)
     print(format_support_use(method, result))
     logger.info("The scores are in %s; the counts of each episode are next to it", file)

@@ -95,9 +95,8 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
     trained = [*files, str(last.config)]  # what a row that trains nothing tests
     files.append(write_config(last, output / f"{name}.yaml"))
-    options = ["--folds", *(args.folds or row.folds), "--seeds", *(args.seeds or [cfg.FEW_SHOT.TEST.SEED])]
-    options += ["--output", output]
-    weights = args.weights
+    seeds, weights = args.seeds or [cfg.FEW_SHOT.TEST.SEED], args.weights
+    options = ["--folds", *(args.folds or row.folds), "--seeds", *seeds, "--output", output]
     if row.test and not weights:
         _cross_validate(trained, options, args.rest)
         folder = f"{cfg.MODEL.META_ARCHITECTURE}_{'+'.join(Path(file).stem for file in trained)}"

@@ -100,17 +100,14 @@ def dcama_table(rows: Rows) -> str:
 def proposals(setting: Setting) -> Report:
     """The proposal segmenter and one deformable attention, with ``grid_sample`` and with gathered rows."""
     segmenter, attention = measure(prepare_segmenter, setting), measure(prepare_attention, setting)
-    rows = [
-        {
-            "sampling": name,
-            **segmenter.details[name],
-            "peak_mib": measure(prepare_segmenter, setting, name, repeats=0).peak_mib,
-            "attention_seconds": attention.seconds[name],
-            "training_seconds": attention.seconds[f"{name} training"],
-            "training_peak_mib": measure(prepare_attention, setting, f"{name} training", repeats=0).peak_mib,
-        }
-        for name in SAMPLERS
-    ]
+    rows = []
+    for name in SAMPLERS:
+        training = f"{name} training"
+        row = {"sampling": name, **segmenter.details[name]}
+        row["peak_mib"] = measure(prepare_segmenter, setting, name, repeats=0).peak_mib
+        row["attention_seconds"], row["training_seconds"] = (attention.seconds[n] for n in (name, training))
+        row["training_peak_mib"] = measure(prepare_attention, setting, training, repeats=0).peak_mib
+        rows.append(row)
     numbers = {"results": rows, "differences": attention.details}
     return Report(proposal_tables(rows, numbers["differences"]), numbers)
 
