@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
     from torch import Tensor
 
     from fss_d2.inference.predictor import FewShotPredictor
-    from fss_d2.modeling import SupportSet
+    from fss_d2.inference.support_file import ClassSupport
 
 FORMATS, INPUT_TYPES = ("torch_export", "torchscript", "onnx"), ("uint8", "float32")  # of inference.export
 
@@ -66,7 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
+def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, ClassSupport]:
     """Name and supports of the chosen class.
 
     Raises:
@@ -86,10 +86,10 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
         raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
-    sets = predictor.supports[name].sets
-    if len(sets) > 1:
-        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, but one is exported; add TEST.SCALES '()'")
-    return name, sets[0]
+    support = predictor.supports[name]
+    if (sizes := len(support.sets)) > 1:
+        raise ValueError(f"TEST.SCALES gives {sizes} sizes, but one is exported; add TEST.SCALES '()'")
+    return name, support
 
 
 def read_at(path: str, size: Sequence[int]) -> Tensor:
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(args.output.parent)
     size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
     content = export_query(
-        FrozenQuery(predictor.model, support),
+        FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames)),
         args.output,
         size=size,
         file_format=args.format,
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "options": args.opts,
             "weights": cfg.MODEL.WEIGHTS,
             "resize": cfg.INPUT.TEST_RESIZE,
-            "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),  # each is a shot
+            "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),
             "left_out": {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {},
         },
     )
