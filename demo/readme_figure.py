@@ -2,7 +2,7 @@
 """Draw the figure of the README: support with mask, query and result, once for each class that a query shows.
 
     python demo/readme_figure.py --config-file configs/mmformer/stage2_glyphs.yaml \\
-        --weights output/mmformer/stage2_glyphs/model_final.pth --query 12 148
+        --weights output/mmformer/stage2_glyphs/model_final.pth --query 148 352
 
 The support of a class is the first picture of the data set that shows this class and no other held-out class.
 """

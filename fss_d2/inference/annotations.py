@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _MARK = "_mask"  # at the end of the name of a mask, before the ending
-_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.weak_masks`, and for OpenCV
+_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.masks`, and for OpenCV
 
 
 @dataclass(frozen=True)
