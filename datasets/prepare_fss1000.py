@@ -13,9 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_fss1000
+    from fss_d2.data.datasets import fss1000
 
-    return run(args, prepare_fss1000)
+    return run(args, fss1000)
 
 
 if __name__ == "__main__":

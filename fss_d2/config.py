@@ -179,7 +179,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # "letterbox" (longest side fitted, PFENet's rounding, black padding), "shortest_edge" (no crop).
     cfg.INPUT.TEST_RESIZE = "squash"
     # Training augmentations in order; an empty tuple means the test transform. Each is the name of
-    # a builder in fss_d2/data/augmentation_registry.py, whose settings are the INPUT.AUG.* keys.
+    # a builder in fss_d2/data/augmentations.py, whose settings are the INPUT.AUG.* keys.
     cfg.INPUT.TRAIN_AUGMENTATIONS = ()
     # Supports go through TRAIN_AUGMENTATIONS as well, drawn independently of the query's.
     cfg.INPUT.AUGMENT_SUPPORTS = True

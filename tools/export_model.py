@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
     from torch import Tensor
 
     from fss_d2.inference.predictor import FewShotPredictor
-    from fss_d2.modeling import SupportSet
+    from fss_d2.inference.support_file import ClassSupport
 
 FORMATS, INPUT_TYPES = ("torch_export", "torchscript", "onnx"), ("uint8", "float32")  # of inference.export
 
@@ -59,7 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
+def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, ClassSupport]:
     """Name and supports of the chosen class."""
     if args.support:
         named = {} if args.class_name is None else {"name": args.class_name}
@@ -73,10 +73,10 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
         raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
-    sets = predictor.supports[name].sets
-    if len(sets) > 1:
-        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, but one is exported; add TEST.SCALES '()'")
-    return name, sets[0]
+    support = predictor.supports[name]
+    if (sizes := len(support.sets)) > 1:
+        raise ValueError(f"TEST.SCALES gives {sizes} sizes, but one is exported; add TEST.SCALES '()'")
+    return name, support
 
 
 def read_at(path: str, size: Sequence[int]) -> Tensor:
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
     details = {"class": name, "config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS}
     details["resize"] = cfg.INPUT.TEST_RESIZE
-    details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)  # each is a shot
+    details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
     images = {path: read_at(path, size) for path in [*(args.support or []), *args.image]}
     options = {
@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "images": images,
         "details": details,
     }
-    content = export_query(FrozenQuery(predictor.model, support), args.output, size=size, **options)
+    frozen = FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames))
+    content = export_query(frozen, args.output, size=size, **options)
     if cfg.TEST.REFINEMENT:
         logger.warning("TEST.REFINEMENT %s comes after the network, not in the file", cfg.TEST.REFINEMENT)
     worst = max(content["max_relative_error"].values())

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.data.catalog import get_records
 from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path

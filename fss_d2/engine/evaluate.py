@@ -32,8 +32,8 @@ from fss_d2.evaluation import (
     read_rows,
 )
 from fss_d2.files import check_writable, write_atomic
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from fss_d2.visualization import episode_panel, save_episode_panel
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from fss_d2.config import load_config
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer

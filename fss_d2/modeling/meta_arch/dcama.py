@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.fusion import FUSIONS, guidance_weights
 from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
-from fss_d2.modeling.kshot import FUSIONS, guidance_weights
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     MaskAggregation,
