@@ -37,12 +37,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the figure.
-
-    Raises:
-        FileNotFoundError: there is no such config or checkpoint, or the data set has not been prepared.
-        ValueError: the data set has no such picture, or no support for one of its classes.
-    """
+    """Draw the figure."""
     args = parse(argv)
     from fss_d2.data import get_records
     from fss_d2.inference.predictor import FewShotPredictor
@@ -58,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def rows(
-    args: argparse.Namespace,
-    predictor: "FewShotPredictor",
-    records: Sequence[dict[str, Any]],
-    query: int,
+    args: argparse.Namespace, predictor: "FewShotPredictor", records: Sequence[dict[str, Any]], query: int
 ) -> Iterator["np.ndarray"]:
     """One row for each class that a query shows."""
     from detectron2.data import MetadataCatalog
