@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_pascal5i as preparation
+    from fss_d2.data.datasets import pascal5i as preparation
 
     prepare = partial(preparation.prepare, args.root, workers=args.workers, lists=args.lists)
     return run(args, prepare, partial(preparation.check, args.root))
