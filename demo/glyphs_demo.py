@@ -11,8 +11,12 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command, start_log
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG = "glyphs_efficientnet_lite0.yaml"
@@ -22,9 +26,7 @@ logger = logging.getLogger("fss_d2.demo")
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--output", default="output/demo", help="folder of tables, checkpoint and pictures")
     parser.add_argument("--fold", type=int, default=0, choices=range(4), help="its classes are held out")
     parser.add_argument("--iterations", type=int, default=300, help="of training; the config has more")
@@ -41,7 +43,6 @@ def main() -> None:
 
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
-    from fss_d2.engine.setup import start_log
 
     setup_logger()
     start_log()
@@ -54,19 +55,17 @@ def compare(args: argparse.Namespace) -> None:
     """Train, evaluate both methods, print the table and draw the pictures."""
     from detectron2.utils.env import seed_all_rng
 
+    from fss_d2.engine.drawing import draw_test_episodes
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
     from fss_d2.evaluation import format_table
     from fss_d2.files import check_writable
 
     output = Path(args.output)
-    shared = [
-        *("SOLVER.MAX_ITER", str(args.iterations)),
-        *("MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"),
-        *("DATASETS.TRAIN", f"('glyphs_fold{args.fold}_train',)"),
-        *("DATASETS.TEST", f"('glyphs_fold{args.fold}_val',)"),
-        *args.opts,
-    ]
+    sets = [f"('glyphs_fold{args.fold}_{split}',)" for split in ("train", "val")]
+    shared = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "SOLVER.MAX_ITER", str(args.iterations)]
+    shared += ["MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"]
+    shared += args.opts
     baseline_cfg = _config("prototype", output / "prototype", shared)
     cfg = _config("dcama", output / "dcama", shared)
 
@@ -79,7 +78,9 @@ def compare(args: argparse.Namespace) -> None:
     logger.info("3/4 Evaluating the training-free baseline on the same episodes")
     baseline = evaluate(baseline_cfg, Trainer.build_model(baseline_cfg).eval())
     logger.info("4/4 Drawing pictures")
-    picture = draw(cfg, trainer.model.eval(), args.rows, output / "episodes.png")
+    (dataset,) = cfg.DATASETS.TEST
+    model = trainer.model.eval()
+    picture = draw_test_episodes(cfg, dataset, output / "episodes", model=model, num=args.rows)
 
     rows = {f"Prototype, {name}": scores for name, scores in baseline.items()}
     rows |= {f"DCAMA, {name}": scores for name, scores in trained.items()}
@@ -87,28 +88,7 @@ def compare(args: argparse.Namespace) -> None:
     logger.info("Support and mask, query, prediction, truth: %s", picture)
 
 
-def draw(cfg: "CfgNode", model: "nn.Module", rows: int, path: Path) -> Path:  # noqa: F821
-    """Segment the first one-shot episodes and draw them, one a row."""
-    import torch
-    from detectron2.data import MetadataCatalog
-
-    from fss_d2.data import build_few_shot_test_loader
-    from fss_d2.visualization import episode_panel, picture_grid, save_picture
-
-    (dataset,) = cfg.DATASETS.TEST
-    names = MetadataCatalog.get(dataset).stuff_classes
-    loader = build_few_shot_test_loader(cfg, dataset, shots=1, episodes=rows)
-    with torch.inference_mode():
-        panels = [
-            episode_panel(episode, model([episode])[0], class_name=names[episode["class_id"]])
-            for batch in loader
-            for episode in batch
-        ]
-    save_picture(path, picture_grid(panels))
-    return path
-
-
-def _config(method: str, output: Path, opts: list[str]) -> "CfgNode":  # noqa: F821
+def _config(method: str, output: Path, opts: list[str]) -> "CfgNode":
     from fss_d2.config import load_config
 
     return load_config(str(CONFIGS / method / CONFIG), [*opts, "OUTPUT_DIR", str(output)], num_gpus=0)

@@ -28,11 +28,20 @@ def photographs() -> Path:
 
 @pytest.fixture(autouse=True)
 def closed_logs() -> Iterator[None]:
-    """Log handlers of a test end with it: the next one would write to a stream that is closed."""
+    """Each test leaves the logs as it found them: no handler with a closed stream, no logger made silent."""
+    before = {name: (log.level, log.propagate) for name, log in _loggers().items()}
     with closing_log_handlers():
         yield
-    for name in ("detectron2", "fvcore", "fss_d2"):  # setup_logger hides them from pytest's caplog
-        logging.getLogger(name).propagate = True
+    for name, log in _loggers().items():
+        level, log.propagate = before.get(name, (logging.NOTSET, True))
+        log.setLevel(level)
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    """Those that programs change, by name."""
+    loggers = logging.root.manager.loggerDict.items()
+    ours = [(name, log) for name, log in loggers if name.startswith(("fss_d2", "detectron2", "fvcore"))]
+    return {name: log for name, log in ours if isinstance(log, logging.Logger)}
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def _class_without_images() -> None:
 _LABEL = [
     # Supports.
     Case("label --support nowhere", "nowhere does not exist; give a folder with <class>/images"),
-    Case("label --support photos", "image photos/a.png has no mask: add a_mask.png beside it"),
+    Case("label --support photos", "image photos/a.png has no mask: add a_mask.png next to it"),
     Case("label", "is 20x20 pixels but its image", _OTHER_SIZE),
     Case("label", "toy/dog/images/2.png has no mask: add", remove("toy/dog/masks/2.png")),
     Case("label", "toy/dog/masks/2.png has no image", remove("toy/dog/images/2.png")),
@@ -95,7 +95,7 @@ _DEMO = [
     Case("flat", "mask file flat/c.png: no pixel of the image shows the object", mask("flat/c.png", 32, 0)),
     Case("flat", "mask file flat/c.png cannot be read", write("flat/c.png", "a text")),
     Case("flat", "image file flat/c.jpg cannot be read", cut("flat/c.jpg", 300)),
-    Case("flat", "c.jpg beside the class folder cat: move all", write("flat/cat/x", "")),
+    Case("flat", "c.jpg next to the class folder cat: move all", write("flat/cat/x", "")),
     Case("one", "--support needs either --support-mask or --support-box"),
     Case("one --support-box 9 9 3 3", "box (9.0, 9.0, 3.0, 3.0): give x0 y0 x1 y1"),
     Case("one --support-box 40 40 50 50", "object, support 1: no pixel of the image shows the object"),

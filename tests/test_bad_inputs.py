@@ -1,5 +1,6 @@
 """On bad input every program fails with one line that says what is wrong, and leaves no half-written file."""
 
+import importlib
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from fss_d2.engine.command_line import TRACEBACK_VARIABLE
+from fss_d2.engine.command_line import TRACEBACK_VARIABLE, run_command
 from tests import bad_input_cases, own_picture_cases
 from tests.spoiling import Case, Code
 
@@ -222,15 +223,19 @@ def test_the_pickled_code_would_leave_a_file(place: Path) -> None:
     assert (place / "code_was_run").is_file()
 
 
-def test_a_batch_that_the_processes_cannot_share(place: Path) -> None:
-    """In its own processes: the error of a spawned process is one line, too."""
-    command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", "tiny.yaml", "--num-gpus", "0"]
-    command += ["--num-processes", "2", "SOLVER.IMS_PER_BATCH", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_a_batch_that_the_processes_cannot_share(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two spawned processes: the error of a spawned process is one line, too."""
+    words = ["--config-file", "tiny.yaml", "--num-gpus", "0", "--num-processes", "2"]
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *words, "SOLVER.IMS_PER_BATCH", "3"])
+    monkeypatch.syspath_prepend(str(_ROOT))  # the spawned processes import the program
+    program = importlib.import_module("train_net")
+    assert run_command(program.run) == 1
+    output, errors = capfd.readouterr()
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "SOLVER.IMS_PER_BATCH 3" in line
-    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" not in errors + output
     assert not list(place.rglob("*.pth"))
 
 

@@ -4,22 +4,32 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .datasets import coco2pascal, coco20i, fss1000, glyphs, pascal5i
+from . import datasets
 from .datasets.custom import register_coco_json, register_folder
 
 __all__ = ["dataset_root", "get_records", "register_all", "register_datasets_from_cfg"]
 
-# Each has names() -> list[str], metadata(name) -> dict, load_records(name, root) -> list of dataset dicts.
-_MODULES: tuple[ModuleType, ...] = (pascal5i, coco20i, coco2pascal, fss1000, glyphs)
+
+def _data_sets() -> Iterator[ModuleType]:
+    """The files of `datasets` that hold a data set.
+
+    They have names() -> list[str], metadata(name) -> dict, load_records(name, root) -> list of dataset dicts.
+    """
+    for found in iter_modules(datasets.__path__):
+        module = import_module(f"{datasets.__name__}.{found.name}")
+        if hasattr(module, "load_records") and hasattr(module, "names"):
+            yield module
 
 
 def dataset_root() -> Path:
@@ -29,7 +39,7 @@ def dataset_root() -> Path:
 
 def register_all() -> None:
     """Register every built-in dataset by name; no file is read, and registered names stay as they are."""
-    for module in _MODULES:
+    for module in _data_sets():
         for name in module.names():
             if name not in DatasetCatalog:
                 DatasetCatalog.register(name, partial(_load_builtin, module, name))

@@ -11,23 +11,11 @@ from tabulate import tabulate
 
 from fss_d2.files import write_atomic
 
-from .bootstrap import bootstrap_episode_iou, bootstrap_mean_iou, interval
+from .bootstrap import EpisodeCounts, bootstrap_episode_iou, bootstrap_mean_iou, interval, stack_rows
 from .metrics import class_iou, class_sums, episode_iou, fb_iou, mean_iou
-from .rows import EpisodeCounts, stack_rows
 
-__all__ = [
-    "CLASS_PREFIX",
-    "DIFFERENCE",
-    "FOLD_METRICS",
-    "TASK",
-    "format_class_table",
-    "format_folds",
-    "format_table",
-    "score_classes",
-    "summarise",
-    "summarise_folds",
-    "write_results",
-]
+__all__ = ["CLASS_PREFIX", "DIFFERENCE", "FOLD_METRICS", "TASK", "format_class_table", "format_folds"]
+__all__ += ["format_table", "score_classes", "summarise", "summarise_folds", "write_results"]
 
 TASK = "few_shot_seg"  # the key of an evaluator's scores, like "sem_seg" in Detectron2
 CLASS_PREFIX = "IoU/"
@@ -56,17 +44,17 @@ def summarise(
         "episode_IoU_high", the 95 % intervals, unless ``resamples`` is 0; "ROM" and "RUM", fractions, if
         the rows hold them.
     """
-    class_ids, intersection, union = stack_rows(rows)
+    _, intersection, union = stacked = stack_rows(rows)
     rule = {"counting": counting, "absent": absent}
     single = episode_iou(intersection, union, counting)
     single = single[~np.isnan(single)]
     summary = {
-        "mIoU": 100 * mean_iou(class_ids, intersection, union, classes, **rule),
+        "mIoU": 100 * mean_iou(*stacked, classes, **rule),
         "FB_IoU": 100 * fb_iou(intersection, union, counting),
         "episode_IoU": 100 * float(single.mean()) if len(single) else 0.0,
     }
     if resamples:
-        pooled = bootstrap_mean_iou(class_ids, intersection, union, classes, **rule, resamples=resamples)
+        pooled = bootstrap_mean_iou(*stacked, classes, **rule, resamples=resamples)
         alone = bootstrap_episode_iou(intersection, union, counting=counting, resamples=resamples)
         for name, scores in (("mIoU", pooled), ("episode_IoU", alone)):
             summary[f"{name}_low"], summary[f"{name}_high"] = interval(100 * scores)
@@ -115,9 +103,6 @@ def format_table(results: Mapping[str, Any]) -> str:
     Args:
         results: nested dicts; the innermost ones hold "mIoU" or "AR@100". One evaluator returns such a
             dict; several can be joined under names such as "glyphs_fold0_val/1shot".
-
-    Raises:
-        ValueError: no innermost dict holds "mIoU" or "AR@100".
     """
     runs = list(_runs(results))
     if not runs:
@@ -129,12 +114,8 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def format_class_table(scores: Mapping[str, float]) -> str:
     """The "IoU/<class name>" entries of one evaluation, best class first."""
-    classes = {
-        name.removeprefix(CLASS_PREFIX): score
-        for name, score in scores.items()
-        if name.startswith(CLASS_PREFIX)
-    }
-    lines = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
+    classes = [(n.removeprefix(CLASS_PREFIX), s) for n, s in scores.items() if n.startswith(CLASS_PREFIX)]
+    lines = sorted(classes, key=lambda item: (-item[1], item[0]))
     return tabulate(lines, headers=["class", "IoU"], tablefmt="pipe", floatfmt=".2f")
 
 
@@ -145,7 +126,7 @@ def write_results(
     summary: Mapping[str, float],
     per_class: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write ``results.json`` (settings, summary, per_class) in one step."""
+    """Write ``results.json``."""
     content = {"settings": dict(settings), "summary": dict(summary), "per_class": list(per_class)}
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -223,9 +204,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 def format_folds(summary: Sequence[Mapping[str, Any]], first: str) -> str:
     """Markdown: a table per test set with one row per method; with several runs also a table of the folds.
 
-    Args:
-        summary: of `summarise_folds`.
-        first: the method that the others are compared with.
+    ``summary`` is that of `summarise_folds`; the other methods are compared with ``first``.
     """
     parts = []
     for test_set in dict.fromkeys(entry["test_set"] for entry in summary):

@@ -1,4 +1,4 @@
-"""Encoded supports on disk: tensors and plain numbers, and what they were encoded with."""
+"""Encoded supports, and their file: tensors, plain numbers and the settings of the encoding."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
-from fss_d2.modeling import SupportSet
+from fss_d2.modeling import FEW_SHOT_META_ARCHS, SupportSet
 from fss_d2.modeling.layers import resize
 from fss_d2.state_dict import UNREADABLE, load_plain
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
 _KIND, _VERSION = "fss_d2 encoded support", 3
-# Keys that leave the encoding as it is, or that the digest of the weights stands for.
+# Keys that do not change the encoding, or that the digest of the weights covers.
 _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
@@ -30,10 +30,10 @@ class Frame:
     """Where a view of a support lies in it.
 
     Attributes:
-        size: height and width of the support image, in pixels.
-        window: of its pixels, what the view shows.
-        mirrored: left and right.
-        valid_size: height and width of the part of the network's input that is not padding.
+        size: (height, width) of the support image.
+        window: the pixels of it that the view shows.
+        mirrored: whether left and right are swapped.
+        valid_size: (height, width) of the part of the network input that is not padding.
     """
 
     size: tuple[int, int]
@@ -47,8 +47,8 @@ class ClassSupport:
     """The supports of one class.
 
     Attributes:
-        sets: what the method keeps of them, one set for each size at which images run.
-        frames: for each support image one for each of its views; together the shots of each set.
+        sets: the encoded supports, one set per size at which images run.
+        frames: for each support image, one frame per view; together these are the shots of each set.
     """
 
     sets: tuple[SupportSet, ...]
@@ -56,15 +56,11 @@ class ClassSupport:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of the network's inputs."""
+        """(height, width) of each network input."""
         return [support_set.size for support_set in self.sets]
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
-        """Bring maps of the shots (shots, H, W) to the supports' own sizes, adding up those of its views.
-
-        Returns:
-            One (h, w) float32 for each support image.
-        """
+        """Maps of the shots (shots, H, W) -> one (h, w) float32 per support image, the sum of its views."""
         shots = iter(maps)
         joined = []
         for views in self.frames:
@@ -78,12 +74,16 @@ class ClassSupport:
 
 
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
-    """The config keys that an encoded support depends on, with their values as text."""
+    """The config keys that encoded supports depend on, without those of other methods; values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
     settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
+    method = cfg.MODEL.META_ARCHITECTURE
+    kept = {method.upper(), "DPCN"} if method == "PFENet" else {method.upper()}  # DPCN's plug-in
+    others = {name.upper() for name in FEW_SHOT_META_ARCHS} - kept
     for key, value in _leaves(cfg.MODEL):
-        if not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):
+        section = key.partition(".")[0].replace("_", "")  # MM_FORMER is that of MMFormer
+        if section not in others and not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):
             settings[f"MODEL.{key}"] = str(value)
     return settings
 
@@ -94,7 +94,7 @@ def save_classes(
     model: nn.Module,
     settings: Mapping[str, str],
 ) -> None:
-    """Write supports as `torch.load` reads them with ``weights_only``; whole or not at all."""
+    """Write supports atomically, in the form that `torch.load` reads with ``weights_only``."""
     content = {
         "kind": _KIND,
         "version": _VERSION,
@@ -116,11 +116,11 @@ def save_classes(
 def load_classes(
     path: str | os.PathLike[str], model: nn.Module, settings: Mapping[str, str]
 ) -> dict[str, ClassSupport]:
-    """Read what `save_classes` wrote, for the same method, settings and weights; tensors on the CPU.
+    """Read what `save_classes` wrote, with tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or of something else; says which setting differs.
+        ValueError: it is no support file, or its method, a setting or the weights differ.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"support file {path} does not exist; write one with save_support")
@@ -142,7 +142,7 @@ def load_classes(
 
 
 def _without_padding(shot: Tensor, frame: Frame, size: Sequence[int]) -> np.ndarray:
-    """A map (H, W) of the network's input at a view's own size."""
+    """A map (H, W) of the network input, at the size of the view."""
     h, w = frame.valid_size or shot.shape
     return resize(shot[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()
 
@@ -167,7 +167,7 @@ def _frame(numbers: Sequence[int]) -> Frame:
 
 
 def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[str, str]) -> str:
-    """What a file's supports were encoded with that is not so here, and the mend; "" if all is the same."""
+    """How a file's encoding differs from that of the model here, and the fix; "" if it does not."""
     method, there = type(model).__name__, content["settings"]
     if content["method"] != method:
         return f"is of {content['method']}, the model here is {method}: take its config"

@@ -18,8 +18,7 @@ from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.images import open_image
 from fss_d2.data.masks import load_sample
 from fss_d2.files import read_json_object
-from fss_d2.inference.annotations import read_support
-from fss_d2.inference.support_folder import find_supports
+from fss_d2.inference.annotations import find_supports, read_support
 
 __all__ = ["Support", "read_supports"]
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
+from fss_d2.checkpoint.checkpointer import FewShotCheckpointer, load_model
 from fss_d2.config import get_cfg
-from fss_d2.inference.loading import load_model
 from fss_d2.state_dict import head_of, is_head, is_head_file
 from tools.extract_head import extract, main
 

@@ -61,7 +61,8 @@ def test_supports_of_other_weights_are_refused(tmp_path: Path) -> None:
 
 def test_settings_that_do_not_matter(tmp_path: Path) -> None:
     writer = make_predictor()
-    reader = make_predictor("Prototype", "MODEL.LOSS.DICE_WEIGHT", 3.0, "MODEL.BACKBONE.WEIGHTS", "")
+    others = ("MODEL.DCAMA.NUM_HEADS", 2, "MODEL.MM_FORMER.DIM", 8, "MODEL.BACKBONE.WEIGHTS", "")
+    reader = make_predictor("Prototype", "MODEL.LOSS.DICE_WEIGHT", 3.0, *others)
     writer.set_support(*square())
     writer.save_support(tmp_path / "s.pt")
     reader.load_support(tmp_path / "s.pt")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.inference.support_folder import find_supports
+from fss_d2.inference.annotations import find_supports
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -48,7 +48,7 @@ def test_files_of_one_class(tmp_path: Path) -> None:
         (["cat/a.jpg", "cat/b.png", "cat/b_mask.png"], r"a\.jpg has no mask"),
         (["cat/notes.txt"], "cat holds no image"),
         ([], "holds no image"),
-        (["a.jpg", "a.png", "cat/b.jpg", "cat/b.png"], r"a\.jpg beside the class folder cat"),
+        (["a.jpg", "a.png", "cat/b.jpg", "cat/b.png"], r"a\.jpg next to the class folder cat"),
     ],
 )
 def test_folders_that_are_not_whole(files: list[str], message: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fss_d2.inference.loading import load_model
+from fss_d2.checkpoint.checkpointer import load_model
 from tests.modeling.episodes import make_cfg, make_model
 
 
@@ -22,7 +22,7 @@ def test_the_weights_are_loaded_and_the_mode_is_eval(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "warned"), [("DCAMA", True), ("Prototype", False)])
 def test_an_untrained_model_is_told(method: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "fss_d2.inference.loading"):
+    with caplog.at_level(logging.WARNING, "fss_d2.checkpoint.checkpointer"):
         load_model(make_cfg(method))
     assert ("MODEL.WEIGHTS is empty: DCAMA is untrained" in caplog.text) == warned
 
