@@ -10,7 +10,7 @@ torchrun --nproc-per-node 4 train_net.py --config-file configs/dcama/pascal5i_r5
 import argparse
 import sys
 
-from fss_d2.engine.command_line import argument_parser, parse_command_line, plan_from, run_command
+from fss_d2.engine.command_line import argument_parser, parse_command_line, plan_from, run_command, setup
 from fss_d2.engine.launch import launch
 
 
@@ -18,7 +18,6 @@ def main(args: argparse.Namespace) -> None:
     """What every process runs; imported here, so that wrong arguments are reported at once."""
     from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
     from fss_d2.engine.evaluate import write_summary
-    from fss_d2.engine.setup import setup
     from fss_d2.engine.trainer import Trainer
     from fss_d2.modeling.build import check_base_knowledge
 

@@ -1,23 +1,19 @@
 """Command line that the preparation scripts share."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import Any
 
-if TYPE_CHECKING:
-    from fss_d2.data.datasets.preparation import Count
+from fss_d2.engine.command_line import documented_parser
 
 
 def root_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the option ``--root``."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(description)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
     return parser
@@ -33,15 +29,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(
-    args: argparse.Namespace,
-    prepare: Callable[[], None],
-    check: Callable[[], tuple[list[Count], list[str]]],
+    args: argparse.Namespace, preparation: ModuleType, checked: Mapping[str, Any] = {}, **more: Any
 ) -> int:
-    """Prepare (unless ``--check``), then print the counts and faults that ``check`` returns.
+    """Call the module's ``prepare`` (unless ``--check``), then ``check``, and print its counts and faults.
 
-    Returns:
-        The exit code. 1: an input is missing, or a prepared file is missing or broken. Counts that differ
-        from published ones are reported, but leave it at 0.
+    Both get the root and ``checked``, ``prepare`` also ``more``. The exit code is 1 if an input is missing or
+    a prepared file is missing or broken; counts that differ from published ones leave it at 0.
     """
     from fss_d2.data.datasets.preparation import format_counts
 
@@ -49,8 +42,8 @@ def run(
         if args.workers < 0:
             raise ValueError(f"--workers {args.workers} is negative, use 0 or more")
         if not args.check:
-            prepare()
-        counts, faults = check()
+            preparation.prepare(args.root, workers=args.workers, lists=args.lists, **checked, **more)
+        counts, faults = preparation.check(args.root, **checked)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ sets.
 """
 
 import sys
-from functools import partial
 
 from preparation_cli import make_parser, run
 
@@ -15,16 +14,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = make_parser(__doc__)
     parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014, help="2014 is the protocol")
-    parser.add_argument(
-        "--class-maps", action="store_true", help="also write the class maps of coco20i_flat, coco20i_hsnet"
-    )
+    note = "also write the class maps of coco20i_flat, coco20i_hsnet"
+    parser.add_argument("--class-maps", action="store_true", help=note)
     args = parser.parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_coco20i as preparation
+    from fss_d2.data.datasets import prepare_coco20i
 
-    options = {"year": args.year, "workers": args.workers, "class_maps": args.class_maps, "lists": args.lists}
-    prepare = partial(preparation.prepare, args.root, **options)
-    return run(args, prepare, partial(preparation.check, args.root, year=args.year))
+    return run(args, prepare_coco20i, {"year": args.year}, class_maps=args.class_maps)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from preparation_cli import root_parser
+from preparation_cli import root_parser, run_command
 
 ANNOTATIONS = "annotations/instances_train2017.json"
 IDS = Path(__file__).with_name("coco_mini_ids.txt")
 
 
 def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
-    """Return a COCO file's content for some images only; all categories stay.
-
-    Raises:
-        ValueError: some of the images are not in it.
-    """
+    """Return a COCO file's content for some images only; all categories stay."""
     images = [image for image in content["images"] if image["id"] in ids]
     if missing := ids - {image["id"] for image in images}:
         raise ValueError(f"{ANNOTATIONS} lacks image {min(missing)}: take that of COCO 2017, train split")
@@ -34,19 +30,13 @@ def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 
 def prepare(root: Path) -> int:
-    """Write the slice; return its number of photographs.
-
-    Raises:
-        FileNotFoundError: COCO, or one of the photographs, is missing.
-        ValueError: the annotations are not those of the train split of 2017.
-    """
+    """Write the slice; return its number of photographs."""
     from fss_d2.files import atomic_path, write_atomic
 
     source, target = root / "coco", root / "coco_mini"
     if not (source / ANNOTATIONS).is_file():
-        raise FileNotFoundError(
-            f"{source / ANNOTATIONS} does not exist: unpack COCO 2017 there, or set --root"
-        )
+        fix = "unpack COCO 2017 there, or set --root"
+        raise FileNotFoundError(f"{source / ANNOTATIONS} does not exist: {fix}")
     ids = {int(line) for line in IDS.read_text().split()}
     content = cut(json.loads((source / ANNOTATIONS).read_text()), ids)
     for image in content["images"]:
@@ -63,13 +53,7 @@ def prepare(root: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the preparation; the exit code is 1 if something is missing."""
     args = root_parser(__doc__).parse_args(argv)
-    try:
-        count = prepare(args.root)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"coco_mini: {count} photographs")
-    return 0
+    return run_command(lambda: print(f"coco_mini: {prepare(args.root)} photographs"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ trn.txt, val.txt and test.txt (520, 240 and 240 class names) with --lists.
 """
 
 import sys
-from functools import partial
 
 from preparation_cli import make_parser, run
 
@@ -14,10 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_fss1000 as preparation
+    from fss_d2.data.datasets import fss1000
 
-    prepare = partial(preparation.prepare, args.root, workers=args.workers, lists=args.lists)
-    return run(args, prepare, partial(preparation.check, args.root))
+    return run(args, fss1000)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ get the `pascal5i_hsnet_*` sets as well.
 """
 
 import sys
-from functools import partial
 
 from preparation_cli import make_parser, run
 
@@ -14,10 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_pascal5i as preparation
+    from fss_d2.data.datasets import prepare_pascal5i
 
-    prepare = partial(preparation.prepare, args.root, workers=args.workers, lists=args.lists)
-    return run(args, prepare, partial(preparation.check, args.root))
+    return run(args, prepare_pascal5i)
 
 
 if __name__ == "__main__":

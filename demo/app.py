@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command, start_log
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 logger = logging.getLogger("fss_d2.app")
@@ -23,27 +23,19 @@ logger = logging.getLogger("fss_d2.app")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file",
-        nargs="+",
-        default=[str(DEFAULT_CONFIG)],
-        metavar="FILE",
-        help="one per method; default: the model of the package",
-    )
-    parser.add_argument(
-        "--weights", nargs="+", default=[], metavar="FILE", help="one per config; - takes its MODEL.WEIGHTS"
-    )
-    parser.add_argument("--device", default="", metavar="NAME", help="cpu or cuda; default: a GPU if any")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
-    parser.add_argument("--port", type=int, metavar="N", help="default: a free one from 7860 on")
+    parser = documented_parser(__doc__)
+    add, files = parser.add_argument, {"nargs": "+", "metavar": "FILE"}
+    default = [str(DEFAULT_CONFIG)]
+    add("--config-file", default=default, **files, help="one per method; default: the model of the package")
+    add("--weights", default=[], **files, help="one per config; - takes its MODEL.WEIGHTS")
+    add("--device", default="", metavar="NAME", help="cpu or cuda; default: a GPU if any")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
+    add("--port", type=int, metavar="N", help="default: a free one from 7860 on")
     for name, text in (
         ("--max-upload-mb", "megabytes of one file"),
         ("--max-pictures", "pictures of objects, and as many to search"),
     ):
-        parser.add_argument(name, type=int, default=20, metavar="N", help=f"{text}; default: %(default)s")
+        add(name, type=int, default=20, metavar="N", help=f"{text}; default: %(default)s")
     return parser.parse_args(argv)
 
 
@@ -54,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fss_d2.app.server import check_gradio, serve  # after --help, which needs no torch
     from fss_d2.app.session import MethodPool
     from fss_d2.app.uploads import Limits
-    from fss_d2.engine.setup import start_log
 
     check_gradio()  # before models are loaded
     start_log()

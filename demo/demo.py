@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, run_command
+from fss_d2.engine import command_line
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -33,36 +33,25 @@ KINDS = ("mask", "overlay", "coco", "attention")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser = command_line.documented_parser(__doc__)
+    add, zoo = parser.add_argument, str(DEFAULT_CONFIG)
+    add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
+    add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--support-dir", type=Path, metavar="PATH", help="annotated images, see above")
     source.add_argument("--support", nargs="+", metavar="IMAGE", help="annotated images of one class")
-    parser.add_argument("--support-mask", nargs="+", default=[], metavar="PNG", help="one per --support")
-    parser.add_argument(
-        "--support-box",
-        nargs=4,
-        type=float,
-        action="append",
-        default=[],
-        metavar=("X0", "Y0", "X1", "Y1"),
-        help="in pixels; one per --support, or several for a single one",
-    )
-    parser.add_argument("--class-name", default="object", metavar="NAME", help="if no folder names it")
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="IMAGE", help="files, folders, 'a/*.jpg'"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--save", default="mask,overlay", metavar="A,B", help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
-    parser.add_argument("--opts", dest="_", action="store_true", help="before KEY VALUE; may be left out")
-    add_launch_arguments(parser)
-    args = parse_command_line(parser, argv)
+    add("--support-mask", nargs="+", default=[], metavar="PNG", help="one per --support")
+    corners = {"nargs": 4, "type": float, "metavar": ("X0", "Y0", "X1", "Y1")}
+    note = "in pixels; one per --support, or several for a single one"
+    add("--support-box", **corners, action="append", default=[], help=note)
+    add("--class-name", default="object", metavar="NAME", help="if no folder names it")
+    add("--input", nargs="+", required=True, metavar="IMAGE", help="files, folders, 'a/*.jpg'")
+    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--save", default="mask,overlay", metavar="A,B", help="default: %(default)s")
+    add("--overwrite", action="store_true", help="replace files of an earlier run")
+    add("--opts", dest="_", action="store_true", help="before KEY VALUE; may be left out")
+    command_line.add_launch_arguments(parser)
+    args = command_line.parse_command_line(parser, argv)
     args.save = tuple(dict.fromkeys(kind.strip() for kind in args.save.split(",")))
     if unknown := [kind for kind in args.save if kind not in KINDS]:
         parser.error(f"--save {unknown[0]!r}: choose from {','.join(KINDS)}")
@@ -70,11 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def read_support_arguments(args: argparse.Namespace) -> Supports:
-    """The supports on the command line.
-
-    Raises:
-        FileNotFoundError, ValueError: they do not exist, or an image has no annotation.
-    """
+    """The supports on the command line."""
     from fss_d2.inference.annotations import Box, Boxes
     from fss_d2.label.supports import read_supports
 
@@ -93,25 +78,22 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
 
 def run(args: argparse.Namespace, device: str) -> None:
     """Segment in one process its share of the images."""
-    from fss_d2.engine.setup import start_log
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.pictures import plan_pictures, segment_pictures
 
-    start_log()
+    command_line.start_log()
     supports = read_support_arguments(args)
     job = plan_pictures(args.input, args.output, args.save, overwrite=args.overwrite)
-    predictor = FewShotPredictor.from_config(
-        args.config_file, weights=args.weights, opts=args.opts, device=device
-    )
-    segment_pictures(job, predictor, supports)
+    options = {"weights": args.weights, "opts": args.opts, "device": device}
+    segment_pictures(job, FewShotPredictor.from_config(args.config_file, **options), supports)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     args = parse(argv)
-    plan = plan_from(args)
+    plan = command_line.plan_from(args)
     launch(run, plan, (args, "" if plan.uses_gpu else "cpu"))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command_line.run_command(main))

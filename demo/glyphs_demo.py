@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command, start_log
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -26,9 +26,7 @@ logger = logging.getLogger("fss_d2.demo")
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--output", default="output/demo", help="folder of tables, checkpoint and pictures")
     parser.add_argument("--fold", type=int, default=0, choices=range(4), help="its classes are held out")
     parser.add_argument("--iterations", type=int, default=300, help="of training; the config has more")
@@ -45,7 +43,6 @@ def main() -> None:
 
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
-    from fss_d2.engine.setup import start_log
 
     setup_logger()
     start_log()
@@ -65,13 +62,10 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.files import check_writable
 
     output = Path(args.output)
-    shared = [
-        *("SOLVER.MAX_ITER", str(args.iterations)),
-        *("MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"),
-        *("DATASETS.TRAIN", f"('glyphs_fold{args.fold}_train',)"),
-        *("DATASETS.TEST", f"('glyphs_fold{args.fold}_val',)"),
-        *args.opts,
-    ]
+    sets = [f"('glyphs_fold{args.fold}_{split}',)" for split in ("train", "val")]
+    shared = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "SOLVER.MAX_ITER", str(args.iterations)]
+    shared += ["MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"]
+    shared += args.opts
     baseline_cfg = _config("prototype", output / "prototype", shared)
     cfg = _config("dcama", output / "dcama", shared)
 

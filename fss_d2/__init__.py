@@ -2,6 +2,6 @@
 
 from fss_d2 import compat
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 compat.apply()

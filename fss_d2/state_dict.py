@@ -54,11 +54,7 @@ class ForbiddenPickle(ValueError):
 
 
 def read_state_dict(path: str | os.PathLike[str], key: str = "the path") -> dict[str, Tensor]:
-    """Read the named tensors of a checkpoint onto the CPU; see `load_plain` and `state_dict_of`.
-
-    Args:
-        path: file of PyTorch, a pickle of numpy arrays, or a ``.safetensors`` file.
-        key: the config key that gave the path, for the errors.
+    """Read the named tensors of a file that `load_plain` can read; `key` is its config key, for the errors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,17 +79,10 @@ def read_content(path: str | os.PathLike[str], key: str = "the path") -> Any:
 
 
 def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Take the named tensors out of a checkpoint's content.
+    """Take the named tensors out of the content of the file `path`; ValueError if it holds none.
 
     Wrappers "state_dict" and "model" are opened, the prefix "module." of DistributedDataParallel is
     removed, entries that are no tensors are left out.
-
-    Args:
-        content: of the file.
-        path: of the file, for the error.
-
-    Raises:
-        ValueError: `content` holds no state dict.
     """
     while isinstance(content, Mapping):
         inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
@@ -110,11 +99,7 @@ def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tenso
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors without those of its backbone.
-
-    Raises:
-        ValueError: there are no others.
-    """
+    """Return a model's tensors without those of its backbone; ValueError if there are no others."""
     head = {name: tensor for name, tensor in weights.items() if not name.startswith(_BACKBONE)}
     if not head:
         raise ValueError("the checkpoint holds a backbone only: give the checkpoint of a trained method")

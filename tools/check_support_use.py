@@ -15,16 +15,14 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 
 logger = logging.getLogger("fss_d2.check_support_use")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of a few-shot method")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
@@ -39,13 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the tool.
-
-    Raises:
-        ValueError: no test set, no number of shots, one class only, a method without supports, or an
-            OUTPUT_DIR that cannot be written to.
-        FileNotFoundError: no such weights, or a data set that has not been prepared.
-    """
+    """Run the tool."""
     args = parse_arguments(arguments)
     # Imported late, so that --help is quick.
     from detectron2.utils.env import seed_all_rng
@@ -53,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.setup import start_log
-    from fss_d2.engine.support_use import check_support_use, format_support_use
+    from fss_d2.engine.evaluate import check_support_use, format_support_use
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()
@@ -70,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed_all_rng(max(cfg.SEED, 0))  # also seeds the initial weights of a model without a checkpoint
     model = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {method} reads no supports; choose a config of a few-shot method"
-        )
+        message = "reads no supports; choose a config of a few-shot method"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {method} {message}")
     result, file = check_support_use(cfg, model, dataset, shots, args.episodes)
     print(format_support_use(method, result))
     logger.info("The scores are in %s; the counts of each episode are next to it", file)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
@@ -36,26 +36,22 @@ logger = logging.getLogger("fss_d2.tools.export_model")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    zoo = str(DEFAULT_CONFIG)
-    parser.add_argument(
-        "--config-file", default=zoo, metavar="FILE", help="default: the model of the package"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser = documented_parser(__doc__)
+    add, zoo = parser.add_argument, str(DEFAULT_CONFIG)
+    add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
+    add("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     support = parser.add_mutually_exclusive_group(required=True)
     support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")
     support.add_argument("--support", nargs="+", metavar="IMAGE", help="support images")
-    parser.add_argument("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
-    parser.add_argument("--class-name", metavar="NAME", help="of --support-file; default: its only class")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--input-type", choices=INPUT_TYPES, default="uint8")
+    add("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
+    add("--class-name", metavar="NAME", help="of --support-file; default: its only class")
+    add("--format", choices=FORMATS, default=FORMATS[0])
+    add("--input-type", choices=INPUT_TYPES, default="uint8")
     shape = {"nargs": 2, "type": int, "metavar": ("H", "W")}
-    parser.add_argument("--size", **shape, help="of the image; default: INPUT.FEW_SHOT_SIZE")
-    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of an earlier run")
+    add("--size", **shape, help="of the image; default: INPUT.FEW_SHOT_SIZE")
+    add("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
+    add("--output", required=True, type=Path, metavar="FILE")
+    add("--overwrite", action="store_true", help="replace the file of an earlier run")
     args = parse_command_line(parser, arguments)
     if (args.support is None) != (args.support_mask is None):
         parser.error("--support and --support-mask go together")
@@ -67,12 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, ClassSupport]:
-    """Name and supports of the chosen class.
-
-    Raises:
-        FileNotFoundError, ValueError: the supports cannot be read; or there are several classes or sizes.
-        KeyError: the file has no such class.
-    """
+    """Name and supports of the chosen class."""
     if args.support:
         named = {} if args.class_name is None else {"name": args.class_name}
         predictor.set_support(args.support, args.support_mask, **named)
@@ -80,9 +71,8 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
         predictor.load_support(args.support_file)
     known = ", ".join(predictor.names)
     if args.class_name is None and len(predictor.names) > 1:
-        raise ValueError(
-            f"{args.support_file} has several classes, but one is exported; give --class-name, one of {known}"
-        )
+        what = f"{args.support_file} has several classes, but one is exported"
+        raise ValueError(f"{what}; give --class-name, one of {known}")
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
         raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
@@ -105,10 +95,9 @@ def read_at(path: str, size: Sequence[int]) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the tool; errors are those of `encoded_support` and `export_query`, and FileExistsError."""
+    """Run the tool."""
     args = parse_arguments(arguments)
     from fss_d2.config import load_config
-    from fss_d2.engine.setup import start_log
     from fss_d2.files import check_writable
     from fss_d2.inference.export import FrozenQuery, export_query
     from fss_d2.inference.predictor import FewShotPredictor
@@ -122,23 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, support = encoded_support(predictor, args)
     check_writable(args.output.parent)
     size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
-    content = export_query(
-        FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames)),
-        args.output,
-        size=size,
-        file_format=args.format,
-        input_type=args.input_type,
-        images={path: read_at(path, size) for path in [*(args.support or []), *args.image]},
-        details={
-            "class": name,
-            "config": args.config_file,
-            "options": args.opts,
-            "weights": cfg.MODEL.WEIGHTS,
-            "resize": cfg.INPUT.TEST_RESIZE,
-            "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),
-            "left_out": {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {},
-        },
-    )
+    details = {"class": name, "config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS}
+    details["resize"] = cfg.INPUT.TEST_RESIZE
+    details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
+    details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
+    images = {path: read_at(path, size) for path in [*(args.support or []), *args.image]}
+    options = {
+        "file_format": args.format,
+        "input_type": args.input_type,
+        "images": images,
+        "details": details,
+    }
+    frozen = FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames))
+    content = export_query(frozen, args.output, size=size, **options)
     if cfg.TEST.REFINEMENT:
         logger.warning("TEST.REFINEMENT %s comes after the network, not in the file", cfg.TEST.REFINEMENT)
     worst = max(content["max_relative_error"].values())

@@ -15,13 +15,7 @@ from fss_d2.engine.command_line import run_command
 
 
 def extract(source: Path, target: Path, *, force: bool = False) -> int:
-    """Write the head of a checkpoint; return its number of parameters.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        FileExistsError: `target` exists and `force` is False.
-        ValueError: `source` is no checkpoint, holds no backbone, or holds nothing else.
-    """
+    """Write the head of a checkpoint; return its number of parameters."""
     import torch
 
     from fss_d2.files import atomic_path
@@ -39,7 +33,7 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors as `extract`."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("input", metavar="IN", type=Path, help="checkpoint of a training")

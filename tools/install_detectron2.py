@@ -62,8 +62,8 @@ class InstallError(RuntimeError):
 def index_arguments(pip_config: str) -> list[str]:
     """Translate the output of `pip config list` into arguments of unearth.
 
-    Environment settings win over files, as in pip. An extra index is passed on only together with
-    a chosen main index, since unearth would otherwise leave the default one out.
+    Environment settings win over files, as in pip. An extra index is passed on only together with a chosen
+    main index, since unearth would otherwise leave the default one out.
     """
     settings: dict[str, str] = {}
     for line in sorted(pip_config.splitlines(), key=lambda line: line.startswith(":env:")):
@@ -88,7 +88,7 @@ def fetch_archive(folder: Path) -> Path:
     pip_config = subprocess.check_output([*pip, "config", "list"], text=True)
     command = [sys.executable, "-m", "unearth", "--no-binary", "--download", str(folder), ARCHIVE]
     subprocess.run([*command, *index_arguments(pip_config)], check=True, env=env)
-    archives = sorted(folder.glob("*.tar.gz"))
+    archives = list(folder.glob("*.tar.gz"))
     if len(archives) != 1:
         raise InstallError(f"the package index offers no {ARCHIVE}: install Detectron2 by hand (INSTALL.md)")
     return archives[0]
@@ -98,10 +98,8 @@ def verify_archive(archive: Path, sha256: str = ARCHIVE_SHA256) -> None:
     """Raise InstallError unless the file's SHA-256 is the expected one."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
-        raise InstallError(
-            f"{archive.name} has SHA-256 {found}, expected {sha256}: the file was changed on its way; "
-            "try another network or package index"
-        )
+        cause = "the file was changed on its way; try another network or package index"
+        raise InstallError(f"{archive.name} has SHA-256 {found}, expected {sha256}: {cause}")
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -119,16 +117,15 @@ def repack(source: Path) -> None:
     """Turn the unpacked archive into a plain pyproject.toml project named detectron2, in place."""
     for name, project in PROJECTS.items():
         shutil.copytree(source / project, source / "detectron2" / "projects" / name, dirs_exist_ok=True)
-    for old in ("setup.py", "setup.cfg"):
-        (source / old).unlink(missing_ok=True)
+    (source / "setup.py").unlink(missing_ok=True)
+    (source / "setup.cfg").unlink(missing_ok=True)
     (source / "pyproject.toml").write_text(PYPROJECT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch, verify, repack and install; exit code 0 when `import detectron2` will work."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(arguments)
+    show = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=show).parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="detectron2-") as temporary:
             folder = Path(temporary)

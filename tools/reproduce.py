@@ -17,12 +17,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
 from fss_d2.files import write_atomic
 
@@ -31,10 +32,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; what follows "--" becomes ``rest``."""
-    parser = argparse.ArgumentParser(
-        description="Run rows of a paper's table and print their scores.",
-        usage="%(prog)s --table FILE TABLE [TABLE ...] [options] [-- more of cross_validate.py]",
-    )
+    parser = documented_parser("Run rows of a paper's table and print their scores.")
+    parser.usage = "%(prog)s --table FILE TABLE [TABLE ...] [options] [-- more of cross_validate.py]"
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help='the names of tables, "Table 3" for example')
     add("--table", metavar="FILE", help="configs/tables/<paper>.yaml; --list takes all by default")
@@ -53,11 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]]:
-    """The tables and rows that the arguments name.
-
-    Raises:
-        ValueError: there is no such table or row, or a row cannot run on a fold.
-    """
+    """The tables and rows that the arguments name; each row must have the folds."""
     tables = read_tables(file)
     chosen = []
     for table in [tables[closest(file, "table", name, tables)] for name in args.tables or tables]:
@@ -65,9 +60,8 @@ def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]
         rows = [table.rows[closest(where, "row", name, table.rows)] for name in args.row or table.rows]
         for row in rows:
             if not {*(args.folds or row.folds)} <= {*row.folds}:
-                raise ValueError(
-                    f"{where}, row {row.name!r}: --folds {args.folds}; it has {[*row.folds]} only"
-                )
+                named = f"{where}, row {row.name!r}"
+                raise ValueError(f"{named}: --folds {args.folds}; it has {[*row.folds]} only")
         chosen.append((table, rows))
     return chosen
 
@@ -76,11 +70,9 @@ def describe(table: Table, rows: Sequence[Row]) -> str:
     """A table's rows with their configs and keys, one line each."""
     lines = [f"  {table.name}: {table.about}"]
     for row in rows:
-        stages = (
-            " ".join([os.path.relpath(stage.config), *(f"{key}={value}" for key, value in stage.set.items())])
-            for stage in row.stages
-        )
-        lines.append(f"    {row.name}: {', then '.join(stages)}{' (test only)' if row.test else ''}")
+        keys = (" ".join(["", *(f"{key}={value}" for key, value in s.set.items())]) for s in row.stages)
+        stages = ", then ".join(os.path.relpath(s.config) + k for s, k in zip(row.stages, keys, strict=True))
+        lines.append(f"    {row.name}: {stages}{' (test only)' if row.test else ''}")
     return "\n".join(lines)
 
 
@@ -91,29 +83,20 @@ def write_config(stage: Stage, path: Path) -> str:
     tree: dict[str, Any] = {"_BASE_": os.path.relpath(stage.config, path.parent)}
     for key, value in {**stage.set, "OUTPUT_DIR": str(path.with_suffix(""))}.items():
         *groups, name = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[name] = value
+        reduce(lambda node, group: node.setdefault(group, {}), groups, tree)[name] = value
     write_atomic(path, yaml.safe_dump(tree, sort_keys=False).encode())
     return str(path)
 
 
 def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train and test a row over its folds; return the summary of its cross-validation.
-
-    Args:
-        name: of the row's config files.
-        output: folder of the paper's runs.
-    """
+    """Train and test a row over its folds; return its summary. ``name`` is that of its config files."""
     *before, last = row.stages
     cfg = last.load()
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
     trained = [*files, str(last.config)]  # what a row that trains nothing tests
     files.append(write_config(last, output / f"{name}.yaml"))
-    options = ["--folds", *(args.folds or row.folds), "--seeds", *(args.seeds or [cfg.FEW_SHOT.TEST.SEED])]
-    options += ["--output", output]
-    weights = args.weights
+    seeds, weights = args.seeds or [cfg.FEW_SHOT.TEST.SEED], args.weights
+    options = ["--folds", *(args.folds or row.folds), "--seeds", *seeds, "--output", output]
     if row.test and not weights:
         _cross_validate(trained, options, args.rest)
         folder = f"{cfg.MODEL.META_ARCHITECTURE}_{'+'.join(Path(file).stem for file in trained)}"
@@ -127,8 +110,7 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
 
 def _cross_validate(files: Sequence[str], options: Sequence[Any], rest: Sequence[str]) -> None:
     command = [sys.executable, _ROOT / "tools" / "cross_validate.py", "--config-file", "+".join(files)]
-    code = subprocess.run([str(word) for word in [*command, *options, *rest]], check=False).returncode
-    if code:
+    if code := subprocess.run([*map(str, [*command, *options, *rest])], check=False).returncode:
         sys.exit(code)  # cross_validate.py has printed its error
 
 
@@ -136,13 +118,11 @@ def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The scores of rows, means over their folds in percent."""
     from tabulate import tabulate
 
-    cells = {
-        row: {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
+    cells = [
+        {"": row} | {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
         for row, summary in results.items()
-    }
-    columns = list(dict.fromkeys(column for scores in cells.values() for column in scores))
-    lines = [[row, *(scores.get(column, "-") for column in columns)] for row, scores in cells.items()]
-    return tabulate(lines, headers=["", *columns], tablefmt="pipe", disable_numparse=True)
+    ]
+    return tabulate(cells, headers="keys", tablefmt="pipe", disable_numparse=True, missingval="-")
 
 
 def main() -> None:

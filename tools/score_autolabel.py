@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 from fss_d2.files import write_atomic
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -40,9 +40,7 @@ _RESAMPLES = 1000
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--config-file", nargs="+", default=["DEFAULT"], metavar="FILE")
     parser.add_argument("--shots", type=int, nargs="+", default=[1], metavar="K")
@@ -58,11 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def draw_supports(supports: Sequence[Support], shots: int, seed: Sequence[int]) -> list[Support]:
-    """Draw K supports.
-
-    Raises:
-        ValueError: no image would be left to label.
-    """
+    """Draw K supports; one image or more must be left to label."""
     if len(supports) <= shots:
         raise ValueError(f"--shots {shots}: {supports[0].files[0].parent} has only {len(supports)} images")
     chosen = np.random.default_rng(seed).choice(len(supports), shots, replace=False)
@@ -109,19 +103,16 @@ def mean_of_classes(scores: Scores) -> str:
     from fss_d2.evaluation.bootstrap import interval
 
     rng = np.random.default_rng(0)
-    means = [
-        np.mean([np.mean(rng.choice(of_class, len(of_class))) for of_class in scores.values()])
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = interval(np.array(means))
+    drawn = ([rng.choice(s, len(s)).mean() for s in scores.values()] for _ in range(_RESAMPLES))
+    low, high = interval(np.array([np.mean(means) for means in drawn]))
     return f"{np.mean([np.mean(s) for s in scores.values()]):.1f} [{low:.1f}, {high:.1f}]"
 
 
-def run(args: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Score all configs and print the table."""
+    args = parse(arguments)
     from tabulate import tabulate
 
-    from fss_d2.engine.setup import start_log
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.supports import read_supports
 
@@ -139,11 +130,6 @@ def run(args: argparse.Namespace) -> None:
     print(tabulate(rows, ["class", *columns], tablefmt="github"))
     if args.output:
         write_atomic(args.output, json.dumps(columns).encode())
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    run(parse(arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import parse_command_line, run_command
+from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")
@@ -32,15 +32,9 @@ logger = logging.getLogger("fss_d2.tools.visualize")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="of the method; optional for episodes",
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="of the method; optional for episodes")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="glyphs_fold0_val for example")
     parser.add_argument("--shots", type=int, default=1, metavar="K", help="supports per episode")
@@ -63,18 +57,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the tool.
-
-    Raises:
-        ValueError, FileNotFoundError: a wrong config, data set or folder, or a method without the figure.
-    """
+    """Run the tool."""
     args = parse(argv)
     # Imported late, so that --help is quick.
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
     from fss_d2.engine.drawing import check_figure, draw_test_episodes
-    from fss_d2.engine.setup import start_log
 
     start_log()
     cfg = load_config(args.config_file, args.opts)

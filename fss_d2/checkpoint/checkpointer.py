@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from fss_d2.files import atomic_path, write_atomic
 from fss_d2.modeling.build import build_model, check_base_knowledge
 from fss_d2.state_dict import is_head, read_content, state_dict_of
 
+from .conversion import quoted
+
 __all__ = ["FewShotCheckpointer", "load_model"]
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 3  # names quoted in an error
 
 
 class FewShotCheckpointer(DetectionCheckpointer):
@@ -30,7 +29,6 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     Args:
         model: the model, also inside DistributedDataParallel.
-        save_dir: folder of the checkpoints.
         tag_last: whether `resume_or_load` resumes from the last file saved here.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
     """
@@ -56,8 +54,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from, once that file is complete."""
-        path = Path(self.save_dir) / "last_checkpoint"
-        write_atomic(path, last_filename_basename.encode())
+        write_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; an empty path loads nothing.
@@ -79,11 +76,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def get_checkpoint_file(self) -> str:
-        """Return the file that ``last_checkpoint`` names.
-
-        Raises:
-            FileNotFoundError: that file does not exist.
-        """
+        """Return the file that ``last_checkpoint`` names; FileNotFoundError if it does not exist."""
         path = super().get_checkpoint_file()
         if path and not os.path.isfile(path):
             tag = os.path.join(self.save_dir, "last_checkpoint")
@@ -94,9 +87,8 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_content(filename, "MODEL.WEIGHTS")
-        state = state_dict_of(content, filename)
         further = content if "model" in content else {}
-        return {**further, "model": state, "__file__": filename}
+        return {**further, "model": state_dict_of(content, filename), "__file__": filename}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         filename = checkpoint.pop("__file__", "the checkpoint")
@@ -105,12 +97,11 @@ class FewShotCheckpointer(DetectionCheckpointer):
         shared = [name for name in found if name in own]
         if not shared and own:
             raise ValueError(
-                f"{filename}: none of its {len(found)} names ({_quote(found)}) is one of the model's "
-                f"({_quote(own)}): check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
+                f"{filename}: none of its {len(found)} names ({quoted(found)}) is one of the model's "
+                f"({quoted(own)}): check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
                 "or convert it with tools/convert_checkpoint.py"
             )
-        wrong = [name for name in shared if found[name].shape != own[name].shape]
-        if wrong:
+        if wrong := [name for name in shared if found[name].shape != own[name].shape]:
             name = wrong[0]
             raise ValueError(
                 f"{filename}: {len(wrong)} tensor(s) of another shape than the model's, the first {name} "
@@ -122,11 +113,6 @@ class FewShotCheckpointer(DetectionCheckpointer):
             )
             checkpoint["model"] = found | kept
         return super()._load_model(checkpoint)
-
-
-def _quote(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def load_model(cfg: CfgNode) -> nn.Module:

@@ -1,6 +1,7 @@
 """Conversion of published checkpoints: the loop over the tensors, its checks, the output file."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,20 @@ from torch import Tensor, nn
 
 from fss_d2.files import atomic_path
 
-__all__ = ["Conversion", "State", "bare", "check_output", "convert", "require", "write_converted"]
+__all__ = [
+    "Conversion",
+    "State",
+    "bare",
+    "check_output",
+    "convert",
+    "deep_stem_name",
+    "quoted",
+    "require",
+    "write_converted",
+]
 
 State = Mapping[str, Tensor]
+_DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}  # by position in the stem
 
 
 @dataclass(frozen=True)
@@ -47,22 +59,23 @@ def bare(state: State) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def deep_stem_name(name: str) -> str:
+    """Our name of a tensor of a ResNet's deep stem, by its position in "layer0."; other names stay."""
+    found = re.fullmatch(r"layer0\.(\d)\.(.+)", name)
+    return f"{_DEEP_STEM.get(int(found[1]), name)}.{found[2]}" if found else name
+
+
 def require(method: str, state: State, found: Mapping[str, bool]) -> None:
-    """Refuse a checkpoint of another method.
+    """Raise ValueError unless the official state dict is one of the method.
 
     Args:
-        method: for the error.
-        state: the official state dict.
         found: for an example of each kind of name that the method has, whether `state` has that kind.
-
-    Raises:
-        ValueError: a kind was not found.
     """
     for example, is_found in found.items():
         if not is_found:
             raise ValueError(
                 f"no {method} checkpoint: none of its {len(state)} names is like {example} "
-                f"(found {_quote(state)}); check the file and --method"
+                f"(found {quoted(state)}); check the file and --method"
             )
 
 
@@ -76,30 +89,24 @@ def convert(
     """Rename the tensors and compare them with those of our model.
 
     Args:
-        architecture: name of the model, for the summary and the errors.
+        architecture, settings: see `Conversion`.
         state: the official state dict.
         rename: our name of an official name and tensor; None if our model has no place for it.
         build: returns the parts of our model by name; "" for a whole model. Runs on the meta device.
-        settings: see `Conversion`.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
-    model: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in state.items():
-        ours = rename(name, tensor)
-        if ours is None:
-            dropped.append(name)
-        else:
-            model[ours] = tensor
+    renamed = {name: rename(name, tensor) for name, tensor in state.items()}
+    model = {ours: state[name] for name, ours in renamed.items() if ours is not None}
+    dropped = tuple(name for name, ours in renamed.items() if ours is None)
     with torch.device("meta"):
         expected = {
             f"{part}.{name}".removeprefix("."): tensor
             for part, module in build().items()
             for name, tensor in module.state_dict().items()
         }
-    return Conversion(architecture, model, tuple(dropped), _check(architecture, model, expected), settings)
+    return Conversion(architecture, model, dropped, _check(architecture, model, expected), settings)
 
 
 def _check(architecture: str, model: State, expected: State) -> tuple[str, ...]:
@@ -107,32 +114,25 @@ def _check(architecture: str, model: State, expected: State) -> tuple[str, ...]:
     missing = [name for name in expected if name not in model]
     required = [name for name in missing if not name.endswith("num_batches_tracked")]
     if required:
-        found = f"{len(required)} tensors missing ({_quote(required)})"
+        found = f"{len(required)} tensors missing ({quoted(required)})"
         raise ValueError(f"{architecture}: {found}; get the whole file")
-    unknown = [name for name in model if name not in expected]
-    if unknown:
-        found = f"{len(unknown)} tensors unknown ({_quote(unknown)})"
+    if unknown := [name for name in model if name not in expected]:
+        found = f"{len(unknown)} tensors unknown ({quoted(unknown)})"
         raise ValueError(f"{architecture}: {found}; check --method")
-    wrong = [name for name in model if model[name].shape != expected[name].shape]
-    if wrong:
+    if wrong := [name for name in model if model[name].shape != expected[name].shape]:
         shapes = f"{tuple(model[wrong[0]].shape)} instead of {tuple(expected[wrong[0]].shape)}"
         raise ValueError(f"{architecture}: {wrong[0]} is {shapes}; this variant is not supported")
     return tuple(missing)
 
 
-def _quote(names: Iterable[str], shown: int = 3) -> str:
-    """Return the first names, for a message."""
+def quoted(names: Iterable[str]) -> str:
+    """Return the first three names, for a message."""
     names = list(names)
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Check that a file can be written, before the work.
-
-    Raises:
-        FileExistsError: the file exists and ``force`` is False.
-        FileNotFoundError: its folder does not exist.
-    """
+    """Raise FileExistsError or FileNotFoundError (of the folder) before the work, if it cannot be written."""
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists: give another name, or --force to overwrite it")
@@ -141,11 +141,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:
 
 
 def write_converted(path: str | os.PathLike[str], conversion: Conversion, *, force: bool = False) -> None:
-    """Write {"model": state dict}, the format of MODEL.WEIGHTS; the file appears whole or not at all.
-
-    Raises:
-        FileExistsError, FileNotFoundError: see `check_output`.
-    """
+    """Write {"model": state dict}, the format of MODEL.WEIGHTS, all or nothing; errors of `check_output`."""
     check_output(path, force=force)
     with atomic_path(path) as temporary:
         torch.save({"model": conversion.model}, temporary)

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 
 from .conversion import Conversion, State, check_output, write_converted
-from .convert_dcama import convert_dcama
-from .convert_mask2former import convert_mask2former
-from .convert_mmformer import convert_mmformer
-from .convert_pfenet import convert_pfenet
+from .convert_matching import convert_dcama, convert_pfenet
+from .convert_proposals import convert_mask2former, convert_mmformer
 
 __all__ = [
     "CONVERTERS",

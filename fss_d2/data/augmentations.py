@@ -1,15 +1,21 @@
-"""Augmentations of an image together with its mask.
+"""Augmentations of an image together with its mask, and the names by which a config lists them.
 
 Random numbers come from numpy's global generator, as in Detectron2; the mapper seeds it for each image.
+Images are (H, W, 3) uint8 RGB, masks (H, W) in {0, 1, 255}, sizes (height, width).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from fvcore.common.registry import Registry
 
 from .transforms import (
+    BlurTransform,
     ColorTransform,
     LetterboxTransform,
     PadCrop,
@@ -20,6 +26,7 @@ from .transforms import (
 from .views import random_object_window
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "Letterbox",
     "PadTo",
     "RandomColor",
@@ -30,24 +37,26 @@ __all__ = [
     "RandomScale",
     "ShortestEdge",
     "Squash",
+    "build_augmentations",
+    "build_resize",
+    "build_view_resizes",
 ]
 
 _CROP_REDRAWS = 31  # PFENet: redraws of a crop that loses too much of the target
 _ASPECT = (3 / 4, 4 / 3)  # of a random resized crop, width over height
 
 
+@dataclass(eq=False)
 class Squash(T.Augmentation):
     """Resize to a fixed (height, width) without keeping the aspect ratio."""
 
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = tuple(size)
+    size: Sequence[int]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return the resize, the same for every image (H, W, 3)."""
         return SquashTransform(*self.size)
 
 
+@dataclass(eq=False)
 class Letterbox(T.Augmentation):
     """Fit the image into (height, width), with its aspect ratio and sides that are multiples of 8 (PFENet).
 
@@ -55,12 +64,9 @@ class Letterbox(T.Augmentation):
     a multiple of 8 (at least 8). Smaller images are enlarged. The rest is black, and 255 in the mask.
     """
 
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = tuple(size)
+    size: Sequence[int]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return the resize and padding for the sides of an image (H, W, 3)."""
         (h, w), (height, width) = image.shape[:2], self.size
         fitted = (height, w * height // h) if h * width >= w * height else (h * width // w, width)
         valid = (max(fitted[0] // 8 * 8, 8), max(fitted[1] // 8 * 8, 8))
@@ -71,53 +77,46 @@ class ShortestEdge(T.ResizeShortestEdge):
     """Detectron2's ResizeShortestEdge, with the mask resized by torch "nearest" as in the few-shot codes."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return the resize of an image (H, W, 3) to the shortest side, random if several are given."""
         resize = super().get_transform(image)
-        return (
-            SquashTransform(max(resize.new_h, 1), max(resize.new_w, 1))
-            if isinstance(resize, T.ResizeTransform)
-            else resize
-        )
+        if not isinstance(resize, T.ResizeTransform):
+            return resize
+        return SquashTransform(max(resize.new_h, 1), max(resize.new_w, 1))
 
 
+@dataclass(eq=False)
 class RandomScale(T.Augmentation):
     """Scale both sides by one factor, uniform in `factors`."""
 
-    def __init__(self, factors: tuple[float, float]) -> None:
-        super().__init__()
-        self.factors = factors
+    factors: tuple[float, float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a scaling by a random factor."""
         return ScaleTransform(float(self._rand_range(*self.factors)))
 
 
+@dataclass(eq=False)
 class RandomRotate(T.Augmentation):
     """Rotate by an angle uniform in [-degrees, degrees] on the same canvas."""
 
-    def __init__(self, degrees: float, fill: Sequence[float]) -> None:
-        super().__init__()
-        self.degrees, self.fill = degrees, tuple(fill)
+    degrees: float
+    fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a rotation by a random angle."""
         return RotateTransform(float(self._rand_range(-self.degrees, self.degrees)), self.fill)
 
 
+@dataclass(eq=False)
 class RandomKeepCrop(T.Augmentation):
     """Crop to a random window that keeps most of the target (PFENet's Crop).
 
     A side smaller than the window is padded first, half of the missing pixels (rounded down) before it. The
-    window is redrawn while it keeps less than `keep` of the target pixels, at most 31 times; the last one
-    stays.
+    window is redrawn while it keeps less than `keep` of the target pixels (1), at most 31 times.
     """
 
-    def __init__(self, size: Sequence[int], keep: float, fill: Sequence[float]) -> None:
-        super().__init__()
-        self.size, self.keep, self.fill = tuple(size), keep, tuple(fill)
+    size: Sequence[int]
+    keep: float
+    fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> T.Transform:
-        """Return a random window for the object (1) in the mask (H, W) in {0, 1, 255}."""
         target = sem_seg == 1
         enough = self.keep * np.count_nonzero(target)
         for _ in range(_CROP_REDRAWS + 1):
@@ -132,19 +131,18 @@ class RandomKeepCrop(T.Augmentation):
         return -((window - side) // 2) if side <= window else np.random.randint(side - window + 1)
 
 
+@dataclass(eq=False)
 class RandomObjectCrop(T.Augmentation):
-    """Crop to a window that contains the whole object; its sides are those of the object times `context`."""
+    """Crop to a window that contains the whole object (1), with its sides times a factor of `context`."""
 
-    def __init__(self, context: tuple[float, float]) -> None:
-        super().__init__()
-        self.context = context
+    context: tuple[float, float]
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> T.Transform:
-        """Return a random window for the object (1) in the mask (H, W) in {0, 1, 255}."""
         left, top, right, bottom = random_object_window(sem_seg, self._rand_range(*self.context))
         return T.CropTransform(left, top, right - left, bottom - top)
 
 
+@dataclass(eq=False)
 class RandomResizedCrop(T.Augmentation):
     """Crop to a window of random area and aspect ratio and resize it to (height, width).
 
@@ -152,12 +150,10 @@ class RandomResizedCrop(T.Augmentation):
     after ten windows that do not fit, the whole image is taken.
     """
 
-    def __init__(self, size: Sequence[int], area: tuple[float, float]) -> None:
-        super().__init__()
-        self.size, self.area = tuple(size), area
+    size: Sequence[int]
+    area: tuple[float, float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a random window within the image (H, W, 3), and the resize after it."""
         height, width = image.shape[:2]
         squash = SquashTransform(*self.size)
         for _ in range(10):
@@ -170,25 +166,184 @@ class RandomResizedCrop(T.Augmentation):
         return squash
 
 
+@dataclass(eq=False)
 class RandomColor(T.Augmentation):
     """Change brightness, contrast and saturation by factors uniform in [1 - strength, 1 + strength]."""
 
-    def __init__(self, strength: float) -> None:
-        super().__init__()
-        self.strength = strength
+    strength: float
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return a change of colours by three random factors."""
         return ColorTransform(*self._rand_range(1 - self.strength, 1 + self.strength, size=3).tolist())
 
 
+@dataclass(eq=False)
 class PadTo(T.Augmentation):
     """Pad right and below to (height, width), or cut off the part outside it."""
 
-    def __init__(self, size: Sequence[int], fill: Sequence[float]) -> None:
-        super().__init__()
-        self.size, self.fill = tuple(size), tuple(fill)
+    size: Sequence[int]
+    fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return the padding or cut, the same for every image (H, W, 3)."""
         return PadCrop(0, 0, *self.size, self.fill)
+
+
+AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
+AUGMENTATION_REGISTRY.__doc__ = "Builders `name(cfg) -> Augmentation` for cfg.INPUT.TRAIN_AUGMENTATIONS."
+
+RESIZES = ("squash", "letterbox", "shortest_edge")
+# After an augmentation of the first set the image has the network's size; one of the second changes it.
+_FIX_SIZE = {"crop", "random_resized_crop", "pad", *RESIZES}
+_CHANGE_SIZE = {"scale", "object_crop", "random_shortest_edge", "random_crop"}
+
+
+@AUGMENTATION_REGISTRY.register()
+def squash(cfg: CfgNode) -> T.Augmentation:
+    """Resize to INPUT.FEW_SHOT_SIZE without keeping the aspect ratio (HSNet, DCAMA)."""
+    return Squash(cfg.INPUT.FEW_SHOT_SIZE)
+
+
+@AUGMENTATION_REGISTRY.register()
+def letterbox(cfg: CfgNode) -> T.Augmentation:
+    """Fit into INPUT.FEW_SHOT_SIZE with the aspect ratio kept and the rest black (PFENet)."""
+    return Letterbox(cfg.INPUT.FEW_SHOT_SIZE)
+
+
+@AUGMENTATION_REGISTRY.register()
+def shortest_edge(cfg: CfgNode) -> T.Augmentation:
+    """Resize the shortest side to min(INPUT.FEW_SHOT_SIZE), the longest to at most INPUT.MAX_SIZE_TEST."""
+    return ShortestEdge(min(cfg.INPUT.FEW_SHOT_SIZE), cfg.INPUT.MAX_SIZE_TEST)
+
+
+@AUGMENTATION_REGISTRY.register()
+def random_shortest_edge(cfg: CfgNode) -> T.Augmentation:
+    """Resize the shortest side to a random one of INPUT.MIN_SIZE_TRAIN, at most INPUT.MAX_SIZE_TRAIN."""
+    return ShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+
+
+@AUGMENTATION_REGISTRY.register()
+def scale(cfg: CfgNode) -> T.Augmentation:
+    """Scale by a factor in INPUT.AUG.SCALE_RANGE (PFENet)."""
+    return RandomScale(cfg.INPUT.AUG.SCALE_RANGE)
+
+
+@AUGMENTATION_REGISTRY.register()
+def rotate(cfg: CfgNode) -> T.Augmentation:
+    """With INPUT.AUG.ROTATE_PROB rotate by up to ROTATE_DEGREES, corners in the mean colour (PFENet)."""
+    aug = cfg.INPUT.AUG
+    return T.RandomApply(RandomRotate(aug.ROTATE_DEGREES, cfg.MODEL.PIXEL_MEAN), aug.ROTATE_PROB)
+
+
+@AUGMENTATION_REGISTRY.register()
+def blur(cfg: CfgNode) -> T.Augmentation:
+    """With INPUT.AUG.BLUR_PROB blur by a 5x5 Gaussian (PFENet)."""
+    return T.RandomApply(BlurTransform(), cfg.INPUT.AUG.BLUR_PROB)
+
+
+@AUGMENTATION_REGISTRY.register()
+def flip(cfg: CfgNode) -> T.Augmentation:
+    """With INPUT.AUG.FLIP_PROB exchange left and right."""
+    return T.RandomFlip(cfg.INPUT.AUG.FLIP_PROB)
+
+
+@AUGMENTATION_REGISTRY.register()
+def crop(cfg: CfgNode) -> T.Augmentation:
+    """Crop to INPUT.FEW_SHOT_SIZE with INPUT.AUG.CROP_KEEP of the object, filled with the mean colour."""
+    return RandomKeepCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_KEEP, cfg.MODEL.PIXEL_MEAN)
+
+
+@AUGMENTATION_REGISTRY.register()
+def object_crop(cfg: CfgNode) -> T.Augmentation:
+    """With INPUT.AUG.OBJECT_CROP_PROB crop round the object, INPUT.AUG.OBJECT_CONTEXT times its sides."""
+    low, high = cfg.INPUT.AUG.OBJECT_CONTEXT
+    if not 1 <= low <= high:
+        raise ValueError(f"INPUT.AUG.OBJECT_CONTEXT {(low, high)}: give two rising factors of at least 1")
+    return T.RandomApply(RandomObjectCrop((low, high)), cfg.INPUT.AUG.OBJECT_CROP_PROB)
+
+
+@AUGMENTATION_REGISTRY.register()
+def random_crop(cfg: CfgNode) -> T.Augmentation:
+    """Crop to a random window of INPUT.FEW_SHOT_SIZE; smaller images stay whole (MM-Former, before `pad`)."""
+    return T.RandomCrop("absolute", cfg.INPUT.FEW_SHOT_SIZE)
+
+
+@AUGMENTATION_REGISTRY.register()
+def pad(cfg: CfgNode) -> T.Augmentation:
+    """Pad right and below with grey 128 (MM-Former)."""
+    return PadTo(cfg.INPUT.FEW_SHOT_SIZE, (128, 128, 128))
+
+
+@AUGMENTATION_REGISTRY.register()
+def random_resized_crop(cfg: CfgNode) -> T.Augmentation:
+    """Resize a window of INPUT.AUG.CROP_AREA of the image to INPUT.FEW_SHOT_SIZE."""
+    return RandomResizedCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_AREA)
+
+
+@AUGMENTATION_REGISTRY.register()
+def color(cfg: CfgNode) -> T.Augmentation:
+    """Change brightness, contrast and saturation by up to INPUT.AUG.COLOR."""
+    return RandomColor(cfg.INPUT.AUG.COLOR)
+
+
+@AUGMENTATION_REGISTRY.register()
+def ssd_color(cfg: CfgNode) -> T.Augmentation:
+    """Colour distortion of SSD (MM-Former), from Detectron2's PointRend project."""
+    from detectron2.projects.point_rend import ColorAugSSDTransform
+
+    return T.RandomApply(ColorAugSSDTransform(img_format="RGB"), prob=1.0)
+
+
+def build_resize(cfg: CfgNode) -> T.Augmentation:
+    """Build INPUT.TEST_RESIZE, the resize of evaluation and of images that are not augmented."""
+    size = tuple(cfg.INPUT.FEW_SHOT_SIZE)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"INPUT.FEW_SHOT_SIZE {size} is not a height and a width in pixels: give (384, 384)")
+    kind = cfg.INPUT.TEST_RESIZE
+    if kind not in RESIZES:
+        raise ValueError(f"unknown INPUT.TEST_RESIZE {kind!r}; choose one of {', '.join(RESIZES)}")
+    return AUGMENTATION_REGISTRY.get(kind)(cfg)
+
+
+def build_view_resizes(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build INPUT.TEST_RESIZE at each size of TEST.SCALES, in order; ValueError for a size twice."""
+    resizes = []
+    for size in _sizes(cfg.TEST.SCALES):
+        at_size = cfg.clone()
+        at_size.defrost()
+        at_size.INPUT.FEW_SHOT_SIZE = size
+        resizes.append(build_resize(at_size))
+    return resizes
+
+
+def _sizes(scales: Sequence[Any]) -> list[tuple[int, int]]:
+    sizes = []
+    for scale in scales:
+        size = tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
+        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(
+                f"TEST.SCALES has {scale!r}; give sides in pixels, (473, 641), or heights and widths, "
+                "((473, 473), (641, 641))"
+            )
+        sizes.append(size)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"TEST.SCALES {tuple(scales)} has a size twice; give each once")
+    return sizes
+
+
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build INPUT.TRAIN_AUGMENTATIONS in order, plus the resize of evaluation if they do not set the size."""
+    names = tuple(cfg.INPUT.TRAIN_AUGMENTATIONS)
+    known = sorted(name for name, _ in AUGMENTATION_REGISTRY)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {name!r} in INPUT.TRAIN_AUGMENTATIONS; choose from {', '.join(known)}")
+    augmentations = [_build(name, cfg) for name in names]
+    sizing = [name for name in names if name in _FIX_SIZE | _CHANGE_SIZE]
+    fixed = bool(sizing) and sizing[-1] in _FIX_SIZE
+    return augmentations if fixed else [*augmentations, build_resize(cfg)]
+
+
+def _build(name: str, cfg: CfgNode) -> T.Augmentation:
+    try:
+        return AUGMENTATION_REGISTRY.get(name)(cfg)
+    except (AssertionError, TypeError, ValueError) as error:  # Detectron2's augmentations assert
+        raise ValueError(f"INPUT.TRAIN_AUGMENTATIONS {name!r}: {error}; check its INPUT.AUG keys") from error

@@ -51,19 +51,10 @@ def dataset_pairs(
 
 
 def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader[list[dict[str, Any]]]:
-    """Build the endless loader of training batches.
+    """Build the endless loader of training batches, which continues exactly after `start_iter` iterations.
 
-    Args:
-        cfg: DATASETS.TRAIN (one name), FEW_SHOT, INPUT, SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS,
-            MODEL.DEVICE.
-        start_iter: iterations already done; the loader continues exactly after them.
-
-    Returns:
-        Iterable of lists of IMS_PER_BATCH / processes dicts (`EpisodeMapper`); all dicts of a batch have
-        the same number of shots. With a GPU, memory is pinned and workers are persistent.
-
-    Raises:
-        ValueError: not exactly one dataset, or a batch size that is no multiple of the processes.
+    A batch is a list of SOLVER.IMS_PER_BATCH / processes dicts (`EpisodeMapper`), all with the same number of
+    shots. With a GPU, memory is pinned and workers are persistent.
     """
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
@@ -73,17 +64,9 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
             f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
         )
     (name,) = cfg.DATASETS.TRAIN
-    records = get_records(name)
-    episodes = EpisodeSampler(
-        dataset_pairs(name, records),
-        shots=cfg.FEW_SHOT.TRAIN.SHOTS,
-        rule=cfg.FEW_SHOT.TRAIN.QUERY_RULE,
-        seed=cfg.FEW_SHOT.SEED,
-        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
-        batch_size=total_batch,
-        class_names=MetadataCatalog.get(name).get("stuff_classes"),
-        query_pairs=dataset_pairs(name, records, of_queries=True),
-    )
+    records, train = get_records(name), cfg.FEW_SHOT.TRAIN
+    options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": total_batch}
+    episodes = _episode_sampler(cfg, name, records, train.SHOTS, **options)
     sampler = TrainingEpisodeSampler(episodes, start=start_iter * total_batch)
     metadata = MetadataCatalog.get(name)
     class_ids = metadata.get("base_class_ids", metadata.class_ids)
@@ -91,19 +74,26 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
     return _loader(cfg, mapper, sampler, total_batch // world_size)
 
 
+def _episode_sampler(
+    cfg: CfgNode, name: str, records: Sequence[dict[str, Any]], shots: int | Sequence[int], **options: Any
+) -> EpisodeSampler:
+    return EpisodeSampler(
+        dataset_pairs(name, records),
+        shots=shots,
+        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
+        class_names=MetadataCatalog.get(name).get("stuff_classes"),
+        query_pairs=dataset_pairs(name, records, of_queries=True),
+        **options,
+    )
+
+
 def build_test_episodes(
     cfg: CfgNode, dataset_name: str, shots: int, episodes: int | None = None
 ) -> list[Episode]:
-    """Return the episodes of an evaluation, the same list in every process.
+    """Return the K-shot episodes of an evaluation, the same list in every process.
 
-    Args:
-        cfg: FEW_SHOT.TEST and FEW_SHOT.REPEAT_SUPPORTS (which the published rules ignore).
-        dataset_name: registered name.
-        shots: K.
-        episodes: their number; None = FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
-
-    Raises:
-        ValueError: unknown rule, a negative number, or no class with enough images.
+    Published rules ignore FEW_SHOT.REPEAT_SUPPORTS. `episodes` is their number; None =
+    FEW_SHOT.TEST.EPISODES; 0 = one per (image, class) pair.
     """
     test = cfg.FEW_SHOT.TEST
     count = test.EPISODES if episodes is None else episodes
@@ -118,38 +108,21 @@ def build_test_episodes(
     if test.QUERY_RULE not in QUERY_RULES:
         rules = ", ".join((*QUERY_RULES, *PUBLISHED_RULES))
         raise ValueError(f"unknown FEW_SHOT.TEST.QUERY_RULE {test.QUERY_RULE!r}; choose one of {rules}")
-    sampler = EpisodeSampler(
-        pairs,
-        shots=shots,
-        rule=test.QUERY_RULE,
-        seed=test.SEED,
-        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
-        class_names=MetadataCatalog.get(dataset_name).get("stuff_classes"),
-        query_pairs=dataset_pairs(dataset_name, records, of_queries=True),
-    )
+    sampler = _episode_sampler(cfg, dataset_name, records, shots, rule=test.QUERY_RULE, seed=test.SEED)
     return [sampler.sample(i) for i in range(count)] if count else sampler.sample_every_pair()
 
 
 def build_few_shot_test_loader(
-    cfg: CfgNode,
-    dataset_name: str,
-    *,
-    shots: int,
-    episodes: int | None = None,
-    manifest: str | None = None,
+    cfg: CfgNode, dataset_name: str, *, shots: int, episodes: int | None = None, manifest: str | None = None
 ) -> DataLoader[list[dict[str, Any]]]:
     """Build the loader of one evaluation: the share of this process, in batches of one episode.
 
     Args:
-        cfg: FEW_SHOT.TEST, INPUT, TEST.FRAME, DATALOADER.NUM_WORKERS, MODEL.DEVICE.
+        cfg: the whole config.
         dataset_name: registered name.
-        shots: K. Of a manifest with more supports the first K are used.
+        shots: K. Of a manifest with more supports the first K are used; one with fewer is refused.
         episodes: as in `build_test_episodes`; with a manifest, its first so many (None or 0 = all).
         manifest: file of episodes to use instead of sampling; None = FEW_SHOT.TEST.MANIFEST.
-
-    Raises:
-        FileNotFoundError: no such manifest.
-        ValueError: see `build_test_episodes` and `read_manifest`, or the manifest has fewer shots.
     """
     path = cfg.FEW_SHOT.TEST.MANIFEST if manifest is None else manifest
     records = get_records(dataset_name)
@@ -189,14 +162,10 @@ def _loader(
         num_workers=workers,
         pin_memory=has_gpu,
         persistent_workers=has_gpu and workers > 0,
-        collate_fn=_as_list,
+        collate_fn=list,
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # its seeds are unused; this leaves torch's global generator alone
     )
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
 
 
 def _init_worker(worker: int) -> None:

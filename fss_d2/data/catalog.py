@@ -4,22 +4,32 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .datasets import coco2pascal, coco20i, fss1000, glyphs, pascal5i
+from . import datasets
 from .datasets.custom import register_coco_json, register_folder
 
 __all__ = ["dataset_root", "get_records", "register_all", "register_datasets_from_cfg"]
 
-# Each has names() -> list[str], metadata(name) -> dict, load_records(name, root) -> list of dataset dicts.
-_MODULES: tuple[ModuleType, ...] = (pascal5i, coco20i, coco2pascal, fss1000, glyphs)
+
+def _data_sets() -> Iterator[ModuleType]:
+    """The files of `datasets` that hold a data set.
+
+    They have names() -> list[str], metadata(name) -> dict, load_records(name, root) -> list of dataset dicts.
+    """
+    for found in iter_modules(datasets.__path__):
+        module = import_module(f"{datasets.__name__}.{found.name}")
+        if hasattr(module, "load_records") and hasattr(module, "names"):
+            yield module
 
 
 def dataset_root() -> Path:
@@ -29,7 +39,7 @@ def dataset_root() -> Path:
 
 def register_all() -> None:
     """Register every built-in dataset by name; no file is read, and registered names stay as they are."""
-    for module in _MODULES:
+    for module in _data_sets():
         for name in module.names():
             if name not in DatasetCatalog:
                 DatasetCatalog.register(name, partial(_load_builtin, module, name))
@@ -37,16 +47,11 @@ def register_all() -> None:
 
 
 def _load_builtin(module: ModuleType, name: str) -> list[dict[str, Any]]:
-    return module.load_records(name, dataset_root())
+    return module.load_records(name, dataset_root())  # the root of the time of the call
 
 
 def get_records(name: str) -> list[dict[str, Any]]:
-    """Return the dataset dicts of a registered dataset (the last few are cached; do not change them).
-
-    Raises:
-        ValueError: there is no such name; the message lists similar ones, or the folds.
-        FileNotFoundError: the files are missing; names the path and the command that writes them.
-    """
+    """Return the dataset dicts of a registered dataset (the last few are cached; do not change them)."""
     if name not in DatasetCatalog:
         raise ValueError(_unknown(name, DatasetCatalog.list()))
     return list(_remembered(DatasetCatalog[name], dataset_root().absolute()))
@@ -59,7 +64,6 @@ def _remembered(load: Callable[[], list[dict[str, Any]]], root: Path) -> list[di
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    """Return the error message for a name that is not registered."""
     match = re.fullmatch(r"(.+_fold)(\d+)(_.+)", name)
     folds = [f for f in range(10) if match and f"{match[1]}{f}{match[3]}" in known]
     if match and folds:
@@ -70,14 +74,10 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def register_datasets_from_cfg(cfg: CfgNode) -> None:
-    """Register the user's own sets that a config lists; a second call changes nothing.
+    """Register the sets of DATASETS.FOLDERS and DATASETS.COCO_JSON; a second call changes nothing.
 
-    Args:
-        cfg: DATASETS.FOLDERS and DATASETS.COCO_JSON, lists of keyword arguments of `register_folder` and
-            `register_coco_json`. Relative paths start at $DETECTRON2_DATASETS.
-
-    Raises:
-        FileNotFoundError, ValueError: see these functions; ValueError also for a wrong or missing argument.
+    Relative paths start at $DETECTRON2_DATASETS. Errors are those of `register_folder` and
+    `register_coco_json`; ValueError also for a wrong or missing argument.
     """
     for entry in cfg.DATASETS.FOLDERS:
         _register_entry(register_folder, "DATASETS.FOLDERS", entry, ("root",))

@@ -23,27 +23,19 @@ __all__ = [
 ImageId = int | str
 
 MANIFEST_VERSION = 1
-_HEADER_KEYS = {"manifest_version": int, "dataset": str, "shots": int, "seed": int, "query_rule": str}
+_HEADER_NUMBERS, _HEADER_TEXTS = ("manifest_version", "shots", "seed", "episodes"), ("dataset", "query_rule")
 _SEED_STREAM = 1  # separates the seeds of augmentations from the draws of the sampler
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One class, one query and K supports, by image ids.
+    """One class, one query and K supports, by image ids."""
 
-    Attributes:
-        index: place in the endless (training) or finite (evaluation) list of episodes.
-        class_id: 0-based class id of the dataset.
-        query: id of the query image.
-        supports: ids of the K support images.
-        seed: 32-bit seed of all random changes to the episode's pixels.
-    """
-
-    index: int
-    class_id: int
+    index: int  # place in the endless (training) or finite (evaluation) list of episodes
+    class_id: int  # 0-based class id of the dataset
     query: ImageId
     supports: tuple[ImageId, ...]
-    seed: int = 0
+    seed: int = 0  # 32 bits; of all random changes to the episode's pixels
 
 
 def episode_seed(seed: int, index: int) -> int:
@@ -54,10 +46,8 @@ def episode_seed(seed: int, index: int) -> int:
 def donors_of(episodes: Sequence[Episode]) -> list[Episode]:
     """Return for each episode the next one of another class, whose supports are foreign to it.
 
-    The search wraps round the list. Episodes that have the query among their supports are skipped.
-
-    Raises:
-        ValueError: an episode has no donor; the message says why.
+    The search wraps round the list. Episodes that have the query among their supports are skipped. ValueError
+    if an episode has no donor.
     """
     if len({episode.class_id for episode in episodes}) < 2:
         raise ValueError(
@@ -88,42 +78,23 @@ def write_manifest(
     seed: int = 0,
     query_rule: str = "class",
 ) -> None:
-    """Write episodes as JSON lines: a header, then one episode per line. All or nothing is written.
-
-    Raises:
-        ValueError: no episodes, or episodes with different numbers of shots.
-    """
+    """Write episodes, all with one number of shots, as JSON lines: a header, then one episode per line."""
     shots = {len(episode.supports) for episode in episodes}
     if len(shots) != 1:
         raise ValueError(f"{path}: a manifest needs episodes with one number of shots, got {sorted(shots)}")
-    header = {
-        "manifest_version": MANIFEST_VERSION,
-        "dataset": dataset,
-        "shots": shots.pop(),
-        "seed": seed,
-        "query_rule": query_rule,
-        "episodes": len(episodes),
-    }
+    header = {"manifest_version": MANIFEST_VERSION, "dataset": dataset, "shots": shots.pop(), "seed": seed}
+    header |= {"query_rule": query_rule, "episodes": len(episodes)}
     rows = (
-        {
-            "class_id": episode.class_id,
-            "class_name": class_names[episode.class_id],
-            "query": episode.query,
-            "supports": list(episode.supports),
-        }
-        for episode in episodes
+        {"class_id": e.class_id, "class_name": class_names[e.class_id]}
+        | {"query": e.query, "supports": list(e.supports)}
+        for e in episodes
     )
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (header, *rows))
 
 
 def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the first line of a manifest: dataset, shots, seed, query_rule, episodes.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the first line is not a header of this version; named as file:line.
-    """
+    """Read the first line of a manifest: dataset, shots, seed, query_rule, episodes; errors as below."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return _parse_header(file.readline(), f"{path}:1")
@@ -164,10 +135,12 @@ def read_manifest(
         for number, line in enumerate(file, start=2):
             if line.strip():
                 where = f"{path}:{number}"
-                episode = _parse_episode(line, where, len(episodes), header)
-                _check_class(json.loads(line), where, class_names)
-                _check_images(episode, where, classes_of)
-                episodes.append(episode)
+                row = _parse_json(line, where)
+                episodes.append(_parse_episode(row, where, len(episodes), header))
+                if class_names is not None:
+                    _check_class(row, where, class_names)
+                if classes_of is not None:
+                    _check_images(episodes[-1], where, classes_of)
     if len(episodes) != header["episodes"]:
         raise ValueError(f"{path}: header says {header['episodes']} episodes, the file has {len(episodes)}")
     return episodes
@@ -193,8 +166,8 @@ def _require(row: dict[str, Any], key: str, kinds: type | tuple[type, ...], wher
 
 def _parse_header(line: str, where: str) -> dict[str, Any]:
     header = _parse_json(line, where)
-    for key, kind in {**_HEADER_KEYS, "episodes": int}.items():
-        _require(header, key, kind, where)
+    for key in (*_HEADER_NUMBERS, *_HEADER_TEXTS):
+        _require(header, key, int if key in _HEADER_NUMBERS else str, where)
     if header["manifest_version"] != MANIFEST_VERSION:
         raise ValueError(
             f"{where}: manifest_version {header['manifest_version']} is unknown, expected {MANIFEST_VERSION}"
@@ -204,8 +177,7 @@ def _parse_header(line: str, where: str) -> dict[str, Any]:
     return header
 
 
-def _parse_episode(line: str, where: str, index: int, header: dict[str, Any]) -> Episode:
-    row = _parse_json(line, where)
+def _parse_episode(row: dict[str, Any], where: str, index: int, header: dict[str, Any]) -> Episode:
     class_id = _require(row, "class_id", int, where)
     query = _require(row, "query", (int, str), where)
     supports = _require(row, "supports", list, where)
@@ -218,9 +190,7 @@ def _parse_episode(line: str, where: str, index: int, header: dict[str, Any]) ->
     return Episode(index, class_id, query, tuple(supports), episode_seed(header["seed"], index))
 
 
-def _check_class(row: dict[str, Any], where: str, class_names: Sequence[str] | None) -> None:
-    if class_names is None:
-        return
+def _check_class(row: dict[str, Any], where: str, class_names: Sequence[str]) -> None:
     class_id = row["class_id"]
     if not 0 <= class_id < len(class_names):
         raise ValueError(f"{where}: class_id {class_id} is not one of the {len(class_names)} classes")
@@ -230,9 +200,7 @@ def _check_class(row: dict[str, Any], where: str, class_names: Sequence[str] | N
         )
 
 
-def _check_images(episode: Episode, where: str, classes_of: dict[ImageId, frozenset[int]] | None) -> None:
-    if classes_of is None:
-        return
+def _check_images(episode: Episode, where: str, classes_of: dict[ImageId, frozenset[int]]) -> None:
     for image in (episode.query, *episode.supports):
         if image not in classes_of:
             raise ValueError(f"{where}: image {image!r} is not in the dataset")

@@ -19,14 +19,7 @@ def is_image_name(path: str | os.PathLike[str]) -> bool:
 
 
 def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image.Image, int]:
-    """Decode a file with Pillow.
-
-    Args:
-        path: the file.
-        what: "image" or "mask", for the errors.
-
-    Returns:
-        The decoded image as stored, and its EXIF orientation (1 to 8; 1 = upright).
+    """Decode an image or a mask (`what`) as stored; also return its EXIF orientation (1 to 8; 1 = upright).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,13 +57,9 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """Read an image upright as (H, W, 3) uint8 RGB; also return the EXIF orientation that was applied.
+    """Read an image upright by `to_rgb`; also return the EXIF orientation that was applied.
 
-    Transparent parts become white; 16-bit grey is scaled to 8 bits.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or holds floating-point pixels.
+    Errors as `open_image`; ValueError also for floating-point pixels.
     """
     image, orientation = open_image(path)
     if image.mode == "F":

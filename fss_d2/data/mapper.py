@@ -10,12 +10,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data import transforms as T
 
-from .augmentation_registry import build_augmentations, build_resize, build_view_resizes
+from .augmentations import build_augmentations, build_resize, build_view_resizes
 from .episode import Episode, ImageId, donors_of
-from .masks import load_sample
+from .masks import annotate, load_sample, support_annotation
 from .samples import Sample, Segment, load_segments, seeded, transform_sample
 from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
-from .weak_masks import annotate, support_annotation
 
 __all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
 
@@ -34,8 +33,7 @@ class EpisodeMapper:
 
     Augmentations are redrawn while the object covers too few pixels; after `redraws` tries the image is
     resized only. An object so small that the resize itself loses it gives an all-background mask, as in the
-    reference codes: models must accept that. By default a support must keep a pixel of its object; a query
-    may lose it.
+    reference codes: models must accept that.
 
     With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
     the classes that the augmented query shows; the augmentations are redrawn while it shows none.
@@ -61,43 +59,30 @@ class EpisodeMapper:
         support_min_pixels: int = 1,
         redraws: int = 10,
     ) -> None:
-        """
+        """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
+
         Args:
             records: dataset dicts, one for each image.
             resize: brings an image to the network's size if it is not augmented.
             augmentations: replace `resize` in training; empty = none.
-            augment_supports: augment supports as well (independently of the query).
-            frame: in which evaluation compares, of `FRAMES`.
             views: resizes, one for each further size of the episode in evaluation.
-            support_annotation: form of a support's mask: "mask", "box" or "scribble".
-            support_views: the views of each support in evaluation, see `fss_d2.data.views.support_views`.
             is_train: augment, and return no "target".
-            segments: return "segments" in training: "semantic" or "instance" (`load_segments`); "" = none.
             target_segments: return "target_segments" in evaluation.
             class_ids: classes of the segments; the episode's class is always included.
-            query_min_pixels: object pixels that an augmented query must keep.
-            support_min_pixels: object pixels that an augmented support must keep.
-            redraws: of augmentations that keep fewer, before an image is resized only.
-
-        Raises:
-            ValueError: unknown frame, support view or kind of segments, or an image id that occurs twice.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
         if segments not in SEGMENTS:
             raise ValueError(f"unknown INPUT.SEGMENTS {segments!r}; use '', 'semantic' or 'instance'")
-        self.resize = resize
+        self.resize, self.frame, self.is_train = resize, frame, is_train
         self.augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
         self.augment_supports = augment_supports
-        self.frame = frame
         self.views = () if is_train else tuple(views)
         self.support_annotation = support_annotation
         self.support_views = ("whole",) if is_train else check_support_views(support_views)
-        self.is_train = is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
-        self.query_min_pixels = query_min_pixels
-        self.support_min_pixels = support_min_pixels
+        self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
         self.redraws = redraws
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
@@ -165,10 +150,15 @@ class EpisodeMapper:
             "support": [sizes[0] for sizes in supports],
         }
         if self.views:
-            views = [transform_sample(resize, image, mask) for resize in self.views]
             mapped["views"] = [
-                self._view(mapped, query, view, [sizes[number] for sizes in supports])
-                for number, view in enumerate(views, start=1)
+                {
+                    "image": view.image,
+                    **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
+                    **{name: mapped[name] for name in ("class_id", "image_id", "episode_index")},
+                    "support": [sizes[number] for sizes in supports],
+                }
+                for number, resize in enumerate(self.views, start=1)
+                for view in [transform_sample(resize, image, mask)]
             ]
         return mapped
 
@@ -181,7 +171,7 @@ class EpisodeMapper:
     def _query(
         self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
     ) -> tuple[Sample, int]:
-        """Return the query at the network's size, and the episode's class, which may be redrawn."""
+        """Return the query at the network's size, and its class, which may be redrawn."""
         prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
         if not self.is_train or not self.segments or episode.supports:
             return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
@@ -194,14 +184,13 @@ class EpisodeMapper:
         return query.of_class(class_id), class_id
 
     def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
-        """Return the views of a support, each at the network's size, then at the sizes of `self.views`."""
+        """Return the views of a support, each at the network's size, then at those of `self.views`."""
         image_id, seed = episode.supports[number], (episode.seed, number + 1)
         image, mask = load_sample(self._record(image_id), episode.class_id)
         mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
 
         def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
-            """A view of the support at the network's size, then at the others."""
             first = self._prepare(image, mask, (), seed, augment, lambda s: s.shows(self.support_min_pixels))
             return [first, *(transform_sample(resize, image, mask) for resize in self.views)]
 
@@ -210,22 +199,9 @@ class EpisodeMapper:
             for _, samples in shown_views(self.support_views, image, mask, at_each_size)
         ]
 
-    def _view(
-        self, mapped: Mapping[str, Any], query: Sample, view: Sample, supports: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return the episode at another size; `mapped` and `query` are at the network's size."""
-        return {
-            "image": view.image,
-            **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
-            **{name: mapped[name] for name in ("class_id", "image_id", "episode_index")},
-            "support": supports,
-        }
-
     def _record(self, image_id: ImageId) -> Mapping[str, Any]:
         if image_id not in self._place:
-            raise KeyError(
-                f"image {image_id!r} of an episode is not in the dataset; draw the episodes from it"
-            )
+            raise KeyError(f"image {image_id!r} of an episode is not in the dataset; draw episodes from it")
         return self._records[self._place[image_id]]
 
     def _prepare(
@@ -268,10 +244,8 @@ class EpisodeMapper:
         masks = torch.stack([mask for _, mask in kept]) if kept else found[0][1][None][:0]
         if not self.is_train:
             return {"target_segments": masks}
-        return {
-            "segments": masks,
-            "segment_labels": torch.tensor([label for label, _ in kept], dtype=torch.int64),
-        }
+        labels = torch.tensor([label for label, _ in kept], dtype=torch.int64)
+        return {"segments": masks, "segment_labels": labels}
 
     def _in_frame(self, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
         return in_frame("network" if self.is_train else self.frame, original, network)
@@ -280,17 +254,13 @@ class EpisodeMapper:
 class ForeignSupportMapper:
     """Maps episodes with the supports of another class: the score of a method that ignores its supports.
 
-    Query, class and truth stay those of the episode.
-
-    Args:
-        mapper: loads an episode, `EpisodeMapper`.
-        episodes: all that will be loaded; see `donors_of`, also for the errors.
+    Query, class and truth stay those of the episode. The donors are those of `donors_of`, among `episodes`,
+    which must be all that will be loaded.
     """
 
     def __init__(self, mapper: Callable[[Episode], dict[str, Any]], episodes: Sequence[Episode]) -> None:
         self._mapper = mapper
-        donors = zip(episodes, donors_of(episodes), strict=True)
-        self._donors = {episode.index: donor for episode, donor in donors}
+        self._donors = {e.index: donor for e, donor in zip(episodes, donors_of(episodes), strict=True)}
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
         """Load an episode; "support" and "support_ids" are the donor's, in "views" too."""

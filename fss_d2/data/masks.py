@@ -1,24 +1,31 @@
-"""Read the image of a dataset dict and the mask of one class: 1 object, 0 rest, 255 ignored."""
+"""Masks of one class, (H, W) uint8 (1 object, 0 rest, 255 ignored): read, or reduced to boxes and strokes."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as coco_mask
+from detectron2.config import CfgNode
 from PIL import Image
 
 from .images import open_image, orient, read_image
 
 __all__ = [
+    "ANNOTATIONS",
     "IGNORE",
+    "annotate",
     "binary_mask",
+    "boxes_of",
     "check_shows",
     "class_of_map",
     "load_mask",
     "load_sample",
     "mask_source",
     "read_class_map",
+    "scribble_of",
+    "support_annotation",
     "upright_mask",
 ]
 
@@ -26,13 +33,7 @@ IGNORE = 255
 
 
 def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read a dataset dict's image and its mask of one class, both upright.
-
-    A mask of the size of the stored image, before its EXIF orientation is applied, is rotated with it; a
-    mask that already has the upright size is taken as upright.
-
-    Returns:
-        Image (H, W, 3) uint8 RGB; mask (H, W) uint8 in {0, 1, 255}.
+    """Read a dataset dict's image (H, W, 3) uint8 RGB and its mask of one class, both upright.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -47,7 +48,7 @@ def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, n
 def upright_mask(
     mask: np.ndarray, image: np.ndarray, orientation: int, record: Mapping[str, Any]
 ) -> np.ndarray:
-    """Rotate a stored mask as its image (H, W, 3) was rotated, unless it already has the upright size.
+    """Rotate a stored mask by the EXIF orientation of its image, unless it already has the upright size.
 
     Raises:
         ValueError: neither the stored nor the rotated mask has the image's size; names the file.
@@ -73,12 +74,7 @@ def check_shows(mask: np.ndarray, record: Mapping[str, Any], class_id: int) -> N
 
 
 def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
-    """Return the mask of one class as (H, W) uint8 in {0, 1, 255}, as stored (not upright yet).
-
-    Raises:
-        FileNotFoundError: the mask file is missing.
-        ValueError: the mask is broken or does not follow its encoding; names the file.
-    """
+    """Return the mask of one class as stored (not upright yet); errors as `load_sample`."""
     if "annotations" in record:
         return _annotation_mask(record, class_id)
     path = record.get("sem_seg_file_name")
@@ -102,17 +98,12 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
 
 
 def read_class_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a class map (H, W): 0 background, class id + 1, 255 ignored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read or has several channels.
-    """
+    """Read a class map (H, W): 0 background, class id + 1, 255 ignored; errors as `load_sample`."""
     return _single_channel(open_image(path, "mask")[0], path)
 
 
 def class_of_map(values: np.ndarray, class_id: int) -> np.ndarray:
-    """Return the mask (H, W) uint8 in {0, 1, 255} of one class of a class map."""
+    """Return the mask of one class of a class map."""
     return np.select([values == class_id + 1, values == IGNORE], [1, IGNORE], 0).astype(np.uint8)
 
 
@@ -201,3 +192,97 @@ def _union(segmentations: Iterable[Any], shape: tuple[int, int]) -> np.ndarray:
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
+
+
+Seed = int | Sequence[int]  # of numpy's default generator
+
+# Uniform ranges of a stroke: its length over the longer side of the component's box, its width over the
+# square root of the component's area.
+_LENGTH = (0.4, 0.8)
+_WIDTH = (0.02, 0.05)
+_LEAST_WIDTH = 3  # pixels, so that the stroke survives the resize to the network's size
+_CORNERS = 8  # of the line, at most
+_DEPTH = 0.8  # least distance of a corner from the edge, over that of the deepest pixel in its column
+_SMALL = 0.1  # components with less than this share of the largest area get no stroke
+
+
+def boxes_of(mask: np.ndarray) -> np.ndarray:
+    """Fill the exact box of each 8-connected component of the object with 1; the rest is unchanged."""
+    boxed = mask.copy()
+    for box, _ in _components(mask == 1):
+        boxed[box] = 1
+    return boxed
+
+
+def scribble_of(mask: np.ndarray, seed: Seed) -> np.ndarray:
+    """Replace the mask by hand-like strokes: one per large component of the object, one in the background.
+
+    A stroke follows the middle of its component along a random part of the longer side, slightly unsteady and
+    never outside the component. Every object gets a stroke of at least a pixel; a mask without any 0 gets no
+    background stroke. The rest is 255.
+    """
+    rng, scribble = np.random.default_rng(seed), np.full_like(mask, IGNORE)
+    objects, background = _components(mask == 1), _components(mask == 0)
+    for box, component in objects:
+        if np.count_nonzero(component) >= _SMALL * np.count_nonzero(objects[0][1]):
+            scribble[box][_stroke(component, rng)] = 1
+    for box, component in background[:1]:
+        scribble[box][_stroke(component, rng)] = 0
+    return scribble
+
+
+_KINDS: dict[str, Callable[[np.ndarray, Seed], np.ndarray]] = {
+    "mask": lambda mask, seed: mask,
+    "box": lambda mask, seed: boxes_of(mask),
+    "scribble": scribble_of,
+}
+ANNOTATIONS = tuple(_KINDS)
+
+
+def annotate(mask: np.ndarray, kind: str, seed: Seed) -> np.ndarray:
+    """Reduce a mask to a kind of `ANNOTATIONS`; the seed is for scribbles."""
+    _check(kind, "SUPPORT_ANNOTATION")
+    return _KINDS[kind](mask, seed)
+
+
+def support_annotation(cfg: CfgNode, is_train: bool) -> str:
+    """Return FEW_SHOT.TRAIN or .TEST.SUPPORT_ANNOTATION; ValueError if either is unknown."""
+    kinds = {name: cfg.FEW_SHOT[name].SUPPORT_ANNOTATION for name in ("TRAIN", "TEST")}
+    for name, kind in kinds.items():
+        _check(kind, f"FEW_SHOT.{name}.SUPPORT_ANNOTATION")
+    return kinds["TRAIN" if is_train else "TEST"]
+
+
+def _check(kind: str, key: str) -> None:
+    if kind not in ANNOTATIONS:
+        raise ValueError(f"unknown {key} {kind!r}; choose one of {', '.join(ANNOTATIONS)}")
+
+
+def _components(region: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    """Return the box and the pixels (h, w) bool of each 8-connected component, the largest first."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
+    found = []
+    for label in 1 + np.argsort(-statistics[1:, cv2.CC_STAT_AREA], kind="stable"):
+        left, top, width, height, _ = statistics[label]
+        box = slice(top, top + height), slice(left, left + width)
+        found.append((box, labels[box] == label))
+    return found
+
+
+def _stroke(component: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a line of at least one pixel inside a component (h, w) bool; return its pixels (h, w) bool."""
+    height, width = component.shape
+    if height > width:
+        return _stroke(component.T, rng).T
+    length = rng.uniform(*_LENGTH) * (width - 1)
+    start = rng.uniform(0, width - 1 - length)
+    x = np.unique(np.linspace(start, start + length, _CORNERS).astype(int))
+    # A connected component has a pixel in every column of its box. The box's edge counts as the component's.
+    depth = cv2.distanceTransform(np.pad(component, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1]
+    deep = [np.flatnonzero(column >= _DEPTH * column.max()) for column in depth[:, 1:-1].T[x]]
+    y = np.array([rng.choice(rows) for rows in deep])
+    stroke = np.zeros(component.shape, np.uint8)
+    thickness = max(round(rng.uniform(*_WIDTH) * np.count_nonzero(component) ** 0.5), _LEAST_WIDTH)
+    cv2.polylines(stroke, [np.stack([x, y], axis=1).astype(np.int32)], False, 1, thickness)
+    stroke[y, x] = 1  # polylines draws nothing for a single corner
+    return (stroke == 1) & component

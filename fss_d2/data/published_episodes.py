@@ -12,7 +12,8 @@ draws of the supports lie between them.
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from .episode import Episode, ImageId, episode_seed
 from .sampler import Pair
 
 __all__ = ["PUBLISHED_RULES", "hsnet_coco", "hsnet_fss", "hsnet_pascal", "mmformer_episodes"]
+
+_Item = TypeVar("_Item")
 
 
 def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
@@ -34,13 +37,9 @@ def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: 
     Raises:
         ValueError: no pairs, or a class with a single image.
     """
-    members = _members_of(pairs)
-    rng = np.random.RandomState(seed)
-    drawn = []
-    for index in range(episodes or len(pairs)):
-        query, class_id = pairs[index % len(pairs)]
-        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
-    return drawn
+    members, rng = _members_of(pairs), np.random.RandomState(seed)
+    queries = (pairs[i % len(pairs)] for i in range(episodes or len(pairs)))
+    return [_with_supports(i, *query, members, shots, rng, seed) for i, query in enumerate(queries)]
 
 
 def hsnet_coco(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
@@ -48,14 +47,12 @@ def hsnet_coco(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: in
 
     Arguments and errors as in `hsnet_pascal`; only the order of the images within each class matters.
     """
-    members = _members_of(pairs)
-    class_ids = sorted(members)
-    rng = np.random.RandomState(seed)
-    drawn = []
+    members, rng = _members_of(pairs), np.random.RandomState(seed)
+    class_ids, drawn = sorted(members), []
     for index in range(episodes or len(pairs)):
-        class_id = class_ids[_legacy_choice(rng, len(class_ids))]
-        query = members[class_id][_legacy_choice(rng, len(members[class_id]))]
-        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
+        class_id = _legacy_choice(rng, class_ids)
+        query = _legacy_choice(rng, members[class_id])
+        drawn.append(_with_supports(index, query, class_id, members, shots, rng, seed))
     return drawn
 
 
@@ -68,11 +65,8 @@ def hsnet_fss(pairs: Sequence[Pair], shots: int, episodes: int = 0, seed: int = 
     walk = sorted(pairs, key=lambda pair: (pair[1], str(pair[0])))
     members = {c: sorted(images, key=_by_number) for c, images in _members_of(walk).items()}
     rng = np.random.RandomState(seed)
-    drawn = []
-    for index in range(episodes or len(walk)):
-        query, class_id = walk[index % len(walk)]
-        drawn.append(_with_supports(index, query, class_id, members[class_id], shots, rng, seed))
-    return drawn
+    queries = (walk[i % len(walk)] for i in range(episodes or len(walk)))
+    return [_with_supports(i, *query, members, shots, rng, seed) for i, query in enumerate(queries)]
 
 
 def mmformer_episodes(
@@ -82,16 +76,8 @@ def mmformer_episodes(
 
     Supports are drawn uniformly from the class's list, never the query, and none twice unless the class has
     at most K images. The released code draws among all classes that a query's label shows, however small;
-    this function among those that `pairs` lists for the image.
-
-    Args:
-        pairs: (image id, class id) in the order of the list.
-        shots: K.
-        episodes: their number; 0 takes each image once.
-        seed: of the generator; the published seeds are in the configs.
-
-    Raises:
-        ValueError: no pairs, or a class with a single image.
+    this function among those that `pairs` lists for the image. Arguments and errors as in `hsnet_pascal`, but
+    `episodes` = 0 takes each image once; the published seeds are in the configs.
     """
     members = _members_of(pairs)
     classes_of: dict[ImageId, list[int]] = {}
@@ -105,7 +91,12 @@ def mmformer_episodes(
     drawn = []
     for index, query in enumerate(queries[:count]):
         class_id = classes_of[query][rng.randint(1, len(classes_of[query])) - 1]
-        supports = _distinct_supports(members[class_id], query, shots, rng)
+        own, places = members[class_id], list[int]()
+        while len(places) < shots:
+            place = rng.randint(1, len(own)) - 1
+            if own[place] != query and (len(own) <= shots or place not in places):
+                places.append(place)
+        supports = tuple(own[place] for place in places)
         drawn.append(Episode(index, class_id, query, supports, episode_seed(seed, index)))
     return drawn
 
@@ -132,22 +123,22 @@ def _members_of(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
     return members
 
 
-def _legacy_choice(rng: np.random.RandomState, length: int) -> int:
-    return int(rng.permutation(length)[0])  # consumes what choice(list, 1, replace=False) consumes
+def _legacy_choice(rng: np.random.RandomState, choices: Sequence[_Item]) -> _Item:
+    return choices[rng.permutation(len(choices))[0]]  # consumes what choice(list, 1, replace=False) consumes
 
 
 def _with_supports(
     index: int,
     query: ImageId,
     class_id: int,
-    members: Sequence[ImageId],
+    members: Mapping[int, Sequence[ImageId]],
     shots: int,
     rng: np.random.RandomState,
     seed: int,
 ) -> Episode:
     supports: list[ImageId] = []
     while len(supports) < shots:
-        image = members[_legacy_choice(rng, len(members))]
+        image = _legacy_choice(rng, members[class_id])
         if image != query:
             supports.append(image)
     return Episode(index, class_id, query, tuple(supports), episode_seed(seed, index))
@@ -157,14 +148,3 @@ def _by_number(image: ImageId) -> list[tuple[int, int | str]]:
     """Sort key that reads runs of digits as numbers, so that 2 comes before 10."""
     parts = re.split(r"(\d+)", str(image))
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]
-
-
-def _distinct_supports(
-    members: Sequence[ImageId], query: ImageId, shots: int, rng: random.Random
-) -> tuple[ImageId, ...]:
-    places: list[int] = []
-    while len(places) < shots:
-        place = rng.randint(1, len(members)) - 1
-        if members[place] != query and (len(members) <= shots or place not in places):
-            places.append(place)
-    return tuple(members[place] for place in places)

@@ -1,6 +1,8 @@
 """Which images make up episode i: a pure function of (seed, i). Each process gets its share."""
 
+import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,10 +64,7 @@ class EpisodeSampler:
             pairs: (image id, class id) pairs; their order is the list order of all rules but "class".
             shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes;
                 0 alone gives episodes of a query without supports.
-            rule: how the query is drawn. "class": class uniform, then image uniform in the class;
-                "pair": each pair once per epoch; "image": each image once per epoch, its class uniform
-                among its classes; "pfenet": as "image", but its classes include those of `query_pairs`.
-                Every epoch has a new order.
+            rule: how the query is drawn, see FEW_SHOT.TRAIN.QUERY_RULE. Every epoch has a new order.
             seed: not negative.
             repeat_supports: draw supports with replacement. The query is never its own support.
             batch_size: episodes of one training step over all processes.
@@ -79,13 +78,16 @@ class EpisodeSampler:
         """
         if rule not in QUERY_RULES:
             raise ValueError(f"unknown query rule {rule!r}; choose one of {', '.join(QUERY_RULES)}")
-        self.shots = _checked_shots(shots)
+        self.shots = (shots,) if isinstance(shots, int) else tuple(shots)
+        if self.shots != (0,) and not (self.shots and all(isinstance(k, int) and k > 0 for k in self.shots)):
+            raise ValueError(
+                f"shots must be positive numbers, or 0 alone, got {shots!r}; "
+                "check FEW_SHOT.TRAIN.SHOTS or TEST.SHOTS"
+            )
         if seed < 0:
             raise ValueError(f"the seed of episodes must not be negative, got {seed}")
-        self.rule = rule
-        self.seed = seed
+        self.rule, self.seed, self.batch_size = rule, seed, batch_size
         self.repeat_supports = repeat_supports
-        self.batch_size = batch_size
         most = max(self.shots)
         needed = min(most, 1) + 1 if repeat_supports else most + 1
         self.pairs = _drop_small_classes(list(dict.fromkeys(pairs)), needed, class_names)
@@ -154,20 +156,8 @@ class EpisodeSampler:
         return np.random.default_rng([stream, self.seed, number])
 
 
-def _checked_shots(shots: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = (shots,) if isinstance(shots, int) else tuple(shots)
-    if numbers != (0,) and not (numbers and all(isinstance(k, int) and k > 0 for k in numbers)):
-        raise ValueError(
-            f"shots must be positive numbers, or 0 alone, got {shots!r}; "
-            "check FEW_SHOT.TRAIN.SHOTS or TEST.SHOTS"
-        )
-    return numbers
-
-
 def _drop_small_classes(pairs: list[Pair], needed: int, class_names: Sequence[str] | None) -> list[Pair]:
-    counts: dict[int, int] = {}
-    for _, class_id in pairs:
-        counts[class_id] = counts.get(class_id, 0) + 1
+    counts = Counter(class_id for _, class_id in pairs)
     small = {class_id for class_id, count in counts.items() if count < needed}
     if len(small) == len(counts):
         raise ValueError(
@@ -180,45 +170,29 @@ def _drop_small_classes(pairs: list[Pair], needed: int, class_names: Sequence[st
 
 
 class TrainingEpisodeSampler(Sampler[Episode]):
-    """Endless episodes of one process: rank r of W yields start + r, start + r + W, ..."""
+    """Endless episodes of one process: rank r of W yields start + r, start + r + W, ...
+
+    `start` counts over all processes (iterations done times total batch); rank and number of processes are by
+    default those of `detectron2.utils.comm`.
+    """
 
     def __init__(
-        self,
-        episodes: EpisodeSampler,
-        *,
-        start: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
+        self, episodes: EpisodeSampler, start: int = 0, rank: int | None = None, world_size: int | None = None
     ) -> None:
-        """
-        Args:
-            episodes: source of the episodes.
-            start: index of the first episode over all processes (iterations done times total batch).
-            rank, world_size: of this process; by default those of `detectron2.utils.comm`.
-        """
         self.episodes = episodes
-        self.start = start
-        self.rank = comm.get_rank() if rank is None else rank
+        self.start = start + (comm.get_rank() if rank is None else rank)
         self.world_size = comm.get_world_size() if world_size is None else world_size
 
     def __iter__(self) -> Iterator[Episode]:
-        index = self.start + self.rank
-        while True:
-            yield self.episodes.sample(index)
-            index += self.world_size
+        return map(self.episodes.sample, itertools.count(self.start, self.world_size))
 
 
 class InferenceEpisodeSampler(Sampler[Episode]):
-    """The share of one process in a list of episodes: rank r of W yields numbers r, r + W, ..."""
+    """The share of one process in all episodes of an evaluation: rank r of W yields numbers r, r + W, ..."""
 
     def __init__(
         self, episodes: Sequence[Episode], *, rank: int | None = None, world_size: int | None = None
     ) -> None:
-        """
-        Args:
-            episodes: all episodes of the evaluation.
-            rank, world_size: of this process; by default those of `detectron2.utils.comm`.
-        """
         rank = comm.get_rank() if rank is None else rank
         world_size = comm.get_world_size() if world_size is None else world_size
         self.episodes = list(episodes)[rank::world_size]

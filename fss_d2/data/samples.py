@@ -33,32 +33,20 @@ BACKGROUND = 0  # label of the background; a class has its id + 1
 
 @dataclass(frozen=True)
 class Segment:
-    """A labelled mask.
+    """A labelled mask."""
 
-    Attributes:
-        label: 0 background, class id + 1.
-        mask: (H, W) uint8: 1 the segment, 255 ignored for its class, 0 rest.
-    """
-
-    label: int
-    mask: np.ndarray
+    label: int  # 0 background, class id + 1
+    mask: np.ndarray  # (H, W) uint8: 1 the segment, 255 ignored for its class, 0 rest
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A transformed image with its masks.
+    """A transformed image with its masks."""
 
-    Attributes:
-        image: (3, H, W) uint8 RGB.
-        mask: (H, W) uint8 in {0, 1, 255}.
-        valid_size: (height, width) of the part, top left, that is not padding; None if there is no padding.
-        segments: all that were loaded, each with its transformed mask (H, W), which may be empty.
-    """
-
-    image: Tensor
-    mask: Tensor
-    valid_size: tuple[int, int] | None = None
-    segments: tuple[Segment, ...] = ()
+    image: Tensor  # (3, H, W) uint8 RGB
+    mask: Tensor  # (H, W) uint8 in {0, 1, 255}
+    valid_size: tuple[int, int] | None = None  # (height, width), top left, of what is not padding
+    segments: tuple[Segment, ...] = ()  # all that were loaded, transformed; a mask may be empty
 
     def shows(self, pixels: int) -> bool:
         """Whether the mask has at least this number of object pixels."""
@@ -118,8 +106,8 @@ def load_segments(
 
     Args:
         record: dataset dict.
-        class_id: the class of the mask; its segments are returned as well.
-        class_ids: further classes whose segments are returned.
+        class_id: of the mask; its segments are returned like those of `class_ids`.
+        class_ids: further classes.
         kind: "semantic": one mask per class, and the background, which is what no class covers and no crowd
             region or ignore label hides; "instance": one mask per object, without crowds and background;
             "objects": as "instance" if the record separates objects, else "semantic" without background.
@@ -202,27 +190,17 @@ def _shown(segments: Sequence[Segment]) -> list[Segment]:
 
 @dataclass(frozen=True)
 class Instances:
-    """An image with the masks of the base classes that it shows.
+    """An image with the masks of the base classes that it shows."""
 
-    Attributes:
-        image: (3, H, W) uint8 RGB.
-        masks: (N, H, W) uint8 in {0, 1, 255}.
-        classes: (N,) int64, places in the list of base classes.
-    """
-
-    image: Tensor
-    masks: Tensor
-    classes: Tensor
+    image: Tensor  # (3, H, W) uint8 RGB
+    masks: Tensor  # (N, H, W) uint8 in {0, 1, 255}
+    classes: Tensor  # (N,) int64, places in the list of base classes
 
 
 class BaseInstances(Dataset[Instances]):
     """The images of a training set as in evaluation, with the masks of its base classes only.
 
-    Args:
-        records: dataset dicts.
-        class_ids: the base classes.
-        resize: brings an image to the network's size.
-        min_pixels: least number of pixels of an instance, in the original mask.
+    Instances with fewer than `min_pixels` in the original mask are left out.
     """
 
     def __init__(
@@ -234,8 +212,7 @@ class BaseInstances(Dataset[Instances]):
     ) -> None:
         self.place = {class_id: i for i, class_id in enumerate(class_ids)}
         self.records = [r for r in records if not self.place.keys().isdisjoint(r["classes"])]
-        self.resize = resize
-        self.min_pixels = min_pixels
+        self.resize, self.min_pixels = resize, min_pixels
 
     def __len__(self) -> int:
         return len(self.records)

@@ -48,9 +48,8 @@ class Window(NamedTuple):
 def object_window(mask: np.ndarray, context: float) -> Window:
     """Return the window round the middle of the object, cut off at the edges of the image.
 
-    Args:
-        mask: (H, W), the object is 1. Without an object the window is the whole image.
-        context: sides of the window as multiples of the sides of the object's box.
+    Its sides are `context` times those of the box of the object (1 in the mask (H, W)). Without an object it
+    is the whole image.
     """
     box, sides = _box_and_sides(mask, context)
     edges = []
@@ -62,10 +61,7 @@ def object_window(mask: np.ndarray, context: float) -> Window:
 
 
 def random_object_window(mask: np.ndarray, context: float) -> Window:
-    """Return a window of the same size at a random place that contains the whole object.
-
-    Random numbers come from numpy's global generator, as in Detectron2's augmentations.
-    """
+    """Return a window of that size at a random place (numpy's global generator) with all of the object."""
     box, sides = _box_and_sides(mask, context)
     edges = []
     for (start, end), side, length in zip(box, sides, mask.shape, strict=True):
@@ -94,19 +90,12 @@ def _box_and_sides(mask: np.ndarray, context: float) -> tuple[list[tuple[int, in
 
 @dataclass(frozen=True)
 class SupportView:
-    """A part of a support, possibly mirrored.
+    """A part of a support, possibly mirrored."""
 
-    Attributes:
-        image: (h, w, 3) uint8.
-        mask: (h, w) uint8 in {0, 1, 255}.
-        window: the pixels of the support that the view shows.
-        mirrored: whether left and right are exchanged.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    window: Window
-    mirrored: bool
+    image: np.ndarray  # (h, w, 3) uint8
+    mask: np.ndarray  # (h, w) uint8 in {0, 1, 255}
+    window: Window  # the pixels of the support that the view shows
+    mirrored: bool  # whether left and right are exchanged
 
 
 def check_support_views(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -119,13 +108,10 @@ def check_support_views(kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def support_views(kinds: Sequence[str], image: np.ndarray, mask: np.ndarray) -> list[SupportView]:
-    """Return one view of a support for each kind, in order.
+    """Return one view of a support, image (H, W, 3) and mask (H, W) with an object, for each kind, in order.
 
-    Args:
-        kinds: of `SUPPORT_VIEWS`: "whole" is the support itself, "flip" mirrors it, "cut" is a window with
-            1.5 times the sides of the object's box, cut off at the edges, "cut_flip" mirrors that window.
-        image: (H, W, 3) uint8.
-        mask: (H, W) uint8 in {0, 1, 255}, with an object.
+    "whole" is the support itself, "flip" mirrors it, "cut" is its `object_window` with 1.5 times the sides of
+    the object's box, "cut_flip" mirrors that window.
     """
     height, width = mask.shape
     views = []
@@ -146,15 +132,9 @@ def shown_views(
 ) -> list[tuple[SupportView, Sequence[Sample]]]:
     """Return the views of a support that still show its object at every size of the network's input.
 
-    The method gets each view as a shot; the number of supports stays that of the episode.
-
-    Args:
-        kinds, image, mask: see `support_views`.
-        prepare: brings a view's image and mask to each size.
-
-    Returns:
-        The views, each with its samples. If the object is lost in all of them, the first view alone: the
-        caller decides whether that is an error (see `Sample.shows`).
+    The method gets each view as a shot; the number of supports stays that of the episode. `prepare` brings a
+    view's image and mask to each size. If the object is lost in all views, the first one alone is returned:
+    the caller decides whether that is an error (see `Sample.shows`).
     """
     views = [(view, prepare(view.image, view.mask)) for view in support_views(kinds, image, mask)]
     shown = [(view, samples) for view, samples in views if all(sample.shows(1) for sample in samples)]
@@ -162,15 +142,10 @@ def shown_views(
 
 
 def in_frame(frame: str, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
-    """Bring a mask to the frame in which predictions are compared with it.
+    """Bring a mask to the frame (of `FRAMES`) in which predictions are compared with it.
 
-    Args:
-        frame: one of `FRAMES`.
-        original: (h, w) uint8 in {0, 1, 255}, the mask at the image's own size.
-        network: (H, W) uint8, the same mask resized with the image.
-
-    Returns:
-        (h, w), (H, W), or for "pfenet_square" (max(h, w), max(h, w)): the mask top left, the rest 255.
+    `original` (h, w) is the mask at the image's own size, `network` (H, W) the same resized with the image.
+    "pfenet_square" gives (max(h, w), max(h, w)): the mask top left, the rest 255.
     """
     if frame == "network":
         return network
@@ -183,17 +158,10 @@ def in_frame(frame: str, original: np.ndarray, network: torch.Tensor) -> torch.T
 
 
 def view_frame(frame: str, view: Sample, query: Sample, height: int, width: int) -> dict[str, Any]:
-    """Return the size to which the scores of an episode at another size are resized.
+    """Return the "height" and "width" to which the scores of a view, the query at another size, are resized.
 
-    Args:
-        frame: of the comparison.
-        view: the query at the other size.
-        query: the query at the network's size.
-        height, width: of the frame of comparison.
-
-    Returns:
-        "height" and "width"; if padding must be cut off first, "valid_size". In the frame "network" that is
-        the size of the query without padding, which lies top left in the frame.
+    If padding must be cut off first, also "valid_size". In the frame "network" the size is that of the query
+    without padding, which lies top left in the frame; else `height` and `width`, those of the frame.
     """
     if frame == "network":
         height, width = query.valid_size or query.mask.shape

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.data.catalog import get_records
 from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path
@@ -36,10 +36,6 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     All processes must call it, after the backbone has its weights. The prototypes come from a file in
     MODEL.BASE_KNOWLEDGE.CACHE_DIR if they have been built before. Otherwise each process reads its share of
     the images, and the main process writes that file.
-
-    Raises:
-        ValueError: not exactly one training set, another number of classes than NUM_CLASSES, or none of the
-            classes has an instance of MIN_PIXELS.
     """
     knowledge = getattr(model, "knowledge", None)
     if knowledge is None:
@@ -47,12 +43,11 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
     (name,) = cfg.DATASETS.TRAIN
-    records, class_ids = get_records(name), _base_class_ids(name)
+    records, metadata = get_records(name), MetadataCatalog.get(name)
+    class_ids = sorted(metadata.get("base_class_ids", metadata.class_ids))  # those of the split without folds
     if len(class_ids) != knowledge.num_classes:
-        raise ValueError(
-            f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {name} has {len(class_ids)} "
-            f"base classes: set it to {len(class_ids)}"
-        )
+        what = f"{name} has {len(class_ids)} base classes: set it to {len(class_ids)}"
+        raise ValueError(f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {what}")
     path = _cache_path(cfg, model, records, class_ids)
     cached = comm.all_gather(_read(path, knowledge) if comm.is_main_process() else None)[0]
     if cached is None:
@@ -78,14 +73,10 @@ def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, worker
 
     Args:
         model: with a `knowledge`; its backbone runs in eval mode.
-        instances: all images.
-        workers: that load them, in each process.
+        workers: that load images, in each process.
 
     Returns:
         (classes, C) float32 on the CPU; zeros for a class without instances, with a warning.
-
-    Raises:
-        ValueError: no class has an instance.
     """
     knowledge: BaseKnowledge = model.knowledge
     size = tuple(knowledge.prototypes.shape)
@@ -126,16 +117,11 @@ def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]
 
 
 def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
-    """This process's images, in order; the main process logs its progress."""
+    """This process's images, in order."""
     mine = range(comm.get_rank(), len(instances), comm.get_world_size())
-    loader = DataLoader(
-        instances,
-        batch_size=None,
-        sampler=mine,
-        num_workers=workers,
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # leaves torch's global generator alone
-    )
+    options = {"batch_size": None, "num_workers": workers, "worker_init_fn": _init_worker}
+    # A generator of its own leaves torch's global one alone.
+    loader = DataLoader(instances, sampler=mine, generator=torch.Generator(), **options)
     logger.info("Building the prototypes of the base classes from %d images", len(instances))
     for done, item in enumerate(loader, start=1):
         yield item
@@ -154,12 +140,6 @@ def _report(counts: Tensor, instances: BaseInstances) -> None:
     missing = [class_id for class_id, place in instances.place.items() if not counts[place]]
     if missing:
         logger.warning("No instance %s of %d base classes, left out: ids %s", few, len(missing), missing)
-
-
-def _base_class_ids(dataset_name: str) -> list[int]:
-    """Ids of the classes that training may use; those of the split if it has no folds."""
-    metadata = MetadataCatalog.get(dataset_name)
-    return sorted(metadata.get("base_class_ids", metadata.class_ids))
 
 
 def _cache_path(
@@ -185,19 +165,17 @@ def _cache_path(
 
 def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
     """Size and time of a record's files: pixels may change under the same names."""
-    states = []
+    states: list[tuple[int, int] | None] = []
     for key in ("file_name", "sem_seg_file_name"):
-        path = record.get(key)
         try:
-            state = os.stat(path) if path else None
-        except OSError:
-            state = None  # reading it raises a clear error
-        states.append(state and (state.st_size, state.st_mtime_ns))
+            state = os.stat(record[key])
+            states.append((state.st_size, state.st_mtime_ns))
+        except (OSError, KeyError, TypeError):
+            states.append(None)  # reading a missing file raises a clear error
     return states
 
 
 def _weights_hash(module: nn.Module) -> str:
-    """Hash of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What all programs share: arguments, and one-line errors with exit codes. Imports no torch."""
+"""What all programs share: arguments, set-up, one-line errors with exit codes. Its import needs no torch."""
 
 import argparse
 import itertools
@@ -8,22 +8,19 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import yaml
 
 from .launch import LaunchPlan
 
-__all__ = [
-    "TRACEBACK_VARIABLE",
-    "add_launch_arguments",
-    "argument_parser",
-    "closing_log_handlers",
-    "hide_tracebacks",
-    "one_line",
-    "parse_command_line",
-    "plan_from",
-    "run_command",
-]
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+__all__ = ["TRACEBACK_VARIABLE", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
+__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "plan_from"]
+__all__ += ["run_command", "setup", "start_log"]
 
 # Set to anything but "" or "0" to see where an error comes from.
 TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
@@ -48,27 +45,24 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if any"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
     add_launch_arguments(parser)
     return parser
 
 
+def documented_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help shows the docstring of a program as it is written."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say how many processes run, and where."""
-    group = parser.add_argument_group("processes (not needed under torchrun)")
-    group.add_argument(
-        "--num-gpus", type=int, metavar="N", help="GPUs per machine; default: 1 if there is one"
-    )
-    group.add_argument(
-        "--num-processes", type=int, default=1, metavar="N", help="CPU processes per machine, without GPUs"
-    )
-    group.add_argument("--num-machines", type=int, default=1, metavar="N")
-    group.add_argument("--machine-rank", type=int, default=0, metavar="R", help="0 to N-1")
-    group.add_argument(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
-    )
+    add = parser.add_argument_group("processes (not needed under torchrun)").add_argument
+    add("--num-gpus", type=int, metavar="N", help="GPUs per machine; default: 1 if there is one")
+    add("--num-processes", type=int, default=1, metavar="N", help="CPU processes per machine, without GPUs")
+    add("--num-machines", type=int, default=1, metavar="N")
+    add("--machine-rank", type=int, default=0, metavar="R", help="0 to N-1")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, of several machines")
 
 
 def parse_command_line(
@@ -76,13 +70,10 @@ def parse_command_line(
 ) -> argparse.Namespace:
     """Parse flags and ``KEY VALUE`` pairs in any order; the pairs become ``opts``.
 
-    Args:
-        parser: has the flags; gets the positional "opts" added.
-        arguments: None takes those of the process.
+    The parser gets the positional "opts" added; ``arguments`` None takes those of the process.
     """
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, SOLVER.BASE_LR 0.01 for example"
-    )
+    note = "config keys to change, SOLVER.BASE_LR 0.01 for example"
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=note)
     flags, pairs = [], []
     rest = iter(sys.argv[1:] if arguments is None else arguments)
     for word in rest:
@@ -97,13 +88,47 @@ def parse_command_line(
 
 
 def plan_from(args: argparse.Namespace) -> LaunchPlan:
-    """The plan that the arguments of `add_launch_arguments` describe.
+    """The plan that the arguments of `add_launch_arguments` describe; raises ValueError as `LaunchPlan`."""
+    return LaunchPlan(**{field.name: getattr(args, field.name) for field in fields(LaunchPlan)})
+
+
+def setup(args: argparse.Namespace) -> "CfgNode":
+    """Read the config, register the data sets that it lists, start the logs and seed all generators.
+
+    Args:
+        args: what `argument_parser` parses; ``OUTPUT_DIR`` receives ``config.yaml`` and ``log.txt``.
 
     Raises:
-        ValueError: the arguments contradict each other, or ask for GPUs that are not there.
+        ValueError: a wrong config, an unknown data set, or an OUTPUT_DIR that cannot be written to.
+        FileNotFoundError: a data set has not been prepared; nothing has been written then.
     """
-    names = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url")
-    return LaunchPlan(**{name: getattr(args, name) for name in names})
+    from detectron2.engine import default_setup
+
+    from fss_d2.config import load_config
+    from fss_d2.data.catalog import get_records, register_datasets_from_cfg
+    from fss_d2.files import check_writable
+
+    cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST names no test set; there is nothing to evaluate")
+    if cfg.DATASETS.TEST and not cfg.FEW_SHOT.TEST.SHOTS:
+        raise ValueError("FEW_SHOT.TEST.SHOTS is empty; give the numbers of supports to evaluate with")
+    register_datasets_from_cfg(cfg)
+    for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        get_records(name)  # so that a missing test set is an error now, not at the first evaluation
+    check_writable(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+    start_log(cfg.OUTPUT_DIR)
+    hide_tracebacks()
+    return cfg
+
+
+def start_log(output_dir: str | None = None) -> None:
+    """Show the log of fss_d2 on the console (main process), and in ``output_dir/log.txt``."""
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fss_d2")
 
 
 def run_command(main: Callable[[], object]) -> int:
@@ -160,7 +185,8 @@ def one_line(error: BaseException) -> str | None:
     for nested in _LAST_ERROR.finditer(_innermost(message)):
         kind, message = nested.group(1), nested.group(2)
     if kind == _OUT_OF_MEMORY:
-        return f"{_first_sentence(message)}; lower SOLVER.IMS_PER_BATCH or INPUT.FEW_SHOT_SIZE"
+        sentence = " ".join(message.split()).split(". ")[0].rstrip(".")
+        return f"{sentence}; lower SOLVER.IMS_PER_BATCH or INPUT.FEW_SHOT_SIZE"
     known = kind in _user_error_names() if nested else isinstance(error, _USER_ERRORS)
     if not known:
         return None
@@ -197,12 +223,8 @@ def _message(error: BaseException) -> str:
 
 
 def _innermost(message: str) -> str:
-    """What follows the last "Traceback" of a message that carries the traceback of another process."""
+    """What follows the last "Traceback" in a message that quotes another process."""
     return message.rpartition("Traceback (most recent call last)")[2] if "Traceback" in message else ""
-
-
-def _first_sentence(message: str) -> str:
-    return " ".join(message.split()).split(". ")[0].rstrip(".")
 
 
 def _user_error_names() -> set[str]:

@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
-from functools import cache
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -31,62 +30,37 @@ _ORACLE = "oracle"  # scores a stage of proposals, which is cross-validated alon
 _SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON")
 # All methods take these from the first, so that they segment the same episodes and are scored alike.
 _SHARED_KEYS = (
-    "DATASETS.TEST",
-    *_SETS,
-    "FEW_SHOT.REPEAT_SUPPORTS",
-    "FEW_SHOT.TEST.EPISODES",
-    "FEW_SHOT.TEST.QUERY_RULE",
-    "FEW_SHOT.TEST.SUPPORT_ANNOTATION",
-    "FEW_SHOT.TEST.SUPPORT_VIEWS",
-    "FEW_SHOT.TEST.MANIFEST",
-    "INPUT.FEW_SHOT_SIZE",
-    "INPUT.TEST_RESIZE",
-    "TEST.FRAME",
-    "TEST.SCALES",
-    "TEST.REFINEMENT",
-    "TEST.COUNTING",
-    "TEST.ABSENT_CLASSES",
+    *("DATASETS.TEST", *_SETS, "FEW_SHOT.REPEAT_SUPPORTS", "FEW_SHOT.TEST.EPISODES"),
+    *("FEW_SHOT.TEST.QUERY_RULE", "FEW_SHOT.TEST.SUPPORT_ANNOTATION", "FEW_SHOT.TEST.SUPPORT_VIEWS"),
+    *("FEW_SHOT.TEST.MANIFEST", "INPUT.FEW_SHOT_SIZE", "INPUT.TEST_RESIZE", "TEST.FRAME", "TEST.SCALES"),
+    *("TEST.REFINEMENT", "TEST.COUNTING", "TEST.ABSENT_CLASSES"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fold and seed of one method, or of a stage before it.
+    """One fold and seed of one method, or of a stage before it."""
 
-    Attributes:
-        method: its name in the report.
-        config_file: of the method or the stage.
-        opts: config keys and values of this run, including OUTPUT_DIR.
-        eval_only: nothing is trained.
-        after: folder of the run whose weights this run starts from.
-        scored: the run is evaluated and reported; False for a stage that is only trained.
-    """
-
-    method: str
+    method: str  # its name in the report
     fold: int
     seed: int
     config_file: str
-    opts: tuple[str, ...]
+    opts: tuple[str, ...]  # config keys and values, including OUTPUT_DIR
     folder: Path
     eval_only: bool = False
-    after: Path | None = None
-    scored: bool = True
+    after: Path | None = None  # folder of the run whose weights this run starts from
+    scored: bool = True  # False for a stage that is only trained
 
     def config(self, num_gpus: int | None) -> CfgNode:
         """The config of train_net.py for this run."""
         return load_config(self.config_file, self.opts, num_gpus=num_gpus)
 
     def finished(self, num_gpus: int | None) -> bool:
-        """Whether the results exist, or for a stage the weights.
-
-        Raises:
-            ValueError: the folder holds a run with other settings.
-        """
+        """Whether the results exist, or a stage's weights; a run with other settings is a ValueError."""
         recorded = self.folder / "config.yaml"
         if recorded.is_file() and recorded.read_text() != self.config(num_gpus).dump():
-            raise ValueError(
-                f"{self.folder} holds a run with other settings; remove it, or give another --output"
-            )
+            fix = "remove it, or give another --output"
+            raise ValueError(f"{self.folder} holds a run with other settings; {fix}")
         last = "results.json" if self.scored else "model_final.pth"
         return recorded.is_file() and (self.folder / last).is_file()
 
@@ -108,15 +82,12 @@ class _Method:
 
     @cached_property
     def parameters(self) -> tuple[tuple[bool, bool], ...]:
-        """For each stage, whether it is trained, and whether it has weights besides its backbone's.
-
-        An unknown method counts as trained: train_net.py says what is wrong.
-        """
+        """For each stage, whether it is trained, and whether it has weights besides its backbone's."""
         found = []
         for cfg in self.configs:
-            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY  # else train_net.py says what is wrong
             model = build_without_weights(cfg) if known else None
-            found.append((True, True) if model is None else (model.trainable, model.has_weights))
+            found.append((model.trainable, model.has_weights) if known else (True, True))
         return tuple(found)
 
 
@@ -134,17 +105,11 @@ def of_fold(value: Any, fold: int) -> Any:
 def plan_runs(args: argparse.Namespace) -> list[Run]:
     """All runs for the arguments, by fold and seed; a stage comes before the runs that start from it.
 
-    A stage that several methods share is one run.
-
-    Raises:
-        ValueError: several folds, but data sets without a fold in their names; a number out of range; a
-            config that does not score episodes; methods that would share a folder.
+    A stage that several methods share is one run. What does not go together is a ValueError.
     """
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1 or args.jobs < 1:
-        raise ValueError(
-            f"--seeds {args.seeds} must not be negative, --shots {args.shots} and --jobs {args.jobs} "
-            "be 1 or more"
-        )
+        counts = f"--shots {args.shots} and --jobs {args.jobs} be 1 or more"
+        raise ValueError(f"--seeds {args.seeds} must not be negative, {counts}")
     methods = _read_methods(args)
     main = methods[0].configs[-1]
     output = Path(args.output or Path(main.OUTPUT_DIR) / "cross_validation")
@@ -157,21 +122,16 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
             for method in methods:
                 for run in _stages(args, method, fold, seed, output, shared):
                     if runs.setdefault(run.folder, run) != run:
-                        raise ValueError(
-                            f"{run.folder} would hold two different runs; rename one of their config files"
-                        )
+                        fix = "rename one of their config files"
+                        raise ValueError(f"{run.folder} would hold two different runs; {fix}")
     return list(runs.values())
 
 
 def run_all(args: argparse.Namespace, start: Callable[[Run, argparse.Namespace], None]) -> str:
     """Do all unfinished runs, ``args.jobs`` at once; write the report after each run, and return it.
 
-    Args:
-        args: of tools/cross_validate.py.
-        start: does one run; called in a thread.
-
-    Raises:
-        ValueError: as `plan_runs`, or a run failed. After a failure no run is started; those in progress end.
+    ``start`` does one run and is called in a thread. After a failure no run is started, those in progress
+    end, and the error is raised.
     """
     runs = plan_runs(args)
     output = runs[0].folder.parents[1]
@@ -217,28 +177,18 @@ def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> s
 def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
     """The rows of `summarise_folds`: one per run, test set and number of shots.
 
-    Args:
-        runs: finished and scored, in the order of the plan.
-        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
-
-    Raises:
-        ValueError: two methods were not evaluated on the same manifest.
-        FileNotFoundError: files of an evaluation are missing.
+    The runs are finished, scored and in the order of the plan. They are compared with those of the method
+    ``first`` of the same fold, seed and evaluation; another manifest is a ValueError.
     """
     rows: list[dict[str, Any]] = []
     references: dict[tuple[Any, ...], Path] = {}
     for run in runs:
         for folder, scores in run.scores().items():
             name, _, shots = folder.name.rpartition("_")
-            row = {
-                "method": run.method,
-                "fold": run.fold,
-                "seed": run.seed,
-                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
-                "shots": int(shots.removesuffix("shot")),
-            }
-            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
-            row |= {metric: scores[metric] for metric in wanted if metric in scores}
+            row: dict[str, Any] = {"method": run.method, "fold": run.fold, "seed": run.seed}
+            row["test_set"] = re.sub(r"fold\d+_?", "", name)  # "glyphs_val" for "glyphs_fold2_val"
+            row["shots"] = int(shots.removesuffix("shot"))
+            row |= {m: scores[m] for m in (*FOLD_METRICS, "mIoU_low", "mIoU_high") if m in scores}
             question = (run.fold, run.seed, folder.name)
             if run.method == first:
                 references[question] = folder
@@ -254,133 +204,18 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
 def _compare(folder: Path, reference: Path) -> Comparison:
     manifests = [each / "manifest.jsonl" for each in (folder, reference)]
     if manifests[0].read_bytes() != manifests[1].read_bytes():
-        raise ValueError(
-            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
-            "remove the older run and start again"
-        )
+        what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
+        raise ValueError(f"{what}; remove the older run and start again")
     recorded = json.loads((reference / "results.json").read_text())
-    return compare(
-        read_rows(folder / "episodes.jsonl"),
-        read_rows(reference / "episodes.jsonl"),
-        classes=[entry["class_id"] for entry in recorded["per_class"]],
-        counting=recorded["settings"]["counting"],
-        absent=recorded["settings"]["absent_classes"],
-    )
-
-
-def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
-    """The rows of `summarise_folds`: one per run, test set and number of shots.
-
-    Args:
-        runs: finished and scored, in the order of the plan.
-        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
-
-    Raises:
-        ValueError: two methods were not evaluated on the same manifest.
-        FileNotFoundError: files of an evaluation are missing.
-    """
-    rows: list[dict[str, Any]] = []
-    references: dict[tuple[Any, ...], Path] = {}
-    for run in runs:
-        for folder, scores in run.scores().items():
-            name, _, shots = folder.name.rpartition("_")
-            row = {
-                "method": run.method,
-                "fold": run.fold,
-                "seed": run.seed,
-                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
-                "shots": int(shots.removesuffix("shot")),
-            }
-            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
-            row |= {metric: scores[metric] for metric in wanted if metric in scores}
-            question = (run.fold, run.seed, folder.name)
-            if run.method == first:
-                references[question] = folder
-            elif question in references:
-                paired = _compare(folder, references[question])
-                row[DIFFERENCE] = paired.difference
-                row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
-            rows.append(row)
-    return rows
-
-
-@cache  # the report is written after each run
-def _compare(folder: Path, reference: Path) -> Comparison:
-    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
-    if manifests[0].read_bytes() != manifests[1].read_bytes():
-        raise ValueError(
-            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
-            "remove the older run and start again"
-        )
-    recorded = json.loads((reference / "results.json").read_text())
-    return compare(
-        read_rows(folder / "episodes.jsonl"),
-        read_rows(reference / "episodes.jsonl"),
-        classes=[entry["class_id"] for entry in recorded["per_class"]],
-        counting=recorded["settings"]["counting"],
-        absent=recorded["settings"]["absent_classes"],
-    )
-
-
-def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
-    """The rows of `summarise_folds`: one per run, test set and number of shots.
-
-    Args:
-        runs: finished and scored, in the order of the plan.
-        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
-
-    Raises:
-        ValueError: two methods were not evaluated on the same manifest.
-        FileNotFoundError: files of an evaluation are missing.
-    """
-    rows: list[dict[str, Any]] = []
-    references: dict[tuple[Any, ...], Path] = {}
-    for run in runs:
-        for folder, scores in run.scores().items():
-            name, _, shots = folder.name.rpartition("_")
-            row = {
-                "method": run.method,
-                "fold": run.fold,
-                "seed": run.seed,
-                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
-                "shots": int(shots.removesuffix("shot")),
-            }
-            wanted = (*FOLD_METRICS, "mIoU_low", "mIoU_high")
-            row |= {metric: scores[metric] for metric in wanted if metric in scores}
-            question = (run.fold, run.seed, folder.name)
-            if run.method == first:
-                references[question] = folder
-            elif question in references:
-                paired = _compare(folder, references[question])
-                row[DIFFERENCE] = paired.difference
-                row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
-            rows.append(row)
-    return rows
-
-
-@cache  # the report is written after each run
-def _compare(folder: Path, reference: Path) -> Comparison:
-    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
-    if manifests[0].read_bytes() != manifests[1].read_bytes():
-        raise ValueError(
-            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
-            "remove the older run and start again"
-        )
-    recorded = json.loads((reference / "results.json").read_text())
-    return compare(
-        read_rows(folder / "episodes.jsonl"),
-        read_rows(reference / "episodes.jsonl"),
-        classes=[entry["class_id"] for entry in recorded["per_class"]],
-        counting=recorded["settings"]["counting"],
-        absent=recorded["settings"]["absent_classes"],
-    )
+    settings = recorded["settings"]
+    rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}
+    rows = [read_rows(each / "episodes.jsonl") for each in (folder, reference)]
+    return compare(*rows, classes=[entry["class_id"] for entry in recorded["per_class"]], **rule)
 
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:
     chains = [tuple(entry.split(STAGE_SEPARATOR)) for entry in args.config_file]
-    configs = [
-        tuple(load_config(file, args.opts, num_gpus=args.num_gpus) for file in files) for files in chains
-    ]
+    configs = [tuple(load_config(f, args.opts, num_gpus=args.num_gpus) for f in files) for files in chains]
     for files, stages in zip(chains, configs, strict=True):
         known = {TASK, _ORACLE} if len(chains) == 1 else {TASK}
         if not known & {*stages[-1].TEST.EVALUATORS}:
@@ -433,16 +268,10 @@ def _weights(pattern: str, method: str, fold: int, seed: int) -> str:
     try:
         return pattern.format(method=method, fold=fold, seed=seed)
     except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"--weights {pattern}: only {{method}}, {{fold}} and {{seed}} are replaced"
-        ) from error
+        names = "{method}, {fold} and {seed}"
+        raise ValueError(f"--weights {pattern}: only {names} are replaced") from error
 
 
 def _pairs(cfg: CfgNode, keys: Iterable[str], fold: int) -> list[str]:
-    opts: list[str] = []
-    for key in keys:
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        opts += [key, repr(of_fold(value, fold))]
-    return opts
+    values = ((key, reduce(getitem, key.split("."), cfg)) for key in keys)
+    return [word for key, value in values for word in (key, repr(of_fold(value, fold)))]

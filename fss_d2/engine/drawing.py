@@ -1,7 +1,7 @@
 """Draw test episodes: as they are, with a method's proposals, or with the maps inside a method."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,21 @@ def draw_test_episodes(
     """Draw the first ``num`` test episodes: one picture each and a grid, or for "tsne" a single picture.
 
     Args:
-        cfg: FEW_SHOT.TEST, INPUT, ...; an evaluation with this config scores the same episodes.
-        dataset: registered name.
+        cfg: an evaluation with this config scores the same episodes.
         output: folder of the pictures; it is created.
-        figure: one of `FIGURES`.
+        figure: one of `FIGURES`; a method without it raises ValueError.
         model: in eval mode, checked by `check_figure`; not needed for "episodes".
-        shots: supports of each episode.
         height: of a tile, pixels.
         proposals: how many to draw of each query.
 
     Returns:
         The picture of all episodes, "grid.png" or "tsne.png".
-
-    Raises:
-        ValueError: the method has no such figure, or the folder cannot be written to.
     """
     check_writable(output)
     names = MetadataCatalog.get(dataset).get("stuff_classes", ())
     loader = build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=num)
-    episodes = _named(itertools.chain.from_iterable(loader), names)
+    known, every = dict(enumerate(names)), itertools.chain.from_iterable(loader)
+    episodes = ((each, known.get(each["class_id"], f"class {each['class_id']}")) for each in every)
     if figure == "tsne":
         save_picture(output / "tsne.png", _tsne(model, episodes, 4 * height))
         return output / "tsne.png"
@@ -84,20 +80,14 @@ def draw_test_episodes(
 
 
 def check_figure(model: nn.Module, figure: str) -> None:
-    """Check that a model can have a figure; some methods find out with the first episode.
-
-    Raises:
-        ValueError: it reads no supports, or makes no proposals.
-    """
+    """Raise ValueError if a model cannot have a figure; for some figures the first episode shows it."""
     name = type(model).__name__
     if figure == "proposals" and not hasattr(model, "proposals"):
-        raise ValueError(
-            f"{name} makes no proposals; choose a config of MMFormer or PotentialObjectsSegmenter"
-        )
+        fix = "choose a config of MMFormer or PotentialObjectsSegmenter"
+        raise ValueError(f"{name} makes no proposals; {fix}")
     if figure not in ("proposals", "episodes") and not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"{name} reads no supports; choose a config of a few-shot method, or --figure proposals"
-        )
+        fix = "choose a config of a few-shot method, or --figure proposals"
+        raise ValueError(f"{name} reads no supports; {fix}")
 
 
 @torch.no_grad()
@@ -113,28 +103,12 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
     return torch.stack(means).cpu()
 
 
-def _named(episodes: Iterator[Episode], names: tuple[str, ...]) -> Iterator[tuple[Episode, str]]:
-    for episode in episodes:
-        class_id = episode["class_id"]
-        yield episode, names[class_id] if class_id < len(names) else f"class {class_id}"
-
-
 def _run(model: nn.Module | None, episode: Episode, figure: str) -> Output | None:
     """The model's output for an episode, if the figure needs one and the method has the figure."""
     if model is None:
         return None
     (output,) = model([episode])
-    known = _figures_of(model, output.get("aux", {}))
-    if figure not in ("episodes", "proposals", *known):
-        raise ValueError(
-            f"{type(model).__name__} has no figure {figure!r} with these settings; choose from "
-            f"{', '.join(known)}"
-        )
-    return output
-
-
-def _figures_of(model: nn.Module, aux: Mapping[str, Tensor]) -> list[str]:
-    """The figures of the maps inside a method, given its maps of one episode."""
+    aux = output.get("aux", {})
     has = {
         "attention": hasattr(model, "attention_map"),
         "aggregated": any(name.startswith("aggregated_") for name in aux),
@@ -142,12 +116,14 @@ def _figures_of(model: nn.Module, aux: Mapping[str, Tensor]) -> list[str]:
         "agnostic": "agnostic" in aux,
         "tsne": True,
     }
-    return [name for name, there in has.items() if there]
+    if not has.get(figure, True):
+        known = ", ".join(name for name, there in has.items() if there)
+        what = f"{type(model).__name__} has no figure {figure!r} with these settings"
+        raise ValueError(f"{what}; choose from {known}")
+    return output
 
 
-def _attention(
-    model: nn.Module, episode: Episode, output: Output, *, class_name: str, height: int
-) -> np.ndarray:
+def _attention(model: nn.Module, episode: Episode, _: Output, *, class_name: str, height: int) -> np.ndarray:
     """Two query pixels: those farthest from the border of the object and of the background."""
     images, masks = (torch.stack([s[name] for s in episode["support"]])[None] for name in ("image", "mask"))
     support = model.encode_support(images, masks)
@@ -181,11 +157,11 @@ def _tsne(model: nn.Module | None, episodes: Iterator[tuple[Episode, str]], side
 
 # Functions of the model, an episode and its output, "class_name" and "height" (and "top" of the proposals).
 _PANELS: dict[str, Callable[..., np.ndarray]] = {
-    "episodes": lambda model, episode, output, **style: episode_panel(episode, output, **style),
-    "proposals": lambda model, episode, output, **style: proposal_panel(episode, output, **style),
+    "episodes": lambda _, *shown, **style: episode_panel(*shown, **style),
+    "proposals": lambda _, *shown, **style: proposal_panel(*shown, **style),
     "attention": _attention,
-    "aggregated": lambda model, episode, output, **style: aggregated_figure(episode, output, **style),
+    "aggregated": lambda _, *shown, **style: aggregated_figure(*shown, **style),
     "activation": _activation,
-    "agnostic": lambda model, episode, output, **style: agnostic_figure(episode, output, **style),
+    "agnostic": lambda _, *shown, **style: agnostic_figure(*shown, **style),
 }
 FIGURES = (*_PANELS, "tsne")

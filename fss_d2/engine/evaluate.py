@@ -1,10 +1,10 @@
-"""Evaluation of a model on every (test set, number of shots) of a config."""
+"""Evaluation of a model on every (test set, number of shots) of a config, and of its use of supports."""
 
 import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,30 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
-from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, format_table
-from fss_d2.files import write_atomic
+from fss_d2.data.mapper import ForeignSupportMapper
+from fss_d2.evaluation import (
+    Comparison,
+    FewShotEvaluator,
+    OracleEvaluator,
+    ProposalRecallEvaluator,
+    compare,
+    format_table,
+    read_rows,
+)
+from fss_d2.files import check_writable, write_atomic
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
 from fss_d2.visualization import episode_panel, save_episode_panel
 
-__all__ = [
-    "EVALUATORS",
-    "Results",
-    "build_evaluators",
-    "check_evaluators",
-    "evaluate",
-    "evaluate_periodically",
-    "evaluation_name",
-    "write_summary",
-]
+__all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
+__all__ += ["evaluate_periodically", "evaluation_name", "format_support_use", "write_summary"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +51,16 @@ EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = 
 
 
 def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
-    """Check TEST.EVALUATORS before anything runs.
-
-    Raises:
-        ValueError: it is empty, or an evaluator is unknown, repeated, or does not work for this model or for
-            several TEST.SCALES.
-    """
+    """Raise ValueError if TEST.EVALUATORS is empty or repeats one, or if one is unknown or does not fit."""
     names = list(cfg.TEST.EVALUATORS)
     if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
-        raise ValueError(
-            f"TEST.EVALUATORS is {tuple(names)}; give one or more of {', '.join(EVALUATORS)}, each once"
-        )
+        known = ", ".join(EVALUATORS)
+        raise ValueError(f"TEST.EVALUATORS is {tuple(names)}; give one or more of {known}, each once")
     method = cfg.MODEL.META_ARCHITECTURE
     lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
     if isinstance(model, PotentialObjectsSegmenter):
         lacking = {"few_shot_seg"}
-    wrong = [name for name in names if name in lacking]
-    if wrong:
+    if wrong := [name for name in names if name in lacking]:
         possible = tuple(name for name in EVALUATORS if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
     unaveraged = [name for name in names if name != FewShotEvaluator.task]
@@ -81,15 +77,16 @@ def build_evaluators(
     """Build TEST.EVALUATORS; "few_shot_seg" writes into ``output_dir``, others into folders below it."""
     built = []
     for name in cfg.TEST.EVALUATORS:
-        below = "" if name == FewShotEvaluator.task else name
-        folder = None if output_dir is None else output_dir / below
+        folder = output_dir and output_dir / ("" if name == FewShotEvaluator.task else name)
         evaluator = EVALUATORS[name]
         draw = {"draw": save_episode_panel} if issubclass(evaluator, FewShotEvaluator) else {}
         built.append(evaluator.from_config(cfg, dataset_name, folder, **draw))
     return built
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Results:
+def evaluate(
+    cfg: CfgNode, model: nn.Module, *, folder: str = "inference", episodes: int | None = None, shown: int = 0
+) -> Results:
     """Evaluate on all of DATASETS.TEST with each of FEW_SHOT.TEST.SHOTS supports.
 
     All processes must call it. ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` receives the scores, the counts of
@@ -97,82 +94,14 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Re
     of these sizes and its probabilities are averaged.
 
     Args:
-        cfg: the config.
         model: segments episodes or makes proposals, also inside DistributedDataParallel; its mode is kept.
         folder: of the files, under OUTPUT_DIR.
+        episodes: per evaluation, instead of FEW_SHOT.TEST.EPISODES.
+        shown: pictures of so many episodes of each evaluation go to the event storage (TensorBoard).
 
     Returns:
         Scores by "<dataset>/<K>shot"; every process except the main one gets only the names.
     """
-    return _evaluate_all(cfg, model, folder)
-
-
-def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
-    """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
-
-    The episodes are the same each time. Pictures go to the event storage of the training (TensorBoard), files
-    to ``OUTPUT_DIR/periodic``. There are no confidence intervals.
-    """
-    small = cfg.clone()
-    small.defrost()
-    small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
-    small.TEST.BOOTSTRAP = 0
-    small.TEST.PICTURES = 0
-    small.freeze()
-    episodes = cfg.TEST.PERIODIC_EPISODES or None
-    return _evaluate_all(small, model, "periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
-
-
-def evaluation_name(dataset_name: str, shots: int) -> str:
-    """The key of one evaluation in the results, "glyphs_fold0_val/1shot"."""
-    return f"{dataset_name}/{shots}shot"
-
-
-def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
-    """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
-    if comm.is_main_process():
-        content = {
-            "method": cfg.MODEL.META_ARCHITECTURE,
-            "weights": weights,
-            "seed": cfg.SEED,
-            "results": results,
-        }
-        write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
-
-
-class EpisodePictures(DatasetEvaluator):
-    """Put pictures of the first episodes into the event storage, for TensorBoard.
-
-    Args:
-        count: the main process draws those of its episodes that have an index below this.
-        predict: the mask (h, w) to draw, for an episode and the model's output.
-    """
-
-    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], Tensor]) -> None:
-        self._count = count
-        self._predict = predict
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Draw the chosen episodes of a batch."""
-        if not comm.is_main_process():
-            return
-        for episode, output in zip(inputs, outputs, strict=True):
-            if episode["episode_index"] < self._count:
-                mask = self._predict(episode, output).cpu().numpy()
-                panel = torch.from_numpy(episode_panel(episode, mask))
-                name = f"episodes/{episode['episode_index']:04d}"
-                get_event_storage().put_image(name, panel.permute(2, 0, 1))
-
-
-def _evaluate_all(
-    cfg: CfgNode,
-    model: nn.Module,
-    folder: str,
-    *,
-    episodes: int | None = None,
-    shown: int = 0,
-) -> Results:
-    """Evaluate; the first ``shown`` episodes of each evaluation go to the event storage."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
     model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
@@ -193,11 +122,62 @@ def _evaluate_all(
     return results
 
 
+def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
+    """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
+
+    The episodes are the same each time. Pictures go to TensorBoard, files to ``OUTPUT_DIR/periodic``. There
+    are no confidence intervals.
+    """
+    small = cfg.clone()
+    small.defrost()
+    small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
+    small.TEST.BOOTSTRAP = small.TEST.PICTURES = 0
+    small.freeze()
+    episodes = cfg.TEST.PERIODIC_EPISODES or None
+    return evaluate(small, model, folder="periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
+
+
+def evaluation_name(dataset_name: str, shots: int) -> str:
+    """The key of one evaluation in the results, "glyphs_fold0_val/1shot"."""
+    return f"{dataset_name}/{shots}shot"
+
+
+def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
+    """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
+    if comm.is_main_process():
+        content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
+        content["results"] = results
+        write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+class EpisodePictures(DatasetEvaluator):
+    """Put pictures of the episodes with an index below ``count`` into the event storage (main process only).
+
+    ``predict`` gives the mask (h, w) to draw, for an episode and the model's output.
+    """
+
+    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], Tensor]) -> None:
+        self._count = count
+        self._predict = predict
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Draw the chosen episodes of a batch."""
+        if not comm.is_main_process():
+            return
+        for episode, output in zip(inputs, outputs, strict=True):
+            if episode["episode_index"] < self._count:
+                mask = self._predict(episode, output).cpu().numpy()
+                panel = torch.from_numpy(episode_panel(episode, mask))
+                name = f"episodes/{episode['episode_index']:04d}"
+                get_event_storage().put_image(name, panel.permute(2, 0, 1))
+
+
 def _report(results: Results) -> None:
     """Log the scores in CSV form, and for several evaluations one table per task."""
     for name, scores in results.items():
         logger.info("Scores of %s as CSV:", name)
-        print_csv_format(OrderedDict((task, _without_classes(s)) for task, s in scores.items()))
+        without_classes = {task: {k: v for k, v in s.items() if "/" not in k} for task, s in scores.items()}
+        print_csv_format(OrderedDict(without_classes))
     for task in EVALUATORS if len(results) > 1 else ():
         of_task = {name: scores[task] for name, scores in results.items() if task in scores}
         if of_task:
@@ -210,17 +190,70 @@ def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], 
     if not comm.is_main_process():
         return
     test = cfg.FEW_SHOT.TEST
-    drawn = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
-    origin = read_manifest_header(test.MANIFEST) if test.MANIFEST else drawn
-    write_manifest(
-        output_dir / "manifest.jsonl",
-        sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index),
-        dataset=dataset_name,
-        class_names=MetadataCatalog.get(dataset_name).stuff_classes,
-        seed=origin["seed"],
-        query_rule=origin["query_rule"],
-    )
+    origin = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
+    if test.MANIFEST:
+        header = read_manifest_header(test.MANIFEST)
+        origin = {name: header[name] for name in origin}
+    episodes = sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index)
+    names = MetadataCatalog.get(dataset_name).stuff_classes
+    write_manifest(output_dir / "manifest.jsonl", episodes, dataset=dataset_name, class_names=names, **origin)
 
 
-def _without_classes(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: score for name, score in scores.items() if "/" not in name}
+def check_support_use(
+    cfg: CfgNode, model: nn.Module, dataset: str, shots: int, episodes: int
+) -> tuple[Comparison, Path]:
+    """Score a model with its own supports and with those of another class: does it use them?
+
+    The files go to ``OUTPUT_DIR/support_use/<dataset>_<K>shot``. The model is in eval mode. A data set of a
+    single class is a ValueError.
+
+    Returns:
+        The comparison of own (a) and foreign (b) supports, with the bootstrap interval over episodes; and
+        ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
+    """
+    loaders = _support_loaders(cfg, dataset, shots, episodes)
+    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    folder = Path(cfg.OUTPUT_DIR) / "support_use" / f"{dataset}_{shots}shot"
+    check_writable(folder)
+    rows = []
+    for name, loader in loaders.items():
+        logger.info("Scoring %s with %s supports", dataset, name)
+        evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
+        inference_on_dataset(model, loader, evaluator)
+        rows.append(read_rows(folder / name / "episodes.jsonl"))
+    rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
+    result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)
+    file = folder / "support_use.json"
+    test = cfg.FEW_SHOT.TEST
+    numbers = {
+        **{"method": cfg.MODEL.META_ARCHITECTURE, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset},
+        **{"shots": shots, "episodes": result.episodes, "seed": test.SEED, "query_rule": test.QUERY_RULE},
+        **{"manifest": test.MANIFEST, "support_views": list(test.SUPPORT_VIEWS)},
+        "refinement": cfg.TEST.REFINEMENT,
+        **{"mIoU_own": result.mean_iou_a, "mIoU_foreign": result.mean_iou_b},
+        **{"difference": result.difference, "low": result.low, "high": result.high},
+    }
+    write_atomic(file, (json.dumps(numbers, indent=2) + "\n").encode())
+    return result, file
+
+
+def format_support_use(method: str, result: Comparison) -> str:
+    """Markdown: mIoU in percent with either kind of supports, their difference, and a verdict."""
+    cells = [f"{result.mean_iou_a:.2f}", f"{result.mean_iou_b:.2f}"]
+    cells.append(f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]")
+    headers = ["mIoU, %", "own supports", "of another class", "difference [95 % interval]"]
+    lines = tabulate([[method, *cells]], headers=headers, tablefmt="pipe", disable_numparse=True)
+    if result.low <= 0:
+        return f"{lines}\n\nThese {result.episodes} episodes do not show that the supports are used."
+    kept = result.mean_iou_b / result.mean_iou_a
+    return f"{lines}\n\nWith supports of another class, {kept:.0%} of the score remains."
+
+
+def _support_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, DataLoader]:
+    """The loaders of the episodes as they are ("own") and with supports of another class ("foreign")."""
+    own, foreign = (build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab")
+    try:
+        foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}") from error
+    return {"own": own, "foreign": foreign}

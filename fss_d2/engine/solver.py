@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -11,6 +10,8 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["PolyParamScheduler", "build_gradient_clipper", "build_lr_scheduler", "build_optimizer"]
 
@@ -22,9 +23,7 @@ GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 class PolyParamScheduler(ParamScheduler):
     """Polynomial decay ``max(ending, (1 - t) ** power)``, with t from 0 to 1 over the training.
 
-    Args:
-        power: 0.9 in PSPNet, PFENet and after them.
-        ending: the factor never falls below it.
+    The power is 0.9 in PSPNet, PFENet and after them.
     """
 
     def __init__(self, power: float = 0.9, ending: float = 0.0) -> None:
@@ -35,14 +34,11 @@ class PolyParamScheduler(ParamScheduler):
         return max(self._ending, (1.0 - min(where, 1.0)) ** self._power)
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """SGD or AdamW over the parameters that require a gradient; those of a frozen backbone are left out.
 
     Detectron2's keys apply: WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MOMENTUM, NESTEROV; the
-    tables of `nn.Embedding` have WEIGHT_DECAY_EMBED.
-
-    Raises:
-        ValueError: an unknown optimizer, or a model with nothing to train.
+    tables of `nn.Embedding` have WEIGHT_DECAY_EMBED. A model with nothing to train raises ValueError.
     """
     solver = cfg.SOLVER
     learning_rate = solver.BASE_LR * solver.LR_FACTOR
@@ -54,12 +50,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    groups = _with_embedding_decay(model, groups, solver.WEIGHT_DECAY_EMBED)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
+    embed = {"weight_decay": solver.WEIGHT_DECAY_EMBED}
+    groups = reduce_param_groups([{**g, **embed} if id(g["params"][0]) in tables else g for g in single])
     if not groups:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no parameter to train; "
-            "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
-        )
+        fix = "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
+        name = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        raise ValueError(f"{name} has no parameter to train; {fix}")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER == "ADAMW":
@@ -67,26 +65,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {', '.join(_OPTIMIZERS)}")
 
 
-def _with_embedding_decay(
-    model: nn.Module, groups: list[dict[str, Any]], decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups in which embedding tables have their own weight decay."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
-    return reduce_param_groups(
-        [{**g, "weight_decay": decay} if id(g["params"][0]) in tables else g for g in single]
-    )
-
-
-def build_lr_scheduler(
-    cfg: CfgNode, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """The schedule ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", "ConstantLR" or one of Detectron2's.
 
     All start with WARMUP_ITERS iterations of warm-up from WARMUP_FACTOR; 0 iterations mean none.
-
-    Raises:
-        ValueError: an unknown name.
     """
     solver = cfg.SOLVER
     if solver.MAX_ITER < 1:
@@ -98,10 +80,8 @@ def build_lr_scheduler(
     elif solver.LR_SCHEDULER_NAME == "ConstantLR":
         schedule = PolyParamScheduler(power=0.0)  # fvcore's constant one refuses the last step
     else:
-        names = ("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES)
-        raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {', '.join(names)}"
-        )
+        names = ", ".join(("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES))
+        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {names}")
     if solver.WARMUP_ITERS > 0:
         length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
         schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD)
@@ -113,9 +93,6 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
 
     CLIP_TYPE "value" and "norm" are Detectron2's, parameter by parameter; "full_model" clips the norm of all
     gradients together.
-
-    Raises:
-        ValueError: an unknown CLIP_TYPE.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
@@ -133,7 +110,6 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
         "full_model": clip_norm,
     }
     if clip.CLIP_TYPE not in clippers:
-        raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(clippers)}"
-        )
+        known = ", ".join(clippers)
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {known}")
     return clippers[clip.CLIP_TYPE]

@@ -42,11 +42,7 @@ class Stage:
     set: Mapping[str, Any]
 
     def load(self) -> "CfgNode":
-        """The config with the keys of the row applied.
-
-        Raises:
-            ValueError: a key that does not exist, or a value of the wrong type.
-        """
+        """The config with the keys of the row applied; a wrong key or value is a ValueError."""
         from fss_d2.config import load_config  # imports torch
 
         try:
@@ -80,11 +76,7 @@ def slug(text: str) -> str:
 
 
 def closest(where: object, kind: str, name: str, known: Iterable[str]) -> str:
-    """``name`` as it is written in ``known``, in any case of letters.
-
-    Raises:
-        ValueError: it is not known; the message has the closest name.
-    """
+    """``name`` as it is written in ``known``, in any case of letters; a ValueError names the closest."""
     names = {each.lower(): each for each in known}
     if name.lower() in names:
         return names[name.lower()]
@@ -94,12 +86,7 @@ def closest(where: object, kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def read_tables(file: str | Path) -> dict[str, Table]:
-    """The tables of a file by name.
-
-    Raises:
-        FileNotFoundError: no such file, or a config that it names does not exist.
-        ValueError: the file is not YAML or breaks the format; the message names table and row.
-    """
+    """The tables of a file by name; ValueError and FileNotFoundError name table and row."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"file of tables {file} does not exist")

@@ -1,20 +1,30 @@
-"""One training iteration: data, loss, gradient, update; in full or mixed precision."""
+"""One training iteration, in full or mixed precision, and the hooks around it."""
 
+import json
 import logging
+import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fss_d2.files import write_atomic
 
 from .solver import GradientClipper
 
-__all__ = ["AMP_DTYPES", "AutocastTrainer", "EpisodeStream"]
+__all__ = ["AMP_DTYPES", "AutocastTrainer", "EpisodeStream", "KeepBest", "SeedIterations"]
+__all__ += ["SetModelIteration", "cut_metrics", "seed_iteration"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +32,7 @@ AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class EpisodeStream:
-    """An endless iterable of batches whose start can still be moved while nothing has been read from it.
-
-    Args:
-        build: makes the loader that starts at the iteration it is given.
-    """
+    """Endless batches of the loader that ``build`` makes; the start can move until the first one is read."""
 
     def __init__(self, build: Callable[[int], Iterable[list[dict[str, Any]]]]) -> None:
         self._build = build
@@ -49,16 +55,12 @@ class AutocastTrainer(SimpleTrainer):
 
     Args:
         model: returns a dict of losses for what the loader yields; may be wrapped for distributed training.
-        data_loader: an iterable of lists of episodes that does not end, whose iterator is a generator.
-        optimizer: over the model's trainable parameters.
+        data_loader: lists of episodes without end; its iterator is a generator.
         clip: see `build_gradient_clipper`.
-        amp_dtype: "float16", "bfloat16", or None for full precision. On a CPU float16 is slow and becomes
+        amp_dtype: one of `AMP_DTYPES`, or None for full precision. On a CPU float16 is slow and becomes
             bfloat16, with a warning.
         reads_losses: whether an iteration, counted from 0, copies the losses from the device and checks them,
             with those of the iterations before it that were not read.
-
-    Raises:
-        ValueError: an unknown ``amp_dtype``.
     """
 
     def __init__(
@@ -87,11 +89,7 @@ class AutocastTrainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == "float16")
 
     def run_step(self) -> None:
-        """Run one iteration, and record its losses if it reads them.
-
-        Raises:
-            FloatingPointError: a loss became infinite or NaN, in this iteration or in one not read before.
-        """
+        """Run one iteration. It raises FloatingPointError if a loss that it reads is infinite or NaN."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -145,12 +143,90 @@ def _record(unread: list[tuple[int, float, dict[str, Tensor]]]) -> None:
         losses = {name: np.mean([losses[name] for _, losses in of_processes]) for name in names}
         total = sum(losses.values())
         if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
-            )
+            message = f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
+            raise FloatingPointError(message)
         storage.iter = iteration
         storage.put_scalar("data_time", max(data_time for data_time, _ in of_processes))
         storage.put_scalar("total_loss", total)
         if len(losses) > 1:
             storage.put_scalars(**losses)
     storage.iter = now
+
+
+class SeedIterations(HookBase):
+    """Seed each iteration with the base seed, its number and the process.
+
+    A resumed training therefore draws the same random numbers (dropout) as an uninterrupted one, whatever an
+    evaluation in between has drawn. Episodes have their own seeds.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        """Seed torch, numpy and Python's generator."""
+        seed_iteration(self._seed, self.trainer.iter, comm.get_rank())
+
+
+class SetModelIteration(HookBase):
+    """Set ``model.iteration`` before each iteration, also after a resume; parts of a model may start late."""
+
+    def before_step(self) -> None:
+        """Set it on the model, which may be wrapped for distributed training."""
+        model = self.trainer.model
+        (model.module if isinstance(model, DistributedDataParallel) else model).iteration = self.trainer.iter
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed torch (CPU and GPUs), numpy and random from three numbers of at least 0."""
+    state = np.random.SeedSequence((seed, iteration, rank)).generate_state(3)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    random.seed(int(state[2]))
+
+
+class KeepBest(BestCheckpointer):
+    """Keep ``model_best.pth``, the weights with the highest metric of the periodic evaluation.
+
+    ``model_best.json`` records the metric, its value and the iteration: Detectron2's hook forgets the best
+    value at a resume, and would let a worse model replace it.
+
+    Args:
+        period: iterations between evaluations, that of the `EvalHook` before this hook.
+        checkpointer: saves the weights; it should not tag them as the last checkpoint.
+        metric: its name in the event storage, "periodic/glyphs_fold0_val/1shot/few_shot_seg/mIoU".
+    """
+
+    def __init__(self, period: int, checkpointer: DetectionCheckpointer, metric: str) -> None:
+        super().__init__(period, checkpointer, metric)
+        self._record = Path(checkpointer.save_dir) / "model_best.json"
+
+    def before_train(self) -> None:
+        """Read the best value of the training that is resumed."""
+        if self.trainer.start_iter > 0 and self._record.is_file():
+            best = json.loads(self._record.read_text())
+            if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
+                self.best_metric, self.best_iter = best["value"], best["iteration"]
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        updated = super()._update_best(val, iteration)
+        if updated and comm.is_main_process():
+            record = {"metric": self._val_metric, "value": val, "iteration": iteration}
+            write_atomic(self._record, (json.dumps(record) + "\n").encode())
+        return updated
+
+
+def cut_metrics(path: Path, start_iter: int) -> None:
+    """Drop the lines of ``metrics.json`` from iteration ``start_iter`` on: they will be written again."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text().splitlines() if _iteration(line) < start_iter]
+    write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _iteration(line: str) -> float:
+    """The iteration of a line of metrics; infinite for a line that was cut short."""
+    try:
+        return int(json.loads(line)["iteration"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
@@ -30,9 +28,15 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
-from .hooks import KeepBest, SeedIterations, SetModelIteration, cut_metrics
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from .train_loop import AutocastTrainer, EpisodeStream
+from .train_loop import (
+    AutocastTrainer,
+    EpisodeStream,
+    KeepBest,
+    SeedIterations,
+    SetModelIteration,
+    cut_metrics,
+)
 
 __all__ = ["Trainer"]
 
@@ -46,14 +50,7 @@ class Trainer(DefaultTrainer):
     iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
     seed and i alone, and a checkpoint holds the rest.
 
-    Losses are copied from the device every LOG_PERIOD iterations. A loss that is infinite or NaN ends the
-    training then, and in any case before a checkpoint or an evaluation.
-
-    Args:
-        cfg: the config; MODEL.WEIGHTS is not loaded before `resume_or_load`.
-
-    Raises:
-        ValueError: the config asks for something that does not exist; the message names the key.
+    MODEL.WEIGHTS is not loaded before `resume_or_load`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -80,32 +77,23 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint in OUTPUT_DIR if ``resume`` and there is one, else MODEL.WEIGHTS.
-
-        A new training builds the prototypes of the base classes, for models that use them.
-        """
+        """Load the last checkpoint in OUTPUT_DIR if ``resume`` and there is one, else MODEL.WEIGHTS."""
         super().resume_or_load(resume)
         self.data_loader.start_at(self.start_iter)
         # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
-        if not (
-            resume and self.checkpointer.has_checkpoint() and has_base_knowledge(self.checkpointer.model)
-        ):
-            fill_base_knowledge(self.cfg, self.checkpointer.model)
+        model = self.checkpointer.model
+        if not (resume and self.checkpointer.has_checkpoint() and has_base_knowledge(model)):
+            fill_base_knowledge(self.cfg, model)
 
     def train(self) -> Results | None:
-        """Train, evaluate the final model, and write ``OUTPUT_DIR/results.json``.
-
-        Returns:
-            The scores of `evaluate`; None without test sets.
-        """
+        """Train, and return the scores of `evaluate` (None without test sets), also in ``results.json``."""
         if comm.is_main_process():  # only now is the first iteration known
             cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             writers = hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)
             self.register_hooks([writers])
         TrainerBase.train(self, self.start_iter, self.max_iter)
         if self.results:
-            weights = str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth")
-            write_summary(self.cfg, self.results, weights=weights)
+            write_summary(self.cfg, self.results, weights=str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth"))
         return self.results
 
     def after_train(self) -> None:
@@ -124,26 +112,21 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             # Before the evaluation, so that the checkpoint is there if the evaluation fails.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        if cfg.DATASETS.TEST:
-            built += self._evaluation_hooks()
-        return built
+        return built + self._evaluation_hooks() if cfg.DATASETS.TEST else built
 
     def _evaluation_hooks(self) -> list[hooks.HookBase]:
         test, period = self.cfg.TEST, self.cfg.TEST.EVAL_PERIOD
         built: list[hooks.HookBase] = []
         if period > 0:
-            built.append(hooks.EvalHook(period, self._test_periodically))
+            periodic = evaluate_periodically
+            built.append(hooks.EvalHook(period, lambda: {"periodic": periodic(self.cfg, self.model)}))
             if test.BEST_METRIC and comm.is_main_process():
                 best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
                 name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
-                built.append(
-                    KeepBest(period, best, f"periodic/{name}/{test.EVALUATORS[0]}/{test.BEST_METRIC}")
-                )
+                metric = f"periodic/{name}/{test.EVALUATORS[0]}/{test.BEST_METRIC}"
+                built.append(KeepBest(period, best, metric))
         built.append(hooks.EvalHook(0, self._test_finally))
         return built
-
-    def _test_periodically(self) -> dict[str, Results]:
-        return {"periodic": evaluate_periodically(self.cfg, self.model)}
 
     def _test_finally(self) -> Results:
         self.results = self.test(self.cfg, self.model)
@@ -152,11 +135,8 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """The console, ``metrics.json`` (plain values, not smoothed) and TensorBoard."""
         folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            JSONWriter(str(Path(folder) / "metrics.json"), window_size=1),
-            TensorboardXWriter(folder),
-        ]
+        plain = JSONWriter(str(Path(folder) / "metrics.json"), window_size=1)
+        return [CommonMetricPrinter(self.max_iter), plain, TensorboardXWriter(folder)]
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks and step with its optimizer, which Detectron2 0.6 leaves out."""
@@ -167,35 +147,17 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """See `fss_d2.modeling.build.build_model`."""
-        return build_model(cfg)
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """See `fss_d2.engine.solver.build_optimizer`."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-        """See `fss_d2.engine.solver.build_lr_scheduler`."""
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
-        """See `fss_d2.data.build_few_shot_train_loader`."""
-        return build_few_shot_train_loader(cfg, start_iter=start_iter)
+    # Detectron2's names for the functions of this package.
+    build_model = staticmethod(build_model)
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+    build_train_loader = staticmethod(build_few_shot_train_loader)
+    test = staticmethod(evaluate)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         """The evaluators of one test set, without files."""
         return DatasetEvaluators(build_evaluators(cfg, dataset_name))
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> Results:
-        """See `fss_d2.engine.evaluate.evaluate`."""
-        return evaluate(cfg, model)
 
 
 def _reads_losses(cfg: CfgNode) -> Callable[[int], bool]:
@@ -212,8 +174,7 @@ def _reads_losses(cfg: CfgNode) -> Callable[[int], bool]:
 
 def _distribute(model: nn.Module) -> nn.Module:
     """Wrap the model where several processes train it; on a CPU it has no device to name."""
-    on_gpu = next(model.parameters()).is_cuda
-    options: dict[str, Any] = {} if on_gpu else {"device_ids": None}
+    options: dict[str, Any] = {} if next(model.parameters()).is_cuda else {"device_ids": None}
     if getattr(model, "idle_parameters", False):
         options["find_unused_parameters"] = True
     return create_ddp_model(model, broadcast_buffers=False, **options)

@@ -1,19 +1,9 @@
 """Scores of few-shot segmentation: pure metrics, confidence intervals and the Detectron2 evaluator."""
 
-from .bootstrap import Comparison, compare
+from .bootstrap import Comparison, EpisodeCounts, compare, read_rows
 from .few_shot_evaluation import FewShotEvaluator
 from .proposals import OracleEvaluator, ProposalRecallEvaluator
 from .report import format_class_table, format_table
-from .rows import EpisodeCounts, read_rows
 
-__all__ = [
-    "Comparison",
-    "EpisodeCounts",
-    "FewShotEvaluator",
-    "OracleEvaluator",
-    "ProposalRecallEvaluator",
-    "compare",
-    "format_class_table",
-    "format_table",
-    "read_rows",
-]
+__all__ = ["Comparison", "EpisodeCounts", "FewShotEvaluator", "OracleEvaluator", "ProposalRecallEvaluator"]
+__all__ += ["compare", "format_class_table", "format_table", "read_rows"]

@@ -1,21 +1,84 @@
-"""Confidence intervals by resampling episodes, and the paired comparison of two evaluations.
+"""The pixel counts of episodes, their file, confidence intervals by resampling, and the paired comparison.
 
 Percentile bootstrap (Efron, 1979): the N episodes of a run are drawn N times with replacement, the score is
 computed again, and the interval holds the middle ``level`` of those scores. It estimates how far the score
 would move with other episodes of the same classes, and says nothing about other training seeds.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .metrics import check_absent, episode_iou, iou, mean_iou
-from .rows import EpisodeCounts, stack_rows
+from fss_d2.files import write_atomic
 
-__all__ = ["Comparison", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare", "interval"]
+from .metrics import check_absent, episode_iou, iou, mean_iou
+
+__all__ = ["Comparison", "EpisodeCounts", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare"]
+__all__ += ["interval", "read_rows", "stack_rows", "write_rows"]
 
 _CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples (16 MB of weights)
+
+
+@dataclass(frozen=True)
+class EpisodeCounts:
+    """One scored episode; ROM and RUM are None if they are not measured."""
+
+    episode_index: int
+    class_id: int
+    query: int | str
+    supports: tuple[int | str, ...]  # image ids of the K supports, in order
+    intersection: tuple[int, int]  # pixels of (background, foreground)
+    union: tuple[int, int]
+    rom: float | None = None
+    rum: float | None = None
+
+
+def stack_rows(rows: Sequence[EpisodeCounts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return class ids (N,), intersections (N, 2) and unions (N, 2) of the rows, all int64."""
+    class_ids = np.array([row.class_id for row in rows], np.int64)
+    intersection = np.array([row.intersection for row in rows], np.int64).reshape(-1, 2)
+    union = np.array([row.union for row in rows], np.int64).reshape(-1, 2)
+    return class_ids, intersection, union
+
+
+def write_rows(path: str | Path, rows: Iterable[EpisodeCounts]) -> None:
+    """Write rows as JSON lines (``episodes.jsonl``)."""
+    lines = (json.dumps({k: v for k, v in asdict(row).items() if v is not None}) + "\n" for row in rows)
+    write_atomic(path, "".join(lines).encode())
+
+
+def read_rows(path: str | Path) -> list[EpisodeCounts]:
+    """Read an ``episodes.jsonl``; a line that holds no counts is a ValueError with file and line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the episodes.jsonl of an evaluation")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(_parse_row(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{path}:{number} is not an episode's counts ({error})"
+            raise ValueError(f"{what}; evaluate again to rewrite the file") from error
+    return rows
+
+
+def _parse_row(fields: dict[str, Any]) -> EpisodeCounts:
+    background, foreground = fields["intersection"]
+    union_background, union_foreground = fields["union"]
+    return EpisodeCounts(
+        episode_index=int(fields["episode_index"]),
+        class_id=int(fields["class_id"]),
+        query=fields["query"],
+        supports=tuple(fields["supports"]),
+        intersection=(int(background), int(foreground)),
+        union=(int(union_background), int(union_foreground)),
+        rom=fields.get("rom"),
+        rum=fields.get("rum"),
+    )
 
 
 def bootstrap_mean_iou(
@@ -107,37 +170,21 @@ def compare(
     """Compare two evaluations episode by episode.
 
     Args:
-        rows_a, rows_b: the episodes of the two, from `read_rows`, in any order.
+        rows_a, rows_b: the episodes of the two, in any order; a ValueError names the first difference.
         same_supports: False allows the two to differ in their supports, to compare supports.
         classes: the classes of the split; None takes those that the episodes draw.
-
-    Raises:
-        ValueError: the two have different episodes; the message names the first difference.
     """
     rows_a, rows_b = _pair(rows_a, rows_b, same_supports)
-    class_ids, *counts_a = stack_rows(rows_a)
-    _, *counts_b = stack_rows(rows_b)
-    classes = sorted(set(class_ids.tolist())) if classes is None else classes
-    a, b = (
-        mean_iou(class_ids, *counts, classes, counting=counting, absent=absent)
-        for counts in (counts_a, counts_b)
-    )
+    stacked = stack_rows(rows_a), stack_rows(rows_b)
+    classes = sorted({row.class_id for row in rows_a}) if classes is None else classes
+    rule = {"counting": counting, "absent": absent}
+    a, b = (mean_iou(*counts, classes, **rule) for counts in stacked)
     resampled_a, resampled_b = (
-        bootstrap_mean_iou(
-            class_ids, *counts, classes, counting=counting, absent=absent, resamples=resamples, seed=seed
-        )
-        for counts in (counts_a, counts_b)
+        bootstrap_mean_iou(*counts, classes, **rule, resamples=resamples, seed=seed) for counts in stacked
     )
     low, high = interval(resampled_a - resampled_b, level)
-    return Comparison(
-        mean_iou_a=100 * a,
-        mean_iou_b=100 * b,
-        difference=100 * (a - b),
-        low=100 * low,
-        high=100 * high,
-        better=float((resampled_a > resampled_b).mean()),
-        episodes=len(rows_a),
-    )
+    better = float((resampled_a > resampled_b).mean())
+    return Comparison(100 * a, 100 * b, 100 * (a - b), 100 * low, 100 * high, better, len(rows_a))
 
 
 def _pair(
@@ -153,10 +200,9 @@ def _pair(
     rows_a, rows_b = (sorted(rows, key=lambda row: row.episode_index) for rows in (rows_a, rows_b))
     for a, b in zip(rows_a, rows_b, strict=True):
         if _query(a) != _query(b) or (same_supports and a.supports != b.supports):
-            raise ValueError(
-                f"episode {a.episode_index} differs between the two: class {a.class_id}, query {a.query} "
-                f"against class {b.class_id}, query {b.query}; score both on one manifest"
-            )
+            first, second = (f"class {row.class_id}, query {row.query}" for row in (a, b))
+            what = f"episode {a.episode_index} differs between the two: {first} against {second}"
+            raise ValueError(f"{what}; score both on one manifest")
     return rows_a, rows_b
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fss_d2.files import check_writable
 
+from .bootstrap import EpisodeCounts, write_rows
 from .metrics import COUNTINGS, area_counts, areas_of, check_absent, region_wise_measures
 from .report import (
     CLASS_PREFIX,
@@ -27,7 +28,6 @@ from .report import (
     summarise,
     write_results,
 )
-from .rows import EpisodeCounts, write_rows
 
 __all__ = ["FewShotEvaluator"]
 
@@ -47,26 +47,16 @@ class FewShotEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a registered dataset, whose metadata gives ``class_ids`` and ``stuff_classes``.
-        output_dir: folder for the files; None writes none.
-        class_ids: classes of the split, instead of those in the metadata.
-        class_names: class names, instead of those in the metadata, indexed by class id.
-        counting: "hsnet" or "pfenet", see `fss_d2.evaluation.metrics`.
-        absent_classes: "zero" or "skip" for classes that no episode draws.
+        class_ids, class_names: of the split, instead of those in the metadata; names are indexed by class id.
+        counting, absent_classes: see `fss_d2.evaluation.metrics`.
         bootstrap: resamples for the confidence intervals; 0 computes no intervals.
         pictures: episodes with an index below this are drawn.
-        draw: writes such a picture, given file, episode, predicted mask (H, W) and class name; None draws
-            nothing.
+        draw: writes such a picture, given file, episode, predicted mask (H, W) and class name.
         region_wise: also report ROM and RUM.
         settings: further entries for the "settings" of ``results.json``.
-
-    Attributes:
-        task: the key of the scores that `evaluate` returns.
-
-    Raises:
-        ValueError: an unknown setting, no classes, or an ``output_dir`` that cannot be written to.
     """
 
-    task: ClassVar[str] = TASK
+    task: ClassVar[str] = TASK  # the key of the scores that `evaluate` returns
     _scored: ClassVar[str] = "the model's scores"  # for messages
 
     def __init__(
@@ -95,9 +85,8 @@ class FewShotEvaluator(DatasetEvaluator):
         class_ids = metadata.get("class_ids", ()) if class_ids is None else class_ids
         self._class_ids = [int(c) for c in class_ids]
         if not self._class_ids:
-            raise ValueError(
-                f"dataset {dataset_name!r} has no class_ids in its metadata; register it, or pass class_ids"
-            )
+            fix = "register it, or pass class_ids"
+            raise ValueError(f"dataset {dataset_name!r} has no class_ids in its metadata; {fix}")
         self._class_names = metadata.get("stuff_classes", ()) if class_names is None else class_names
         self._dataset_name = dataset_name
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -164,9 +153,6 @@ class FewShotEvaluator(DatasetEvaluator):
                 "image_id", and "support_ids", the image ids of its K supports. The list "support" is not
                 counted: it shows every support once per view.
             outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background.
-
-        Raises:
-            ValueError: no scores, scores of another size than the target or with NaN, or no "support_ids".
         """
         masks, counts = [], []
         for episode, output in zip(inputs, outputs, strict=True):
@@ -179,9 +165,8 @@ class FewShotEvaluator(DatasetEvaluator):
         for episode, mask, (*areas, has_nan) in zip(inputs, masks, counted, strict=True):
             index = int(episode["episode_index"])
             if has_nan:
-                raise ValueError(
-                    f"episode {index}: {self._scored} hold NaN; check the model's weights and precision"
-                )
+                fix = "check the model's weights and precision"
+                raise ValueError(f"episode {index}: {self._scored} hold NaN; {fix}")
             self._rows.append(self._row(episode, mask, areas))
             if index < self._pictures:
                 class_id = int(episode["class_id"])
@@ -190,10 +175,7 @@ class FewShotEvaluator(DatasetEvaluator):
                 self._draw(file, episode, mask.cpu().numpy(), name)
 
     def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> Tensor:
-        """The mask (h, w) bool that is scored, on the device of the scores; NaN is not looked for.
-
-        Args, raises: as `process`, for one episode.
-        """
+        """The mask (h, w) bool of one episode that is scored, on its device; NaN is not looked for."""
         scores, size = self._scores(output), tuple(episode["target"].shape)
         if tuple(scores.shape) != (2, *size):
             raise ValueError(
@@ -204,33 +186,21 @@ class FewShotEvaluator(DatasetEvaluator):
 
     def _scores(self, output: Mapping[str, Any]) -> Tensor:
         if "sem_seg" not in output:
-            raise ValueError(
-                f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; "
-                "set it to ('oracle', 'proposal_recall')"
-            )
+            fix = "set it to ('oracle', 'proposal_recall')"
+            raise ValueError(f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; {fix}")
         return output["sem_seg"]
 
     def _row(self, episode: Mapping[str, Any], mask: Tensor, areas: Sequence[int]) -> EpisodeCounts:
         index = int(episode["episode_index"])
         if "support_ids" not in episode:
-            raise ValueError(
-                f"episode {index} has no 'support_ids'; add the image ids of its K supports "
-                "(EpisodeMapper gives them)"
-            )
-        intersection, union = areas_of(areas)
-        rom, rum = None, None
+            message = "has no 'support_ids'; add the image ids of its K supports (EpisodeMapper gives them)"
+            raise ValueError(f"episode {index} {message}")
+        measures = (None, None)
         if self._region_wise:
-            rom, rum = region_wise_measures(mask.cpu().numpy(), np.asarray(episode["target"]))
-        return EpisodeCounts(
-            episode_index=index,
-            class_id=int(episode["class_id"]),
-            query=episode["image_id"],
-            supports=tuple(episode["support_ids"]),
-            intersection=intersection,
-            union=union,
-            rom=rom,
-            rum=rum,
-        )
+            measures = region_wise_measures(mask.cpu().numpy(), np.asarray(episode["target"]))
+        supports = tuple(episode["support_ids"])
+        class_id, query = int(episode["class_id"]), episode["image_id"]
+        return EpisodeCounts(index, class_id, query, supports, *areas_of(areas), *measures)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Join the episodes of all processes and score them.
@@ -275,9 +245,5 @@ class FewShotEvaluator(DatasetEvaluator):
             "bootstrap": self._bootstrap,
         }
         write_rows(self._output_dir / "episodes.jsonl", rows)
-        write_results(
-            self._output_dir / "results.json",
-            settings=settings | self._settings,
-            summary=summary,
-            per_class=per_class,
-        )
+        file = self._output_dir / "results.json"
+        write_results(file, settings=settings | self._settings, summary=summary, per_class=per_class)

@@ -32,23 +32,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = [
-    "ABSENT_CLASSES",
-    "COUNTINGS",
-    "IGNORE_LABEL",
-    "area_counts",
-    "areas_of",
-    "check_absent",
-    "class_iou",
-    "class_sums",
-    "count_areas",
-    "episode_iou",
-    "fb_iou",
-    "iou",
-    "match_table",
-    "mean_iou",
-    "region_wise_measures",
-]
+__all__ = ["ABSENT_CLASSES", "COUNTINGS", "IGNORE_LABEL", "area_counts", "areas_of", "check_absent"]
+__all__ += ["class_iou", "class_sums", "count_areas", "episode_iou", "fb_iou", "iou", "match_table"]
+__all__ += ["mean_iou", "region_wise_measures"]
 
 COUNTINGS = ("hsnet", "pfenet")
 ABSENT_CLASSES = ("zero", "skip")
@@ -64,39 +50,22 @@ def count_areas(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
         pred: (H, W) bool or {0, 1}, the predicted foreground.
-        target: (H, W) in {0, 1, 255}, the truth.
+        target: (H, W) in {0, 1, 255}.
 
     Returns:
         ``intersection`` and ``union``, each (2,) int64: background, foreground.
-
-    Raises:
-        ValueError: the shapes differ, or a value is not among those above.
     """
     intersection, union = areas_of([int(region.sum()) for region in _regions(pred, target)])
     return np.array(intersection, np.int64), np.array(union, np.int64)
 
 
 def area_counts(pred: Tensor, target: Tensor) -> Tensor:
-    """Count the pixels of one episode on their device, without waiting for it.
-
-    Args:
-        pred, target: as those of `count_areas`, on one device.
-
-    Returns:
-        (5,) int64, for `areas_of`.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """As `count_areas` on the device of both, without waiting for it: (5,) int64, for `areas_of`."""
     return torch.stack([region.sum() for region in _regions(pred, target)])
 
 
 def areas_of(counts: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return ``intersection`` and ``union`` of (background, foreground) from the values of `area_counts`.
-
-    Raises:
-        ValueError: some pixels have a value that is not allowed.
-    """
+    """Return ``intersection`` and ``union`` of (background, foreground) from the values of `area_counts`."""
     valid, found, true, both, not_allowed = counts
     if not_allowed:
         raise ValueError("a prediction or target holds values other than 0, 1 and 255; binarise it first")
@@ -107,10 +76,8 @@ def areas_of(counts: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 def _regions(pred: _Mask, target: _Mask) -> list[_Mask]:
     """The pixels that count, those predicted, true, and both, and those whose value is not allowed."""
     if tuple(pred.shape) != tuple(target.shape):
-        raise ValueError(
-            f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in size; "
-            "resize the scores first"
-        )
+        sizes = f"prediction {tuple(pred.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{sizes} differ in size; resize the scores first")
     valid, true = target != IGNORE_LABEL, target == 1
     found = (pred == 1) & valid
     allowed = (true | (target == 0)) & ((pred == 0) | (pred == 1))
@@ -127,26 +94,20 @@ def iou(intersection: np.ndarray, union: np.ndarray, counting: str = "hsnet") ->
 
 
 def class_sums(class_ids: np.ndarray, counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Add the counts of the episodes of each class.
+    """Add the integer counts (N, ...) of the episodes of each class.
 
     Args:
         class_ids: (N,) the class of each episode.
-        counts: (N, ...) integer counts of each episode.
         classes: the C classes of the split, in the order of the result.
 
     Returns:
         (C, ...) int64; zeros for a class that no episode draws.
-
-    Raises:
-        ValueError: an episode's class is not among ``classes``.
     """
     position = {int(c): i for i, c in enumerate(classes)}
     unknown = sorted({int(c) for c in class_ids} - set(position))
     if unknown:
-        raise ValueError(
-            f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}; "
-            "score them on the dataset they were drawn from"
-        )
+        what = f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}"
+        raise ValueError(f"{what}; score them on the dataset they were drawn from")
     sums = np.zeros((len(position), *counts.shape[1:]), np.int64)
     np.add.at(sums, np.array([position[int(c)] for c in class_ids], np.intp), counts)
     return sums
@@ -164,19 +125,15 @@ def class_iou(
     """Foreground IoU of each class: the counts are added over all episodes, then divided.
 
     Args:
-        class_ids: (N,) the class of each episode.
+        class_ids, classes: as `class_sums`.
         intersection, union: (N, 2) counts, background and foreground.
-        classes: the C classes of the split.
 
     Returns:
         (C,) float64; a class that no episode draws is 0 (``absent="zero"``) or NaN (``"skip"``).
     """
     check_absent(absent)
-    scores = iou(
-        class_sums(class_ids, intersection[:, 1], classes),
-        class_sums(class_ids, union[:, 1], classes),
-        counting,
-    )
+    inter, total = (class_sums(class_ids, counts[:, 1], classes) for counts in (intersection, union))
+    scores = iou(inter, total, counting)
     if absent == "skip":
         scores[~np.isin(np.asarray(classes), class_ids)] = np.nan
     return scores
@@ -203,14 +160,7 @@ def fb_iou(intersection: np.ndarray, union: np.ndarray, counting: str = "hsnet")
 
 
 def episode_iou(intersection: np.ndarray, union: np.ndarray, counting: str = "hsnet") -> np.ndarray:
-    """Foreground IoU of each episode alone.
-
-    Args:
-        intersection, union: (N, 2) counts, background and foreground.
-
-    Returns:
-        (N,) float64; NaN where neither prediction nor truth has a foreground pixel.
-    """
+    """Foreground IoU (N,) of each episode alone; NaN where neither prediction nor truth has a foreground."""
     scores = iou(intersection[:, 1], union[:, 1], counting)
     return np.where(union[:, 1] > 0, scores, np.nan)
 
@@ -222,12 +172,7 @@ def check_absent(absent: str) -> None:
 
 
 def region_wise_measures(pred: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Return (ROM, RUM) of one episode.
-
-    Args:
-        pred: (H, W) bool or {0, 1}, the predicted foreground.
-        target: (H, W) in {0, 1, 255}, the truth.
-    """
+    """Return (ROM, RUM) of one episode; arguments as `count_areas`."""
     matches = match_table(pred, target)
     return _measure(matches), _measure(matches.T)
 

@@ -20,18 +20,8 @@ from fss_d2.soft_masks import resize, soft_iou
 from .few_shot_evaluation import FewShotEvaluator
 from .report import format_table
 
-__all__ = [
-    "BUDGETS",
-    "IOU_THRESHOLDS",
-    "THRESHOLD",
-    "OracleEvaluator",
-    "ProposalRecallEvaluator",
-    "mask_iou",
-    "mask_quality",
-    "proposals_in_frame",
-    "ranked",
-    "ranks_of_finds",
-]
+__all__ = ["BUDGETS", "IOU_THRESHOLDS", "THRESHOLD", "OracleEvaluator", "ProposalRecallEvaluator", "mask_iou"]
+__all__ += ["mask_quality", "proposals_in_frame", "ranked", "ranks_of_finds"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +44,6 @@ def proposals_in_frame(episode: Mapping[str, Any], output: Mapping[str, Any], *,
 
     Returns:
         (N, height, width) float32 on the device of the proposals.
-
-    Raises:
-        ValueError: no proposals, or NaN among them.
     """
     proposals = _proposals(output, method)
     if proposals.isnan().any():
@@ -74,10 +61,8 @@ def _in_frame(episode: Mapping[str, Any], proposals: Tensor) -> Tensor:
 def _proposals(output: Mapping[str, Any], method: str) -> Tensor:
     proposals = output.get("aux", {}).get("proposals")
     if proposals is None:
-        raise ValueError(
-            f"TEST.EVALUATORS: oracle and proposal_recall score proposals, and {method} gives none; "
-            "set it to ('few_shot_seg',)"
-        )
+        what = f"oracle and proposal_recall score proposals, and {method} gives none"
+        raise ValueError(f"TEST.EVALUATORS: {what}; set it to ('few_shot_seg',)")
     return proposals
 
 
@@ -92,18 +77,7 @@ class OracleEvaluator(FewShotEvaluator):
     _scored: ClassVar[str] = "the proposals"
 
     def predict(self, episode: Mapping[str, Any], output: Mapping[str, Any]) -> Tensor:
-        """Binarise the best proposal.
-
-        Args:
-            episode: the mapper's dict, with "target" (height, width).
-            output: "aux" with "proposals" (N, h, w) in [0, 1].
-
-        Returns:
-            (height, width) bool.
-
-        Raises:
-            ValueError: no proposals.
-        """
+        """The best proposal, binarised: (height, width) bool."""
         masks = _in_frame(episode, self._scores(output))
         target = torch.as_tensor(episode["target"]).to(masks.device, non_blocking=True)
         best = soft_iou(masks[None], target[None])[0].argmax(dim=0, keepdim=True)
@@ -129,24 +103,18 @@ def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
 
 
 def ranked(proposals: Tensor) -> Tensor:
-    """Rank proposals by `mask_quality`; those that repeat a better one come after all others.
+    """Rank proposals (N, H, W) by `mask_quality`; those that repeat a better one come after all others.
 
-    One repeats another if their IoU exceeds `DUPLICATE_IOU`. The background is proposed many times.
-
-    Args:
-        proposals: (N, H, W) in [0, 1].
-
-    Returns:
-        (N,) int64 indices, best first.
+    One repeats another if their IoU exceeds `DUPLICATE_IOU`. The background is proposed many times. Returns
+    indices (N,) int64, best first.
     """
     order = mask_quality(proposals).argsort(descending=True, stable=True)
     inside = proposals[order] > THRESHOLD
     similar = (mask_iou(inside, inside) > DUPLICATE_IOU).cpu()
     kept: list[int] = []
+    repeated: list[int] = []
     for rank in range(len(order)):
-        if not similar[rank, kept].any():
-            kept.append(rank)
-    repeated = sorted(set(range(len(order))) - set(kept))
+        (repeated if similar[rank, kept].any() else kept).append(rank)
     return order[torch.tensor(kept + repeated, device=order.device)]
 
 
@@ -187,10 +155,6 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     The recall, pooled over all objects of the novel (test) classes in the query images, is averaged over the
     IoU thresholds 0.5, 0.55, ..., 0.95. Proposals are binarised at 0.5 and `ranked`. Each image counts
     once, even if several episodes or processes use it.
-
-    Args:
-        dataset_name: for the log.
-        method: name of the model, for messages.
     """
 
     task: ClassVar[str] = "proposal_recall"
@@ -217,20 +181,16 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         Args:
             inputs: per image "image_id", "image" (3, H, W), "height", "width", "target_segments"
                 (M, height, width) bool, optionally "valid_size".
-            outputs: per image "aux" with "proposals" (N, h, w) in [0, 1].
-
-        Raises:
-            ValueError: no proposals, NaN among them, or no "target_segments".
+            outputs: per image "aux" with "proposals" (N, h, w) in [0, 1], not NaN.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = image["image_id"]
             if image_id in self._images:
                 continue
             if "target_segments" not in image:
-                raise ValueError(
-                    f"image {image_id}: no 'target_segments', which TEST.EVALUATORS 'proposal_recall' needs; "
-                    "load it with the EpisodeMapper of a config that names this evaluator"
-                )
+                fix = "load it with the EpisodeMapper of a config that names this evaluator"
+                need = "no 'target_segments', which TEST.EVALUATORS 'proposal_recall' needs"
+                raise ValueError(f"image {image_id}: {need}; {fix}")
             proposals = proposals_in_frame(image, output, method=self._method)
             segments = torch.as_tensor(image["target_segments"], device=proposals.device)
             order = ranked(proposals)[: max(BUDGETS)]

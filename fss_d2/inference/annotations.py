@@ -19,7 +19,7 @@ __all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
 __all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]
 
 _MARK = "_mask"  # at the end of a mask's file name, before the ending
-# Width of a stroke in pixels: the least as in `fss_d2.data.weak_masks`, the most that OpenCV draws.
+# Width of a stroke in pixels: the least as in `fss_d2.data.masks`, the most that OpenCV draws.
 _LEAST_WIDTH, _MOST_WIDTH = 3, 32767
 
 

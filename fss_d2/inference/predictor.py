@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fss_d2.checkpoint.checkpointer import load_model
 from fss_d2.config import load_config
-from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures
-from fss_d2.modeling.kshot import mean_log_probability
+from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs

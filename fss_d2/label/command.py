@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from
+from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, start_log
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -50,7 +50,6 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     from detectron2.utils.env import seed_all_rng
 
     from fss_d2.config import load_config
-    from fss_d2.engine.setup import start_log
     from fss_d2.files import printable
     from fss_d2.inference.predictor import FewShotPredictor
 

@@ -28,27 +28,8 @@ from .tiles import (
     save_picture,
 )
 
-__all__ = [
-    "IGNORE_COLOR",
-    "PREDICTION_COLOR",
-    "SUBTRACTED_COLOR",
-    "SUPPORT_COLOR",
-    "TRUTH_COLOR",
-    "activation_figure",
-    "aggregated_figure",
-    "agnostic_figure",
-    "attention_figure",
-    "attention_panel",
-    "class_color",
-    "class_map_png",
-    "draw_mask",
-    "embed_tsne",
-    "episode_panel",
-    "picture_grid",
-    "prediction_panel",
-    "proposal_grid",
-    "proposal_panel",
-    "save_episode_panel",
-    "save_picture",
-    "tsne_figure",
-]
+__all__ = ["IGNORE_COLOR", "PREDICTION_COLOR", "SUBTRACTED_COLOR", "SUPPORT_COLOR", "TRUTH_COLOR"]
+__all__ += ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure"]
+__all__ += ["attention_panel", "class_color", "class_map_png", "draw_mask", "embed_tsne", "episode_panel"]
+__all__ += ["picture_grid", "prediction_panel", "proposal_grid", "proposal_panel", "save_episode_panel"]
+__all__ += ["save_picture", "tsne_figure"]

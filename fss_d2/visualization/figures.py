@@ -21,15 +21,8 @@ from fss_d2.soft_masks import resize
 from .panels import attention_panel, episode_panel, query_in_score_frame
 from .tiles import draw_tile, heat_map, picture_grid, picture_row
 
-__all__ = [
-    "activation_figure",
-    "aggregated_figure",
-    "agnostic_figure",
-    "attention_figure",
-    "embed_tsne",
-    "otsu_mask",
-    "tsne_figure",
-]
+__all__ = ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure", "embed_tsne"]
+__all__ += ["otsu_mask", "tsne_figure"]
 
 _LEGEND_LINE = 20  # pixels of the legend's height for each entry
 _MARKERS = {"support": "^", "query": "o"}
@@ -70,11 +63,7 @@ def attention_figure(
 
 
 def aggregated_figure(
-    inputs: Mapping[str, Any],
-    output: Mapping[str, Any],
-    *,
-    class_name: str | None = None,
-    height: int = 192,
+    inputs: Mapping[str, Any], output: Mapping[str, Any], *, class_name: str | None = None, height: int = 192
 ) -> np.ndarray:
     """The masks that a method aggregates at each scale (DCAMA, Fig. 4b).
 
@@ -123,11 +112,7 @@ def activation_figure(
 
 
 def agnostic_figure(
-    inputs: Mapping[str, Any],
-    output: Mapping[str, Any],
-    *,
-    class_name: str | None = None,
-    height: int = 192,
+    inputs: Mapping[str, Any], output: Mapping[str, Any], *, class_name: str | None = None, height: int = 192
 ) -> np.ndarray:
     """How similar each pixel is to an object of any class (JC2A, Fig. 4): "agnostic" (1, h, w) of "aux"."""
     aux = output.get("aux", {})
@@ -142,13 +127,9 @@ def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0)
     Args:
         features: (N, C), N >= 4; scaled to unit length first.
         perplexity: roughly the number of neighbours of a point; at most (N - 1) / 3 is used.
-        seed: the same seed gives the same result.
 
     Returns:
         (N, 2) float32.
-
-    Raises:
-        ValueError: too few points, or scikit-learn is not installed.
     """
     if len(features) < 4:
         raise ValueError(f"t-SNE of {len(features)} points: give at least 4, as 2 episodes have")
@@ -170,19 +151,11 @@ def tsne_figure(
         points: (N, 2).
         labels: N class names.
         roles: N of "support" and "query".
-        side: of the picture, in pixels.
-
-    Returns:
-        (side, side, 3) uint8.
-
-    Raises:
-        ValueError: not one label and one role per point, or an unknown role.
+        side: of the square picture, pixels.
     """
     if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
-        raise ValueError(
-            f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}: give each "
-            f"point a label and one of {', '.join(_MARKERS)}"
-        )
+        counts = f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}"
+        raise ValueError(f"{counts}: give each point a label and one of {', '.join(_MARKERS)}")
     figure = Figure(figsize=(side / 96, side / 96), dpi=96, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(xticks=[], yticks=[])
     names, kinds = np.asarray(labels), np.asarray(roles)

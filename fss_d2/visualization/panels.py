@@ -25,15 +25,8 @@ from .tiles import (
     save_picture,
 )
 
-__all__ = [
-    "attention_panel",
-    "class_color",
-    "class_map_png",
-    "episode_panel",
-    "prediction_panel",
-    "query_in_score_frame",
-    "save_episode_panel",
-]
+__all__ = ["attention_panel", "class_color", "class_map_png", "episode_panel", "prediction_panel"]
+__all__ += ["query_in_score_frame", "save_episode_panel"]
 
 _LEGEND = (8, 120)  # height and width of a class's strip, pixels
 
@@ -50,19 +43,16 @@ def episode_panel(
     Args:
         inputs: a mapper's dict; without "target" the truth is left out.
         output: the model's dict ("sem_seg", (2, h, w) scores) or a mask (h, w); None draws no prediction.
-        class_name: shown over the supports.
         height: of each tile, pixels; widths keep the tile's aspect ratio.
 
     Returns:
         (height + caption, W, 3) uint8, tiles side by side on white.
     """
     title = f": {class_name}" if class_name else ""
-    tiles = [
-        draw_tile(
-            f"support {i + 1}{title}", _picture(s["image"]), height, np.asarray(s["mask"]), SUPPORT_COLOR
-        )
-        for i, s in enumerate(inputs["support"])
-    ]
+    tiles = []
+    for i, s in enumerate(inputs["support"], start=1):
+        caption, mask = f"support {i}{title}", np.asarray(s["mask"])
+        tiles.append(draw_tile(caption, _picture(s["image"]), height, mask, SUPPORT_COLOR))
     query = query_in_score_frame(inputs)
     tiles.append(draw_tile("query", query, height))
     target = None if inputs.get("target") is None else np.asarray(inputs["target"])
@@ -103,11 +93,7 @@ def prediction_panel(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: (H, W) bool by class name.
-        confidence: by class name, in the same order.
-
-    Returns:
-        (H', W', 3) uint8.
+        masks: (H, W) bool by class name; ``confidence`` has the same order.
     """
     drawn = draw_regions(image, [(mask, class_color(i)) for i, mask in enumerate(masks.values())])
     legend = [
@@ -129,18 +115,10 @@ def attention_panel(
     """An image with a point (x, y) marked, then the supports with the attention of that point.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        point: in pixels.
+        image: (H, W, 3) uint8 RGB, under the caption ``title``; ``point`` is in its pixels.
         supports: K images (h, w, 3).
         maps: K of (h, w), not negative; all have one scale, up to the largest value.
-        title: caption of the image.
         height: of each tile, pixels.
-
-    Returns:
-        (height + caption, W', 3) uint8.
-
-    Raises:
-        ValueError: the numbers of maps and supports differ.
     """
     if len(supports) != len(maps):
         raise ValueError(f"{len(supports)} supports and {len(maps)} maps of attention: give one for each")
@@ -152,11 +130,7 @@ def attention_panel(
 
 
 def class_map_png(labels: np.ndarray) -> bytes:
-    """A PNG of a class map (H, W): palette entry 0 is background, i + 1 is class i in its `class_color`.
-
-    Raises:
-        ValueError: more classes than the palette has colours.
-    """
+    """A PNG of a class map (H, W): palette entry 0 is background, i + 1 is class i in its `class_color`."""
     if labels.dtype != np.uint8:
         raise ValueError("a PNG palette has room for 255 classes; give fewer")
     image = Image.fromarray(labels)

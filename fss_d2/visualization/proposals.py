@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.utils.colormap import colormap
 
-from fss_d2.evaluation.proposals import THRESHOLD, proposals_in_frame
+from fss_d2.evaluation.proposals import THRESHOLD, mask_quality, proposals_in_frame
 from fss_d2.soft_masks import soft_iou
 
 from .panels import episode_panel, query_in_score_frame
@@ -40,23 +40,15 @@ def proposal_grid(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: N >= 1 of (H, W) bool.
-        captions: N, one above each tile.
+        masks: N >= 1 of (H, W) bool, each with a caption.
         colors: of the masks, repeated as needed.
         marked: positions among the N that get a frame.
         columns: tiles in a row.
         height: of each tile, pixels.
-
-    Returns:
-        (rows * (height + caption) + gaps, W, 3) uint8.
-
-    Raises:
-        ValueError: no masks, or another number of captions.
     """
     if not masks or len(masks) != len(captions):
-        raise ValueError(
-            f"{len(masks)} proposals and {len(captions)} captions: give at least one, and one caption each"
-        )
+        counts = f"{len(masks)} proposals and {len(captions)} captions"
+        raise ValueError(f"{counts}: give at least one, and one caption each")
     tiles = [
         draw_tile(caption, image, height, mask, color, framed=i in marked)
         for i, (caption, mask, color) in enumerate(zip(captions, masks, itertools.cycle(colors)))
@@ -84,12 +76,7 @@ def proposal_panel(
         inputs: a mapper's dict; without "target" there is neither truth nor oracle.
         output: the model's dict: "aux" with "proposals" (N, h, w) in [0, 1] in the network's frame and
             optionally "similarity" and "coefficients" (N, 1, 1); optionally "sem_seg".
-        top: how many proposals to draw.
-        class_name: part of the supports' captions.
         height: of each tile, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
     """
     masks = proposals_in_frame(inputs, output, method="the method").detach().cpu()
     oracle = _oracle(masks, inputs.get("target"))
@@ -124,8 +111,7 @@ def _rank(aux: Mapping[str, torch.Tensor]) -> tuple[list[int], list[str], list[C
     maps = {name: value.detach().float().cpu().flatten(1) for name, value in aux.items()}  # (N, P) or (N, 1)
     palette = [tuple(color) for color in colormap(rgb=True, maximum=1).tolist()]
     colors = [palette[i % len(palette)] for i in range(len(maps["proposals"]))]
-    inside = maps["proposals"] > THRESHOLD
-    scores = (maps["proposals"] * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
+    scores = mask_quality(maps["proposals"][:, None])
     captions = [f"#{i} quality {score:.2f}" for i, score in enumerate(scores)]
     if "similarity" in maps:
         scores = maps["similarity"][:, 0]
@@ -141,6 +127,4 @@ def _rank(aux: Mapping[str, torch.Tensor]) -> tuple[list[int], list[str], list[C
 
 def _oracle(masks: torch.Tensor, target: torch.Tensor | np.ndarray | None) -> int | None:
     """Index of the proposal (N, h, w) with the highest soft IoU with the truth (h, w); None without truth."""
-    if target is None:
-        return None
-    return int(soft_iou(masks[None], torch.as_tensor(target)[None])[0].argmax())
+    return None if target is None else int(soft_iou(masks[None], torch.as_tensor(target)[None])[0].argmax())

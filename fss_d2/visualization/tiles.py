@@ -16,23 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from fss_d2.evaluation.metrics import IGNORE_LABEL
 from fss_d2.files import write_atomic
 
-__all__ = [
-    "CAPTION_HEIGHT",
-    "GAP",
-    "IGNORE_COLOR",
-    "PREDICTION_COLOR",
-    "SUBTRACTED_COLOR",
-    "SUPPORT_COLOR",
-    "TRUTH_COLOR",
-    "Color",
-    "draw_mask",
-    "draw_regions",
-    "draw_tile",
-    "heat_map",
-    "picture_grid",
-    "picture_row",
-    "save_picture",
-]
+__all__ = ["CAPTION_HEIGHT", "GAP", "IGNORE_COLOR", "PREDICTION_COLOR", "SUBTRACTED_COLOR", "SUPPORT_COLOR"]
+__all__ += ["TRUTH_COLOR", "Color", "draw_mask", "draw_regions", "draw_tile", "heat_map", "picture_grid"]
+__all__ += ["picture_row", "save_picture"]
 
 Color = tuple[float, float, float]  # RGB in [0, 1]
 
@@ -55,14 +41,8 @@ def draw_mask(
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool or {0, 1, 255}; pixels of 255 (ignored) are drawn in grey.
-        color: RGB in [0, 1] of the foreground; its contour is opaque.
+        color: of the foreground; its contour is opaque.
         alpha: opacity of the fill, 0 to 1.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: image and mask differ in size.
     """
     if image.shape[:2] != mask.shape:
         raise ValueError(
@@ -136,11 +116,7 @@ def picture_row(tiles: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack pictures (H_i, W_i, 3) of any sizes, left-aligned on white, into (sum H_i + gaps, max W_i, 3).
-
-    Raises:
-        ValueError: there are no rows.
-    """
+    """Stack pictures (H_i, W_i, 3) of any sizes, left-aligned on white, into (sum H_i + gaps, max W_i, 3)."""
     if not rows:
         raise ValueError("a picture grid needs at least one row; draw an episode first")
     width = max(row.shape[1] for row in rows)
@@ -149,7 +125,7 @@ def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG in one step; its folder is created."""
+    """Write a picture as PNG; its folder is created."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())

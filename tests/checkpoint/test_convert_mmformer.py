@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.checkpoint.convert import convert_mmformer
-from fss_d2.checkpoint.convert_mmformer import merge_factors
+from fss_d2.checkpoint.convert_proposals import merge_factors
 from fss_d2.config import get_cfg
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter

@@ -12,8 +12,8 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from fss_d2.config import get_cfg
-from fss_d2.data.augmentation_registry import AUGMENTATION_REGISTRY, build_augmentations, build_resize
 from fss_d2.data.augmentations import (
+    AUGMENTATION_REGISTRY,
     Letterbox,
     PadTo,
     RandomKeepCrop,
@@ -21,6 +21,8 @@ from fss_d2.data.augmentations import (
     RandomScale,
     ShortestEdge,
     Squash,
+    build_augmentations,
+    build_resize,
 )
 from fss_d2.data.transforms import (
     ColorTransform,

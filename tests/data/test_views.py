@@ -10,8 +10,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from fss_d2.config import get_cfg
-from fss_d2.data.augmentation_registry import build_view_resizes
-from fss_d2.data.augmentations import RandomObjectCrop, Squash
+from fss_d2.data.augmentations import RandomObjectCrop, Squash, build_view_resizes
 from fss_d2.data.episode import Episode
 from fss_d2.data.mapper import EpisodeMapper
 from fss_d2.data.samples import Sample, transform_sample

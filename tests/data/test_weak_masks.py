@@ -14,7 +14,7 @@ from fss_d2.config import get_cfg
 from fss_d2.data.augmentations import Squash
 from fss_d2.data.episode import Episode
 from fss_d2.data.mapper import EpisodeMapper
-from fss_d2.data.weak_masks import annotate, boxes_of, scribble_of, support_annotation
+from fss_d2.data.masks import annotate, boxes_of, scribble_of, support_annotation
 from fss_d2.visualization import episode_panel
 
 

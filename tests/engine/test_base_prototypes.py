@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import Tensor
 
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.data.samples import BaseInstances
 from fss_d2.engine import base_prototypes
 from fss_d2.engine.base_prototypes import (

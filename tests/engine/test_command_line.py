@@ -22,8 +22,8 @@ from fss_d2.engine.command_line import (
     parse_command_line,
     plan_from,
     run_command,
+    start_log,
 )
-from fss_d2.engine.setup import start_log
 
 
 def test_flags_and_overrides_in_any_order() -> None:

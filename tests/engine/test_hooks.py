@@ -11,7 +11,7 @@ from detectron2.engine import TrainerBase
 from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.engine.hooks import KeepBest, SetModelIteration, cut_metrics, seed_iteration
+from fss_d2.engine.train_loop import KeepBest, SetModelIteration, cut_metrics, seed_iteration
 
 
 def _draw() -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Distributed training of a model of which a part is trained late."""
+"""Distributed training of a model that has a part which is trained late."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fss_d2.engine import trainer
 
 
 @pytest.mark.parametrize("idle", [False, True])
-def test_the_wrapper_looks_for_idle_parameters(idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrapper_knows_of_idle_parameters(idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(trainer, "create_ddp_model", lambda model, **options: given.update(options))
     model = nn.Linear(1, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.evaluation.rows import EpisodeCounts
+from fss_d2.evaluation.bootstrap import EpisodeCounts
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

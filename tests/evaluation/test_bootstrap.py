@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from fss_d2.evaluation.bootstrap import (
+    EpisodeCounts,
     bootstrap_episode_iou,
     bootstrap_mean_iou,
     compare,
     interval,
+    stack_rows,
 )
 from fss_d2.evaluation.metrics import episode_iou, mean_iou
-from fss_d2.evaluation.rows import EpisodeCounts, stack_rows
 
 CLASSES = range(4)
 Rows = Callable[..., list[EpisodeCounts]]

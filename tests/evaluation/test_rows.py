@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.evaluation.rows import (
+from fss_d2.evaluation.bootstrap import (
     EpisodeCounts,
     read_rows,
     stack_rows,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fss_d2.data.augmentation_registry import build_resize, build_view_resizes
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.datasets.glyph_drawing import GlyphGenerator
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.support_file import encoding_settings

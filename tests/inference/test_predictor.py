@@ -10,7 +10,7 @@ from PIL import Image
 
 from fss_d2.data import Episode, EpisodeMapper
 from fss_d2.modeling import SupportSet
-from fss_d2.modeling.multi_scale import MultiScaleSegmentor
+from fss_d2.modeling.fusion import MultiScaleSegmentor
 from tests.inference.predictors import (
     METHODS,
     SMALL,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.inference.annotations import Box, Scribble
 from fss_d2.inference.predictor import FewShotPredictor
 from tests.inference.predictors import METHODS, glyph, make_predictor, overlap, square

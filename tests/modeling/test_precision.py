@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling.layers import FeatureReduction
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
@@ -35,6 +36,10 @@ SETTINGS = (
 )
 
 
+# The map that gives the others their size is of stride 8.
+FINE = [x for m in ("PFENET", "DPCN", "JC2A") for x in (f"MODEL.{m}.IN_FEATURES", ("res3", "res4"))]
+
+
 class LoudBackbone(FakeBackbone):
     """Features at least 0 with a mean of 30, as after the last ReLU of some pretrained networks."""
 
@@ -45,9 +50,12 @@ class LoudBackbone(FakeBackbone):
 
 
 def make(*variant: Any, loud: bool = False) -> FewShotSegmentor:
-    """A model in training mode, without dropout."""
-    model = make_model(*variant, *SETTINGS).train()
+    """A model in training mode, without dropout; a loud one's reduced features have a mean of 30 too."""
+    model = make_model(*variant, *SETTINGS, *(FINE if loud else ())).train()
     if loud:
+        for module in model.modules():
+            if isinstance(module, FeatureReduction):
+                nn.init.constant_(module[0].weight, 1 / module[0].in_channels)
         backbone = LoudBackbone()
         backbone.load_state_dict(model.backbone.state_dict())
         backbone.select(model.backbone.selected)
@@ -60,6 +68,8 @@ def make(*variant: Any, loud: bool = False) -> FewShotSegmentor:
 
 def episode(seed: int, side: int) -> dict[str, Any]:
     made = make_episode(seed, 2 if side < 100 else 1, (side, side))
+    if side > 100:  # 3,360 of 3,600 cells of stride 8, whose features add up to 100,800
+        made["support"][0]["mask"] = (torch.arange(side) < side - 32)[:, None].expand(side, side).long()
     mask = made["sem_seg"] == 1
     return made | {"segments": torch.stack([~mask, mask])}
 

@@ -81,7 +81,7 @@ def waits(method: str, *settings: Any) -> Counter[str]:
         ("DANet", "MODEL.DANET.USE_PRIOR", True, "MODEL.DANET.PCA_MASKED", True, "MODEL.DANET.CKMM", True),
         ("DCAMA",),
         ("DCAMA", "MODEL.DCAMA.CKMM", True, "MODEL.DCAMA.IGNORE_AS_BACKGROUND", False),
-        ("DCAMA", "MODEL.DCAMA.REGION_MEANS", True),
+        ("DCAMA", "MODEL.DCAMA.REGION_MEANS", True, "MODEL.DCAMA.REGION_PIXELS", 10),
         ("DPCN", "MODEL.DPCN.DCM", False),
         ("JC2A",),
         ("JC2A", "MODEL.JC2A.ATTENTION", "softmax", "MODEL.LOSS.DICE_WEIGHT", 1.0),
@@ -99,7 +99,7 @@ def test_a_training_step_waits_for_nothing(variant: tuple[Any, ...]) -> None:
     ("variant", "why"),
     [
         # The object's vectors are as many as its mask has cells (DPCN, Sec. 3.5).
-        (("DPCN",), {"aten.index", "aten.nonzero", "aten._local_scalar_dense"}),
+        (("DPCN",), {"aten.index", "aten.index_put", "aten.nonzero", "aten._local_scalar_dense"}),
         # scipy assigns proposals to segments on the CPU.
         (
             ("PotentialObjectsSegmenter",),

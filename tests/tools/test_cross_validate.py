@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from fss_d2.engine.cross_validation import Run, of_fold, plan_runs, run_all, run_all, run_all
-from fss_d2.evaluation.rows import EpisodeCounts, write_rows
+from fss_d2.engine.cross_validation import Run, of_fold, plan_runs, run_all
+from fss_d2.evaluation.bootstrap import EpisodeCounts, write_rows
 
 _TOOL = Path(__file__).parents[2] / "tools" / "cross_validate.py"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from fss_d2.config import load_config
-from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.data.augmentations import build_resize
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer
@@ -47,16 +47,10 @@ def dcama(setting: Setting, shots: Sequence[int]) -> Report:
         case = replace(setting, shots=k)
         seconds = measure(prepare_dcama, case).seconds
         for name in ("plain", "fused"):
-            rows.append(
-                {
-                    "shots": k,
-                    "attention": name,
-                    "seconds": seconds[name],
-                    "query_seconds": seconds[f"{name} query"],
-                    "backbone_seconds": seconds["backbone"],
-                    "peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib,
-                }
-            )
+            peak_mib = measure(prepare_dcama, case, name, repeats=0).peak_mib
+            times = {"": seconds[name], "query_": seconds[f"{name} query"], "backbone_": seconds["backbone"]}
+            row = {"shots": k, "attention": name, **{f"{key}seconds": value for key, value in times.items()}}
+            rows.append(row | {"peak_mib": peak_mib})
     return Report(dcama_table(rows), {"results": rows})
 
 
@@ -83,30 +77,20 @@ def prepare_dcama(setting: Setting) -> Prepared:
         for image in (*images.split(1, dim=1), query[:, None]):
             model.extract(image[:, 0])
 
-    return Prepared(
-        {
-            "plain": lambda: segment(False, True),
-            "fused": lambda: segment(True, True),
-            "plain query": lambda: segment(False, False),
-            "fused query": lambda: segment(True, False),
-            "backbone": backbone,
-        }
-    )
+    runs = {"plain": (False, True), "fused": (True, True)}
+    runs |= {"plain query": (False, False), "fused query": (True, False)}
+    return Prepared({name: partial(segment, *how) for name, how in runs.items()} | {"backbone": backbone})
 
 
 def dcama_table(rows: Rows) -> str:
     """Markdown; the ratios are to plain attention with the same number of shots."""
     plain = {row["shots"]: row for row in rows if row["attention"] == "plain"}
+    ratio_keys = {"episode": "seconds", "query": "query_seconds", "memory": "peak_mib"}
     columns = {
-        "shots": "{shots}",
-        "attention": "{attention}",
-        "episode, s": "{seconds:.2f}",
+        **{"shots": "{shots}", "attention": "{attention}", "episode, s": "{seconds:.2f}"},
         "of which backbone": "{backbone_seconds:.2f} ({share:.0%})",
-        "query alone, s": "{query_seconds:.2f}",
-        "peak MiB": "{peak_mib:.0f}",
-        "episode ratio": "{seconds_ratio:.2f}",
-        "query ratio": "{query_seconds_ratio:.2f}",
-        "memory ratio": "{peak_mib_ratio:.2f}",
+        **{"query alone, s": "{query_seconds:.2f}", "peak MiB": "{peak_mib:.0f}"},
+        **{f"{n} ratio": f"{{{key}_ratio:.2f}}" for n, key in ratio_keys.items()},
     }
     shares = [{"share": row["backbone_seconds"] / row["seconds"]} for row in rows]
     ratios = [with_ratios(row, plain[row["shots"]]) for row in rows]
@@ -116,17 +100,14 @@ def dcama_table(rows: Rows) -> str:
 def proposals(setting: Setting) -> Report:
     """The proposal segmenter and one deformable attention, with ``grid_sample`` and with gathered rows."""
     segmenter, attention = measure(prepare_segmenter, setting), measure(prepare_attention, setting)
-    rows = [
-        {
-            "sampling": name,
-            **segmenter.details[name],
-            "peak_mib": measure(prepare_segmenter, setting, name, repeats=0).peak_mib,
-            "attention_seconds": attention.seconds[name],
-            "training_seconds": attention.seconds[f"{name} training"],
-            "training_peak_mib": measure(prepare_attention, setting, f"{name} training", repeats=0).peak_mib,
-        }
-        for name in SAMPLERS
-    ]
+    rows = []
+    for name in SAMPLERS:
+        training = f"{name} training"
+        row = {"sampling": name, **segmenter.details[name]}
+        row["peak_mib"] = measure(prepare_segmenter, setting, name, repeats=0).peak_mib
+        row["attention_seconds"], row["training_seconds"] = (attention.seconds[n] for n in (name, training))
+        row["training_peak_mib"] = measure(prepare_attention, setting, training, repeats=0).peak_mib
+        rows.append(row)
     numbers = {"results": rows, "differences": attention.details}
     return Report(proposal_tables(rows, numbers["differences"]), numbers)
 
@@ -157,10 +138,10 @@ def prepare_segmenter(setting: Setting) -> Prepared:
         with watch.lap(sampling):
             model(image)
 
-    runs = {sampling: lambda s=sampling: segment(s) for sampling in SAMPLERS}
-    return Prepared(
-        runs, lambda: {s: {"seconds": watch.seconds(s), "part_seconds": watch.medians(s)} for s in SAMPLERS}
-    )
+    def details() -> dict[str, Any]:
+        return {s: {"seconds": watch.seconds(s), "part_seconds": watch.medians(s)} for s in SAMPLERS}
+
+    return Prepared({sampling: partial(segment, sampling) for sampling in SAMPLERS}, details)
 
 
 def prepare_attention(setting: Setting) -> Prepared:
@@ -185,8 +166,8 @@ def prepare_attention(setting: Setting) -> Prepared:
         sources = (query, value, *attention.parameters())
         return [output.detach(), *torch.autograd.grad(output.square().sum(), sources)]
 
-    runs: dict[str, Callable[[], object]] = {s: lambda s=s: forward(s) for s in SAMPLERS}
-    runs |= {f"{s} training": lambda s=s: train(s) for s in SAMPLERS}
+    runs: dict[str, Callable[[], object]] = {s: partial(forward, s) for s in SAMPLERS}
+    runs |= {f"{s} training": partial(train, s) for s in SAMPLERS}
     return Prepared(runs, lambda: _differences(*(train(s) for s in SAMPLERS)))
 
 
@@ -201,21 +182,16 @@ def proposal_tables(rows: Rows, differences: dict[str, float]) -> str:
     """Markdown: the segmenter and the times of its parts, one deformable attention, and the differences."""
     parts = list(rows[0]["part_seconds"])
     segmenter = {
-        "sampling": "{sampling}",
-        "image, s": "{seconds:.3f}",
+        **{"sampling": "{sampling}", "image, s": "{seconds:.3f}"},
         **{part: f"{{parts[{part}]}}" for part in parts},
-        "peak MiB": "{peak_mib:.0f}",
-        "time ratio": "{seconds_ratio:.2f}",
+        **{"peak MiB": "{peak_mib:.0f}", "time ratio": "{seconds_ratio:.2f}"},
         "memory ratio": "{peak_mib_ratio:.2f}",
     }
     attention = {
         "one deformable attention": "{sampling}",
-        "forward, ms": "{attention_ms:.1f}",
-        "ratio": "{attention_seconds_ratio:.2f}",
-        "forward and backward, ms": "{training_ms:.1f}",
-        "ratio ": "{training_seconds_ratio:.2f}",
-        "peak MiB of both": "{training_peak_mib:.0f}",
-        "ratio  ": "{training_peak_mib_ratio:.2f}",
+        **{"forward, ms": "{attention_ms:.1f}", "ratio": "{attention_seconds_ratio:.2f}"},
+        **{"forward and backward, ms": "{training_ms:.1f}", "ratio ": "{training_seconds_ratio:.2f}"},
+        **{"peak MiB of both": "{training_peak_mib:.0f}", "ratio  ": "{training_peak_mib_ratio:.2f}"},
     }
     shown = []
     for row in rows:
@@ -326,11 +302,7 @@ def predictor(setting: Setting, shots: Sequence[int]) -> Report:
 
 
 def prepare_predictor(setting: Setting) -> Prepared:
-    """A predictor without refinement, with random weights, and noise; the order of the runs matters.
-
-    Raises:
-        ValueError: a method that takes no supports.
-    """
+    """A predictor without refinement, with random weights, and noise; the order of the runs matters."""
     size = (setting.size, setting.size)
     cfg = config_of(setting, "TEST.REFINEMENT", "", "INPUT.FEW_SHOT_SIZE", size)
     views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
@@ -339,30 +311,16 @@ def prepare_predictor(setting: Setting) -> Prepared:
     *images, query = noise.integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
     masks = [np.pad(np.ones((setting.size // 2,) * 2, bool), setting.size // 4)] * setting.shots
 
-    def anew() -> None:
-        predict.set_support(images, masks)
-        predict.predict(query)
-
-    return Prepared(
-        {
-            "encode_seconds": lambda: predict.set_support(images, masks),
-            "first_seconds": lambda: predict.predict(query),  # follows set_support
-            "later_seconds": lambda: predict.predict(query),
-            "anew_seconds": anew,
-        }
-    )
+    encode, segment = partial(predict.set_support, images, masks), partial(predict.predict, query)
+    runs = {"encode_seconds": encode, "first_seconds": segment, "later_seconds": segment}
+    return Prepared({**runs, "anew_seconds": lambda: (encode(), segment())})
 
 
 def predictor_table(rows: Rows) -> str:
     """Markdown; the ratios are to a query whose supports are encoded again."""
-    columns = {
-        "shots": "{shots}",
-        "encoded anew for each query, s": "{anew_seconds:.3f}",
-        "set_support, s": "{encode_seconds:.3f}",
-        "first query, s": "{first_seconds:.3f}",
-        "later query, s": "{later_seconds:.3f}",
-        "set_support ratio": "{encode_seconds_ratio:.2f}",
-        "first ratio": "{first_seconds_ratio:.2f}",
-        "later ratio": "{later_seconds_ratio:.2f}",
-    }
+    columns = {"shots": "{shots}", "encoded anew for each query, s": "{anew_seconds:.3f}"}
+    parts = {"set_support": "encode", "first query": "first", "later query": "later"}
+    columns |= {f"{title}, s": f"{{{key}_seconds:.3f}}" for title, key in parts.items()}
+    for title, key in parts.items():
+        columns[f"{title.removesuffix(' query')} ratio"] = f"{{{key}_seconds_ratio:.2f}}"
     return table(columns, [with_ratios(row, dict.fromkeys(row, row["anew_seconds"])) for row in rows])

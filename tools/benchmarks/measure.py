@@ -55,28 +55,23 @@ class Report:
     numbers: dict[str, Any]
 
 
-def measure(
-    prepare: Callable[[Setting], Prepared], setting: Setting, *names: str, repeats: int | None = None
-) -> Measured:
+Prepare = Callable[[Setting], Prepared]
+
+
+def measure(prepare: Prepare, setting: Setting, *names: str, repeats: int | None = None) -> Measured:
     """Measure runs in a fresh process.
 
     Args:
         prepare: builds the runs; a module's function, as the process imports it.
         names: of the runs; none means all.
         repeats: rounds after the first one; None takes those of the setting, 0 measures memory only.
-
-    Raises:
-        BrokenProcessPool: the process died, for example because the memory was full.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure_here, prepare, setting, names, repeats).result()
 
 
 def measure_here(
-    prepare: Callable[[Setting], Prepared],
-    setting: Setting,
-    names: Sequence[str] = (),
-    repeats: int | None = None,
+    prepare: Prepare, setting: Setting, names: Sequence[str] = (), repeats: int | None = None
 ) -> Measured:
     """As `measure`, in this process."""
     torch.set_num_threads(setting.threads)
@@ -88,20 +83,18 @@ def measure_here(
     for run in others:
         run()
     rounds = setting.repeats if repeats is None else repeats
-    if not rounds:
-        return Measured({}, peak_mib, None)
-    return Measured(alternate(runs, rounds), peak_mib, prepared.details())
+    return Measured(alternate(runs, rounds), peak_mib, prepared.details() if rounds else None)
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each run over ``rounds`` rounds of all runs in turn."""
+    """Median seconds of each run over ``rounds`` rounds of all runs in turn; {} for no round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             begin = timer()
             run()
             seconds[name].append(timer() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values) for name, values in seconds.items() if values}
 
 
 def added_peak_mib(run: Callable[[], object], device: str) -> float:
@@ -121,10 +114,8 @@ def _peak_bytes(device: str) -> int:
 class Stopwatch:
     """Seconds that runs spend in parts of a model, measured by hooks on its modules.
 
-    A part inside another part counts only for itself. On a GPU every part is waited for.
-
-    Args:
-        parts: the modules of each part; hooks work only for modules that are called, not their ``forward``.
+    A part inside another part counts only for itself. On a GPU every part is waited for. The modules must be
+    called: hooks do not see calls of their ``forward``.
     """
 
     REST = "rest"  # time outside all parts
@@ -151,8 +142,7 @@ class Stopwatch:
 
     def medians(self, run: str) -> dict[str, float]:
         """Median seconds of each part, and of the "rest", over all laps of ``run`` except the first."""
-        laps = self._laps[run][1:]
-        return {name: statistics.median(lap[name] for lap in laps) for name in self._names}
+        return {name: statistics.median(lap[name] for lap in self._laps[run][1:]) for name in self._names}
 
     def seconds(self, run: str) -> float:
         """Median seconds of all parts together, over the same laps as `medians`."""
@@ -174,8 +164,7 @@ class Stopwatch:
 
 def with_ratios(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """The row, and for each number "<key>_ratio", its ratio to the one of ``base``."""
-    numbers = {key: value for key, value in row.items() if isinstance(value, float)}
-    return {**row, **{f"{key}_ratio": value / max(base[key], 1e-9) for key, value in numbers.items()}}
+    return {**row, **{f"{k}_ratio": v / max(base[k], 1e-9) for k, v in row.items() if isinstance(v, float)}}
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:

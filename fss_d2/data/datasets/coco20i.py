@@ -82,10 +82,6 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     ``coco20i_hsnet``) holds the classes that cover any pixel of it. ``annotations`` has one RLE per class
     (the union of its objects) and one per class of crowd regions; the flat variants have
     ``sem_seg_file_name`` instead.
-
-    Raises:
-        KeyError: unknown name.
-        FileNotFoundError: images or prepared files are missing, or HSNet's lists were not installed.
     """
     spec = FoldName.parse(name, VARIANTS)
     root = Path(root)
@@ -114,9 +110,6 @@ def records_of(
         flat: read the masks from the flattened class maps.
         shown: classes that a record lists as ``query_classes`` if they have a pixel in the flattened map;
             None omits the key.
-
-    Raises:
-        FileNotFoundError: images or prepared files are missing.
     """
     image_path = image_finder(root, image_set)
     if flat:
@@ -157,11 +150,7 @@ def list_path(root: Path, name: str) -> Path:
 
 
 def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
-    """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` into image ids.
-
-    Raises:
-        ValueError: the text has another form; the message names ``source``.
-    """
+    """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` of ``source`` into image ids."""
     try:
         lists = {int(c): [_image_number(path) for path in paths] for c, paths in json.loads(text).items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -189,7 +178,6 @@ def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
     excluded = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
 
     def choose(row: Mapping[str, Any]) -> list[int]:
-        """Return the classes of an image's episodes; none if it shows an excluded class."""
         if excluded and any(o["class"] in excluded for o in (*row["objects"], *row["crowds"])):
             return []
         return large_classes(row, wanted)
@@ -240,7 +228,6 @@ def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Pa
         in_val = set(os.listdir(val))
 
         def find(row: Mapping[str, Any]) -> Path:
-            """Return the 2017 file of an image, which is named by its number, in either folder."""
             name = f"{row['image_id']:012d}.jpg"
             return (val if name in in_val else train) / name
 
@@ -260,5 +247,5 @@ def _joined_masks(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat_mask(root: Path, image_set: str, row: Mapping[str, Any]) -> dict[str, str]:
-    path = class_map_path(root, image_set, row["file_name"])
-    return {"sem_seg_file_name": str(path), "mask_encoding": "class_map"}
+    path = str(class_map_path(root, image_set, row["file_name"]))
+    return {"sem_seg_file_name": path, "mask_encoding": "class_map"}

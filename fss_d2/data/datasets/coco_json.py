@@ -52,12 +52,7 @@ class CocoSettings:
 
 
 def load_coco_json(settings: CocoSettings) -> list[dict[str, Any]]:
-    """Read the file, complete the dataset's metadata and return its records, in the order of "images".
-
-    Raises:
-        FileNotFoundError: the first image does not exist.
-        ValueError: the JSON is broken or inconsistent, or has no image of the split.
-    """
+    """Read the file, complete the dataset's metadata and return its records, in the order of "images"."""
     try:
         return _load(settings)
     except (AttributeError, TypeError) as error:  # for instance a number in place of a list
@@ -70,7 +65,8 @@ def _load(settings: CocoSettings) -> list[dict[str, Any]]:
     name = settings.division.dataset
     metadata = settings.division.metadata(class_names)
     annotations = _by_image(settings.json_file, content, class_of)
-    banned = metadata["novel_class_ids"] if _drops_novel(settings) else ()
+    drops_novel = settings.exclude_images_with_novel and settings.division.split == "train"
+    banned = metadata["novel_class_ids"] if drops_novel else ()
     records = []
     for image in content["images"]:
         mine = annotations[image["id"]]
@@ -86,10 +82,6 @@ def _load(settings: CocoSettings) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; correct image_root")
     MetadataCatalog.get(name).set(**metadata)
     return records
-
-
-def _drops_novel(settings: CocoSettings) -> bool:
-    return settings.exclude_images_with_novel and settings.division.split == "train"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -145,9 +137,8 @@ def _by_image(
             )
         class_id, outline = class_of[row["category_id"]], row.get("segmentation")
         if class_id is not None and outline:
-            grouped[row["image_id"]].append(
-                {"category_id": class_id, "segmentation": outline, "iscrowd": int(row.get("iscrowd", 0))}
-            )
+            kept = {"category_id": class_id, "segmentation": outline, "iscrowd": int(row.get("iscrowd", 0))}
+            grouped[row["image_id"]].append(kept)
     return grouped
 
 
@@ -157,15 +148,11 @@ def _record(
     annotations: Sequence[dict[str, Any]],
     drawn: Collection[int],
 ) -> dict[str, Any]:
-    mine = [a for a in annotations if a["category_id"] in drawn]
-    record: dict[str, Any] = {
-        "file_name": str(settings.image_root / image["file_name"]),
-        "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
-        "annotations": list(annotations),  # of every class: held-out objects are not background either
-    }
-    classes = sorted({a["category_id"] for a in mine if not a["iscrowd"]})
+    record = {"file_name": str(settings.image_root / image["file_name"]), "image_id": image["id"]}
+    record |= {"height": image["height"], "width": image["width"]}
+    record["annotations"] = list(annotations)  # of every class: held-out objects are not background either
+    shown = {a["category_id"] for a in annotations if not a["iscrowd"]}
+    classes = sorted(shown.intersection(drawn))
     if settings.min_area:
         classes = [c for c in classes if (load_mask(record, c) == 1).sum() >= settings.min_area]
     return record | {"classes": classes}

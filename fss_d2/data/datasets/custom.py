@@ -11,7 +11,7 @@ from PIL import Image
 from fss_d2.data.images import is_image_name
 
 from .coco_json import CocoSettings, load_coco_json
-from .splits import ClassDivision, first_duplicate, ids_of, register_once
+from .splits import ClassDivision, first_duplicate, ids_of, record_of, register_once
 
 __all__ = ["register_coco_json", "register_folder"]
 
@@ -44,8 +44,7 @@ def register_folder(
             the other is the rest.
         fold, num_folds: in place of names: hold out class ids with `id % num_folds == fold`.
         split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
-        mask_encoding: "binary" (foreground from half of the file's or format's largest value on) or
-            "trimap" (0, 1, and 255 for ignored pixels).
+        mask_encoding: "binary" (see `fss_d2.data.masks.binary_mask`) or "trimap" (0, 1, 255 ignored).
 
     Raises:
         FileNotFoundError: `root` or a class folder does not exist (at once).
@@ -65,9 +64,7 @@ def register_folder(
         [('cat/tom', 6, 8, [0])]
     """
     arguments = {**locals(), "root": str(root)}
-    division = ClassDivision(
-        name, split, fold, num_folds, base_classes=base_classes, novel_classes=novel_classes
-    )
+    division = ClassDivision(name, split, fold, num_folds, "interleaved", base_classes, novel_classes)
     if mask_encoding not in _MASK_ENCODINGS:
         raise ValueError(f"{name}: mask_encoding {mask_encoding!r} is not one of {_MASK_ENCODINGS}")
     class_names = _class_folders(name, Path(root), classes)
@@ -111,19 +108,15 @@ def register_coco_json(
     Both can be combined: unseen classes on images that training could not use.
 
     Args:
-        name: of the dataset in `cfg.DATASETS.TRAIN` and `.TEST`.
+        name, base_classes, novel_classes, split: as in `register_folder`.
         json_file: file with "images", "annotations" and "categories".
         image_root: the folder to which the "file_name" of each image is relative.
         classes: names of the categories to use; None = all. Others are background.
-        base_classes, novel_classes: names of the classes to train on and to hold out; if only one is given,
-            the other is the rest.
         fold, num_folds, fold_rule: in place of names: hold out the class ids with `id % num_folds == fold`
             ("interleaved") or the fold-th of `num_folds` blocks ("contiguous").
-        split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
         min_area: least number of pixels of a class for an image to count for it; 0 counts every class that
             has an object, without drawing its mask. COCO-20i uses 2048.
-        exclude_images_with_novel: see above.
-        val_fraction: see above; in [0, 1).
+        exclude_images_with_novel, val_fraction: see above; the fraction is in [0, 1).
 
     Raises:
         FileNotFoundError: no such JSON (at once), or no such images (at first use).
@@ -149,20 +142,12 @@ def register_coco_json(
     """
     arguments = {**locals(), "json_file": str(json_file), "image_root": str(image_root)}
     division = ClassDivision(name, split, fold, num_folds, fold_rule, base_classes, novel_classes)
-    settings = CocoSettings(
-        Path(json_file),
-        Path(image_root),
-        classes,
-        min_area,
-        exclude_images_with_novel,
-        val_fraction,
-        division,
-    )
+    rules = (classes, min_area, exclude_images_with_novel, val_fraction, division)
+    settings = CocoSettings(Path(json_file), Path(image_root), *rules)
     register_once(name, partial(load_coco_json, settings), arguments)
 
 
 def _class_folders(name: str, root: Path, classes: Sequence[str] | None) -> list[str]:
-    """Return the names of the class folders, index = class id."""
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: folder {root} does not exist; give the folder of the class folders")
     found = sorted(path.parent.name for path in root.glob("[!.]*/images") if path.is_dir())
@@ -180,18 +165,8 @@ def _folder_records(root: Path, drawn: dict[str, int], mask_encoding: str) -> li
     records = []
     for class_name, class_id in drawn.items():
         for image, mask in _image_mask_pairs(root / class_name):
-            height, width = _upright_size(image)
-            records.append(
-                {
-                    "file_name": str(image),
-                    "image_id": f"{class_name}/{image.stem}",
-                    "height": height,
-                    "width": width,
-                    "classes": [class_id],
-                    "sem_seg_file_name": str(mask),
-                    "mask_encoding": mask_encoding,
-                }
-            )
+            shape, image_id = _upright_size(image), f"{class_name}/{image.stem}"
+            records.append(record_of(image, image_id, shape, [class_id], mask, mask_encoding))
     return records
 
 

@@ -27,7 +27,7 @@ from fss_d2.files import atomic_path
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
 from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
-from .splits import NUM_FOLDS, fold_metadata, held_out_classes
+from .splits import NUM_FOLDS, fold_metadata, held_out_classes, record_of
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
 
@@ -45,35 +45,24 @@ def names() -> list[str]:
 
 
 def metadata(name: str) -> dict[str, Any]:
-    """Return the metadata of a split: class names and ids, base and novel classes, fold."""
+    """Return the metadata of a split, see `fold_metadata`."""
     fold, split = _SPLITS[name]
     novel = held_out_classes(len(CLASS_NAMES), fold, interleaved=True)
     return fold_metadata(CLASS_NAMES, novel, fold=fold, train=split == "train")
 
 
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
-    """Return the records of a split from `root`/glyphs, with the `root` of `write_glyphs`.
-
-    Raises:
-        FileNotFoundError: the set is not prepared.
-    """
+    """Return the records of a split from `root`/glyphs, with the `root` of `write_glyphs`."""
     folder, (_, split) = root / "glyphs", _SPLITS[name]
     index = _read_json(folder / "index.json", "seed", "size", "images")
     drawn = set(metadata(name)["class_ids"])
     novel = set(metadata(name)["novel_class_ids"])
-    return [
-        {
-            "file_name": str(_paths(folder, entry["id"])[0]),
-            "image_id": entry["id"],
-            "height": index["size"],
-            "width": index["size"],
-            "classes": [c for c in entry["classes"] if c in drawn],
-            "sem_seg_file_name": str(_paths(folder, entry["id"])[1]),
-            "mask_encoding": "class_map",
-        }
-        for entry in index["images"]
-        if novel.isdisjoint(entry["classes"]) == (split == "train")
-    ]
+    records = []
+    for entry in index["images"]:
+        if novel.isdisjoint(entry["classes"]) == (split == "train"):
+            (image, mask), classes = _paths(folder, entry["id"]), [c for c in entry["classes"] if c in drawn]
+            records.append(record_of(image, entry["id"], [index["size"]] * 2, classes, mask))
+    return records
 
 
 def write_glyphs(
@@ -83,13 +72,10 @@ def write_glyphs(
 
     Args:
         root: the data root ($DETECTRON2_DATASETS).
-        seed: image i is a pure function of (seed, size, i).
+        seed: image i is a pure function of (seed, size, i). A set with another seed or size is refused.
         size: side of the square images, in pixels.
         images_per_class: images of each class as the subject, 80 times as many in all. Can be raised later.
         workers: further processes; 0 draws in this process. The files do not depend on it.
-
-    Raises:
-        ValueError: a number is out of range, or `root`/glyphs holds a set of another seed or size.
     """
     if seed < 0 or size < 32 or images_per_class < 1 or workers < 0:
         raise ValueError(
@@ -110,10 +96,7 @@ def check_glyphs(root: Path) -> dict[str, tuple[int, int]]:
     """Verify the set under `root`/glyphs; return (images, classes drawn) of each split by its name.
 
     Every listed file must exist and have the listed size, and each class's first image must equal the
-    generator's.
-
-    Raises:
-        FileNotFoundError, ValueError: names the first file that is wrong.
+    generator's; the error names the first file that is wrong.
     """
     folder = Path(root) / "glyphs"
     index = _read_json(folder / "index.json", "seed", "size", "images")

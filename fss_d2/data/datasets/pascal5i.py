@@ -17,7 +17,15 @@ from typing import Any
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from .preparation import prepared_dir, read_ids, read_index, require
-from .splits import MIN_CLASS_PIXELS, NUM_FOLDS, FoldName, fold_metadata, fold_names, held_out_classes
+from .splits import (
+    MIN_CLASS_PIXELS,
+    NUM_FOLDS,
+    FoldName,
+    fold_metadata,
+    fold_names,
+    held_out_classes,
+    record_of,
+)
 
 __all__ = [
     "CLASS_NAMES",
@@ -55,10 +63,6 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     classes that cover at least 2048 pixels (the ``hsnet`` variant: those that the list pairs with the image).
     The (image, class) pairs of the records have the order of HSNet's ``val`` lists. ``query_classes`` (not
     ``hsnet``) holds the classes that cover any pixel.
-
-    Raises:
-        KeyError: unknown name.
-        FileNotFoundError: the set is not prepared, or HSNet's lists were not installed.
     """
     spec = FoldName.parse(name, VARIANTS)
     root = Path(root)
@@ -94,11 +98,7 @@ def hsnet_pairs(root: Path, fold: int, split: str) -> list[tuple[str, int]]:
 
 
 def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
-    """Parse lines ``<image id>__<class, 1 to 20>`` into (image id, class id 0 to 19).
-
-    Raises:
-        ValueError: a line has another form; the message names ``source`` and the line.
-    """
+    """Parse lines ``<image id>__<class, 1 to 20>`` into (image id, class id 0 to 19); errors name a line."""
     pairs = []
     for number, line in enumerate(text.split(), start=1):
         image_id, mark, class_number = line.rpartition("__")
@@ -144,12 +144,6 @@ def _read_areas(root: Path) -> dict[str, dict[str, Any]]:
 
 def _record(root: Path, row: dict[str, Any], classes: list[int]) -> dict[str, Any]:
     image_id = row["image_id"]
-    return {
-        "file_name": str(root / "VOCdevkit/VOC2012/JPEGImages" / f"{image_id}.jpg"),
-        "image_id": image_id,
-        "height": row["height"],
-        "width": row["width"],
-        "classes": classes,
-        "sem_seg_file_name": str(prepared_dir(root, "pascal5i") / "SegmentationClassAug" / f"{image_id}.png"),
-        "mask_encoding": "class_map",
-    }
+    image = root / "VOCdevkit/VOC2012/JPEGImages" / f"{image_id}.jpg"
+    mask = prepared_dir(root, "pascal5i") / "SegmentationClassAug" / f"{image_id}.png"
+    return record_of(image, image_id, (row["height"], row["width"]), classes, mask)

@@ -4,11 +4,10 @@ import gzip
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -17,8 +16,11 @@ from tqdm import tqdm
 
 from fss_d2.files import atomic_path
 
+from .splits import NUM_FOLDS
+
 __all__ = [
     "Count",
+    "find_fold_lists",
     "find_list",
     "format_counts",
     "parallel_map",
@@ -26,7 +28,6 @@ __all__ = [
     "prepared_dir",
     "read_ids",
     "read_index",
-    "read_index_header",
     "require",
     "write_class_map",
     "write_index",
@@ -80,7 +81,7 @@ def read_ids(path: Path) -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
-def read_index_header(path: Path) -> dict[str, Any] | None:
+def _read_header(path: Path) -> dict[str, Any] | None:
     """Return the header of an index file, or None if the file does not exist or has no header."""
     if not path.is_file():
         return None
@@ -89,12 +90,7 @@ def read_index_header(path: Path) -> dict[str, Any] | None:
 
 
 def read_index(path: Path, fix: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an index file, without its header.
-
-    Raises:
-        FileNotFoundError: no such file; the message ends with ``fix``.
-        ValueError: a row is not JSON; the message names file and line.
-    """
+    """Yield the rows of an index file, without its header; errors name the line and the ``fix``."""
     with require(path, fix).open() as file:
         for number, line in enumerate(file, start=1):
             row = _parse(line)
@@ -105,28 +101,33 @@ def read_index(path: Path, fix: str) -> Iterator[dict[str, Any]]:
 
 
 def write_index(
-    path: Path, header: dict[str, Any], rows_from: Callable[[int], Iterable[dict[str, Any]]]
-) -> bool:
-    """Write a JSON-lines index with ``header``; return False if a file with that header exists.
+    path: Path,
+    header: dict[str, Any],
+    row_of: Callable[[_In], dict[str, Any]],
+    items: Callable[[], Sequence[_In]],
+    *,
+    workers: int,
+    progress: str = "index",
+) -> None:
+    """Write a JSON-lines index: ``header``, then the row of each item (`parallel_map`).
 
-    ``rows_from(n)`` yields the rows from the n-th on. They are written to ``<name>.partial``, which is
+    Nothing is read or written if a file with that header exists. Rows go to ``<name>.partial``, which is
     renamed when complete; the partial file of an interrupted run with the same header is continued after its
     last whole row.
     """
-    if read_index_header(path) == header:
-        return False
+    if _read_header(path) == header:
+        return
     partial = path.with_name(path.name + ".partial")
     done = _keep_whole_rows(partial, header)
     with partial.open("a") as file:
-        for row in rows_from(done):
+        for row in parallel_map(row_of, items()[done:], workers=workers, progress=progress):
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
     os.replace(partial, path)
-    return True
 
 
 def _keep_whole_rows(partial: Path, header: dict[str, Any]) -> int:
     """Truncate a partial index after its last whole row, or restart one of another header; count its rows."""
-    if read_index_header(partial) != header:
+    if _read_header(partial) != header:
         with atomic_path(partial) as temporary:
             temporary.write_text(json.dumps(header) + "\n")
         return 0
@@ -148,8 +149,7 @@ def _parse(line: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """One line of a check: what was counted, the number found, the published number (None: unknown)."""
 
     what: str
@@ -159,9 +159,7 @@ class Count:
     @property
     def verdict(self) -> str:
         """Return "same" or "DIFFERS" from the published number; "" if there is none."""
-        if self.published is None:
-            return ""
-        return "same" if self.found == self.published else "DIFFERS"
+        return "" if self.published is None else "same" if self.found == self.published else "DIFFERS"
 
 
 def format_counts(counts: Sequence[Count]) -> str:
@@ -197,11 +195,7 @@ def _map(function: Callable[[_In], _Out], items: Sequence[_In], workers: int) ->
 
 
 def find_list(folder: Path, stems: Sequence[str], suffix: str) -> str:
-    """Return the text of a published list: the first ``<stem><suffix>`` in ``folder``, plain or with .gz.
-
-    Raises:
-        FileNotFoundError: none of the files exists.
-    """
+    """Return the text of a published list: the first ``<stem><suffix>`` in ``folder``, plain or with .gz."""
     for stem in stems:
         path = folder / f"{stem}{suffix}"
         if path.is_file():
@@ -212,3 +206,11 @@ def find_list(folder: Path, stems: Sequence[str], suffix: str) -> str:
                 return file.read()
     names = " or ".join(f"{stem}{suffix}[.gz]" for stem in stems)
     raise FileNotFoundError(f"{folder} holds no {names}: give the folder of the published lists with --lists")
+
+
+def find_fold_lists(folder: Path, suffix: str) -> Iterator[tuple[str, int, str, str]]:
+    """Yield (split, fold, file name, text) of HSNet's lists ``{trn,val}_fold{0..3}`` in ``folder``."""
+    for split in ("trn", "val"):
+        for fold in range(NUM_FOLDS):
+            stem = f"{split}_fold{fold}"
+            yield split, fold, stem + suffix, find_list(folder, (stem, f"{split}/fold{fold}"), suffix)

@@ -2,8 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES
 from .preparation import (
     Count,
-    find_list,
+    find_fold_lists,
     parallel_map,
     png_is_whole,
     read_index,
@@ -77,12 +77,8 @@ def index_row(task: ImageTask) -> dict[str, Any]:
     """Return the index row of an image: per class the union of its objects (RLE, pixels), and its crowds.
 
     ``area`` counts the pixels of the union, ``flat_area`` those that remain in the flattened class map.
-
-    Raises:
-        ValueError: an annotation cannot be read; the message names its id.
     """
-    image = task.image
-    height, width = image["height"], image["width"]
+    image, height, width = task.image, task.image["height"], task.image["width"]
     regions: tuple[dict[int, list[Any]], dict[int, list[Any]]] = ({}, {})  # objects, crowds
     for annotation in task.annotations:
         class_id = CATEGORY_IDS[annotation["category_id"]]
@@ -90,18 +86,11 @@ def index_row(task: ImageTask) -> dict[str, Any]:
         regions[bool(annotation.get("iscrowd"))].setdefault(class_id, []).append(mask)
     flat = draw_class_map(height, width, task.annotations, image["file_name"])
     pixels = np.bincount(flat.ravel(), minlength=len(CLASS_NAMES) + 1)
-    objects = [
-        _region(c, masks) | {"flat_area": int(pixels[c + 1])} for c, masks in sorted(regions[0].items())
-    ]
-    crowds = [_region(c, masks) for c, masks in sorted(regions[1].items())]
-    return {
-        "image_id": image["id"],
-        "file_name": image["file_name"],
-        "height": height,
-        "width": width,
-        "objects": objects,
-        "crowds": crowds,
-    }
+    objects, crowds = ([_region(c, masks) for c, masks in sorted(r.items())] for r in regions)
+    for region in objects:
+        region["flat_area"] = int(pixels[region["class"] + 1])
+    row = {"image_id": image["id"], "file_name": image["file_name"], "height": height, "width": width}
+    return row | {"objects": objects, "crowds": crowds}
 
 
 def _region(class_id: int, masks: list[Any]) -> dict[str, Any]:
@@ -144,11 +133,7 @@ class _Instances:
 
     @cached_property
     def tasks(self) -> list[ImageTask]:
-        """Return the images that have annotations, by rising id.
-
-        Raises:
-            ValueError: the file is not an instances JSON with COCO's 80 classes.
-        """
+        """Return the images that have annotations, by rising id; the file must have COCO's 80 classes."""
         try:
             content = json.loads(self.path.read_bytes())
             categories = {c["id"]: c["name"] for c in content["categories"]}
@@ -179,21 +164,13 @@ def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Pat
         class_maps: also write the class maps that ``coco20i_flat`` and ``coco20i_hsnet`` read.
         lists: a folder with HSNet's ``{trn,val}_fold{0..3}.json``; the same sets of images follow from the
             data, but not the order in which HSNet samples them.
-
-    Raises:
-        FileNotFoundError: an input is missing.
-        ValueError: an input is broken.
     """
     for split in ("train", "val"):
         image_set = f"{split}{year}"
         instances = _Instances(root / "coco/annotations" / f"instances_{image_set}.json")
-
-        def rows_from(start: int, source: _Instances = instances) -> Iterator[dict[str, Any]]:
-            """Return the rows of the index from the given one on, in order."""
-            todo = source.tasks[start:]
-            return parallel_map(index_row, todo, workers=workers, progress=f"index {source.path.stem}")
-
-        write_index(coco20i.index_path(root, image_set), instances.header(), rows_from)
+        bar, path = f"index {instances.path.stem}", coco20i.index_path(root, image_set)
+        tasks = partial(getattr, instances, "tasks")  # the file is parsed only if the index must be written
+        write_index(path, instances.header(), index_row, tasks, workers=workers, progress=bar)
         if class_maps:
             _write_class_maps(root, image_set, instances, workers)
     if year == 2014:
@@ -213,11 +190,9 @@ def check(root: Path, *, year: int) -> tuple[list[Count], list[str]]:
         for variant in variants:
             for fold in range(NUM_FOLDS):
                 published = PUBLISHED.get((variant, split), ((None, None),) * NUM_FOLDS)[fold]
-                classes = [c for c in _classes_by_row(rows, variant, fold, split) if c]
-                counts.append(Count(f"{variant} fold {fold} {split} images", len(classes), published[0]))
-                counts.append(
-                    Count(f"{variant} fold {fold} {split} pairs", sum(map(len, classes)), published[1])
-                )
+                classes, what = _classes_by_row(rows, variant, fold, split), f"{variant} fold {fold} {split}"
+                counts.append(Count(f"{what} images", sum(map(bool, classes)), published[0]))
+                counts.append(Count(f"{what} pairs", sum(map(len, classes)), published[1]))
         faults += _faults(root, image_set, rows)
     return counts, faults
 
@@ -239,10 +214,10 @@ def _faults(root: Path, image_set: str, rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def _write_map(task: ImageTask) -> None:
+    image = task.image
     if task.class_map is not None:
-        image = task.image
-        size = image["height"], image["width"]
-        write_class_map(task.class_map, draw_class_map(*size, task.annotations, image["file_name"]))
+        class_map = draw_class_map(image["height"], image["width"], task.annotations, image["file_name"])
+        write_class_map(task.class_map, class_map)
 
 
 def _write_class_maps(root: Path, image_set: str, instances: _Instances, workers: int) -> None:
@@ -250,11 +225,8 @@ def _write_class_maps(root: Path, image_set: str, instances: _Instances, workers
     maps = {name: coco20i.class_map_path(root, image_set, name) for name in names}
     missing = {name: path for name, path in maps.items() if not png_is_whole(path)}
     if missing:
-        todo = [
-            task._replace(class_map=missing[task.image["file_name"]])
-            for task in instances.tasks
-            if task.image["file_name"] in missing
-        ]
+        tasks = (task for task in instances.tasks if task.image["file_name"] in missing)
+        todo = [task._replace(class_map=missing[task.image["file_name"]]) for task in tasks]
         for _ in parallel_map(_write_map, todo, workers=workers, progress=f"class maps {image_set}"):
             pass
 
@@ -292,18 +264,17 @@ def _write_lists(root: Path) -> None:
 
 def _install_hsnet_lists(root: Path, folder: Path) -> None:
     texts = {}
-    for split, image_set in (("trn", "train2014"), ("val", "val2014")):
-        known = {row["image_id"] for row in _light_rows(root, image_set)}
-        for fold in range(NUM_FOLDS):
-            name = f"{split}_fold{fold}.json"
-            texts[name] = find_list(folder, (f"{split}_fold{fold}", f"{split}/fold{fold}"), ".json")
-            novel = set(coco20i.novel_classes(coco20i.HSNET, fold))
-            for class_id, image_ids in coco20i.parse_class_lists(texts[name], f"{folder}/{name}").items():
-                if image_ids and (class_id in novel) != (split == "val"):
-                    raise ValueError(f"{folder}/{name}: class {class_id} is not for {split} of fold {fold}")
-                if unknown := set(image_ids) - known:
-                    raise ValueError(
-                        f"{folder}/{name}: image {min(unknown)} is not in {image_set}: check the list"
-                    )
+    sets = {"trn": "train2014", "val": "val2014"}
+    known = {split: {row["image_id"] for row in _light_rows(root, sets[split])} for split in sets}
+    for split, fold, name, text in find_fold_lists(folder, ".json"):
+        texts[name] = text
+        novel = set(coco20i.novel_classes(coco20i.HSNET, fold))
+        for class_id, image_ids in coco20i.parse_class_lists(text, f"{folder}/{name}").items():
+            if image_ids and (class_id in novel) != (split == "val"):
+                raise ValueError(f"{folder}/{name}: class {class_id} is not for {split} of fold {fold}")
+            if unknown := set(image_ids) - known[split]:
+                raise ValueError(
+                    f"{folder}/{name}: image {min(unknown)} is not in {sets[split]}: check the list"
+                )
     for name, text in texts.items():
         write_text_if_changed(coco20i.list_path(root, f"hsnet/{name}"), text)

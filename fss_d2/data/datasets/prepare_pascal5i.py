@@ -1,9 +1,8 @@
 """Preparation of PASCAL-5i from VOC 2012 and SBD (Hariharan et al., ICCV 2011)."""
 
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,7 @@ from scipy.io.matlab import MatReadError
 from . import pascal5i
 from .preparation import (
     Count,
-    find_list,
+    find_fold_lists,
     parallel_map,
     png_is_whole,
     prepared_dir,
@@ -31,16 +30,7 @@ VOC_FIX = "download VOC 2012's trainval archive (VOCtrainval_11-May-2012.tar) an
 SBD_FIX = "download SBD (benchmark.tgz) and extract it to <root>/SBD"
 _SBD_PLACES = ("SBD/benchmark_RELEASE/dataset", "benchmark_RELEASE/dataset", "sbd")
 
-_UNREADABLE = (
-    OSError,
-    MatReadError,
-    zlib.error,
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-    NotImplementedError,
-)
+_UNREADABLE = (OSError, MatReadError, zlib.error, LookupError, ValueError, TypeError, NotImplementedError)
 
 # Images of each pool: DeepLab's trainaug; PFENet's voc_sbd_merge_noduplicate.txt; VOC's val.
 POOL_SIZES = {"trainaug": 10582, "train_pfenet": 5953, "val": 1449}
@@ -53,17 +43,6 @@ PFENET_COUNTS = {
 HSNET_PAIRS = {"trn": (2286, 3425, 5883, 2086), "val": (346, 451, 725, 346)}
 
 
-class _MaskTask(NamedTuple):
-    source: Path  # VOC palette PNG or SBD .mat
-    target: Path
-
-
-class _ImageTask(NamedTuple):
-    image_id: str
-    image: Path
-    class_map: Path
-
-
 def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     """Write class maps, the index of class areas and all lists under ``<root>/fss_d2/pascal5i``.
 
@@ -73,26 +52,17 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
         root: the datasets folder, with ``VOCdevkit/VOC2012`` and ``SBD`` in it.
         workers: number of processes; 0 works in this one.
         lists: a folder with HSNet's ``{trn,val}_fold{0..3}.txt``, which do not follow from the data.
-
-    Raises:
-        FileNotFoundError: an archive or a file of it is missing.
-        ValueError: a file cannot be read, or a mask and its image differ in size.
     """
     voc = require(root / "VOCdevkit/VOC2012", VOC_FIX)
     pools, sources = _pools_and_sources(voc, _find_sbd(root))
     out = prepared_dir(root, "pascal5i")
     maps = {i: out / "SegmentationClassAug" / f"{i}.png" for i in sources}
-    todo = [_MaskTask(sources[i], maps[i]) for i in sources if not png_is_whole(maps[i])]
+    todo = [(sources[i], maps[i]) for i in sources if not png_is_whole(maps[i])]
     for _ in parallel_map(_write_mask, todo, workers=workers, progress="class maps"):
         pass
-    tasks = [_ImageTask(i, voc / "JPEGImages" / f"{i}.jpg", maps[i]) for i in sources]
-
-    def rows_from(start: int) -> Iterator[dict[str, Any]]:
-        """Return the rows of the index from the given one on, in order."""
-        return parallel_map(_index_row, tasks[start:], workers=workers, progress="index")
-
+    files = [(voc / "JPEGImages" / f"{i}.jpg", maps[i]) for i in sources]
     header = {"index": "pascal5i", "version": 1, "ids": zlib.crc32("\n".join(sources).encode())}
-    write_index(out / "index.jsonl", header, rows_from)
+    write_index(out / "index.jsonl", header, _index_row, lambda: files, workers=workers)
     for pool, ids in pools.items():
         write_text_if_changed(pascal5i.list_path(root, f"{pool}.txt"), _lines(ids))
     _write_pair_lists(root)
@@ -142,14 +112,10 @@ def _pools_and_sources(voc: Path, sbd: Path) -> tuple[dict[str, list[str]], dict
     train, val = (set(read_ids(require(voc_lists / f"{s}.txt", VOC_FIX))) for s in ("train", "val"))
     sbd_ids = {i for s in ("train", "val") for i in read_ids(require(sbd / f"{s}.txt", SBD_FIX))}
     noval = _sbd_train_noval(voc, sbd, sbd_ids)
-    pools = {
-        "trainaug": sorted((train | sbd_ids) - val),
-        "train_pfenet": sorted((train | noval) - val),
-        "val": sorted(val),
-    }
+    pools = {"trainaug": (train | sbd_ids) - val, "train_pfenet": (train | noval) - val, "val": val}
     sources = {i: sbd / "cls" / f"{i}.mat" for i in sbd_ids | noval}
     sources |= {i: voc / "SegmentationClass" / f"{i}.png" for i in train | val}
-    return pools, dict(sorted(sources.items()))
+    return {pool: sorted(ids) for pool, ids in pools.items()}, dict(sorted(sources.items()))
 
 
 def _sbd_train_noval(voc: Path, sbd: Path, sbd_ids: set[str]) -> set[str]:
@@ -159,9 +125,10 @@ def _sbd_train_noval(voc: Path, sbd: Path, sbd_ids: set[str]) -> set[str]:
     return sbd_ids - set(read_ids(require(voc / "ImageSets/Main/val.txt", VOC_FIX)))
 
 
-def _write_mask(task: _MaskTask) -> None:
-    require(task.source, VOC_FIX if task.source.suffix == ".png" else SBD_FIX)
-    write_class_map(task.target, _read_mask(task.source))
+def _write_mask(files: tuple[Path, Path]) -> None:
+    source, target = files  # VOC's palette PNG or SBD's .mat; the class map
+    require(source, VOC_FIX if source.suffix == ".png" else SBD_FIX)
+    write_class_map(target, _read_mask(source))
 
 
 def _read_mask(source: Path) -> np.ndarray:
@@ -180,19 +147,18 @@ def _read_mask(source: Path) -> np.ndarray:
     return class_map.astype(np.uint8)
 
 
-def _index_row(task: _ImageTask) -> dict[str, Any]:
-    with Image.open(require(task.image, VOC_FIX)) as image:
+def _index_row(files: tuple[Path, Path]) -> dict[str, Any]:
+    photograph, mask = files
+    with Image.open(require(photograph, VOC_FIX)) as image:
         width, height = image.size
-    with Image.open(task.class_map) as image:
+    with Image.open(mask) as image:
         class_map = np.asarray(image)
     if class_map.shape != (height, width):
         found = f"{class_map.shape[1]}x{class_map.shape[0]}"
-        raise ValueError(
-            f"{task.class_map} is {found} but {task.image} is {width}x{height}: extract both again"
-        )
+        raise ValueError(f"{mask} is {found} but {photograph} is {width}x{height}: extract both again")
     pixels = np.bincount(class_map.ravel(), minlength=256)[1 : len(pascal5i.CLASS_NAMES) + 1]
     areas = {str(c): int(n) for c, n in enumerate(pixels) if n}
-    return {"image_id": task.image_id, "height": height, "width": width, "areas": areas}
+    return {"image_id": mask.stem, "height": height, "width": width, "areas": areas}
 
 
 def _write_pair_lists(root: Path) -> None:
@@ -205,16 +171,14 @@ def _write_pair_lists(root: Path) -> None:
 
 def _install_hsnet_lists(root: Path, folder: Path, known: set[str]) -> None:
     texts = {}
-    for split in HSNET_PAIRS:
-        for fold in range(NUM_FOLDS):
-            name = f"{split}_fold{fold}.txt"
-            texts[name] = find_list(folder, (f"{split}_fold{fold}", f"{split}/fold{fold}"), ".txt")
-            for image_id, class_id in pascal5i.parse_pairs(texts[name], f"{folder}/{name}"):
-                if image_id not in known or class_id // 5 != fold:
-                    line = f"{image_id}__{class_id + 1:02d}"
-                    raise ValueError(
-                        f"{folder}/{name}: {line} is no image or class of fold {fold}: check the list"
-                    )
+    for _, fold, name, text in find_fold_lists(folder, ".txt"):
+        texts[name] = text
+        for image_id, class_id in pascal5i.parse_pairs(text, f"{folder}/{name}"):
+            if image_id not in known or class_id // 5 != fold:
+                line = f"{image_id}__{class_id + 1:02d}"
+                raise ValueError(
+                    f"{folder}/{name}: {line} is no image or class of fold {fold}: check the list"
+                )
     for name, text in texts.items():
         write_text_if_changed(pascal5i.list_path(root, f"hsnet/{name}"), text)
 

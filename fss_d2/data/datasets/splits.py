@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,6 +22,7 @@ __all__ = [
     "fold_names",
     "held_out_classes",
     "ids_of",
+    "record_of",
     "register_once",
 ]
 
@@ -46,11 +48,7 @@ class FoldName:
 
     @classmethod
     def parse(cls, name: str, variants: Iterable[str]) -> "FoldName":
-        """Parse a dataset name.
-
-        Raises:
-            KeyError: the variant is not one of ``variants``, or the fold is not 0 to 3.
-        """
+        """Parse a dataset name; KeyError for another form, an unknown variant or another fold than 0 to 3."""
         match = _NAME.fullmatch(name)
         known = sorted(variants)
         if match is None or match["variant"] not in known:
@@ -68,16 +66,17 @@ def fold_names(variants: Iterable[str], no_novel: Iterable[str] = ()) -> list[st
     return names + [f"{v}_fold{i}_train{_NO_NOVEL}" for v in no_novel for i in range(NUM_FOLDS)]
 
 
-def held_out_classes(num_classes: int, fold: int, *, interleaved: bool) -> list[int]:
+def held_out_classes(
+    num_classes: int, fold: int, *, interleaved: bool, num_folds: int = NUM_FOLDS
+) -> list[int]:
     """Return the novel class ids (0-based) of a fold.
 
     Contiguous folds (Shaban et al., BMVC 2017; PANet's COCO folds) hold out a block of
-    ``num_classes / 4``; interleaved ones (Nguyen and Todorovic, ICCV 2019) every fourth class.
+    ``num_classes / num_folds``; interleaved ones (Nguyen and Todorovic, ICCV 2019) every fourth class.
     """
     if interleaved:
-        return list(range(fold, num_classes, NUM_FOLDS))
-    size = num_classes // NUM_FOLDS
-    return list(range(fold * size, (fold + 1) * size))
+        return list(range(fold, num_classes, num_folds))
+    return list(range(fold * num_classes // num_folds, (fold + 1) * num_classes // num_folds))
 
 
 def fold_metadata(
@@ -96,15 +95,26 @@ def fold_metadata(
     }
 
 
+def record_of(
+    image: Path | str,
+    image_id: int | str,
+    shape: Sequence[int],
+    classes: Sequence[int],
+    mask: Path | str,
+    mask_encoding: str = "class_map",
+) -> dict[str, Any]:
+    """Return the dataset dict of an image file of a shape (height, width), with a mask file."""
+    height, width = shape
+    record = {"file_name": str(image), "image_id": image_id, "height": height, "width": width}
+    return record | {"classes": classes, "sem_seg_file_name": str(mask), "mask_encoding": mask_encoding}
+
+
 @dataclass(frozen=True)
 class ClassDivision:
     """The division of a dataset's classes into base and novel ones, and the classes that a split samples.
 
     Either by fold, or by names (if one list is given, the other is its complement), or not at all: then the
-    split must be "all".
-
-    Raises:
-        ValueError: the settings contradict each other; the message starts with `dataset`.
+    split must be "all". ValueError, which starts with `dataset`, if the settings contradict each other.
     """
 
     dataset: str
@@ -133,11 +143,7 @@ class ClassDivision:
             )
 
     def metadata(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return the metadata of the split of a dataset with these classes (index = class id).
-
-        Raises:
-            ValueError: a named class is not among them, is both base and novel, or a side is empty.
-        """
+        """Return the metadata of the split; ValueError if `class_names` (by class id) lack the named ones."""
         base, novel = self._base_and_novel(class_names)
         if both := sorted(set(base) & set(novel)):
             raise ValueError(
@@ -155,12 +161,9 @@ class ClassDivision:
         count = len(class_names)
         named_base = ids_of(self.base_classes, class_names, f"{self.dataset}: base_classes")
         novel = ids_of(self.novel_classes, class_names, f"{self.dataset}: novel_classes")
-        if self.fold is not None and self.fold_rule == "interleaved":
-            novel = list(range(self.fold, count, self.num_folds))
-        elif self.fold is not None:
-            novel = list(
-                range(self.fold * count // self.num_folds, (self.fold + 1) * count // self.num_folds)
-            )
+        if self.fold is not None:
+            interleaved = self.fold_rule == "interleaved"
+            novel = held_out_classes(count, self.fold, interleaved=interleaved, num_folds=self.num_folds)
         elif novel is None:
             novel = [] if named_base is None else [c for c in range(count) if c not in named_base]
         base = [c for c in range(count) if c not in novel] if named_base is None else named_base
@@ -184,11 +187,7 @@ def register_once(
     arguments: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Register a dataset in Detectron2's catalogs; a second call with the same arguments does nothing.
-
-    Raises:
-        ValueError: the name belongs to a dataset with other arguments.
-    """
+    """Register a dataset in Detectron2's catalogs; a second call with the same arguments does nothing."""
     if name in DatasetCatalog:
         before = MetadataCatalog.get(name).get("registered_as")
         if before != dict(arguments):

@@ -9,16 +9,6 @@ from torch import Tensor, nn
 
 from fss_d2.soft_masks import resize
 
-__all__ = [
-    "STAGES",
-    "FeatureBackbone",
-    "map_size",
-    "shrink_factors",
-    "shrink_maps",
-    "stage_before",
-    "stage_parameters",
-]
-
 STAGES = ("res2", "res3", "res4", "res5")
 STRIDES = (4, 8, 16, 32)  # of the stages of most backbones
 SHRUNK = {"res4": 2, "res5": 4}  # how much smaller than res3 these stages are without dilation
@@ -33,15 +23,15 @@ def map_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
 class FeatureBackbone(Backbone):
     """A Detectron2 backbone that names every block as well as every stage.
 
-    A stage ("res4") is the activation that the next stage reads. A block ("res4.0", "res4.1", ...) is
-    one residual unit, convolution or transformer layer of the stage, shallow to deep. `select` sets which
-    of them `forward` returns. `forward` computes nothing behind the deepest of these and keeps no other map.
+    A stage ("res4") is the activation that the next stage reads. A block ("res4.0", "res4.1", ...) is one
+    residual unit, convolution or transformer layer of the stage, shallow to deep. `select` sets which of them
+    `forward` returns. `forward` computes nothing behind the deepest of these and keeps no other map.
 
     `forward` changes no state of the model in evaluation mode, so several threads may run one model at once.
 
     A subclass builds its layers, calls `_declare` and implements `_features`, or `_maps` if it must know all
-    names before it starts. If its stages can run one by one, it also implements `_run_stage` and names
-    them in `separate_stages`.
+    names before it starts. If its stages can run one by one, it also implements `_run_stage` and names them
+    in `separate_stages`.
     """
 
     available: dict[str, ShapeSpec]
@@ -70,13 +60,13 @@ class FeatureBackbone(Backbone):
         return maps
 
     def _run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """As `run_stage`; the stage is one of `separate_stages`."""
+        """As `run_stage`, which has checked the stage."""
         raise NotImplementedError
 
     @property
     def library_module(self) -> nn.Module:
         """The module whose state-dict keys are those of the library, and so of its published weights."""
-        return self
+        return getattr(self, "model", self)
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -93,9 +83,7 @@ class FeatureBackbone(Backbone):
     def select(self, names: Sequence[str]) -> None:
         """Set what `forward` returns: stage and block names, at least one; repeated names count once.
 
-        Raises:
-            KeyError: a name that is not in `available`; the message lists the stages and their blocks.
-            ValueError: an empty selection, or one string instead of a sequence.
+        Raises KeyError for a name that is not in `available`; the message lists the stages and their blocks.
         """
         self._selected = self._checked(names)
 
@@ -110,18 +98,11 @@ class FeatureBackbone(Backbone):
         return tuple(dict.fromkeys(names))
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """Run one stage on the output of the stage before it, changed or not; gradients flow.
+        """Run one of `separate_stages` on the output (B, C, h, w) of the stage before it, changed or not.
 
-        Args:
-            stage: any stage but the first, such as "res5".
-            x: (B, C, h, w) output of the stage before it, of any size.
-
-        Returns:
-            (B, C', h', w'), h' = ceil(h / (ratio of strides)). For an unchanged input this is the map of
-            `forward`, apart from the influence of padding in a backbone that pads its images.
-
-        Raises:
-            NotImplementedError: a stage that is not one of `separate_stages`.
+        Gradients flow. Returns (B, C', h', w') with h' = ceil(h / (ratio of strides)). For an unchanged input
+        this is the map of `forward`, apart from the influence of padding in a backbone that pads its images.
+        Raises NotImplementedError for any other stage.
         """
         if stage not in self.separate_stages:
             choices = ", ".join(self.separate_stages) or "another backbone: none of its stages runs alone"
@@ -131,12 +112,8 @@ class FeatureBackbone(Backbone):
         return self._run_stage(stage, x)
 
     def _describe_choices(self) -> str:
-        parts = []
-        for stage in STAGES:
-            if stage in self.available:
-                blocks = self.blocks(stage)
-                parts.append(f"{stage} ({blocks[0]} ... {blocks[-1]})")
-        return ", ".join(parts)
+        parts = [(stage, self.blocks(stage)) for stage in STAGES if stage in self.available]
+        return ", ".join(f"{stage} ({blocks[0]} ... {blocks[-1]})" for stage, blocks in parts)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of the selected maps."""
@@ -148,17 +125,10 @@ class FeatureBackbone(Backbone):
         return 0
 
     def forward(self, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Compute the selected maps.
+        """Compute the selected maps of normalised images (B, 3, H, W), any H and W.
 
-        Args:
-            x: normalised images (B, 3, H, W), any H and W.
-            names: a selection for this call alone, instead of that of `select`.
-
-        Returns:
-            name -> (B, C, ceil(H / stride), ceil(W / stride)), in the order of selection.
-
-        Raises:
-            KeyError, ValueError: wrong ``names``, as in `select`.
+        ``names`` is a selection for this call alone. Returns name -> (B, C, ceil(H / stride), ceil(W /
+        stride)), in the order of selection. Raises the errors of `select`.
         """
         names = self._selected if names is None else self._checked(names)
         maps = self._maps(x, names)
@@ -166,15 +136,9 @@ class FeatureBackbone(Backbone):
 
 
 def stage_before(backbone: FeatureBackbone, stage: str, needed_by: str = "") -> str:
-    """Return the stage whose map ``backbone.run_stage(stage, ...)`` takes.
+    """Return the stage whose map ``backbone.run_stage(stage, ...)`` takes; ValueError if it cannot run alone.
 
-    Args:
-        backbone: a backbone with several stages.
-        stage: the stage to run alone.
-        needed_by: config keys for the error; one of them is True and needs the stage alone.
-
-    Raises:
-        ValueError: the backbone cannot run that stage alone.
+    ``needed_by`` are config keys for the error; one of them is True and needs the stage alone.
     """
     if stage not in backbone.separate_stages:
         able = ", ".join(backbone.separate_stages) or "none of its stages"
@@ -187,11 +151,7 @@ def stage_before(backbone: FeatureBackbone, stage: str, needed_by: str = "") -> 
 
 
 def stage_parameters(backbone: FeatureBackbone, stage: str) -> list[nn.Parameter]:
-    """Return the parameters that ``backbone.run_stage(stage, ...)`` reads; finds them by running it once.
-
-    Raises:
-        ValueError: as `stage_before`.
-    """
+    """Return the parameters that ``backbone.run_stage(stage, ...)`` reads; finds them by running it once."""
     channels = backbone.available[stage_before(backbone, stage)].channels
     parameters = list(backbone.parameters())
     trained, was_training = [p.requires_grad for p in parameters], backbone.training
@@ -208,8 +168,7 @@ def stage_parameters(backbone: FeatureBackbone, stage: str) -> list[nn.Parameter
 def shrink_factors(strides: Mapping[str, int]) -> dict[str, int]:
     """Return the stages that are finer than without dilation, and how much smaller than res3 they should be.
 
-    Args:
-        strides: strides of res3, res4 and res5.
+    ``strides`` are those of res3, res4 and res5.
     """
     return {stage: factor for stage, factor in SHRUNK.items() if strides[stage] < factor * strides["res3"]}
 
@@ -217,12 +176,8 @@ def shrink_factors(strides: Mapping[str, int]) -> dict[str, int]:
 def shrink_maps(features: Mapping[str, Tensor], factors: Mapping[str, int]) -> dict[str, Tensor]:
     """Resize the stages of `shrink_factors`: bilinear, corners aligned (second version of MM-Former's code).
 
-    Args:
-        features: "res3" and others, (B, C, h, w) each.
-        factors: a resized map has res3's height and width over its factor, rounded down, but at least 1.
-
-    Returns:
-        All maps; those without a factor as they are.
+    Returns all of ``features`` ("res3" and others, (B, C, h, w) each). A resized map has res3's height and
+    width over its factor, rounded down, but at least 1.
     """
     height, width = features["res3"].shape[-2:]
     shrunk = {

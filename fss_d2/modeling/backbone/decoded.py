@@ -10,8 +10,6 @@ from typing_extensions import Self
 from ...state_dict import read_state_dict
 from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
-__all__ = ["PixelDecoderBackbone", "load_stage1_weights"]
-
 DECODED = ("res5", "res4", "res3")  # order of the decoder's maps
 KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
 
@@ -19,30 +17,22 @@ KEY = "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"
 class PixelDecoderBackbone(FeatureBackbone):
     """The stages of another backbone after the pixel decoder of a proposal segmenter; both are frozen.
 
-    "res2" is the mask features of the decoder, "res3" to "res5" are its refined maps. All have the same
-    number of channels, and the sizes of the wrapped stages. Each stage has one block, the stage itself
-    ("res3.0"). No stage runs alone, because the decoder reads them together.
+    "res2" is the mask features of the decoder, "res3" to "res5" are its refined maps. All have ``dim``
+    channels and the sizes of the wrapped stages. Each stage has one block, the stage itself ("res3.0"). No
+    stage runs alone, because the decoder reads them together.
 
-    Attributes:
-        backbone: the wrapped backbone.
-        decoder: the pixel decoder.
+    Args:
+        backbone: gives res2 to res5.
+        decoder: takes these maps by name; returns the mask features and the list of res5, res4, res3
+            (`MSDeformAttnPixelDecoder`).
+        dim: channels of the decoder's maps.
+        resize_dilated: resize res4 and res5 of a dilated backbone to their sizes without dilation, as the
+            proposal segmenter does: res3's size over 2 and 4, rounded down.
     """
 
     def __init__(
         self, backbone: FeatureBackbone, decoder: nn.Module, dim: int, *, resize_dilated: bool = True
     ) -> None:
-        """
-        Args:
-            backbone: gives res2 to res5.
-            decoder: takes these maps by name; returns the mask features and the list of res5, res4, res3
-                (`MSDeformAttnPixelDecoder`).
-            dim: channels of the decoder's maps.
-            resize_dilated: resize res4 and res5 of a dilated backbone to their sizes without dilation, as the
-                proposal segmenter does: res3's size over 2 and 4, rounded down.
-
-        Raises:
-            KeyError: the backbone lacks a stage.
-        """
         super().__init__()
         backbone.select(STAGES)
         self.backbone = backbone.requires_grad_(False)
@@ -70,15 +60,10 @@ class PixelDecoderBackbone(FeatureBackbone):
 
 
 def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
-    """Load backbone and pixel decoder of a checkpoint of the proposal segmenter, or of MM-Former.
+    """Load backbone and pixel decoder from a checkpoint of the proposal segmenter or MM-Former, "" for none.
 
-    Args:
-        backbone: gets the weights, in place.
-        path: file whose "backbone." and "proposals.pixel_decoder." tensors are taken; "" loads nothing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or its tensors are not exactly those of backbone and decoder.
+    Raises ValueError if the file is no checkpoint, or if its tensors under "backbone." and
+    "proposals.pixel_decoder." are not exactly those of backbone and decoder.
     """
     if not path:
         return
@@ -88,17 +73,18 @@ def load_stage1_weights(backbone: PixelDecoderBackbone, path: str) -> None:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str, keys: str) -> None:
-    """Load what `state` has under `prefix`, which must be all of the module's tensors and no other."""
+    """Load what ``state`` has under ``prefix``, which must be all tensors of the module and no others."""
     found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     own = module.state_dict()
     if not found.keys() & own.keys():
         raise ValueError(
-            f"{path} of {KEY} has no {prefix}* of ours: give a checkpoint of MODEL.META_ARCHITECTURE "
-            f"PotentialObjectsSegmenter, and check {keys}"
+            f"{KEY} {path}: no name under {prefix} is that of a tensor of this model. Give a checkpoint of "
+            f"MODEL.META_ARCHITECTURE PotentialObjectsSegmenter, and check {keys}"
         )
     odd = sorted(found.keys() ^ own.keys()) or [n for n in own if found[n].shape != own[n].shape]
     if odd:
         raise ValueError(
-            f"{path} of {KEY} does not fit in {prefix}{odd[0]} and {len(odd) - 1} more: check {keys}"
+            f"{KEY} {path}: {prefix}{odd[0]} is missing, unknown or of another shape than in this model "
+            f"({len(odd) - 1} other tensors as well). Check {keys}"
         )
     module.load_state_dict(found)

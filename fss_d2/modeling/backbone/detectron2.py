@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, ResNet
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.soft_masks import resize
 
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
 from .weights import load_backbone_weights
-
-__all__ = ["Detectron2Backbone", "adapt_backbone", "prepare_detectron2_keys"]
 
 
 class Detectron2Backbone(FeatureBackbone):
@@ -28,16 +26,11 @@ class Detectron2Backbone(FeatureBackbone):
 
     Images arrive as RGB, normalised by MODEL.PIXEL_MEAN and PIXEL_STD in RGB order. Detectron2's published
     weights expect BGR unless they come from torchvision. For weights that expect BGR, reverse the input
-    channels of the first convolution (``weight[:, [2, 1, 0]]``) and give the mean in RGB order:
-    [123.675, 116.28, 103.53] with deviation 1 for "R-50.pkl".
+    channels of the first convolution (``weight[:, [2, 1, 0]]``) and give the mean in RGB order: [123.675,
+    116.28, 103.53] with deviation 1 for "R-50.pkl".
 
-    Parameters keep the names of Detectron2, under `model.`.
-
-    Args:
-        model: the backbone to adapt.
-
-    Raises:
-        ValueError: no level has a stride of 4, 8, 16 or 32.
+    Parameters keep the names of Detectron2, under `model.`. A model without a level of stride 4, 8, 16 or 32
+    is refused.
     """
 
     def __init__(self, model: Backbone) -> None:
@@ -62,11 +55,6 @@ class Detectron2Backbone(FeatureBackbone):
         if isinstance(model, ResNet):
             self.separate_stages = tuple(stage for stage in model.stage_names if stage in names)[1:]
         self._declare(available)
-
-    @property
-    def library_module(self) -> nn.Module:
-        """Detectron2's backbone."""
-        return self.model
 
     def _maps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         size = (x.shape[-2], x.shape[-1])
@@ -109,12 +97,7 @@ def prepare_detectron2_keys(cfg: CfgNode) -> None:
 
 
 def adapt_backbone(cfg: CfgNode, backbone: Backbone) -> FeatureBackbone:
-    """Return a backbone of ours as it is, and any other as `Detectron2Backbone` with MODEL.BACKBONE.WEIGHTS.
-
-    Raises:
-        ValueError: a backbone without usable levels, or weights that do not fit.
-        FileNotFoundError: no such weights.
-    """
+    """Return a backbone of ours as it is, any other as `Detectron2Backbone` with MODEL.BACKBONE.WEIGHTS."""
     if isinstance(backbone, FeatureBackbone):
         return backbone
     try:

@@ -14,15 +14,14 @@ from fss_d2.modeling.keys import choose, config_keys
 from .base import STAGES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["ResNetBackbone", "TapBottleneck", "build_fss_resnet_backbone"]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:
     """Keys of ResNets, besides Detectron2's MODEL.RESNETS.DEPTH."""
     cfg.MODEL.RESNETS.STEM = "torchvision"  # or "deep": three 3x3 convolutions (PSPNet, PFENet)
-    # "none" (strides 4, 8, 16, 32), "pspnet" (res4 and res5 dilated by 2 and 4 at stride 8; PFENet) or
-    # "torchvision" (the same, but the first block of each keeps the previous rate; MM-Former's later code).
+    # "none" (strides 4, 8, 16, 32); the others keep stride 8 from res3 on. "pspnet": every 3x3 convolution of
+    # res4 has dilation 2, of res5 dilation 4 (PSPNet, PFENet). "torchvision": the first block of each keeps
+    # the rate of the stage before it (`replace_stride_with_dilation`; MM-Former's later code).
     cfg.MODEL.RESNETS.DILATION = "none"
     # Block outputs ("res4.3") are taken before the block's last ReLU, as HSNet and DCAMA do.
     cfg.MODEL.RESNETS.TAPS_BEFORE_RELU = True
@@ -49,22 +48,11 @@ class TapBottleneck(resnet.Bottleneck):
 
 
 class ResNetBackbone(FeatureBackbone):
-    """A ResNet with bottlenecks; parameters carry torchvision's names, without `fc`.
+    """A ResNet with bottlenecks; parameters carry torchvision's names, without `fc`. See `add_keys`.
 
-    Stages "res2".."res5" are layer1..layer4 after their last ReLU. Blocks are each bottleneck's sum,
-    before the ReLU (HSNet, DCAMA) or after it.
-
-    Args:
-        depth: 50, 101 or 152.
-        stem: "torchvision" (7x7 convolution, 64 channels) or "deep" (three 3x3 convolutions, 128 channels:
-            PSPNet, PFENet; parameters conv1..conv3, bn1..bn3).
-        dilation: "none", strides 4, 8, 16, 32; the others keep stride 8 from res3 on. "pspnet": every 3x3
-            convolution of res4 has dilation 2, of res5 dilation 4 (PSPNet, PFENet). "torchvision": the
-            first block of each keeps the rate of the stage before it (`replace_stride_with_dilation`).
-        taps_before_relu: whether blocks are taken before their last ReLU.
-
-    Raises:
-        ValueError: an unknown depth, stem or dilation.
+    Stages "res2".."res5" are layer1..layer4 after their last ReLU. Blocks are each bottleneck's sum, before
+    the ReLU (HSNet, DCAMA) or after it. The stem is a 7x7 convolution to 64 channels ("torchvision"), or
+    three 3x3 convolutions to 128 channels ("deep"; parameters conv1..conv3, bn1..bn3).
     """
 
     def __init__(

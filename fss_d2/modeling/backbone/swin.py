@@ -16,8 +16,6 @@ from fss_d2.modeling.keys import choose, config_keys
 from .base import STAGES, STRIDES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["SwinBackbone", "build_fss_swin_backbone"]
-
 Pair = tuple[int, int]  # rows, columns
 
 
@@ -42,21 +40,15 @@ _NAMES = {
 class SwinBackbone(FeatureBackbone):
     """timm's Swin Transformer without its last norm and its classifier; parameters live under `model.`.
 
-    A block is the output after both residual sums, before patch merging, not normalised. A stage is
-    its last block. Strides are 4, 8, 16, 32.
+    A block is the output after both residual sums, before patch merging, not normalised. A stage is its last
+    block. Strides are 4, 8, 16, 32. With ``out_norm`` each stage is layer-normalised where it is returned
+    (detectors, Mask2Former), by `out_norms.res2` to `out_norms.res5`; the next stage and the blocks are not
+    normalised.
 
-    Any image size runs. The image is padded with zeros to a multiple of 4. Odd maps before merging and maps
-    that do not fill whole windows are padded with zeros as well, and the padding is cropped off again. The
-    window keeps its size; windows shift along an axis only where the map is larger than one window. At
-    384 (base, large) or 224 (tiny, small) pixels nothing is padded.
-
-    Args:
-        size: "tiny", "small" (window 7), "base" or "large" (window 12).
-        out_norm: layer-normalise each stage where it is returned (detectors, Mask2Former); the next stage
-            and the blocks are not normalised. Parameters are `out_norms.res2` to `out_norms.res5`.
-
-    Raises:
-        ValueError: an unknown size.
+    The image is padded with zeros to a multiple of 4. Odd maps before merging and maps that do not fill whole
+    windows are padded with zeros as well, and the padding is cropped off again. The window keeps its size;
+    windows shift along an axis only where the map is larger than one window. At the size of training
+    (`add_keys`) nothing is padded.
     """
 
     def __init__(self, *, size: str = "base", out_norm: bool = False) -> None:
@@ -74,16 +66,10 @@ class SwinBackbone(FeatureBackbone):
             available |= {f"{stage}.{i}": spec for i in range(len(layer.blocks))}
             available[stage] = spec
         self._declare(available)
-        self.out_norms = nn.ModuleDict()
-        if not out_norm:  # with norms a returned stage is not what the next one reads
-            self.separate_stages = STAGES[1:]
-        else:
-            self.out_norms.update({stage: nn.LayerNorm(available[stage].channels) for stage in STAGES})
-
-    @property
-    def library_module(self) -> nn.Module:
-        """timm's model."""
-        return self.model
+        # With norms a returned stage is not what the next one reads.
+        self.separate_stages = () if out_norm else STAGES[1:]
+        norms = {stage: nn.LayerNorm(available[stage].channels) for stage in STAGES} if out_norm else {}
+        self.out_norms = nn.ModuleDict(norms)
 
     def _features(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         height, width = x.shape[-2:]
@@ -125,12 +111,7 @@ def _shift(block: SwinTransformerBlock, size: Sequence[int]) -> Pair:
 def _shift_mask(x: Tensor, window: Pair, shift: Pair) -> Tensor | None:
     """-100 between tokens of a window that the shift brought together, 0 between neighbours.
 
-    Args:
-        x: (B, h, w, C), any map of the size; gives type and device.
-        window, shift: rows and columns.
-
-    Returns:
-        (windows, tokens, tokens), or None without a shift.
+    For maps like ``x`` (B, h, w, C). Returns (windows, tokens, tokens), or None without a shift.
     """
     if not any(shift):
         return None

@@ -19,15 +19,6 @@ from fss_d2.soft_masks import resize
 from .base import STAGES, STRIDES, FeatureBackbone, map_size
 from .weights import load_backbone_weights
 
-__all__ = [
-    "TimmPlainBackbone",
-    "TimmPyramidBackbone",
-    "build_timm_backbone",
-    "candidate_units",
-    "create_timm_backbone",
-    "neighbours",
-]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:
@@ -36,6 +27,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
 
 
+_SEQUENCES = (nn.Sequential, nn.ModuleList)
 _PROBE_SIDE = 65  # ceil(65 / stride) and floor(65 / stride) differ for every stride from 2 to 64
 
 # Names of the blocks that the forward pass of this thread wants, and their outputs in order of execution.
@@ -61,19 +53,15 @@ class TimmPyramidBackbone(FeatureBackbone):
     """A timm model with maps at several strides (EfficientNet, ConvNeXt, ResNet, RegNet, ...).
 
     Stages are timm's own features (`feature_info`): "res2".."res5" have strides 4, 8, 16, 32; a model may
-    lack some. Blocks of "res4" are all units at stride 16 in order of execution, also those of further
-    timm stages with that stride, each with its own number of channels. A stage whose units give no map
-    (but tokens, for instance) has one block, the stage itself. Parameters live under `model.`.
+    lack some, but not all. Blocks of "res4" are all units at stride 16 in order of execution, also those of
+    further timm stages with that stride, each with its own number of channels. A stage whose units give no
+    map (but tokens, for instance) has one block, the stage itself. Parameters live under `model.`.
 
     A model that rounds map sizes down (ConvNeXt) gets the image padded with zeros to a multiple of 32, and
-    its maps are cropped, or resized if convolutions without padding made them smaller still. A model that
-    is bound to one image size gets the image resized to it, and its maps are resized.
+    its maps are cropped, or resized if convolutions without padding made them smaller still. A model that is
+    bound to one image size gets the image resized to it, and its maps are resized.
 
-    Args:
-        model: a timm model with `forward_intermediates`; its classifier is removed in place.
-
-    Raises:
-        ValueError: the model has no feature map of stride 4, 8, 16 or 32.
+    The model must have `forward_intermediates`; its classifier is removed in place.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -96,11 +84,6 @@ class TimmPyramidBackbone(FeatureBackbone):
             hooks[unit].remove()
         self._chains = {} if self._native_size is not None else self._probe_chains()
         self.separate_stages = tuple(self._chains)
-
-    @property
-    def library_module(self) -> nn.Module:
-        """timm's model."""
-        return self.model
 
     def _probe(self, candidates: list[str]) -> dict[str, ShapeSpec]:
         """Run black images to find how sizes are rounded, and the stride and channels of every unit."""
@@ -125,18 +108,13 @@ class TimmPyramidBackbone(FeatureBackbone):
             maps, units = self._run(torch.zeros(1, 3, *size), [stage], candidates)
             rounded_up, rounded_down = -(-size[1] // stride), size[1] // stride
             self._pads |= maps[stage].shape[-1] < rounded_up
-            found = [
-                name
-                for name, unit in units.items()
-                if unit.ndim == 4 and unit.shape[-1] in (rounded_up, rounded_down)
-            ]
+            widths = (rounded_up, rounded_down)
+            found = [name for name, unit in units.items() if unit.ndim == 4 and unit.shape[-1] in widths]
             for i, module_name in enumerate(found):
                 self._modules_of[f"{stage}.{i}"] = module_name
                 available[f"{stage}.{i}"] = ShapeSpec(channels=units[module_name].shape[1], stride=stride)
             spec = ShapeSpec(channels=maps[stage].shape[1], stride=stride)
-            if not found:
-                available[f"{stage}.0"] = spec
-            available[stage] = spec
+            available |= {stage: spec} if found else {f"{stage}.0": spec, stage: spec}
         return available
 
     @torch.no_grad()
@@ -217,20 +195,16 @@ class TimmPyramidBackbone(FeatureBackbone):
 class TimmPlainBackbone(FeatureBackbone):
     """A plain vision transformer of timm (ViT, DINOv2, DINOv3, CLIP, ...) as a pyramid without parameters.
 
-    The blocks, all at the stride of the patch, are split by depth into four runs of equal length: block i of
-    L belongs to stage floor(4 i / L). The patch tokens of every block go through the final norm of the model
-    if it has one (as in DINOv2's `get_intermediate_layers`), become a map, and are resized bilinearly to
-    stride 4, 8, 16 or 32 for "res2".."res5". A stage is its last block.
+    The blocks, at least four, all at the stride of the patch, are split by depth into four runs of equal
+    length: block i of L belongs to stage floor(4 i / L). The patch tokens of every block go through the final
+    norm of the model if it has one (as in DINOv2's `get_intermediate_layers`), become a map, and are resized
+    bilinearly to stride 4, 8, 16 or 32 for "res2".."res5". A stage is its last block.
 
-    The image is resized (not padded, so that maps stay aligned with it) to the next multiple of the patch
-    or, for models bound to one image size, to that size. Parameters live under `model.`.
+    The image is resized (not padded, so that maps stay aligned with it) to the next multiple of the patch or,
+    for models bound to one image size, to that size. Parameters live under `model.`.
 
-    Args:
-        model: a timm transformer with `forward_intermediates`; its classifier is removed in place.
-        any_size: whether the model takes any multiple of its patch (`dynamic_img_size`).
-
-    Raises:
-        ValueError: the model has fewer than four blocks.
+    The model must have `forward_intermediates`; its classifier is removed in place. ``any_size`` says whether
+    it takes any multiple of its patch (`dynamic_img_size`).
     """
 
     def __init__(self, model: nn.Module, *, any_size: bool) -> None:
@@ -253,22 +227,14 @@ class TimmPlainBackbone(FeatureBackbone):
             available |= dict.fromkeys([*names, stage], spec)
         self._declare(available)
 
-    @property
-    def library_module(self) -> nn.Module:
-        """timm's model."""
-        return self.model
-
     def _maps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         size = (x.shape[-2], x.shape[-1])
         height, width = map_size(size, self._patch)
         seen = self._native_size or (height * self._patch, width * self._patch)
         indices = sorted({self._index[name] for name in names})
+        x = resize(x, seen, align_corners=False)
         maps = self.model.forward_intermediates(
-            resize(x, seen, align_corners=False),
-            indices=indices,
-            norm=True,
-            stop_early=True,
-            intermediates_only=True,
+            x, indices=indices, norm=True, stop_early=True, intermediates_only=True
         )
         by_index = dict(zip(indices, maps, strict=True))
         sizes = {name: map_size(size, self.available[name].stride) for name in names}
@@ -282,9 +248,9 @@ def _name(model: nn.Module) -> str:
 def candidate_units(model: nn.Module) -> list[str]:
     """Return the names of the submodules that look like blocks, in the order in which they are registered.
 
-    If timm's stages are attributes of the model ("layer1", "s2"), they hold the blocks. If they are
-    members of a container ("stages.0", "blocks.4", "features.7"), they and their siblings hold blocks in
-    sequences, or are blocks themselves. A single layer (a module without children) is not a block.
+    If timm's stages are attributes of the model ("layer1", "s2"), they hold the blocks. If they are members
+    of a container ("stages.0", "blocks.4", "features.7"), they and their siblings hold blocks in sequences,
+    or are blocks themselves. A single layer (a module without children) is not a block.
     """
     modules = dict(model.named_modules())
     roots: dict[str, bool] = {}  # name -> whether it is a member of a container
@@ -299,8 +265,10 @@ def candidate_units(model: nn.Module) -> list[str]:
     for root, is_member in roots.items():
         module = modules[root]
         children = [(f"{root}.{key}", child) for key, child in module.named_children()]
-        found = [unit for key, child in children if _is_sequence(child) for unit in _flatten(key, child)]
-        if _is_sequence(module) or (not found and not is_member):
+        found = [
+            unit for key, child in children if isinstance(child, _SEQUENCES) for unit in _flatten(key, child)
+        ]
+        if isinstance(module, _SEQUENCES) or (not found and not is_member):
             found = [unit for key, child in children for unit in _flatten(key, child)]
         units += found or ([root] if children else [])
     return units
@@ -308,20 +276,13 @@ def candidate_units(model: nn.Module) -> list[str]:
 
 def _flatten(name: str, module: nn.Module) -> list[str]:
     """Return the names of the composite modules in nested sequences, or of the module itself."""
-    if _is_sequence(module):
+    if isinstance(module, _SEQUENCES):
         return [unit for key, child in module.named_children() for unit in _flatten(f"{name}.{key}", child)]
     return [name] if any(True for _ in module.children()) else []
 
 
-def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
-
-
 def neighbours(model: nn.Module, first: str, last: str) -> list[str]:
-    """Return the names of the modules after ``first`` up to and including ``last`` in their common container.
-
-    The list is empty if they have no common container.
-    """
+    """Modules after ``first`` up to and including ``last`` in their common container; [] without one."""
     container, _, key = last.rpartition(".")
     before, _, start = first.rpartition(".")
     siblings = [name for name, _ in model.get_submodule(container).named_children()]
@@ -332,11 +293,7 @@ def neighbours(model: nn.Module, first: str, last: str) -> list[str]:
 
 
 def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:
-    """Create a timm model with random weights as a backbone.
-
-    Raises:
-        ValueError: an unknown name, or a model without feature maps.
-    """
+    """Create a timm model with random weights; ValueError for an unknown name or no feature maps."""
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=3)

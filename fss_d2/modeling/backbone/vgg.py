@@ -13,8 +13,6 @@ from fss_d2.modeling.keys import config_keys
 from .base import STAGES, FeatureBackbone
 from .weights import load_backbone_weights
 
-__all__ = ["VGGBackbone", "build_vgg_backbone"]
-
 
 @config_keys
 def add_keys(cfg: CfgNode) -> None:
@@ -24,15 +22,12 @@ def add_keys(cfg: CfgNode) -> None:
 
 
 class VGGBackbone(FeatureBackbone):
-    """The convolutions of VGG-16; parameters carry torchvision's names (`features.N`).
+    """The convolutions of VGG-16, or VGG-16-bn; parameters carry torchvision's names (`features.N`).
 
     The network has five runs of convolutions. Each ends with a 2x2 max-pool (sizes rounded up), except the
     last, whose pool is left out. The first run has no name. A stage "res2".."res5" is the map *after* the
     pool of its run (strides 4, 8, 16, 16; 128, 256, 512, 512 channels). Blocks are the maps after each
     convolution's ReLU, so they have the stride of the stage's *input* (2, 4, 8, 16).
-
-    Args:
-        batch_norm: VGG-16-bn instead of plain VGG-16.
     """
 
     def __init__(self, *, batch_norm: bool = True) -> None:

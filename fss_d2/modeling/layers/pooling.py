@@ -8,15 +8,6 @@ from torch.nn import functional as F
 
 from .blocks import resize
 
-__all__ = [
-    "area_fraction",
-    "balanced_regions",
-    "mask_features",
-    "shot_prototypes",
-    "soft_mask",
-    "weighted_sum",
-]
-
 
 def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Share of each cell of an (h, w) grid that a mask covers: (..., H, W) bool or float to (..., h, w).
@@ -27,16 +18,9 @@ def area_fraction(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """Sums of features over the pixels of each image, weighted; in float32, also under autocast.
+    """Sums of features (B, K, C, h, w) over the pixels of each image, with N weights (B, K, N, h, w).
 
-    Sums over thousands of pixels would overflow float16.
-
-    Args:
-        features: (B, K, C, h, w).
-        weights: (B, K, N, h, w), N weights per pixel.
-
-    Returns:
-        (B, K, N, C) float32.
+    Returns (B, K, N, C) float32, also under autocast: sums over thousands of pixels would overflow float16.
     """
     with torch.autocast(features.device.type, enabled=False):
         return torch.einsum("bkchw,bknhw->bknc", features.float(), weights.float())
@@ -59,8 +43,7 @@ def mask_features(features: Tensor, masks: Tensor) -> Tensor:
 def shot_prototypes(features: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over the pixels of each shot (PFENet): features (B, K, C, h, w), weights (B, K, h, w).
 
-    Returns:
-        (B, K, C) float32; 0.0005 is added to the sum of the weights, so zeros where all weights are 0.
+    Returns (B, K, C) float32; 0.0005 is added to the sum of the weights, so zeros where all weights are 0.
     """
     total = weighted_sum(features, weights[:, :, None])[:, :, 0]
     return total / (weights.float().sum(dim=(2, 3)) + 5e-4)[..., None]
@@ -69,21 +52,15 @@ def shot_prototypes(features: Tensor, weights: Tensor) -> Tensor:
 def balanced_regions(mask: Tensor, pixels: int) -> Tensor:
     """Pick as many object pixels as background pixels, evenly spaced, without randomness.
 
-    A region with too few pixels repeats them. An empty region is replaced by all pixels (DCAMA,
-    Table S5 (b), after CyCTR).
-
-    Args:
-        mask: (B, N) in [0, 1]; 0.5 and above is object.
-        pixels: number of pixels per region.
-
-    Returns:
-        (B, 2 * pixels) indices into N, object first.
+    In a mask (B, N) in [0, 1], 0.5 and above is object. A region with too few pixels repeats them. An empty
+    region is replaced by all pixels (DCAMA, Table S5 (b), after CyCTR). Returns (B, 2 * pixels) indices into
+    N, object first.
     """
+    foreground = mask >= 0.5
+    regions = torch.stack([foreground, ~foreground], dim=1)  # (B, 2, N)
+    # Sorted, a region's pixels come first, in their order; all pixels, if it has none.
+    indices = (~regions).to(torch.uint8).argsort(dim=2, stable=True)
+    count = regions.sum(dim=2, keepdim=True)
+    count = count.masked_fill(count == 0, mask.shape[1])
     steps = torch.arange(pixels, device=mask.device)
-    rows = []
-    for foreground in mask >= 0.5:
-        for region in (foreground, ~foreground):
-            found = region.nonzero()[:, 0]
-            found = found if len(found) else torch.arange(len(region), device=mask.device)
-            rows.append(found[steps * len(found) // pixels])
-    return torch.stack(rows).view(len(mask), 2 * pixels)
+    return indices.gather(2, steps * count // pixels).flatten(1)

@@ -7,29 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "FeedForwardLayer",
-    "MaskedAttentionLayer",
-    "SelfAttentionLayer",
-    "sine_position_code",
-    "sine_position_map",
-]
-
 
 @lru_cache(maxsize=64)
 def sine_position_code(length: int, channels: int, device: torch.device) -> Tensor:
     """Return the one-dimensional sine code of the Transformer for tokens 0 .. length-1; calls share it.
 
     ``code[p, 2i] = sin(p f_i)`` and ``code[p, 2i+1] = cos(p f_i)`` with ``f_i = 10000^(-2i / channels)``
-    (Vaswani et al., NeurIPS 2017, Sec. 3.5), computed in float32.
-
-    Args:
-        length: number of tokens; pixels are counted row by row.
-        channels: channels C of a token.
-        device: device of the code.
-
-    Returns:
-        (length, C) float32. The tensor is cached: never write to it.
+    (Vaswani et al., NeurIPS 2017, Sec. 3.5). Pixels are counted row by row. Returns (length, channels)
+    float32; the tensor is cached: never write to it.
     """
     # A tensor made in inference mode could not take part in a later training step.
     with torch.inference_mode(False):
@@ -47,19 +32,9 @@ def sine_position_map(size: tuple[int, int], channels: int, device: torch.device
     """Return the two-dimensional sine code of DETR and Mask2Former for a map; calls share it.
 
     Rows count from 1 to H and are scaled to ``y = 2 pi i / (H + 1e-6)``, and columns likewise to x. The first
-    half of the channels codes y, the second half x: channel 2k is ``sin(y / f)``, channel 2k + 1 is
-    ``cos(y / f)`` with ``f = 10000^(2k / (channels / 2))``.
-
-    Args:
-        size: (height, width).
-        channels: C, a multiple of 4.
-        device: device of the code.
-
-    Returns:
-        (C, height, width) float32. The tensor is cached: never write to it.
-
-    Raises:
-        ValueError: channels not a multiple of 4.
+    half of the channels (a multiple of 4) codes y, the second half x: channel 2k is ``sin(y / f)``, channel
+    2k + 1 is ``cos(y / f)`` with ``f = 10000^(2k / (channels / 2))``. Returns (channels, height, width)
+    float32; the tensor is cached: never write to it.
     """
     if channels % 4:
         raise ValueError(f"{channels} channels: the sine position code needs a multiple of 4")
@@ -88,22 +63,10 @@ def _attention(dim: int, num_heads: int) -> nn.MultiheadAttention:
 def _attend(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """Multi-head attention; ``nn.MultiheadAttention.forward`` would copy the mask for every head.
-
-    Args:
-        attention: the parameters.
-        query: (B, Q, C).
-        key, value: (B, N, C).
-        allowed: (B, Q, N) bool, True where a query may attend, for all heads; None allows everything.
-
-    Returns:
-        (B, Q, C).
-    """
+    """Multi-head attention; ``nn.MultiheadAttention.forward`` would copy the mask for every head."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = (
-        F.linear(tokens, weight, bias)
-        .unflatten(2, (attention.num_heads, -1))
-        .transpose(1, 2)  # (B, M, *, C/M)
+    q, k, v = (  # (B, M, *, C/M)
+        F.linear(tokens, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
     mask = None if allowed is None else allowed[:, None]
@@ -122,16 +85,10 @@ class MaskedAttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
-        """
-        Args:
-            x: (B, Q, C).
-            position: code of x, anything that adds to it.
-            keys: (B, N, C), with their position code.
-            values: (B, N, C).
-            allowed: (B, Q, N) bool, True where a query may attend, for all heads; None allows everything.
+        """Map tokens (B, Q, C) to the same shape; ``position`` is their code, anything that adds to them.
 
-        Returns:
-            (B, Q, C).
+        ``keys`` (B, N, C) have their position code, ``values`` (B, N, C) have none. ``allowed`` (B, Q, N) is
+        True where a query may attend, for all heads; None allows everything.
         """
         return self.norm(x + _attend(self.multihead_attn, x + position, keys, values, allowed))
 

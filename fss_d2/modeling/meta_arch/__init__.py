@@ -1,4 +1,7 @@
-"""The methods. Each registers itself in Detectron2's META_ARCH_REGISTRY."""
+"""The methods. Each registers itself in Detectron2's META_ARCH_REGISTRY; every file here is imported."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -29,6 +32,9 @@ __all__ = [
     "SegmentorOptions",
     "SupportSet",
 ]
+
+for _module in iter_modules(__path__):  # also those of methods that were added
+    import_module(f"{__name__}.{_module.name}")
 
 # Names for MODEL.META_ARCHITECTURE, in alphabetical order.
 FEW_SHOT_META_ARCHS = tuple(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.fusion import FUSIONS, guidance_weights
 from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
-from fss_d2.modeling.kshot import FUSIONS, guidance_weights
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     MaskAggregation,
@@ -265,8 +265,9 @@ class DCAMAHead(nn.Module):
                 tokens = query.tokens[name] if query.tokens else attention.queries(query.maps[name])
                 masks.append(attention(tokens, support.keys[name], values))
                 if self.region_means:
-                    object_first = values.new_tensor([1.0, 0.0]).expand(values.shape[0], 2)
-                    masks.append(attention(tokens, support.means[name], object_first))
+                    # 1 for the object's token, 0 for the background's; made on the device.
+                    first = 1 - torch.arange(2, device=values.device, dtype=values.dtype)
+                    masks.append(attention(tokens, support.means[name], first.expand(len(values), 2)))
             size = query.maps[blocks[0]].shape[-2:]
             aggregated[level] = torch.stack(masks, dim=1).unflatten(2, size)
         return aggregated

@@ -59,7 +59,7 @@ class ImageModel(nn.Module):
     """A module with a backbone, which is frozen by default, and further modules that are trained.
 
     Attributes:
-        iteration: of the training, set before each step (`fss_d2.engine.hooks.TellIteration`).
+        iteration: of the training, set before each step (`fss_d2.engine.train_loop.SetModelIteration`).
         idle_parameters: some trained parameters get no gradient in some iterations.
     """
 

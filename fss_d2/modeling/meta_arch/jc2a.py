@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
-from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     FeatureEnrichment,

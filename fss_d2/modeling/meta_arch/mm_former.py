@@ -17,8 +17,7 @@ from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
-from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.head import MaskPredictions, ProposalHead
 from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target

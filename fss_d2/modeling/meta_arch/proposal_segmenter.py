@@ -14,8 +14,7 @@ from fss_d2.modeling.build import build_few_shot_backbone, pixel_decoder_argumen
 from fss_d2.modeling.keys import at_least, config_keys, require
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
-from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.head import MaskPredictions, ProposalHead
 
 from .image_model import ImageModel, ImageOptions
 

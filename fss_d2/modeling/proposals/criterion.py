@@ -1,4 +1,4 @@
-"""Training losses of mask proposals."""
+"""Training of mask proposals: their assignment to the segments of an image, and the losses."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,112 @@ from detectron2.projects.point_rend.point_features import (
     point_sample,
 )
 from detectron2.utils import comm
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.layers import dice_loss
 
-from .mask_decoder import MaskPredictions
-from .matcher import Assignment, HungarianMatcher
+from .head import MaskPredictions
 
-__all__ = ["ProposalCriterion"]
+__all__ = ["Assignment", "HungarianMatcher", "ProposalCriterion", "cross_entropy_cost", "dice_cost"]
+
+Assignment = tuple[Tensor, Tensor]
+"""Indices of the matched proposals and of the segments they are matched to, int64 and of one length."""
+
+
+def cross_entropy_cost(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of each proposal with each segment, mean over P points: (Q, M), at least 0.
+
+    From logits (Q, P) of the proposals and targets (M, P) in [0, 1] of the segments at the same points.
+    """
+    # t softplus(-z) + (1 - t) softplus(z) = softplus(z) - t z
+    return F.softplus(logits).mean(dim=1)[:, None] - logits @ targets.T / logits.shape[1]
+
+
+def dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice loss as `layers.dice_loss`, of each proposal with each segment; see `cross_entropy_cost`."""
+    probability = logits.sigmoid()
+    total = probability.sum(dim=1)[:, None] + targets.sum(dim=1)
+    return 1 - (2 * probability @ targets.T + 1) / (total + 1)
+
+
+class HungarianMatcher(nn.Module):
+    """Matching with the lowest total cost (Carion et al., ECCV 2020); costs are computed at random points.
+
+    The cost is ``mask_weight * cross entropy + dice_weight * Dice - class_weight * probability`` of the
+    segment's class. All masks of an image use the same points (Cheng et al., CVPR 2022, Sec. 3.3).
+    """
+
+    def __init__(
+        self,
+        *,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        class_weight: float = 0.0,
+        num_points: int = 12544,
+    ) -> None:
+        super().__init__()
+        if max(mask_weight, dice_weight, class_weight) <= 0:
+            raise ValueError("the weights of the matching costs are all 0: give at least one above 0")
+        if num_points < 1:
+            raise ValueError(f"num_points is {num_points}: give at least 1")
+        self.mask_weight, self.dice_weight, self.class_weight = mask_weight, dice_weight, class_weight
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def forward(
+        self,
+        masks: Tensor,
+        segments: Sequence[Tensor],
+        classes: Tensor | None = None,
+        labels: Sequence[Tensor] | None = None,
+    ) -> list[Assignment]:
+        """Assign proposals to segments, image by image; without segments the assignment is empty.
+
+        Args:
+            masks: (B, Q, h, w) logits.
+            segments: for each image (M_i, H_i, W_i), 0 or 1 of any dtype, on the device of ``masks``; M_i may
+                be 0 or above Q (then Q of the segments are matched), sizes may differ.
+            classes: (B, Q, classes + 1) logits; needed if the class weight is not 0.
+            labels: for each image (M_i,) integers below classes; needed with ``classes``.
+
+        Returns for each image the proposal indices, ascending, and the segment indices, (min(Q, M_i),) each,
+        on the device of ``masks``. Raises FloatingPointError if a cost is not finite: the model has diverged.
+        """
+        if self.class_weight and (classes is None or labels is None):
+            raise ValueError(
+                f"class_weight is {self.class_weight} but there are no classes or labels: give both"
+            )
+        costs = []
+        with torch.autocast(masks.device.type, enabled=False):
+            for i, image_segments in enumerate(segments):
+                cost = self.mask_costs(masks[i], image_segments)
+                if self.class_weight and classes is not None and labels is not None:
+                    cost = cost - self.class_weight * classes[i].float().softmax(dim=-1)[:, labels[i].long()]
+                costs.append(cost)
+        # All costs are queued before the first one is read back; scipy needs them on the CPU.
+        return [_assign(cost.cpu(), i, masks.device) for i, cost in enumerate(costs)]
+
+    def mask_costs(self, masks: Tensor, segments: Tensor) -> Tensor:
+        """Weighted mask and Dice costs (Q, M) of logits (Q, h, w) with segments (M, H, W)."""
+        if not len(segments):
+            return masks.new_zeros(len(masks), 0, dtype=torch.float32)
+        points = torch.rand(1, self.num_points, 2, device=masks.device)  # (x, y)
+        logits = point_sample(masks.float()[None], points, align_corners=False)[0]  # (Q, P)
+        targets = point_sample(segments.float()[None], points, align_corners=False)[0]  # (M, P)
+        mask, dice = cross_entropy_cost(logits, targets), dice_cost(logits, targets)
+        return self.mask_weight * mask + self.dice_weight * dice
+
+
+def _assign(cost: Tensor, index: int, device: torch.device) -> Assignment:
+    if not cost.isfinite().all():
+        raise FloatingPointError(
+            f"matching costs of image {index} of the batch are not finite: the model has diverged, lower "
+            "the learning rate or clip gradients"
+        )
+    proposals, segments = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(proposals).to(device), torch.from_numpy(segments).to(device)
 
 
 class ProposalCriterion(nn.Module):
@@ -29,19 +126,14 @@ class ProposalCriterion(nn.Module):
     Unmatched proposals get no mask loss. Everything is in float32; only the segments have image size.
 
     Args:
-        mask_weight: weight of the cross entropy of masks, in the loss and in the matching.
-        dice_weight: weight of the Dice loss of masks, in the loss and in the matching.
-        class_weight: weight of the classification, in the loss and in the matching.
+        mask_weight, dice_weight, class_weight: weights of the cross entropy and the Dice loss of masks and of
+            the classification, in the loss and in the matching.
         no_object_weight: weight of an unmatched proposal in the classification; a matched one has 1.
         deep_supervision: train all predictions, not only the last.
-        num_points: points per mask.
-        oversample_ratio: candidates per point, at least 1.
-        importance_ratio: share of the points chosen by uncertainty, in [0, 1].
-        num_classes: classes of the classification (MM-Former, Table 4a) with the background, without
-            "no object"; 0 for class-agnostic proposals.
-
-    Raises:
-        ValueError: a ratio out of its range, or weights or points that `HungarianMatcher` refuses.
+        num_points, oversample_ratio, importance_ratio: points per mask, candidates per point (at least 1),
+            and share of the points chosen by uncertainty, in [0, 1].
+        num_classes: classes of the classification (MM-Former, Table 4a) with the background, without "no
+            object"; 0 for class-agnostic proposals.
     """
 
     class_weights: Tensor
@@ -90,14 +182,10 @@ class ProposalCriterion(nn.Module):
                 differ.
             labels: for each image (M_i,) integers, 0 for background or class id + 1; for the classification.
 
-        Returns:
-            Scalars "loss_mask", "loss_dice" and, with classification, "loss_class" of the last prediction.
-            With deep supervision also those of the predictions before it, with suffix "_0" (start queries),
-            "_1", ... Without segments, mask losses are 0 with gradients of 0.
-
-        Raises:
-            ValueError: segments or labels that do not fit the predictions or each other.
-            FloatingPointError: predictions that are not finite.
+        Returns scalars "loss_mask", "loss_dice" and, with classification, "loss_class" of the last
+        prediction. With deep supervision also those of the predictions before it, with suffix "_0" (start
+        queries), "_1", ... Without segments, mask losses are 0 with gradients of 0. Raises FloatingPointError
+        for predictions that are not finite.
         """
         masks = predictions.masks
         device = masks[-1].device
@@ -165,9 +253,8 @@ class ProposalCriterion(nn.Module):
             return {"loss_mask": zero, "loss_dice": zero}
         masks = masks[:, None]  # (R, 1, h, w)
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
-                masks, _uncertainty, self.num_points, self.oversample_ratio, self.importance_ratio
-            )  # (R, P, 2)
+            numbers = (self.num_points, self.oversample_ratio, self.importance_ratio)
+            points = get_uncertain_point_coords_with_randomness(masks, _uncertainty, *numbers)  # (R, P, 2)
             targets = [
                 point_sample(part[:, None].float(), part_points, align_corners=False)[:, 0]
                 for part, part_points in zip(segments, points.split([len(s) for s in segments]), strict=True)
@@ -188,7 +275,6 @@ class ProposalCriterion(nn.Module):
 
 
 def _uncertainty(logits: Tensor) -> Tensor:
-    """Uncertainty of logits: largest where they are 0."""
     return -logits.abs()
 
 

@@ -49,16 +49,13 @@ def _sizes(shapes: Shapes, like: Tensor) -> Tensor:
 
 
 def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
-    """Weighted sum of bilinear samples (zero outside the map), by ``grid_sample`` level by level.
+    """Weighted sum (B, N, M * D) of bilinear samples (zero outside the map), by ``grid_sample``, by level.
 
     Args:
         value: (B, T, M, D) of M heads; the T tokens are those of ``shapes``, level by level, row by row.
         locations: (B, N, M, L, P, 2) as (x, y); 0 and 1 are the outer edges of the level's map.
         weights: (B, N, M, L, P).
         shapes: (height, width) of the L levels.
-
-    Returns:
-        (B, N, M * D).
     """
     B, N, M, L, P = weights.shape
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, N, L, P, 2)
@@ -74,8 +71,8 @@ def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sh
 def sample_by_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
     """The same as `sample_by_grid`, as one weighted sum of 4 * L * P table rows per token and head.
 
-    The values are a table with a row of D numbers per image, token and head. Samples are not stored,
-    only the indices and weights of their 4 rows.
+    The values are a table with a row of D numbers per image, token and head. Samples are not stored, only the
+    indices and weights of their 4 rows.
     """
     B, N, M, L, P = weights.shape
     table = value.flatten(0, 2)  # (B*T*M, D)
@@ -89,8 +86,7 @@ def sample_by_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: 
 def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: int) -> tuple[Tensor, Tensor]:
     """Table rows of the 4 pixels around each point, and attention times bilinear weight (0 outside the map).
 
-    Returns:
-        int32 and float (B*N*M, 4*L*P).
+    Both are (B*N*M, 4*L*P), int32 and float.
     """
     B, N, M, L, P = weights.shape
     device = locations.device
@@ -130,9 +126,8 @@ def _two_pixels(coordinate: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]
     fraction = position - low
     pixels = []
     for pixel, weight in ((low, 1 - fraction), (low + 1, fraction)):
-        inside = pixel.fmax(torch.zeros_like(pixel)).fmin(
-            size - 1.0
-        )  # with fmax, fmin a NaN gives a valid index
+        # With fmax and fmin a NaN gives a valid index.
+        inside = pixel.fmax(torch.zeros_like(pixel)).fmin(size - 1.0)
         pixels.append((inside.int(), weight * (inside == pixel)))
     return pixels
 
@@ -158,13 +153,11 @@ class _TableGradient(torch.autograd.Function):
         """Map the gradient (R, C) of the sums to those of ``total`` and ``table``; the rest have none."""
         rows, weights = ctx.saved_tensors
         ordered, order = rows.flatten().sort(stable=True)
-        starts = torch.searchsorted(
-            ordered, torch.arange(ctx.table_rows, dtype=rows.dtype, device=rows.device)
-        )
+        every_row = torch.arange(ctx.table_rows, dtype=rows.dtype, device=rows.device)
+        starts = torch.searchsorted(ordered, every_row)
         sources = order.div(rows.shape[1], rounding_mode="floor")
-        table = F.embedding_bag(
-            sources, grad.contiguous(), starts, mode="sum", per_sample_weights=weights.flatten()[order]
-        )
+        shares = weights.flatten()[order]
+        table = F.embedding_bag(sources, grad.contiguous(), starts, mode="sum", per_sample_weights=shares)
         return grad, table, None, None
 
 
@@ -176,15 +169,8 @@ SAMPLINGS = ("auto", *SAMPLERS)
 class MultiScaleDeformableAttention(nn.Module):
     """Deformable attention of tokens over several maps (Deformable DETR, Eq. (3)); computed in float32.
 
-    Args:
-        dim: channels C of the tokens.
-        num_heads: M heads of C / M channels each.
-        num_levels: L.
-        num_points: P, points per head on each level.
-        sampling: "grid", "gather", or "auto": gather on a CPU, where it is faster in training too, else grid.
-
-    Raises:
-        ValueError: a dim that the heads do not divide, or unknown sampling.
+    M heads of dim / M channels each read P points on each of L levels. The sampling is "grid", "gather", or
+    "auto": gather on a CPU, where it is faster in training too, else grid.
     """
 
     def __init__(
@@ -226,16 +212,10 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """Attend to ``value``.
+        """Attend from queries (B, N, C) to values (B, T, C), the pixels of all levels, row by row.
 
-        Args:
-            query: (B, N, C).
-            reference: (N, 2), the centre of each query's points, as (x, y) in [0, 1].
-            value: (B, T, C), the pixels of all levels, row by row.
-            shapes: (height, width) of each level; their areas add up to T.
-
-        Returns:
-            (B, N, C) float32.
+        ``reference`` (N, 2) is the centre of each query's points, as (x, y) in [0, 1]. ``shapes`` are the
+        (height, width) of the levels; their areas add up to T. Returns (B, N, C) float32.
         """
         with torch.autocast(query.device.type, enabled=False):
             B, N, C = query.shape
@@ -244,10 +224,6 @@ class MultiScaleDeformableAttention(nn.Module):
             offsets = self.sampling_offsets(query).view(B, N, M, L, P, 2)
             locations = reference[:, None, None, None] + offsets / _sizes(shapes, offsets)
             weights = self.attention_weights(query).view(B, N, M, L * P).softmax(dim=3).view(B, N, M, L, P)
-            sample = SAMPLERS[self._choose(query.device)]
+            auto = "gather" if query.device.type == "cpu" else "grid"
+            sample = SAMPLERS[auto if self.sampling == "auto" else self.sampling]
             return self.output_proj(sample(value.unflatten(2, (M, -1)), locations, weights, shapes))
-
-    def _choose(self, device: torch.device) -> str:
-        if self.sampling != "auto":
-            return self.sampling
-        return "gather" if device.type == "cpu" else "grid"

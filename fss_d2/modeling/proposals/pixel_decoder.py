@@ -75,14 +75,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
     Args:
         in_channels: channels of "res2", "res3", "res4", "res5".
         dim: channels C of tokens and mask features, a multiple of 32.
-        num_heads: heads of the deformable attention.
-        num_layers: encoder layers.
-        feedforward: hidden units of the encoder's feed-forward blocks.
-        num_points: points per head on each level.
-        sampling: see `MultiScaleDeformableAttention`.
-
-    Raises:
-        ValueError: a dim that the norm groups or the heads do not divide, or unknown sampling.
+        num_heads, num_points, sampling: see `MultiScaleDeformableAttention`.
+        num_layers, feedforward: encoder layers and hidden units of their feed-forward blocks.
     """
 
     def __init__(
@@ -112,24 +106,15 @@ class MSDeformAttnPixelDecoder(nn.Module):
             c2_xavier_fill(conv)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode the backbone's features.
+        """Decode "res2" .. "res5" of the backbone, (B, C_l, h_l, w_l) of any sizes and float type.
 
-        Args:
-            features: "res2" .. "res5", (B, C_l, h_l, w_l) of any sizes and float type.
-
-        Returns:
-            Mask features (B, dim, h, w) of res2's size, and the refined maps (B, dim, h_l, w_l) in the order
-            of `LEVELS`; float32.
-
-        Raises:
-            ValueError: one map of one cell, if norm groups have one channel.
+        Returns float32 mask features (B, dim, h, w) of res2's size, and the refined maps (B, dim, h_l, w_l)
+        in the order of `LEVELS`. Raises ValueError for one map of one cell, if norm groups have one channel.
         """
         self._check_sizes(features)
         with torch.autocast(features["res2"].device.type, enabled=False):
-            projected = [
-                proj(features[level].float()) for proj, level in zip(self.input_proj, LEVELS, strict=True)
-            ]
-            levels = self.transformer(projected)
+            pairs = zip(self.input_proj, LEVELS, strict=True)
+            levels = self.transformer([projection(features[level].float()) for projection, level in pairs])
             fine = self.adapter_1(features["res2"].float())
             fine = fine + resize(levels[-1], fine.shape[-2:], align_corners=False)
             return self.mask_features(self.layer_1(fine)), levels

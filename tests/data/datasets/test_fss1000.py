@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 
-from fss_d2.data.datasets import fss1000, prepare_fss1000
+from fss_d2.data.datasets import fss1000
 from fss_d2.data.masks import load_mask
 from fss_d2.data.published_episodes import hsnet_fss
 from fss_d2.data.sampler import pairs_of
@@ -21,7 +21,7 @@ def test_metadata_of_the_published_split() -> None:
 
 @pytest.fixture
 def root(fss_root: Path) -> Path:
-    prepare_fss1000.prepare(fss_root, workers=0, lists=fss_root / "names")
+    fss1000.prepare(fss_root, workers=0, lists=fss_root / "names")
     return fss_root
 
 

@@ -136,7 +136,7 @@ def test_no_read_back_after_the_first_call(name: str, training: bool) -> None:
 def test_proposals_read_back_their_costs_only(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """scipy assigns proposals to segments on the CPU; this is the one read of the training losses."""
     monkeypatch.setattr(
-        "fss_d2.modeling.proposals.matcher._assign", lambda *_: (torch.arange(2), torch.arange(2))
+        "fss_d2.modeling.proposals.criterion._assign", lambda *_: (torch.arange(2), torch.arange(2))
     )
     # Labels are checked on the CPU, where they come from.
     monkeypatch.setattr(ProposalCriterion, "_checked_labels", lambda _self, _predictions, _segments, x: x)

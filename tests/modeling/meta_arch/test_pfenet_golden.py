@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_d2.checkpoint.convert import convert_pfenet
-from fss_d2.checkpoint.convert_pfenet import _head_name
+from fss_d2.checkpoint.convert_matching import _pfenet_head_name
 from fss_d2.config import get_cfg
 from fss_d2.engine.solver import build_lr_scheduler, build_optimizer
 from fss_d2.modeling import PFENet, SegmentorOptions
@@ -119,11 +119,11 @@ def test_training_step(batch_statistics: bool) -> None:
     sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norms = dict(zip(golden["grad_norm_names"], golden["grad_norm_values"].tolist(), strict=True))
-    assert {_head_name(name) for name in norms} == gradients.keys()
+    assert {_pfenet_head_name(name) for name in norms} == gradients.keys()
     for name, norm in norms.items():
-        assert gradients[_head_name(name)].norm().item() == pytest.approx(norm, rel=2e-4), name
+        assert gradients[_pfenet_head_name(name)].norm().item() == pytest.approx(norm, rel=2e-4), name
     for name in (key for key in golden if key.startswith("grad:")):
-        close(gradients[_head_name(name.removeprefix("grad:"))], golden[name], 2e-4)
+        close(gradients[_pfenet_head_name(name.removeprefix("grad:"))], golden[name], 2e-4)
     if batch_statistics:  # moved by the query, then by the support
         close(model.backbone.bn1.running_mean, golden["layer0.1.running_mean"], 1e-5)
         last = model.backbone.layer4[2].bn3

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
-from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.head import MaskPredictions
 from tests.golden.mmformer import RecordedRand, blocky, load
 from tests.modeling.proposals.segments import golden_segments, halves
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fss_d2.modeling.proposals.matcher import HungarianMatcher, cross_entropy_cost, dice_cost
+from fss_d2.modeling.proposals.criterion import HungarianMatcher, cross_entropy_cost, dice_cost
 from tests.golden.mmformer import RecordedRand, blocky, load
 from tests.modeling.proposals.segments import golden_segments, quadrants
 

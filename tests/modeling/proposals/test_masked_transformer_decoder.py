@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder, MaskPredictions
+from fss_d2.modeling.proposals.head import MaskedTransformerDecoder, MaskPredictions
 from tests.golden.mmformer import load, official_mmformer_state, random
 
 CASES = ["c_transformer_decoder", "c2_transformer_decoder"]

@@ -1,0 +1,173 @@
+"""Fusion of several predictions by hand, and averaging over sizes for every method."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fss_d2.modeling import FEW_SHOT_META_ARCHS
+from fss_d2.modeling.fusion import (
+    MultiScaleSegmentor,
+    average,
+    cross_guided,
+    guidance_weights,
+    mean_log_probability,
+    normalized_vote,
+    vote,
+)
+from fss_d2.modeling.layers import resize
+from tests.modeling.episodes import make_episode, make_model
+
+METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
+
+# (1, K = 3, 1, 4): four pixels with 0, 1, 2, 2 votes
+PROBABILITY = torch.tensor([[0.1, 0.6, 0.9, 0.7], [0.2, 0.4, 0.6, 0.9], [0.0, 0.5, 0.0, 0.2]])
+PROBABILITY = PROBABILITY.view(1, 3, 1, 4)
+
+
+def close(result: torch.Tensor, expected: list[float]) -> None:
+    assert result.shape == (1, 1, 4)
+    assert result.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_average() -> None:
+    close(average(PROBABILITY), [0.1, 0.5, 0.5, 0.6])
+
+
+def test_vote_takes_a_half_for_background() -> None:
+    close(vote(PROBABILITY), [0, 1 / 3, 2 / 3, 2 / 3])
+
+
+def test_normalized_vote_takes_half_of_the_most_votes_for_object() -> None:
+    result = normalized_vote(PROBABILITY)
+    close(result, [0, 0.5, 1, 1])
+    assert (result > 0.5).flatten().tolist() == [False, True, True, True]
+    close(normalized_vote(PROBABILITY * 0), [0, 0, 0, 0])
+
+
+def test_cross_guided_weighs_the_shots() -> None:
+    close(cross_guided(PROBABILITY, torch.tensor([[1.0, 3.0, 0.0]])), [0.175, 0.45, 0.675, 0.85])
+    close(cross_guided(PROBABILITY, torch.zeros(1, 3)), [0.1, 0.5, 0.5, 0.6])
+
+
+def test_guidance_weights_are_mean_ious() -> None:
+    masks = torch.tensor([[1, 1, 0, 255], [0, 1, 0, 0]]).view(1, 2, 1, 4)
+    right = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # 255 is not counted
+    half = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    probability = torch.stack([right, half]).view(1, 2, 2, 1, 4)
+    assert guidance_weights(probability, masks).tolist() == [[1.0, 0.5]]
+    empty = guidance_weights(torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+    assert empty.tolist() == [[0.0]]
+
+
+def _winner(scores: Tensor) -> Tensor:
+    return scores.select(-3, 1) > scores.select(-3, 0)
+
+
+def test_mean_of_probabilities_by_hand() -> None:
+    first = torch.tensor([0.0, math.log(3)]).view(1, 2, 1, 1)  # 1/4, 3/4
+    second = torch.tensor([math.log(9), 0.0]).view(1, 2, 1, 1)  # 9/10, 1/10
+    mean = mean_log_probability([first, second]).exp().flatten()
+    torch.testing.assert_close(mean, torch.tensor([0.575, 0.425]))
+    assert not _winner(mean_log_probability([first, second]))  # the mean of the logits says so, too:
+    third = torch.tensor([math.log(2), 0.0]).view(1, 2, 1, 1)
+    assert _winner(first + third) and _winner(mean_log_probability([first, third]))
+    sure, unsure = torch.tensor([50.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.0, 60.0]).view(1, 2, 1, 1)
+    assert not _winner(mean_log_probability([sure, sure, unsure]))  # probabilities, not logits: 2 to 1
+
+
+def test_one_size_keeps_order_and_ties_to_the_last_bit() -> None:
+    background = torch.tensor([[1e-6, 1.0, 30.0, -200.0, 1e-7, 5.0]])
+    above = torch.nextafter(background, torch.tensor(torch.inf))
+    for scores in ((background, background), (background, above), (above, background), (background, -above)):
+        logits = torch.stack(scores)
+        assert torch.equal(_winner(mean_log_probability([logits.double()])), _winner(logits))
+    assert mean_log_probability([torch.tensor([[[900.0]], [[-900.0]]])]).isfinite().all()
+
+
+def test_opposite_opinions_tie_and_ties_are_background() -> None:
+    logits = torch.randn(2, 5, 7)
+    assert not _winner(mean_log_probability([logits, logits.flip(0)])).any()
+
+
+class _Fixed(nn.Module):
+    """Returns the "scores" of each input."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"sem_seg": e["scores"], "aux": {"number": e["scores"][:1]}} for e in batched_inputs]
+
+
+def _average(*scores: Tensor, height: int, width: int) -> dict[str, Any]:
+    episode = {"height": height, "width": width, "views": [{"scores": s} for s in scores]}
+    with torch.no_grad():
+        return MultiScaleSegmentor(_Fixed().eval())([episode])[0]
+
+
+def test_what_no_view_covers_is_background() -> None:
+    output = _average(torch.tensor([0.0, 5.0]).view(2, 1, 1).expand(2, 3, 4), height=5, width=6)
+    assert output["sem_seg"].shape == (2, 5, 6)
+    expected = torch.zeros(5, 6, dtype=torch.bool)
+    expected[:3, :4] = True
+    assert torch.equal(_winner(output["sem_seg"]), expected)
+
+
+def test_maps_of_the_first_view_are_kept_and_not_a_number_stays() -> None:
+    first, second = torch.zeros(2, 4, 4), torch.full((2, 4, 4), torch.nan)
+    output = _average(first, second, height=4, width=4)
+    assert torch.equal(output["aux"]["number"], first[:1])
+    assert output["sem_seg"].isnan().all()  # for the evaluator to complain of
+
+
+def test_training_and_missing_views_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        MultiScaleSegmentor(_Fixed())([])
+    model = MultiScaleSegmentor(_Fixed().eval())
+    assert not model.training  # the mode of what it holds
+    assert model([]) == []
+    with pytest.raises(ValueError, match=r"episode 7: no 'views'.*TEST\.SCALES"):
+        model([{"episode_index": 7, "height": 1, "width": 1}])
+
+
+def _at(episode: dict[str, Any], size: tuple[int, int], **extra: Any) -> dict[str, Any]:
+    """The episode with its images resized, its frame as it is."""
+    picture = {"image": resize(episode["image"][None].float(), size, align_corners=False)[0]}
+    masks = (s["mask"][None, None] for s in episode["support"])
+    support = [
+        {
+            "image": resize(s["image"][None].float(), size, align_corners=False)[0],
+            "mask": torch.nn.functional.interpolate(mask, size=size, mode="nearest")[0, 0],
+        }
+        for s, mask in zip(episode["support"], masks, strict=True)
+    ]
+    frame = {"height": episode["height"], "width": episode["width"]}
+    return picture | frame | {"support": support} | extra
+
+
+@METHODS
+def test_the_own_size_alone_changes_no_prediction(method: str) -> None:
+    model = make_model(method)
+    episodes = [make_episode(i, shots=2) | {"height": 60, "width": 40} for i in range(2)]
+    with torch.no_grad():
+        plain = model(episodes)
+        averaged = MultiScaleSegmentor(model)([{**e, "views": [_at(e, (48, 48))]} for e in episodes])
+    for expected, output in zip(plain, averaged, strict=True):
+        assert torch.equal(_winner(output["sem_seg"]), _winner(expected["sem_seg"]))
+        assert output["aux"].keys() == expected["aux"].keys()
+
+
+@METHODS
+def test_two_sizes_are_the_mean_of_their_softmax(method: str) -> None:
+    """The second one is letterboxed: its padding does not enter the mean."""
+    model = make_model(method)
+    episode = make_episode(0) | {"height": 60, "width": 60}
+    views = [_at(episode, (48, 48)), _at(episode, (64, 56), valid_size=(56, 48))]
+    with torch.no_grad():
+        (output,) = MultiScaleSegmentor(model)([{**episode, "views": views}])
+        scores = [model([view])[0]["sem_seg"] for view in views]
+        whole = model([_at(episode, (64, 56)) | {"height": 64, "width": 56}])[0]["sem_seg"]
+    cut = resize(whole[None, :, :56, :48], (60, 60), align_corners=model.align_corners)[0]
+    mean = (scores[0].softmax(0) + cut.softmax(0)) / 2
+    torch.testing.assert_close(output["sem_seg"].exp().float(), mean, rtol=1e-4, atol=1e-5)
+    assert output["sem_seg"].shape == (2, 60, 60)
