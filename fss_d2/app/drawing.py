@@ -39,11 +39,7 @@ def _screen_size(height: int, width: int) -> tuple[int, int]:
 
 
 def to_picture(point: Point, height: int, width: int) -> Point:
-    """The centre of a pixel on the screen, in pixels of the picture (height, width).
-
-    Raises:
-        ValueError: it lies outside.
-    """
+    """The centre of a pixel on the screen, in pixels of the picture (height, width)."""
     (shown_height, shown_width), (x, y) = _screen_size(height, width), point
     if not (0 <= x < shown_width and 0 <= y < shown_height):
         raise ValueError(f"point {point} is outside the picture of {shown_width}x{shown_height}: click in it")

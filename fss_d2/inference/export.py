@@ -39,8 +39,7 @@ class FrozenQuery(nn.Module):
 
     Args:
         support: of one episode; several raise ValueError.
-        shots: number of support images; None takes the shots of ``support``, of which an image has one for
-            each of its views.
+        shots: number of support images; None takes that of ``support``, which counts each view.
     """
 
     def __init__(self, model: FewShotSegmentor, support: SupportSet, shots: int | None = None) -> None:
@@ -69,11 +68,7 @@ class FrozenQuery(nn.Module):
 
 @torch.no_grad()
 def capture(module: FrozenQuery, image: Tensor) -> ExportedProgram:
-    """Capture the graph for images with the size and type of ``image`` (1, 3, H, W).
-
-    Raises:
-        ValueError: the method cannot be captured, with the reason.
-    """
+    """Capture the graph for images like ``image`` (1, 3, H, W); ValueError says why it cannot be captured."""
     module(image)  # fills the caches of position codes with tensors that hold values
     try:
         return torch.export.export(module, (image,), strict=False)

@@ -90,8 +90,7 @@ def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
 def segment_pictures(job: PictureJob, predictor: FewShotPredictor, supports: Supports) -> None:
     """Segment all pictures, each process its share, and write the results; all processes must call it.
 
-    Raises:
-        ValueError: "attention" with a method that has none; or, at the end, pictures that cannot be read.
+    A method without "attention" and, at the end, pictures that cannot be read raise ValueError.
     """
     if "attention" in job.save:
         predictor.check_attention()
