@@ -22,11 +22,7 @@ from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
 from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
-from .proposal_segmenter import (
-    check_unused_losses,
-    proposal_criterion_arguments,
-    proposal_head_arguments,
-)
+from .proposal_segmenter import check_unused_losses, proposal_criterion_arguments, proposal_head_arguments
 
 __all__ = [
     "MMFormer",
