@@ -55,18 +55,12 @@ Maps = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support."""
 
-    Attributes:
-        prototype: (B, K, dim).
-        light_keys, dense_keys: (B, K, c, h, w) compared by the two attentions; None without them.
-        prior: (B, K, C, h, w) compared for the prior mask, zero outside the object; None without one.
-    """
-
-    prototype: Tensor
-    light_keys: Tensor | None = None
-    dense_keys: Tensor | None = None
-    prior: Tensor | None = None
+    prototype: Tensor  # (B, K, dim)
+    light_keys: Tensor | None = None  # (B, K, c, h, w) compared by light attention; None without it
+    dense_keys: Tensor | None = None  # the same for dense attention
+    prior: Tensor | None = None  # (B, K, C, h, w) compared for the prior mask, zero outside the object
 
 
 @dataclass(frozen=True)
@@ -93,11 +87,6 @@ class DANet(FewShotSegmentor):
     Of K supports, the attention maps (after their softmax) and the prototypes are averaged, so that a model
     trained on one support runs with any number. Attention compares maps of equal size: the supports' maps
     are resized to the query's size (bilinear, corners aligned) if they differ from it.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DANet
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     @configurable
@@ -110,30 +99,16 @@ class DANet(FewShotSegmentor):
         dropout: float = 0.5,
         light_dense: bool = True,
         light_scaled: bool = False,
-        channel_attention: Mapping[str, Any] | None = None,
-        prior_feature: str | None = None,
+        channel_attention: Mapping[str, Any] | None = None,  # for `PrototypicalChannelAttention`; None: none
+        prior_feature: str | None = None,  # None leaves the prior mask out
         knowledge: BaseKnowledge | None = None,
         ppm_bins: Sequence[int] = (1, 2, 3, 6),
-        options: SegmentorOptions | None = None,
+        options: SegmentorOptions | None = None,  # corners are aligned in any case
     ) -> None:
-        """
-        Args:
-            backbone: gives the features below.
-            in_features: the low features, whose size all others take, and the high ones.
-            dim: channels of the reduced features.
-            dropout: share of their channels zeroed in training.
-            light_dense: light and dense attention (LDA of Table 3).
-            light_scaled: see `LightAttention`.
-            channel_attention: further arguments of `PrototypicalChannelAttention` (PCA of Table 3); None
-                pools the masked average instead.
-            prior_feature: compared for PFENet's prior mask, one more channel before the pyramid; None: none.
-            knowledge: its map is one more channel as well (CKMM of JC2A).
-            ppm_bins: of `PyramidPooling`.
-            options: see `SegmentorOptions`; corners are aligned in any case.
+        """See also the keys of MODEL.DANET above.
 
-        Raises:
-            ValueError: fewer than two features, or neither of the two attention modules.
-            KeyError: the backbone lacks a feature.
+        Raises ValueError for fewer than two features, or neither of the two attention modules; KeyError for
+        a feature that the backbone lacks.
         """
         require(
             len(in_features) > 1, "in_features", tuple(in_features), "the low features, then the high ones"

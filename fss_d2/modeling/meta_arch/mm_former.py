@@ -67,22 +67,14 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support; a prototype without cross-alignment, else the other fields, by level."""
 
-    Attributes:
-        prototype: (B, K, levels * dim), without cross-alignment; the other fields are for cross-alignment:
-        features: level -> (B, K, dim, h, w), zero outside the object.
-        gates: level -> (B, K, h, w), the mask that made the features so.
-        masks: level -> (B, K, h, w), the mask that pools them.
-        memory, positions: level -> (B, K, dim, h', w'), what queries attend to.
-    """
-
-    prototype: Tensor | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
-    gates: dict[str, Tensor] = field(default_factory=dict)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
-    positions: dict[str, Tensor] = field(default_factory=dict)
+    prototype: Tensor | None = None  # (B, K, levels * dim)
+    features: dict[str, Tensor] = field(default_factory=dict)  # (B, K, dim, h, w), zero outside the object
+    gates: dict[str, Tensor] = field(default_factory=dict)  # (B, K, h, w), the mask that made them so
+    masks: dict[str, Tensor] = field(default_factory=dict)  # (B, K, h, w), the mask that pools them
+    memory: dict[str, Tensor] = field(default_factory=dict)  # (B, K, dim, h', w'), what queries attend to
+    positions: dict[str, Tensor] = field(default_factory=dict)  # as memory
 
 
 @dataclass(frozen=True)
@@ -102,34 +94,21 @@ class TrainedQueryEncoding(QueryEncoding):
 
 @dataclass(frozen=True)
 class Matching:
-    """How N proposals of each of B queries compare with the supports.
+    """How N proposals of each of B queries compare with the supports."""
 
-    Attributes:
-        query: (B, N, C) prototypes of the proposals, averaged over the supports.
-        support: (B, C) prototype of the object, averaged over the supports.
-        similarity: (B, N) cosines of the two, in [-1, 1].
-        coefficients: (B, N) weights of the proposals in the result; unbounded.
-    """
-
-    query: Tensor
-    support: Tensor
-    similarity: Tensor
-    coefficients: Tensor
+    query: Tensor  # (B, N, C) prototypes of the proposals, averaged over the supports
+    support: Tensor  # (B, C) prototype of the object, averaged over the supports
+    similarity: Tensor  # (B, N) cosines of the two, in [-1, 1]
+    coefficients: Tensor  # (B, N) weights of the proposals in the result; unbounded
 
 
 @dataclass(frozen=True)
 class MMFormerOutput(Output):
-    """With what the losses read.
+    """With what the losses read."""
 
-    Attributes:
-        proposals: (B, N, h, w) soft masks.
-        matching: the similarities behind the logits.
-        predictions: of every decoder layer, where the proposals are trained.
-    """
-
-    proposals: Tensor | None = None
-    matching: Matching | None = None
-    predictions: MaskPredictions | None = None
+    proposals: Tensor | None = None  # (B, N, h, w) soft masks
+    matching: Matching | None = None  # the similarities behind the logits
+    predictions: MaskPredictions | None = None  # of every decoder layer, where proposals are trained
 
     def probability(self) -> Tensor:
         """(B, H, W): the fused mask, in [0, 1]; the logits are 1 - mask and mask, not logarithms."""
@@ -147,37 +126,22 @@ class MaskMatching(nn.Module):
 
     def __init__(
         self,
-        channels: Mapping[str, int],
+        channels: Mapping[str, int],  # level -> channels, in the order in which prototypes are joined
         *,
-        num_proposals: int = 100,
+        num_proposals: int = 100,  # N, inputs and outputs of the matching network
         dim: int = 256,
-        num_heads: int = 4,
+        num_heads: int = 4,  # this and the next two: see `CrossAlignment`, also memory_side
         num_layers: int = 2,
         feedforward: int = 512,
-        width: int = 500,
+        width: int = 500,  # hidden units of the matching network
         memory_side: int = 15,
         self_alignment: bool = True,
         cross_alignment: str = "learned",
+        # False: 1 for the proposal most similar to the support, 0 for others.
         learnable_matching: bool = True,
-        standardize: bool = False,
+        standardize: bool = False,  # unscaled similarities are close together; a short training ignores them
     ) -> None:
-        """
-        Args:
-            channels: level -> channels of its features, in the order in which prototypes are joined.
-            num_proposals: N, inputs and outputs of the matching network.
-            dim: channels that features are projected to.
-            num_heads, num_layers, feedforward, memory_side: see `CrossAlignment`.
-            width: hidden units of the matching network.
-            self_alignment: weigh the channels first (Table 3a, SA).
-            cross_alignment: "learned", "parameter_free" (CA*) or "none" (Table 3a, CA).
-            learnable_matching: learn the coefficients (Table 3a, LM); otherwise the proposal most similar to
-                the support gets 1, the others 0.
-            standardize: scale the similarities of an image to mean 0 and deviation 1 for the matching network
-                (not in the paper). Unscaled they are close together, and a short training ignores them.
-
-        Raises:
-            ValueError: unknown cross-alignment, or heads that do not divide ``dim``.
-        """
+        """See also the keys of MODEL.MM_FORMER above. Raises ValueError for settings that do not fit."""
         super().__init__()
         choose("cross_alignment", cross_alignment, (*CROSS_ALIGNMENTS, "none"))
         self.levels = tuple(channels)
@@ -215,12 +179,8 @@ class MaskMatching(nn.Module):
     def encode(self, features: Tensors, masks: Tensor) -> ShotEncoding:
         """Encode N supports.
 
-        Args:
-            features: level -> (N, C, h, w).
-            masks: (N, H, W), 1 object, anything else (255 too) background.
-
-        Returns:
-            The fields of `ShotEncoding`, (N, ...) each.
+        Of features level -> (N, C, h, w) and masks (N, H, W), 1 object, anything else (255 too) background;
+        the fields of the result are (N, ...) each.
         """
         masks = (masks == 1).float()[:, None]
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in _ALIGNED}
@@ -238,12 +198,9 @@ class MaskMatching(nn.Module):
         return ShotEncoding(**parts) if self.align else ShotEncoding(prototype=torch.cat(pooled, dim=1))
 
     def forward(self, embedded: Tensors, proposals: Tensor, support: ShotEncoding) -> Matching:
-        """Compare proposals with supports.
+        """Compare proposals, soft masks (B, N, h, w) in [0, 1], with supports, (B, K, ...) each.
 
-        Args:
-            embedded: what `embed` gave for the queries.
-            proposals: (B, N, h, w) soft masks in [0, 1].
-            support: what `encode` gave, each (B, K, ...).
+        ``embedded`` is what `embed` gave for the queries.
         """
         query, prototypes = self.prototypes(embedded, proposals, support)
         similarity = F.cosine_similarity(query, prototypes[:, None], dim=2)  # Eq. 4
@@ -283,13 +240,8 @@ class MaskMatching(nn.Module):
 def pool_masks(features: Tensor, masks: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean feature under each soft mask, ``sum(F M) / (sum(M) + epsilon)``; zeros under an empty one.
 
-    Args:
-        features: (B, C, h, w).
-        masks: (B, N, h, w) in [0, 1].
-        epsilon: added to the area (reference code: 1e-7 for supports, 0 for proposals).
-
-    Returns:
-        (B, N, C).
+    Features (B, C, h, w) and masks (B, N, h, w) in [0, 1] to (B, N, C). The reference code adds 1e-7 to the
+    area for supports, 0 for proposals.
     """
     # In float32: cosines of one image's proposals differ by less than half precision resolves.
     with torch.autocast(features.device.type, enabled=False):
@@ -305,15 +257,9 @@ def standardized(similarity: Tensor) -> Tensor:
 
 
 def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Weighted sum of soft masks, ``sum_n c_n M_n`` (MM-Former, Eq. 4), resized.
+    """Weighted sum of soft masks, ``sum_n c_n M_n`` (MM-Former, Eq. 4), resized to ``size`` (H, W).
 
-    Args:
-        coefficients: (B, N).
-        masks: (B, N, h, w).
-        size: (H, W) of the result.
-
-    Returns:
-        (B, H, W), unbounded.
+    Coefficients (B, N) and masks (B, N, h, w) to (B, H, W), unbounded.
     """
     fused = (coefficients.float()[:, :, None, None] * masks).sum(dim=1, keepdim=True)
     return resize(fused, size, align_corners=False)[:, 0]  # resizing is linear: one map instead of N
@@ -322,15 +268,9 @@ def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tens
 def contrastive_loss(similarity: Tensor, iou: Tensor) -> Tensor:
     """Raise the similarity of the best proposal and lower that of the worst (MM-Former, Eq. 5, L_co).
 
-    Similarities of an image are first scaled to [0, 1]; logarithms are at least -100 (as in torch's binary
-    cross entropy), and a saturated one has no gradient.
-
-    Args:
-        similarity: (B, N).
-        iou: (B, N) of the proposals with the truth.
-
-    Returns:
-        The mean over the images of ``-(log S_pos + log(1 - S_neg)) / 2``.
+    From the similarities (B, N) and IoUs (B, N) of the proposals with the truth: the mean over the images of
+    ``-(log S_pos + log(1 - S_neg)) / 2``. Similarities of an image are first scaled to [0, 1]; logarithms
+    are at least -100 (as in torch's binary cross entropy), and a saturated one has no gradient.
     """
     similarity = similarity.float()
     low, high = similarity.amin(dim=1, keepdim=True), similarity.amax(dim=1, keepdim=True)
@@ -356,43 +296,27 @@ class MMFormer(FewShotSegmentor):
     can be trained, and `trainable` is False where they are frozen.
 
     Pixels marked 255 are background in losses and supports, as in the reference code.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: MMFormer, MODEL.WEIGHTS: of stage 1 or 2
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> scores = model.match(model.encode_query(queries), support).logits  # (1 - object, object)
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: FeatureBackbone,
-        head: Mapping[str, Any] | None = None,
-        criterion: Mapping[str, Any] | None = None,
-        matching: Mapping[str, Any] | None = None,
+        backbone: FeatureBackbone,  # gives res2 to res5
+        head: Mapping[str, Any] | None = None,  # for `ProposalHead`, but the input shape
+        criterion: Mapping[str, Any] | None = None,  # for `ProposalCriterion`, used with train_proposals
+        matching: Mapping[str, Any] | None = None,  # for `MaskMatching`, but channels and number of proposals
         features: str = "backbone",
         train_proposals: bool = False,
         mask_weight: float = 10.0,
         contrastive_weight: float = 6.0,
         options: SegmentorOptions | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the input shape apart.
-            criterion: arguments of `ProposalCriterion`, used with ``train_proposals``.
-            matching: arguments of `MaskMatching`, the channels and the number of proposals apart.
-            features: matched ones, "backbone" or "pixel_decoder" (before or after MSDeformAttn, Table 3b).
-            train_proposals: train end to end (Table 3c).
-            mask_weight: lambda_1, of the fused mask's Dice.
-            contrastive_weight: lambda_2, of L_co; 0 leaves it out.
-            options: see `SegmentorOptions`; corners are aligned and ignored pixels are background in any
-                case, and the weights of other losses are not used.
+        """See also the keys of MODEL.MM_FORMER above.
 
-        Raises:
-            ValueError: unknown features, or numbers that do not go together.
-            KeyError: the backbone lacks a stage.
+        In the options, corners are aligned and ignored pixels are background in any case, and the weights of
+        other losses are not used. Raises ValueError for unknown features or numbers that do not go together,
+        KeyError for a stage that the backbone lacks.
         """
         choose("features", features, FEATURES)
         options = replace(options or SegmentorOptions(), ignore_as_background=True, align_corners=True)

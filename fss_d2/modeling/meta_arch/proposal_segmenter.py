@@ -127,26 +127,16 @@ class PotentialObjectsSegmenter(ImageModel):
     def __init__(
         self,
         *,
-        backbone: FeatureBackbone,
-        head: Mapping[str, Any] | None = None,
-        criterion: Mapping[str, Any] | None = None,
+        backbone: FeatureBackbone,  # gives res2 to res5
+        head: Mapping[str, Any] | None = None,  # for `ProposalHead`, but the input shape
+        criterion: Mapping[str, Any] | None = None,  # for `ProposalCriterion`
         few_shot_weight: float = 10.0,
         few_shot_rank: int = 1,
         options: ImageOptions | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the input shape apart.
-            criterion: arguments of `ProposalCriterion`.
-            few_shot_weight: of the Dice loss between the episode's class mask and the proposal that fits it
-                best (reference code, not in the paper); 0 leaves it out.
-            few_shot_rank: 1 takes the best one for it, 2 the second best (MM-Former's later code).
-            options: see `ImageOptions`.
+        """See also the keys of MODEL.PROPOSALS above.
 
-        Raises:
-            ValueError: a rank that no proposal has.
-            KeyError: the backbone lacks a stage.
+        Raises ValueError for a rank that no proposal has, KeyError for a stage that the backbone lacks.
         """
         super().__init__(backbone, options or ImageOptions())
         backbone.select(STAGES)
@@ -180,11 +170,7 @@ class PotentialObjectsSegmenter(ImageModel):
         }
 
     def propose(self, images: Tensor) -> MaskPredictions:
-        """Predict the proposals of images (B, 3, H, W) RGB, 0 to 255, uint8 or float.
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """Proposals of images (B, 3, H, W) RGB, 0 to 255, uint8 or float; raises ValueError for others."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}: give (B, 3, H, W)")
         return self.proposals(self.extract(self.normalise(images)))
@@ -200,11 +186,8 @@ class PotentialObjectsSegmenter(ImageModel):
                 "sem_seg": (H, W) in {0, 1, 255}, the episode's class; in training, optional.
 
         Returns:
-            Training: dict of weighted losses, averaged over the images. Inference: one dict per image, "aux":
-            {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
-
-        Raises:
-            ValueError: an image without segments in training.
+            Training: dict of weighted losses, averaged over the images; raises ValueError without segments.
+            Inference: one dict per image, "aux": {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
         """
         if self.training:
             return self._training_losses(batched_inputs)
