@@ -27,7 +27,7 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DANet"]
 
@@ -48,9 +48,6 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DANET.PRIOR_FEATURE = "res5"  # compared for it; masked after that stage only
     cfg.MODEL.DANET.PPM_BINS = (1, 2, 3, 6)
     cfg.MODEL.DANET.CKMM = False  # JC2A's class-agnostic map as a further channel
-
-
-Maps = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,7 @@ class DANet(FewShotSegmentor):
             raise ValueError("light_dense is False and channel_attention None: the baseline is PFENet")
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
-        self.prior_feature = prior_feature
-        self.knowledge = knowledge
+        self.prior_feature, self.knowledge = prior_feature, knowledge
         extra = [*([prior_feature] if prior_feature else []), *(knowledge.in_features if knowledge else ())]
         backbone.select([*self.in_features, *extra])
         channels = [backbone.available[name].channels for name in self.in_features]

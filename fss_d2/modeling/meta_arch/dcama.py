@@ -24,11 +24,9 @@ from fss_d2.modeling.layers import (
 from fss_d2.modeling.layers.attention import PROJECTIONS
 
 from .contract import Encoding, Output, SupportSet
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DCAMA", "DCAMAHead"]
-
-Maps = Mapping[str, Tensor]
 
 STRATEGIES = ("one_pass", *FUSIONS)
 NORM_GROUPS = 4  # of the convolutions on masks, see `conv_stack`
@@ -125,16 +123,10 @@ class DCAMAHead(nn.Module):
         require(bool(widths), "widths", tuple(widths), "at least one number")
         require(len(mixer_widths) == 3, "mixer_widths", tuple(mixer_widths), "three numbers")
         self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
-        self.skips = tuple(skips)
-        self.extras = tuple(extras or ())
-        self.skip_support = skip_support
-        self.support_background = support_background
-        self.region_pixels = region_pixels
-        self.region_means = region_means
-
-        self.attention = nn.ModuleDict()
-        self.squeeze = nn.ModuleDict()
-        self.merge = nn.ModuleDict()
+        self.skips, self.extras = tuple(skips), tuple(extras or ())
+        self.skip_support, self.support_background = skip_support, support_background
+        self.region_pixels, self.region_means = region_pixels, region_means
+        self.attention, self.squeeze, self.merge = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         width = widths[-1]
         for depth, (level, blocks) in enumerate(reversed(attention.items())):  # coarse to fine
             self.attention[level] = MaskAggregation(tuple(blocks.values()), **(aggregation or {}))

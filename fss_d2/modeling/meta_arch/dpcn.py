@@ -34,11 +34,9 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output, Target
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DPCN", "DPCNHead", "FeatureFilter"]
-
-Maps = Mapping[str, Tensor]
 
 
 @config_keys
@@ -76,7 +74,7 @@ class ShotEncoding(Encoding):
     weights: Tensor  # (B, K, h, w) soft masks
     deep: Tensor  # (B, K, C', h', w') features compared for the activation maps, zero outside the object
     masks: Tensor | None = None  # (B, K, H, W); in training with a return loss: the supports are queries
-    as_query: dict[str, Tensor] = field(default_factory=dict)  # their `QueryEncoding`, as masks
+    as_query: dict[str, Tensor] = field(default_factory=dict)  # with masks: the `QueryEncoding`
 
 
 @dataclass(frozen=True)
@@ -258,11 +256,9 @@ class DPCN(FewShotSegmentor):
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features, self.sam_feature = tuple(in_features), sam_feature
         self.windows = [tuple(window) for window in windows]
-        self.mask_before_sam = mask_before_sam
+        self.mask_before_sam, self.last_stage_start = mask_before_sam, last_stage_start
         self.train_last_stage = train_last_stage and self.freeze_backbone
-        self.last_stage_start = last_stage_start
-        self.return_weight = return_weight
-        self.knowledge = knowledge
+        self.return_weight, self.knowledge = return_weight, knowledge
         # Run apart, the stage may get a masked input, or a gradient that the rest does not get.
         self.stage_apart = mask_before_sam or self.train_last_stage
         self.deep_feature = sam_feature

@@ -19,7 +19,7 @@ from fss_d2.modeling.refinement import REFINEMENTS, refine
 from .contract import Encoding, Output, QueryFeatures, SupportSet, Target, stack_supports
 from .image_model import ImageModel, ImageOptions
 
-__all__ = ["FewShotSegmentor", "SegmentorOptions"]
+__all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
 
 Episode = dict[str, Any]
 Maps = Mapping[str, Tensor]
@@ -86,11 +86,9 @@ class FewShotSegmentor(ImageModel):
 
     def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
         super().__init__(backbone, options)
-        self.refinement = options.refinement
+        self.refinement, self.align_corners = options.refinement, options.align_corners
         self.ignore_as_background = options.ignore_as_background
-        self.align_corners = options.align_corners
-        self.dice_weight = options.dice_weight
-        self.aux_weight = options.aux_weight
+        self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
 

@@ -60,8 +60,7 @@ class ImageModel(nn.Module):
     def __init__(self, backbone: Backbone, options: ImageOptions) -> None:
         super().__init__()
         self.backbone = backbone
-        self.freeze_backbone = options.freeze_backbone
-        self.bn_train_stats = options.bn_train_stats
+        self.freeze_backbone, self.bn_train_stats = options.freeze_backbone, options.bn_train_stats
         for name, values in (("pixel_mean", options.pixel_mean), ("pixel_std", options.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1).float(), persistent=False)
         if self.freeze_backbone:

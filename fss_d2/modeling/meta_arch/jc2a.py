@@ -27,7 +27,7 @@ from fss_d2.modeling.layers import (
 from fss_d2.modeling.layers.point_block_attention import ATTENTIONS, MERGES
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["JC2A"]
 
@@ -53,9 +53,6 @@ def add_keys(cfg: CfgNode) -> None:
     # Of the attention's answer and the class-agnostic map (Table 6): "concat", "add", "multiply".
     cfg.MODEL.JC2A.AGNOSTIC_MERGE = "concat"
     cfg.MODEL.JC2A.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
-
-
-Maps = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -114,10 +111,8 @@ class JC2A(FewShotSegmentor):
         choose("agnostic_merge", agnostic_merge, MERGES)
         _check_cells("sides", sides)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
-        self.in_features = tuple(in_features)
-        self.sides = tuple(sides)
-        self.agnostic_merge = agnostic_merge
-        self.knowledge = knowledge
+        self.in_features, self.sides = tuple(in_features), tuple(sides)
+        self.agnostic_merge, self.knowledge = agnostic_merge, knowledge
         backbone.select([*self.in_features, *(knowledge.in_features if knowledge else ())])
         channels = sum(backbone.available[name].channels for name in self.in_features)
         self.reduce = FeatureReduction(channels, dim, dropout)

@@ -21,7 +21,7 @@ from fss_d2.modeling.proposals.head import MaskPredictions, ProposalHead
 from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
-from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
+from .few_shot import Episode, FewShotSegmentor, Maps, SegmentorOptions
 from .proposal_segmenter import check_unused_losses, proposal_criterion_arguments, proposal_head_arguments
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "pool_masks",
     "standardized",
 ]
-
-Tensors = Mapping[str, Tensor]
 
 FEATURES = ("backbone", "pixel_decoder")
 _ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
@@ -145,12 +143,9 @@ class MaskMatching(nn.Module):
         super().__init__()
         choose("cross_alignment", cross_alignment, (*CROSS_ALIGNMENTS, "none"))
         self.levels = tuple(channels)
-        self.self_alignment = self_alignment
-        self.cross_alignment = cross_alignment
-        self.learnable_matching = learnable_matching
-        self.standardize = standardize
-        self.reduce = nn.ModuleDict()
-        self.align = nn.ModuleDict()
+        self.self_alignment, self.cross_alignment = self_alignment, cross_alignment
+        self.learnable_matching, self.standardize = learnable_matching, standardize
+        self.reduce, self.align = nn.ModuleDict(), nn.ModuleDict()
         projected = learnable_matching or cross_alignment == "learned"
         for level, width_in in channels.items():
             if projected:
@@ -168,7 +163,7 @@ class MaskMatching(nn.Module):
             self.fc1 = nn.Linear(num_proposals, width)
             self.fc2 = nn.Linear(width, num_proposals)
 
-    def embed(self, features: Tensors) -> dict[str, Tensor]:
+    def embed(self, features: Maps) -> dict[str, Tensor]:
         """Self-align and project: level -> (B, C, h, w) to level -> (B, dim, h, w), of our levels alone."""
         embedded = {}
         for level in self.levels:
@@ -176,7 +171,7 @@ class MaskMatching(nn.Module):
             embedded[level] = self.reduce[level](x) if self.reduce else x
         return embedded
 
-    def encode(self, features: Tensors, masks: Tensor) -> ShotEncoding:
+    def encode(self, features: Maps, masks: Tensor) -> ShotEncoding:
         """Encode N supports.
 
         Of features level -> (N, C, h, w) and masks (N, H, W), 1 object, anything else (255 too) background;
@@ -197,7 +192,7 @@ class MaskMatching(nn.Module):
                 parts[name][level] = tensor
         return ShotEncoding(**parts) if self.align else ShotEncoding(prototype=torch.cat(pooled, dim=1))
 
-    def forward(self, embedded: Tensors, proposals: Tensor, support: ShotEncoding) -> Matching:
+    def forward(self, embedded: Maps, proposals: Tensor, support: ShotEncoding) -> Matching:
         """Compare proposals, soft masks (B, N, h, w) in [0, 1], with supports, (B, K, ...) each.
 
         ``embedded`` is what `embed` gave for the queries.
@@ -211,9 +206,7 @@ class MaskMatching(nn.Module):
             coefficients = F.one_hot(similarity.argmax(dim=1), similarity.shape[1]).to(similarity.dtype)
         return Matching(query, prototypes, similarity, coefficients)
 
-    def prototypes(
-        self, embedded: Tensors, proposals: Tensor, support: ShotEncoding
-    ) -> tuple[Tensor, Tensor]:
+    def prototypes(self, embedded: Maps, proposals: Tensor, support: ShotEncoding) -> tuple[Tensor, Tensor]:
         """Prototypes of proposals (B, N, levels * dim) and object (B, levels * dim): means over supports."""
         if self.align:
             pairs = [self._aligned(level, x, support) for level, x in embedded.items()]
@@ -331,10 +324,8 @@ class MMFormer(FewShotSegmentor):
             num_proposals=query_embed.num_embeddings,
             **(matching or {}),
         )
-        self.features = features
-        self.train_proposals = train_proposals
-        self.mask_weight = mask_weight
-        self.contrastive_weight = contrastive_weight
+        self.features, self.train_proposals = features, train_proposals
+        self.mask_weight, self.contrastive_weight = mask_weight, contrastive_weight
         self.criterion = ProposalCriterion(**(criterion or {})) if train_proposals else None
         if not train_proposals:
             self.proposals.requires_grad_(False)
@@ -368,7 +359,7 @@ class MMFormer(FewShotSegmentor):
             self.proposals.eval()
         return self
 
-    def propose(self, features: Tensors) -> MaskPredictions:
+    def propose(self, features: Maps) -> MaskPredictions:
         """Proposals from backbone features; without gradient if they are frozen."""
         with self._proposal_gradient():
             return self.proposals(features)
@@ -376,14 +367,14 @@ class MMFormer(FewShotSegmentor):
     def _proposal_gradient(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
-    def _encode_support(self, features: Tensors, masks: Tensor) -> ShotEncoding:
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
         if self.features == "pixel_decoder":
             with self._proposal_gradient():
                 features = _by_level(self.proposals.decode_pixels(features)[1])
         encoded = self.matching.encode(features, masks.flatten(0, 1))
         return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
-    def _encode_query(self, features: Tensors) -> QueryEncoding:
+    def _encode_query(self, features: Maps) -> QueryEncoding:
         predictions = self.propose(features)
         if self.features == "pixel_decoder":
             features = _by_level(predictions.levels)

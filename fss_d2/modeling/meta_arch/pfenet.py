@@ -1,6 +1,6 @@
 """PFENet: Prior Guided Feature Enrichment Network (Tian et al., TPAMI 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["PLUG_INS", "PFENet"]
 
@@ -59,8 +59,6 @@ def add_keys(cfg: CfgNode) -> None:
 
 
 PLUG_INS = ("dcm", "ckmm")
-
-Maps = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,8 @@ class PFENet(FewShotSegmentor):
         _check_bins("bins", bins)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
-        self.prior_feature = prior_feature
+        self.prior_feature = self.prior_source = prior_feature
         self.mask_before_prior = mask_before_prior
-        self.prior_source = prior_feature
         if mask_before_prior:
             self.prior_source = stage_before(backbone, prior_feature, "mask_before_prior")
         known = () if knowledge is None else knowledge.in_features
@@ -142,8 +139,7 @@ class PFENet(FewShotSegmentor):
         self.bins = tuple(bins)
         self.enrichment = FeatureEnrichment(2 * dim + 1 + (knowledge is not None), dim, len(self.bins))
         self.classifier = classifier(dim)
-        self.dynamic = dynamic
-        self.knowledge = knowledge
+        self.dynamic, self.knowledge = dynamic, knowledge
         self.permutation_invariant = dynamic is None  # its kernels depend on the order of the supports
         self.query_first = self.bn_train_stats  # the released code's order, for batch statistics
 

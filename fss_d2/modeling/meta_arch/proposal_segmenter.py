@@ -144,8 +144,7 @@ class PotentialObjectsSegmenter(ImageModel):
         queries = self.proposals.predictor.query_feat.num_embeddings
         require(1 <= few_shot_rank <= queries, "few_shot_rank", few_shot_rank, f"1 (the best) to {queries}")
         self.criterion = ProposalCriterion(**(criterion or {}))
-        self.few_shot_weight = few_shot_weight
-        self.few_shot_rank = few_shot_rank
+        self.few_shot_weight, self.few_shot_rank = few_shot_weight, few_shot_rank
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -218,24 +217,20 @@ class PotentialObjectsSegmenter(ImageModel):
         return losses
 
     def _few_shot_loss(self, logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Mean over the images of the two-channel Dice of the proposal (N, h, w) that fits the target (H, W).
+        """Mean over the images of the two-channel Dice of one proposal (N, h, w) with the target (H, W).
 
-        A class that has left its image counts 0.
+        The proposal is that whose soft IoU has `few_shot_rank`; a class that has left its image counts 0.
         """
         total = logits[0].sum() * 0
         for proposals, target in zip(logits, targets, strict=True):
             probability = proposals.float().sigmoid()
-            best = self._fitting(probability.detach(), target)
+            masks = resize(probability.detach()[None], target.shape, align_corners=False)
+            best = soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1:]
             mask = probability.index_select(0, best)[None]
             mask = resize(mask, target.shape, align_corners=False)  # (1, 1, H, W)
             dice = two_channel_dice(torch.cat([1 - mask, mask], dim=1), target[None])
             total = total + torch.where((target == 1).any(), dice, 0.0)
         return total / len(targets)
-
-    def _fitting(self, proposals: Tensor, target: Tensor) -> Tensor:
-        """Index (1,) of the proposal (N, h, w) whose soft IoU with the target (H, W) has `few_shot_rank`."""
-        masks = resize(proposals[None], target.shape, align_corners=False)
-        return soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1:]
 
 
 def _group(images: Sequence[Mapping[str, Any]]) -> list[list[int]]:

@@ -70,7 +70,7 @@ class Prototype(FewShotSegmentor):
         temperature: float = 0.05,
         options: SegmentorOptions | None = None,
     ) -> None:
-        """Raises ValueError for a temperature that is not above 0, KeyError for a feature not in the backbone."""
+        """Raises ValueError for a temperature not above 0, KeyError for a feature that the backbone lacks."""
         require(temperature > 0, "temperature", temperature, "above 0")
         super().__init__(backbone, options or SegmentorOptions())
         self.in_features = tuple(in_features)
