@@ -172,12 +172,8 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
     backbone = adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
     channels = {stage: shape.channels for stage, shape in backbone.output_shape().items()}
-    decoder = MSDeformAttnPixelDecoder(
-        channels,
-        num_layers=sizes.pop("encoder_layers"),
-        feedforward=sizes.pop("encoder_feedforward"),
-        **sizes,
-    )
+    layers, feedforward = sizes.pop("encoder_layers"), sizes.pop("encoder_feedforward")
+    decoder = MSDeformAttnPixelDecoder(channels, num_layers=layers, feedforward=feedforward, **sizes)
     decoded = PixelDecoderBackbone(backbone, decoder, c.DIM, resize_dilated=c.RESIZE_DILATED)
     load_stage1_weights(decoded, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS)
     return decoded
@@ -187,12 +183,9 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments from MODEL.PROPOSALS that `ProposalHead` hands to its pixel decoder."""
     c = cfg.MODEL.PROPOSALS
     at_least("MODEL.PROPOSALS.NUM_HEADS", c.NUM_HEADS, 1)
-    require(
-        c.DIM > 0 and c.DIM % GROUPS == 0 and c.DIM % c.NUM_HEADS == 0,
-        "MODEL.PROPOSALS.DIM",
-        c.DIM,
-        f"a multiple of {GROUPS} (norm groups) and of MODEL.PROPOSALS.NUM_HEADS {c.NUM_HEADS}",
-    )
+    fits = c.DIM > 0 and c.DIM % GROUPS == 0 and c.DIM % c.NUM_HEADS == 0
+    rule = f"a multiple of {GROUPS} (norm groups) and of MODEL.PROPOSALS.NUM_HEADS {c.NUM_HEADS}"
+    require(fits, "MODEL.PROPOSALS.DIM", c.DIM, rule)
     return {
         "dim": c.DIM,
         "num_heads": c.NUM_HEADS,

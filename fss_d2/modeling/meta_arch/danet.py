@@ -107,9 +107,8 @@ class DANet(FewShotSegmentor):
         Raises ValueError for fewer than two features, or neither of the two attention modules; KeyError for
         a feature that the backbone lacks.
         """
-        require(
-            len(in_features) > 1, "in_features", tuple(in_features), "the low features, then the high ones"
-        )
+        rule = "the low features, then the high ones"
+        require(len(in_features) > 1, "in_features", tuple(in_features), rule)
         if not light_dense and channel_attention is None:
             raise ValueError("light_dense is False and channel_attention None: the baseline is PFENet")
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
@@ -149,9 +148,8 @@ class DANet(FewShotSegmentor):
         fits = bool(bins) and min(bins) > 0 and len(bins) <= 2 * dim
         require(fits, "MODEL.DANET.PPM_BINS", bins, f"1 to {2 * dim} (twice MODEL.DANET.DIM) numbers above 0")
         backbone = build_few_shot_backbone(cfg)
-        feature_names(
-            "MODEL.DANET.PRIOR_FEATURE", [c.PRIOR_FEATURE] if c.USE_PRIOR else [], backbone, least=0
-        )
+        if c.USE_PRIOR:
+            feature_names("MODEL.DANET.PRIOR_FEATURE", [c.PRIOR_FEATURE], backbone)
         return {
             "backbone": backbone,
             "in_features": feature_names("MODEL.DANET.IN_FEATURES", c.IN_FEATURES, backbone, least=2),
@@ -168,10 +166,13 @@ class DANet(FewShotSegmentor):
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
         shape, masks = masks.shape[:2], masks.flatten(0, 1)
-        low, *high = self._masked_features(features, masks)
+        maps = [features[name] for name in self.in_features]
+        weights = soft_mask(masks, maps[0].shape[-2:])
+        # At the low features' size, zero outside the object (Eq. 1, 4).
+        low, *high = (resize(m, weights.shape[-2:]) * weights[:, None] for m in maps)
         reduced = self.reduce_support([low, *high])  # D_s, (B*K, dim, h, w)
         encoded = ShotEncoding(
-            self._prototypes(reduced, soft_mask(masks, low.shape[-2:])),
+            self._prototypes(reduced, weights),
             None if self.light is None else self.light.key(low),
             None if self.dense is None else self.dense.key(reduced),
             mask_features(features[self.prior_feature], masks) if self.prior_feature else None,
@@ -180,13 +181,6 @@ class DANet(FewShotSegmentor):
 
     def _join(self, encoded: ShotEncoding) -> ShotEncoding:
         return replace(encoded, prototype=encoded.prototype.mean(dim=1))
-
-    def _masked_features(self, features: Maps, masks: Tensor) -> list[Tensor]:
-        """The maps of `in_features` at the low ones' size, zero outside the object (Eq. 1, 4)."""
-        maps = [features[name] for name in self.in_features]
-        size = maps[0].shape[-2:]
-        weights = soft_mask(masks, size)[:, None]
-        return [resize(m, size) * weights for m in maps]
 
     def _prototypes(self, reduced: Tensor, weights: Tensor) -> Tensor:
         """D_s (N, dim, h, w) and masks (N, h, w) to (N, dim)."""

@@ -226,10 +226,9 @@ class DCAMAHead(nn.Module):
         mingled = None
         for level in reversed(self.blocks):
             masks = self.squeeze[level](aggregated[level])
-            if mingled is None:
-                mingled = masks
-            else:
-                mingled = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+            if mingled is not None:
+                masks = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+            mingled = masks
         return mingled
 
     def mix(self, mingled: Tensor, features: Maps, support: JoinedSupports, size: Sequence[int]) -> Tensor:
@@ -320,13 +319,12 @@ class DCAMA(FewShotSegmentor):
         c = cfg.MODEL.DCAMA
         backbone = build_few_shot_backbone(cfg)
         levels = feature_names("MODEL.DCAMA.ATTENTION_LEVELS", c.ATTENTION_LEVELS, backbone, stages=True)
+        skips = feature_names("MODEL.DCAMA.SKIP_LEVELS", c.SKIP_LEVELS, backbone, least=0, stages=True)
         return {
             "backbone": backbone,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "attention_levels": levels,
-            "skip_levels": feature_names(
-                "MODEL.DCAMA.SKIP_LEVELS", c.SKIP_LEVELS, backbone, least=0, stages=True
-            ),
+            "skip_levels": skips,
             "kshot": choose("MODEL.DCAMA.KSHOT", c.KSHOT, STRATEGIES),
             "head": {
                 "skip_support": c.SKIP_SUPPORT,
@@ -415,11 +413,8 @@ class DCAMA(FewShotSegmentor):
         maps = self._query_maps(self.extract(self.normalise(images)))
         query = QueryEncoding(maps, self.head.query_tokens(maps))
         joined = support.for_queries(len(images))
-        passes = 1 if self.kshot == "one_pass" else support.shots
-        looks = [
-            self.head.attention_map(query, joined.of_pass(s), point, support.size) for s in range(passes)
-        ]
-        return torch.cat(looks, dim=1)
+        passes = [joined.of_pass(s) for s in range(1 if self.kshot == "one_pass" else support.shots)]
+        return torch.cat([self.head.attention_map(query, p, point, support.size) for p in passes], dim=1)
 
 
 def _widths(c: CfgNode) -> dict[str, Any]:
@@ -437,9 +432,7 @@ def _aggregation(c: CfgNode, backbone: FeatureBackbone, levels: Sequence[str]) -
     require(c.TEMPERATURE > 0, "MODEL.DCAMA.TEMPERATURE", c.TEMPERATURE, "above 0")
     at_least("MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, 1)
     if c.PROJECTION == "linear":
-        channels = sorted(
-            {backbone.available[b].channels for level in levels for b in backbone.blocks(level)}
-        )
+        channels = sorted({backbone.available[b].channels for x in levels for b in backbone.blocks(x)})
         fits = all(width % c.NUM_HEADS == 0 for width in channels)
         rule = f"a divisor of the channels of MODEL.DCAMA.ATTENTION_LEVELS: {', '.join(map(str, channels))}"
         require(fits, "MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, rule)

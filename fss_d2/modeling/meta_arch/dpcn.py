@@ -294,9 +294,8 @@ class DPCN(FewShotSegmentor):
         if c.TRAIN_LAST_STAGE and cfg.MODEL.BACKBONE.FREEZE:
             known = () if knowledge is None else knowledge.in_features
             read = {"MODEL.DPCN.IN_FEATURES": names, "MODEL.BASE_KNOWLEDGE.IN_FEATURES": known}
-            _check_frozen(
-                backbone, c.SAM_FEATURE, read, ("MODEL.DPCN.SAM_FEATURE", "MODEL.DPCN.TRAIN_LAST_STAGE")
-            )
+            settings = ("MODEL.DPCN.SAM_FEATURE", "MODEL.DPCN.TRAIN_LAST_STAGE")
+            _check_frozen(backbone, c.SAM_FEATURE, read, settings)
         return {
             "backbone": backbone,
             "in_features": names,

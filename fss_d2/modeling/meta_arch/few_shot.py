@@ -251,9 +251,8 @@ class FewShotSegmentor(ImageModel):
             "sem_seg": (2, height, width) float logits of background and object;
             "aux": dict of the method's maps (C, h, w) for drawing.
 
-        Raises:
-            ValueError: an episode without support, or without target in training.
-            RuntimeError: a training-free method in training mode.
+        Raises ValueError for an episode without support, or without target in training; RuntimeError for a
+        training-free method in training mode.
         """
         if self.training and not self.trainable:
             raise RuntimeError(self._untrainable())
@@ -266,7 +265,8 @@ class FewShotSegmentor(ImageModel):
             output = self.match(query, support)
             if target is None:
                 for row, i in enumerate(indices):
-                    results[i] = self._result(output, row, batched_inputs[i])
+                    scores = self.to_frame(output.logits[row], batched_inputs[i])
+                    results[i] = {"sem_seg": scores, "aux": {n: m[row] for n, m in output.maps.items()}}
             else:
                 for name, loss in self.losses(output, target).items():
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
@@ -280,10 +280,6 @@ class FewShotSegmentor(ImageModel):
             return query, self.encode_support(*stack_supports(episodes))
         support = self.encode_support(*stack_supports(episodes))
         return self.encode_query(images), support
-
-    def _result(self, output: Output, row: int, episode: Episode) -> Episode:
-        scores = self.to_frame(output.logits[row], episode)
-        return {"sem_seg": scores, "aux": {name: maps[row] for name, maps in output.maps.items()}}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):

@@ -197,8 +197,7 @@ class JC2A(FewShotSegmentor):
         parts = [features, shot.prototypes[:, :, None, None].expand_as(features)]
         guides = []
         if self.attention is not None:
-            asked, kept = _of_level(query.asked, level), _of_level(shot.attended, level)
-            guides.append(self.attention(asked, kept))
+            guides.append(self.attention(_of_level(query.asked, level), _of_level(shot.attended, level)))
         if query.agnostic is not None:
             guides.append(resize(query.agnostic, features.shape[-2:]))
         if len(guides) == 2 and self.agnostic_merge != "concat":
@@ -208,9 +207,8 @@ class JC2A(FewShotSegmentor):
 
 
 def _check_cells(name: str, numbers: Sequence[int]) -> None:
-    require(
-        bool(numbers) and min(numbers) > 0, name, tuple(numbers), "numbers of cells above 0, at least one"
-    )
+    fits = bool(numbers) and min(numbers) > 0
+    require(fits, name, tuple(numbers), "numbers of cells above 0, at least one")
 
 
 def _of_level(tensors: Maps, level: str) -> dict[str, Tensor]:
