@@ -121,9 +121,6 @@ def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int
 
     Returns:
         (H, W, 3) uint8 RGB, and the EXIF orientation that was undone (1: none).
-
-    Raises:
-        FileNotFoundError, ValueError: it does not exist, cannot be read, or has another shape or pixel type.
     """
     if isinstance(picture, str | os.PathLike):
         return read_image(picture)
@@ -141,7 +138,7 @@ def read_annotation(
     name: str = "mask",
     image_name: str = "",
 ) -> np.ndarray:
-    """Convert an annotation of a support image to a mask.
+    """Convert an annotation of a support image to a mask (H, W) uint8 in {0, 1, 255}.
 
     Args:
         annotation: one of
@@ -153,9 +150,6 @@ def read_annotation(
         orientation: EXIF orientation of the stored image; a mask of the stored size is rotated with it.
         name: of the annotation, for error messages, unless it is a path.
         image_name: of the image, for error messages.
-
-    Returns:
-        (H, W) uint8 in {0, 1, 255}.
 
     Raises:
         FileNotFoundError, ValueError: it does not exist, cannot be read, differs in size, or marks no object.
@@ -197,11 +191,7 @@ def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[n
 def support_pairs(
     images: Picture | Sequence[Picture], masks: Annotation | Sequence[Annotation], name: str
 ) -> list[tuple[Picture, Annotation]]:
-    """Pair the images of class ``name`` with their annotations; a single one needs no list.
-
-    Raises:
-        ValueError: there is no image, or the numbers of images and annotations differ.
-    """
+    """Pair the images of class ``name`` with their annotations; a single one needs no list."""
     pictures = _as_list(images, (str, os.PathLike, Image.Image), 4)
     annotations = _as_list(masks, (str, os.PathLike, Image.Image, Box, Boxes, Scribble), 3)
     if not pictures or len(pictures) != len(annotations):

@@ -39,8 +39,7 @@ class FrozenQuery(nn.Module):
 
     Args:
         support: of one episode; several raise ValueError.
-        shots: number of support images; None takes the shots of ``support``, of which an image has one for
-            each of its views.
+        shots: number of support images; None takes that of ``support``, which counts each view.
     """
 
     def __init__(self, model: FewShotSegmentor, support: SupportSet, shots: int | None = None) -> None:
@@ -69,11 +68,7 @@ class FrozenQuery(nn.Module):
 
 @torch.no_grad()
 def capture(module: FrozenQuery, image: Tensor) -> ExportedProgram:
-    """Capture the graph for images with the size and type of ``image`` (1, 3, H, W).
-
-    Raises:
-        ValueError: the method cannot be captured, with the reason.
-    """
+    """Capture the graph for images like ``image`` (1, 3, H, W); ValueError says why it cannot be captured."""
     module(image)  # fills the caches of position codes with tensors that hold values
     try:
         return torch.export.export(module, (image,), strict=False)
@@ -172,26 +167,16 @@ def _compare(module: FrozenQuery, run: Run, inputs: Mapping[str, Tensor]) -> dic
 
 
 def _describe(module: FrozenQuery, image: Tensor) -> dict[str, Any]:
-    model, (_, _, height, width) = module.model, image.shape
+    model, dtype, shape = module.model, str(image.dtype).removeprefix("torch."), list(image.shape)
+    mean, std = model.pixel_mean.flatten().tolist(), model.pixel_std.flatten().tolist()
+    images = "batch, RGB, height, width; values 0 to 255"
+    logits = "batch, (background, object), height, width; logits"
     return {
         "method": type(model).__name__,
         "shots": module.shots,
-        "input": {
-            "name": INPUT_NAME,
-            "type": str(image.dtype).removeprefix("torch."),
-            "shape": list(image.shape),
-            "layout": "batch, RGB, height, width; values 0 to 255",
-        },
-        "normalisation_inside": {
-            "mean": model.pixel_mean.flatten().tolist(),
-            "std": model.pixel_std.flatten().tolist(),
-        },
-        "output": {
-            "name": OUTPUT_NAME,
-            "type": "float32",
-            "shape": [1, 2, height, width],
-            "layout": "batch, (background, object), height, width; logits",
-        },
+        "input": {"name": INPUT_NAME, "type": dtype, "shape": shape, "layout": images},
+        "normalisation_inside": {"mean": mean, "std": std},
+        "output": {"name": OUTPUT_NAME, "type": "float32", "shape": [1, 2, *shape[2:]], "layout": logits},
     }
 
 
@@ -205,7 +190,7 @@ def _refusal(module: FrozenQuery, what: str, error: BaseException) -> str:
     )
 
 
-def _write_torch_export(program: ExportedProgram, image: Tensor, path: Path) -> None:
+def _write_torch_export(program: ExportedProgram, _image: Tensor, path: Path) -> None:
     with open(path, "wb") as file:
         torch.export.save(program, file)
 
@@ -215,7 +200,7 @@ def _write_torchscript(program: ExportedProgram, image: Tensor, path: Path) -> N
     torch.jit.save(torch.jit.trace(program.module(), (image,), check_trace=False), path)
 
 
-def _write_onnx(program: ExportedProgram, image: Tensor, path: Path) -> None:
+def _write_onnx(program: ExportedProgram, _image: Tensor, path: Path) -> None:
     from onnxscript import opset18 as op
 
     # Without NaN these are Max and Min; torch does not translate them yet.

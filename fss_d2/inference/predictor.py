@@ -28,7 +28,8 @@ from .support_file import ClassSupport, Frame, encoding_settings, load_classes, 
 
 __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 
-Supports = Mapping[str, tuple[Picture | Sequence[Picture], Annotation | Sequence[Annotation]]]
+Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
+Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
 
 
@@ -78,9 +79,9 @@ class FewShotPredictor:
         support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """
+        """Wrap a model, which is put into evaluation mode.
+
         Args:
-            model: is put into evaluation mode.
             resizes: bring an image to each size at which the model runs; at least one.
             support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for support files.
@@ -111,10 +112,6 @@ class FewShotPredictor:
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: config keys and values, alternating.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
-
-        Raises:
-            FileNotFoundError: there is no such config or checkpoint.
-            ValueError: contradictory settings, a method that takes no supports, or no such device.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
@@ -149,13 +146,7 @@ class FewShotPredictor:
             raise RuntimeError("no supports yet: call set_support or load_support first")
         return self._classes
 
-    def set_support(
-        self,
-        images: Picture | Sequence[Picture],
-        masks: Annotation | Sequence[Annotation],
-        *,
-        name: str = "object",
-    ) -> None:
+    def set_support(self, images: Pictures, masks: Annotations, *, name: str = "object") -> None:
         """Encode one or more supports of one class, each with its mask; they replace all earlier supports."""
         self.set_support_classes({name: (images, masks)})
 
@@ -199,11 +190,9 @@ class FewShotPredictor:
         save_classes(path, self.supports, self.model, self._settings)
 
     def load_support(self, path: str | os.PathLike[str]) -> None:
-        """Read the supports that `save_support` wrote; they replace all earlier supports.
+        """Read the supports that `save_support` wrote, with the same method, config and weights.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no support file, or of another method, config or weights.
+        They replace all earlier supports; another file raises ValueError.
         """
         classes = load_classes(path, self.model, self._settings)
         self._classes = {
@@ -293,11 +282,8 @@ class FewShotPredictor:
     ) -> tuple[np.ndarray, ...]:
         """The attention of a pixel (x, y) of an image to the supports of a class ("": the first class).
 
-        Returns:
-            One map (h, w) float32 per support, at the support's own resolution, not negative.
-
-        Raises:
-            ValueError: the method has no such maps, or the point lies outside the image.
+        Returns one map (h, w) float32 per support, at the support's own resolution, not negative. A method
+        without such maps raises ValueError.
         """
         supports = self.supports
         self.check_attention()

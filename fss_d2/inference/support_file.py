@@ -25,34 +25,25 @@ _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_D
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
 
+Filename = str | os.PathLike[str]
+
+
 @dataclass(frozen=True)
 class Frame:
-    """Where a view of a support lies in it.
+    """Where a view of a support lies in it; sizes are (height, width)."""
 
-    Attributes:
-        size: (height, width) of the support image.
-        window: the pixels of it that the view shows.
-        mirrored: whether left and right are swapped.
-        valid_size: (height, width) of the part of the network input that is not padding.
-    """
-
-    size: tuple[int, int]
-    window: Window
-    mirrored: bool = False
-    valid_size: tuple[int, int] | None = None
+    size: tuple[int, int]  # of the support image
+    window: Window  # the pixels of it that the view shows
+    mirrored: bool = False  # left and right are swapped
+    valid_size: tuple[int, int] | None = None  # of the part of the network input that is not padding
 
 
 @dataclass(frozen=True)
 class ClassSupport:
-    """The supports of one class.
+    """The supports of one class."""
 
-    Attributes:
-        sets: the encoded supports, one set per size at which images run.
-        frames: for each support image, one frame per view; together these are the shots of each set.
-    """
-
-    sets: tuple[SupportSet, ...]
-    frames: tuple[tuple[Frame, ...], ...]
+    sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
+    frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -89,39 +80,24 @@ def encoding_settings(cfg: CfgNode) -> dict[str, str]:
 
 
 def save_classes(
-    path: str | os.PathLike[str],
-    classes: Mapping[str, ClassSupport],
-    model: nn.Module,
-    settings: Mapping[str, str],
+    path: Filename, classes: Mapping[str, ClassSupport], model: nn.Module, settings: Mapping[str, str]
 ) -> None:
     """Write supports atomically, in the form that `torch.load` reads with ``weights_only``."""
-    content = {
-        "kind": _KIND,
-        "version": _VERSION,
-        "method": type(model).__name__,
-        "settings": dict(settings),
-        "weights": weights_digest(model),
-        "classes": {
-            name: {
-                "sets": [support_set.state() for support_set in support.sets],
-                "frames": [[_numbers(frame) for frame in views] for views in support.frames],
-            }
-            for name, support in classes.items()
-        },
+    method = {"method": type(model).__name__, "settings": dict(settings), "weights": weights_digest(model)}
+    states = {
+        name: {
+            "sets": [support_set.state() for support_set in support.sets],
+            "frames": [[_numbers(frame) for frame in views] for views in support.frames],
+        }
+        for name, support in classes.items()
     }
+    content = {"kind": _KIND, "version": _VERSION, **method, "classes": states}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
-def load_classes(
-    path: str | os.PathLike[str], model: nn.Module, settings: Mapping[str, str]
-) -> dict[str, ClassSupport]:
-    """Read what `save_classes` wrote, with tensors on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no support file, or its method, a setting or the weights differ.
-    """
+def load_classes(path: Filename, model: nn.Module, settings: Mapping[str, str]) -> dict[str, ClassSupport]:
+    """Read what `save_classes` wrote with the same method, settings and weights; tensors on the CPU."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"support file {path} does not exist; write one with save_support")
     try:
