@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, run_command, start_log
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     import numpy as np
@@ -26,9 +26,7 @@ logger = logging.getLogger("fss_d2.demo")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the method")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", default="glyphs_fold0_val", metavar="NAME", help="default: %(default)s")
@@ -39,15 +37,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the figure.
-
-    Raises:
-        FileNotFoundError: there is no such config or checkpoint, or the data set has not been prepared.
-        ValueError: the data set has no such picture, or no support for one of its classes.
-    """
+    """Draw the figure."""
     args = parse(argv)
     from fss_d2.data import get_records
-    from fss_d2.engine.command_line import start_log
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.visualization import picture_grid, save_picture
     from fss_d2.visualization.tiles import picture_row
@@ -61,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def rows(
-    args: argparse.Namespace,
-    predictor: "FewShotPredictor",
-    records: Sequence[dict[str, Any]],
-    query: int,
+    args: argparse.Namespace, predictor: "FewShotPredictor", records: Sequence[dict[str, Any]], query: int
 ) -> Iterator["np.ndarray"]:
     """One row for each class that a query shows."""
     from detectron2.data import MetadataCatalog
