@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from preparation_cli import root_parser, run_command
+from preparation_cli import root_parser
+
+from fss_d2.engine.command_line import run_command
 
 ANNOTATIONS = "annotations/instances_train2017.json"
 IDS = Path(__file__).with_name("coco_mini_ids.txt")

@@ -8,7 +8,9 @@ import argparse
 import sys
 from functools import partial
 
-from preparation_cli import root_parser, run_command
+from preparation_cli import root_parser
+
+from fss_d2.engine.command_line import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,11 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     conversion = CONVERTERS[args.method](read_state_dict(args.input))
     write_converted(args.output, conversion, force=args.force)
     print(f"{conversion.summary()}; wrote {args.output}")
-    if args.verbose:
-        for name in conversion.dropped:
-            print(f"dropped {name}")
-        for name in conversion.missing:
-            print(f"missing {name}")
+    for kind in ("dropped", "missing") if args.verbose else ():
+        for name in getattr(conversion, kind):
+            print(f"{kind} {name}")
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main() -> None:
-    """Run the tool; wrong arguments are reported before the first run."""
+    """Run the tool."""
     args = parse_arguments()
-    command_line.plan_from(args)
+    command_line.plan_from(args)  # wrong arguments are reported before the first run
     from fss_d2.engine.cross_validation import run_all
 
     command_line.start_log()

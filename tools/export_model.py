@@ -39,7 +39,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = documented_parser(__doc__)
     add, zoo = parser.add_argument, str(DEFAULT_CONFIG)
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
-    add("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     support = parser.add_mutually_exclusive_group(required=True)
     support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")
     support.add_argument("--support", nargs="+", metavar="IMAGE", help="support images")
@@ -52,13 +51,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
     add("--output", required=True, type=Path, metavar="FILE")
     add("--overwrite", action="store_true", help="replace the file of an earlier run")
-    args = parse_command_line(parser, arguments)
+    args = parse_command_line(parser, arguments, weights=True)
     if (args.support is None) != (args.support_mask is None):
         parser.error("--support and --support-mask go together")
     if args.size and min(args.size) < 1:
         parser.error("--size must be at least 1 1")
-    if args.weights:
-        args.opts += ["MODEL.WEIGHTS", args.weights]
     return args
 
 

@@ -66,12 +66,15 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_command_line(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None, *, weights: bool = False
 ) -> argparse.Namespace:
     """Parse flags and ``KEY VALUE`` pairs in any order; the pairs become ``opts``.
 
-    The parser gets the positional "opts" added; ``arguments`` None takes those of the process.
+    The parser gets the positional "opts" added, and with ``weights`` the flag --weights, another name of
+    MODEL.WEIGHTS; ``arguments`` None takes those of the process.
     """
+    if weights:
+        parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     note = "config keys to change, SOLVER.BASE_LR 0.01 for example"
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=note)
     flags, pairs = [], []
@@ -83,7 +86,7 @@ def parse_command_line(
         else:
             flags.append(word)
     args = parser.parse_intermixed_args(flags)
-    args.opts += pairs
+    args.opts += [*pairs, "MODEL.WEIGHTS", args.weights] if weights and args.weights else pairs
     return args
 
 

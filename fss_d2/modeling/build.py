@@ -76,12 +76,8 @@ FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
 
-    MODEL.WEIGHTS is not loaded.
-
-    Raises:
-        ValueError: no meta-architecture of that name, or settings that do not go together.
-        KeyError: a key names a feature that the backbone lacks.
-        FileNotFoundError: there are no such backbone weights.
+    MODEL.WEIGHTS is not loaded. Raises ValueError for an unknown name or settings that do not go together,
+    KeyError for a feature that the backbone lacks, FileNotFoundError for missing backbone weights.
     """
     model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -136,19 +132,14 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Featu
     The name may be one of ours or any other in Detectron2's registry (`Detectron2Backbone`).
 
     MODEL.BACKBONE.FEATURES "pixel_decoder" puts a frozen pixel decoder behind it (`PixelDecoderBackbone`),
-    and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both.
+    and MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS then has the weights of both; with ``own_decoder`` the model has
+    one itself and wants the backbone's own features.
 
-    Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and
-    other weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs
-    them.
+    Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and other
+    weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs them.
 
-    Args:
-        cfg: the config.
-        own_decoder: the model has a pixel decoder, and wants the backbone's own features.
-
-    Raises:
-        ValueError: no backbone of that name, or settings that do not go together.
-        FileNotFoundError: no such weights.
+    Raises ValueError for an unknown name or settings that do not go together, FileNotFoundError for missing
+    weights.
     """
     name, features = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FEATURES
     if name not in BACKBONE_REGISTRY:
@@ -181,12 +172,8 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
     backbone = adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
     channels = {stage: shape.channels for stage, shape in backbone.output_shape().items()}
-    decoder = MSDeformAttnPixelDecoder(
-        channels,
-        num_layers=sizes.pop("encoder_layers"),
-        feedforward=sizes.pop("encoder_feedforward"),
-        **sizes,
-    )
+    layers, feedforward = sizes.pop("encoder_layers"), sizes.pop("encoder_feedforward")
+    decoder = MSDeformAttnPixelDecoder(channels, num_layers=layers, feedforward=feedforward, **sizes)
     decoded = PixelDecoderBackbone(backbone, decoder, c.DIM, resize_dilated=c.RESIZE_DILATED)
     load_stage1_weights(decoded, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS)
     return decoded
@@ -196,12 +183,9 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments from MODEL.PROPOSALS that `ProposalHead` hands to its pixel decoder."""
     c = cfg.MODEL.PROPOSALS
     at_least("MODEL.PROPOSALS.NUM_HEADS", c.NUM_HEADS, 1)
-    require(
-        c.DIM > 0 and c.DIM % GROUPS == 0 and c.DIM % c.NUM_HEADS == 0,
-        "MODEL.PROPOSALS.DIM",
-        c.DIM,
-        f"a multiple of {GROUPS} (norm groups) and of MODEL.PROPOSALS.NUM_HEADS {c.NUM_HEADS}",
-    )
+    fits = c.DIM > 0 and c.DIM % GROUPS == 0 and c.DIM % c.NUM_HEADS == 0
+    rule = f"a multiple of {GROUPS} (norm groups) and of MODEL.PROPOSALS.NUM_HEADS {c.NUM_HEADS}"
+    require(fits, "MODEL.PROPOSALS.DIM", c.DIM, rule)
     return {
         "dim": c.DIM,
         "num_heads": c.NUM_HEADS,
@@ -214,18 +198,9 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
 def feature_names(
     key: str, names: Sequence[str], backbone: FeatureBackbone, *, least: int = 1, stages: bool = False
 ) -> tuple[str, ...]:
-    """Return the names of backbone outputs that a key lists.
+    """Return the names of backbone outputs that a key lists, of stages only or also of blocks.
 
-    Args:
-        key: for the error.
-        names: the value of the key.
-        backbone: of the outputs.
-        least: how many names there must be.
-        stages: names of stages are meant, not of blocks.
-
-    Raises:
-        ValueError: too few names.
-        KeyError: the backbone has no such output.
+    Raises ValueError for fewer than ``least`` names, KeyError for a name that the backbone does not have.
     """
     known = [name for name in backbone.available if "." not in name or not stages]
     require(len(names) >= least, key, tuple(names), f"at least {least} of the backbone's outputs")
@@ -239,10 +214,8 @@ def feature_names(
 def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
     """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE; its prototypes are not filled in yet.
 
-    Raises:
-        ValueError: a wrong value, or a backbone that changes while training, so that prototypes that were
-            built once do not hold.
-        KeyError: the backbone lacks an output of MODEL.BASE_KNOWLEDGE.IN_FEATURES.
+    Raises ValueError for a wrong value or a backbone that changes while training, KeyError for a feature
+    that the backbone lacks.
     """
     c = cfg.MODEL.BASE_KNOWLEDGE
     if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
@@ -261,11 +234,7 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
 
 
 def dynamic_convolution_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `DynamicConvolution` from MODEL.DPCN, all but the channels.
-
-    Raises:
-        ValueError: a wrong value, or kernels that the way of generation cannot make.
-    """
+    """Arguments of `DynamicConvolution` from MODEL.DPCN, all but the channels; raises ValueError."""
     c = cfg.MODEL.DPCN
     names = tuple(c.KERNELS)
     require(c.KERNEL_SIZE > 0 and c.KERNEL_SIZE % 2 == 1, "MODEL.DPCN.KERNEL_SIZE", c.KERNEL_SIZE, "odd")

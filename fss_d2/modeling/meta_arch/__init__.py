@@ -37,6 +37,4 @@ for _module in iter_modules(__path__):  # also those of methods that were added
     import_module(f"{__name__}.{_module.name}")
 
 # Names for MODEL.META_ARCHITECTURE, in alphabetical order.
-FEW_SHOT_META_ARCHS = tuple(
-    sorted(name for name, cls in META_ARCH_REGISTRY if issubclass(cls, FewShotSegmentor))
-)
+FEW_SHOT_META_ARCHS = tuple(sorted(n for n, cls in META_ARCH_REGISTRY if issubclass(cls, FewShotSegmentor)))

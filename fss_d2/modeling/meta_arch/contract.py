@@ -70,21 +70,13 @@ def _name(encoding: type[Encoding]) -> str:
 
 @dataclass(frozen=True)
 class SupportSet:
-    """Encoded supports of a batch of episodes; made by `FewShotSegmentor.encode_support`.
+    """Encoded supports of a batch of episodes; made by `FewShotSegmentor.encode_support`."""
 
-    Attributes:
-        method: class name of the model that made it.
-        shots: number K of supports of each episode.
-        size: (height, width) of the support images.
-        encoded: what the method keeps of each support; every tensor is (B, K, ...).
-        joined: what `match` reads: the supports of each episode taken together.
-    """
-
-    method: str
-    shots: int
-    size: tuple[int, int]
-    encoded: Encoding
-    joined: Encoding
+    method: str  # class name of the model that made it
+    shots: int  # number K of supports of each episode
+    size: tuple[int, int]  # (height, width) of the support images
+    encoded: Encoding  # what the method keeps of each support; every tensor is (B, K, ...)
+    joined: Encoding  # what `match` reads: the supports of each episode taken together
 
     @property
     def batch_size(self) -> int:
@@ -100,8 +92,7 @@ class SupportSet:
     def for_queries(self, count: int) -> Encoding:
         """`joined` for a number of queries; a set of one episode is repeated for all, without a copy.
 
-        Raises:
-            ValueError: the set has another number of episodes than 1 or ``count``.
+        Raises ValueError for a set of another number of episodes than 1 or ``count``.
         """
         if self.batch_size == count:
             return self.joined
@@ -122,11 +113,7 @@ class SupportSet:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "SupportSet":
-        """Rebuild a set from `state`.
-
-        Raises:
-            ValueError: an entry is missing or does not fit.
-        """
+        """Rebuild a set from `state`; raises ValueError if an entry is missing or does not fit."""
         missing = {"method", "shots", "size", "encoded"} - set(state)
         if missing:
             raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
@@ -146,17 +133,11 @@ def _encoding(saved: tuple[str, Mapping[str, Tensor]]) -> Encoding:
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """An encoded batch of queries, to be matched with any number of support sets; made by `encode_query`.
+    """An encoded batch of queries, to be matched with any number of support sets; made by `encode_query`."""
 
-    Attributes:
-        method: class name of the model that made it.
-        images: (B, 3, H, W) RGB, 0 to 255, as given.
-        encoded: what the method keeps of each query; every tensor is (B, ...).
-    """
-
-    method: str
-    images: Tensor
-    encoded: Encoding
+    method: str  # class name of the model that made it
+    images: Tensor  # (B, 3, H, W) RGB, 0 to 255, as given
+    encoded: Encoding  # what the method keeps of each query; every tensor is (B, ...)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -166,17 +147,11 @@ class QueryFeatures:
 
 @dataclass(frozen=True)
 class Output:
-    """What `match` gives. A method whose losses need more derives a dataclass from it.
+    """What `match` gives. A method whose losses need more derives a dataclass from it."""
 
-    Attributes:
-        logits: (B, 2, H, W) of background and object.
-        maps: name -> (B, C, h, w), for drawing only.
-        levels: (B, 2, h, w) each: logits of inner levels, for the auxiliary loss.
-    """
-
-    logits: Tensor
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
-    levels: Sequence[Tensor] = ()
+    logits: Tensor  # (B, 2, H, W) of background and object
+    maps: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, C, h, w), for drawing only
+    levels: Sequence[Tensor] = ()  # (B, 2, h, w) each: logits of inner levels, for the auxiliary loss
 
     def probability(self) -> Tensor:
         """(B, H, W): probability of the object."""
@@ -185,27 +160,18 @@ class Output:
 
 @dataclass(frozen=True)
 class Target:
-    """What a batch of queries is trained on.
+    """What a batch of queries is trained on. The segments and labels are empty where they were not loaded."""
 
-    Attributes:
-        mask: (B, H, W) int64: 1 object, 0 background, 255 neither.
-        segments: for each image (M, H, W) masks of everything annotated; empty where they were not loaded.
-        labels: for each image (M,) classes of the segments, on the CPU; empty where they were not loaded.
-    """
-
-    mask: Tensor
-    segments: Sequence[Tensor] = ()
-    labels: Sequence[Tensor] = ()
+    mask: Tensor  # (B, H, W) int64: 1 object, 0 background, 255 neither
+    segments: Sequence[Tensor] = ()  # for each image (M, H, W) masks of everything annotated
+    labels: Sequence[Tensor] = ()  # for each image (M,) classes of the segments, on the CPU
 
 
 def stack_supports(episodes: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Stack the supports of episodes; each support is resized to the first one of its episode.
+    """Stack the supports of B episodes to (B, K, 3, H, W) and (B, K, H, W).
 
-    Args:
-        episodes: B dicts with "support", a list of K dicts of "image" (3, H, W) and "mask" (H, W).
-
-    Returns:
-        (B, K, 3, H, W) and (B, K, H, W).
+    An episode has "support", a list of K dicts of "image" (3, H, W) and "mask" (H, W); each support is
+    resized to the first one of its episode.
     """
     pairs = [_stack_shots(episode["support"]) for episode in episodes]
     return torch.stack([images for images, _ in pairs]), torch.stack([masks for _, masks in pairs])

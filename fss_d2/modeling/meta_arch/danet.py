@@ -27,7 +27,7 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DANet"]
 
@@ -50,23 +50,14 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DANET.CKMM = False  # JC2A's class-agnostic map as a further channel
 
 
-Maps = Mapping[str, Tensor]
-
-
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support."""
 
-    Attributes:
-        prototype: (B, K, dim).
-        light_keys, dense_keys: (B, K, c, h, w) compared by the two attentions; None without them.
-        prior: (B, K, C, h, w) compared for the prior mask, zero outside the object; None without one.
-    """
-
-    prototype: Tensor
-    light_keys: Tensor | None = None
-    dense_keys: Tensor | None = None
-    prior: Tensor | None = None
+    prototype: Tensor  # (B, K, dim)
+    light_keys: Tensor | None = None  # (B, K, c, h, w) compared by light attention; None without it
+    dense_keys: Tensor | None = None  # the same for dense attention
+    prior: Tensor | None = None  # (B, K, C, h, w) compared for the prior mask, zero outside the object
 
 
 @dataclass(frozen=True)
@@ -93,11 +84,6 @@ class DANet(FewShotSegmentor):
     Of K supports, the attention maps (after their softmax) and the prototypes are averaged, so that a model
     trained on one support runs with any number. Attention compares maps of equal size: the supports' maps
     are resized to the query's size (bilinear, corners aligned) if they differ from it.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DANet
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     @configurable
@@ -110,40 +96,24 @@ class DANet(FewShotSegmentor):
         dropout: float = 0.5,
         light_dense: bool = True,
         light_scaled: bool = False,
-        channel_attention: Mapping[str, Any] | None = None,
-        prior_feature: str | None = None,
+        channel_attention: Mapping[str, Any] | None = None,  # for `PrototypicalChannelAttention`; None: none
+        prior_feature: str | None = None,  # None leaves the prior mask out
         knowledge: BaseKnowledge | None = None,
         ppm_bins: Sequence[int] = (1, 2, 3, 6),
-        options: SegmentorOptions | None = None,
+        options: SegmentorOptions | None = None,  # corners are aligned in any case
     ) -> None:
-        """
-        Args:
-            backbone: gives the features below.
-            in_features: the low features, whose size all others take, and the high ones.
-            dim: channels of the reduced features.
-            dropout: share of their channels zeroed in training.
-            light_dense: light and dense attention (LDA of Table 3).
-            light_scaled: see `LightAttention`.
-            channel_attention: further arguments of `PrototypicalChannelAttention` (PCA of Table 3); None
-                pools the masked average instead.
-            prior_feature: compared for PFENet's prior mask, one more channel before the pyramid; None: none.
-            knowledge: its map is one more channel as well (CKMM of JC2A).
-            ppm_bins: of `PyramidPooling`.
-            options: see `SegmentorOptions`; corners are aligned in any case.
+        """See also the keys of MODEL.DANET above.
 
-        Raises:
-            ValueError: fewer than two features, or neither of the two attention modules.
-            KeyError: the backbone lacks a feature.
+        Raises ValueError for fewer than two features, or neither of the two attention modules; KeyError for
+        a feature that the backbone lacks.
         """
-        require(
-            len(in_features) > 1, "in_features", tuple(in_features), "the low features, then the high ones"
-        )
+        rule = "the low features, then the high ones"
+        require(len(in_features) > 1, "in_features", tuple(in_features), rule)
         if not light_dense and channel_attention is None:
             raise ValueError("light_dense is False and channel_attention None: the baseline is PFENet")
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
-        self.prior_feature = prior_feature
-        self.knowledge = knowledge
+        self.prior_feature, self.knowledge = prior_feature, knowledge
         extra = [*([prior_feature] if prior_feature else []), *(knowledge.in_features if knowledge else ())]
         backbone.select([*self.in_features, *extra])
         channels = [backbone.available[name].channels for name in self.in_features]
@@ -178,9 +148,8 @@ class DANet(FewShotSegmentor):
         fits = bool(bins) and min(bins) > 0 and len(bins) <= 2 * dim
         require(fits, "MODEL.DANET.PPM_BINS", bins, f"1 to {2 * dim} (twice MODEL.DANET.DIM) numbers above 0")
         backbone = build_few_shot_backbone(cfg)
-        feature_names(
-            "MODEL.DANET.PRIOR_FEATURE", [c.PRIOR_FEATURE] if c.USE_PRIOR else [], backbone, least=0
-        )
+        if c.USE_PRIOR:
+            feature_names("MODEL.DANET.PRIOR_FEATURE", [c.PRIOR_FEATURE], backbone)
         return {
             "backbone": backbone,
             "in_features": feature_names("MODEL.DANET.IN_FEATURES", c.IN_FEATURES, backbone, least=2),
@@ -197,10 +166,13 @@ class DANet(FewShotSegmentor):
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
         shape, masks = masks.shape[:2], masks.flatten(0, 1)
-        low, *high = self._masked_features(features, masks)
+        maps = [features[name] for name in self.in_features]
+        weights = soft_mask(masks, maps[0].shape[-2:])
+        # At the low features' size, zero outside the object (Eq. 1, 4).
+        low, *high = (resize(m, weights.shape[-2:]) * weights[:, None] for m in maps)
         reduced = self.reduce_support([low, *high])  # D_s, (B*K, dim, h, w)
         encoded = ShotEncoding(
-            self._prototypes(reduced, soft_mask(masks, low.shape[-2:])),
+            self._prototypes(reduced, weights),
             None if self.light is None else self.light.key(low),
             None if self.dense is None else self.dense.key(reduced),
             mask_features(features[self.prior_feature], masks) if self.prior_feature else None,
@@ -209,13 +181,6 @@ class DANet(FewShotSegmentor):
 
     def _join(self, encoded: ShotEncoding) -> ShotEncoding:
         return replace(encoded, prototype=encoded.prototype.mean(dim=1))
-
-    def _masked_features(self, features: Maps, masks: Tensor) -> list[Tensor]:
-        """The maps of `in_features` at the low ones' size, zero outside the object (Eq. 1, 4)."""
-        maps = [features[name] for name in self.in_features]
-        size = maps[0].shape[-2:]
-        weights = soft_mask(masks, size)[:, None]
-        return [resize(m, size) * weights for m in maps]
 
     def _prototypes(self, reduced: Tensor, weights: Tensor) -> Tensor:
         """D_s (N, dim, h, w) and masks (N, h, w) to (N, dim)."""

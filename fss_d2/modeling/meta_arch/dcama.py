@@ -24,11 +24,9 @@ from fss_d2.modeling.layers import (
 from fss_d2.modeling.layers.attention import PROJECTIONS
 
 from .contract import Encoding, Output, SupportSet
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DCAMA", "DCAMAHead"]
-
-Maps = Mapping[str, Tensor]
 
 STRATEGIES = ("one_pass", *FUSIONS)
 NORM_GROUPS = 4  # of the convolutions on masks, see `conv_stack`
@@ -66,40 +64,24 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support. The last two are for cross-guided fusion, in which each support is also a query."""
 
-    Attributes:
-        keys: block -> (B, K, h*w, C) projected tokens.
-        masks: level -> (B, K, h, w), the mask at the level's size.
-        skips: block -> (B, K, C, h, w) features for the mixer.
-        as_query: for cross-guided fusion: the features by which a support is segmented by the others.
-        labels: for cross-guided fusion: (B, K, H, W) masks in {0, 1, 255}.
-    """
-
-    keys: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    skips: dict[str, Tensor] = field(default_factory=dict)
-    as_query: dict[str, Tensor] = field(default_factory=dict)
-    labels: Tensor | None = None
+    keys: dict[str, Tensor]  # block -> (B, K, h*w, C) projected tokens
+    masks: dict[str, Tensor]  # level -> (B, K, h, w), the mask at the level's size
+    skips: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, K, C, h, w), for the mixer
+    as_query: dict[str, Tensor] = field(default_factory=dict)  # as `QueryEncoding.maps`, (B, K, ...)
+    labels: Tensor | None = None  # (B, K, H, W) masks in {0, 1, 255}
 
 
 @dataclass(frozen=True)
 class JoinedSupports(Encoding):
-    """Supports of S passes: S = 1 with "one_pass", else one per support.
+    """Supports of S passes: S = 1 with "one_pass", else one per support."""
 
-    Attributes:
-        keys: block -> (B, S, N, C) tokens.
-        masks: level -> (B, S, K/S, h, w); with ``region_pixels`` n, (B, S, 1, 1, 2n), and N is 2n.
-        skips: block -> (B, S, C, h, w), the largest value over the supports of a pass.
-        means: block -> (B, S, 2, C), mean tokens of object and background (``region_means``).
-        weights: (B, K), of cross-guided fusion.
-    """
-
-    keys: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    skips: dict[str, Tensor] = field(default_factory=dict)
-    means: dict[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
+    keys: dict[str, Tensor]  # block -> (B, S, N, C) tokens
+    masks: dict[str, Tensor]  # level -> (B, S, K/S, h, w); of n region pixels (B, S, 1, 1, 2n), and N is 2n
+    skips: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, S, C, h, w), maximum over a pass
+    means: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, S, 2, C): object, background
+    weights: Tensor | None = None  # (B, K), of cross-guided fusion
 
     def of_pass(self, index: int) -> "JoinedSupports":
         """The slice [:, index] of every tensor but the weights."""
@@ -122,50 +104,29 @@ class DCAMAHead(nn.Module):
 
     def __init__(
         self,
+        # Level -> {block: channels}, fine to coarse, shallow to deep.
         attention: Mapping[str, Mapping[str, int]],
-        skips: Mapping[str, int],
+        skips: Mapping[str, int],  # block -> channels, fine to coarse
         *,
-        extras: Mapping[str, int] | None = None,
+        extras: Mapping[str, int] | None = None,  # name -> channels of query maps joined to the mixer's input
         skip_support: bool = True,
         support_background: bool = True,
         region_pixels: int = 0,
-        region_means: bool = False,
-        widths: Sequence[int] = (16, 64, 128),
-        mixer_widths: Sequence[int] = (128, 64, 16),
-        aggregation: Mapping[str, Any] | None = None,
+        region_means: bool = False,  # needs less training data
+        widths: Sequence[int] = (16, 64, 128),  # of the three convolutions on a level's masks
+        mixer_widths: Sequence[int] = (128, 64, 16),  # the last block ends in the two logits
+        aggregation: Mapping[str, Any] | None = None,  # for `MaskAggregation`, such as "num_heads"
     ) -> None:
-        """
-        Args:
-            attention: level -> {block: channels}; levels from fine to coarse, blocks shallow to deep.
-            skips: block -> channels of the features joined to the masks, fine to coarse (Table S3).
-            extras: name -> channels of further maps of the query, joined to the mixer's input as they are.
-            skip_support: join the supports' features as well (Table S5 (a)).
-            support_background: False zeroes the supports' background before attention (Table 3).
-            region_pixels: keep this many pixels of object and of background (Table S5 (b)); 0 keeps all.
-            region_means: aggregate each layer a second time over two support tokens only, the means of object
-                and background (not in the paper; needs less training data).
-            widths: of the three convolutions that take a level's masks to features.
-            mixer_widths: of the three mixer blocks; the last one's second convolution gives the two logits.
-            aggregation: further arguments of `MaskAggregation`, such as "num_heads".
-
-        Raises:
-            ValueError: no attention level, or a wrong number of widths.
-        """
+        """See also the keys of MODEL.DCAMA above. Raises ValueError for no level or wrong widths."""
         super().__init__()
         require(bool(attention), "attention", dict(attention), "of at least one level")
         require(bool(widths), "widths", tuple(widths), "at least one number")
         require(len(mixer_widths) == 3, "mixer_widths", tuple(mixer_widths), "three numbers")
         self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
-        self.skips = tuple(skips)
-        self.extras = tuple(extras or ())
-        self.skip_support = skip_support
-        self.support_background = support_background
-        self.region_pixels = region_pixels
-        self.region_means = region_means
-
-        self.attention = nn.ModuleDict()
-        self.squeeze = nn.ModuleDict()
-        self.merge = nn.ModuleDict()
+        self.skips, self.extras = tuple(skips), tuple(extras or ())
+        self.skip_support, self.support_background = skip_support, support_background
+        self.region_pixels, self.region_means = region_pixels, region_means
+        self.attention, self.squeeze, self.merge = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         width = widths[-1]
         for depth, (level, blocks) in enumerate(reversed(attention.items())):  # coarse to fine
             self.attention[level] = MaskAggregation(tuple(blocks.values()), **(aggregation or {}))
@@ -184,12 +145,7 @@ class DCAMAHead(nn.Module):
         )
 
     def encode(self, features: Maps, masks: Tensor) -> ShotEncoding:
-        """Encode supports.
-
-        Args:
-            features: block -> (B*K, C, h, w).
-            masks: (B, K, H, W) float, 1 object, 0 background.
-        """
+        """Encode supports: block -> (B*K, C, h, w), and float masks (B, K, H, W), 1 object, 0 background."""
         shape = masks.shape[:2]
         keys, at_level = {}, {}
         for level, blocks in self.blocks.items():
@@ -202,12 +158,10 @@ class DCAMAHead(nn.Module):
         return ShotEncoding(keys, at_level, {name: features[name].unflatten(0, shape) for name in skips})
 
     def join(self, shots: ShotEncoding, *, together: bool = True) -> JoinedSupports:
-        """Prepare the supports for the passes.
+        """Prepare the K supports for the passes.
 
-        Args:
-            shots: encodings of K supports.
-            together: one pass over the tokens of all supports, with the largest of their skip features
-                (Sec. 3.3); otherwise one pass per support.
+        With ``together`` for one pass over the tokens of all supports, with the largest of their skip
+        features (Sec. 3.3); otherwise for one pass per support.
         """
         masks = {n: m[:, None] if together else m[:, :, None] for n, m in shots.masks.items()}
         keys = {n: k.flatten(1, 2)[:, None] if together else k for n, k in shots.keys.items()}
@@ -238,15 +192,10 @@ class DCAMAHead(nn.Module):
     def forward(
         self, query: QueryEncoding, support: JoinedSupports, size: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Segment queries in one pass.
+        """Segment B queries of ``size`` (H, W) with one slice `JoinedSupports.of_pass`.
 
-        Args:
-            query: B queries. Tokens that are missing are projected here, block by block.
-            support: one slice `JoinedSupports.of_pass`.
-            size: (H, W) of the query images.
-
-        Returns:
-            Logits (B, 2, H, W), and level -> (B, layers, h, w) the aggregated masks.
+        Query tokens that are missing are projected here, block by block. Returns logits (B, 2, H, W), and
+        level -> (B, layers, h, w) the aggregated masks.
         """
         aggregated = self.aggregate(query, support)
         return self.mix(self.integrate(aggregated), query.maps, support, size), aggregated
@@ -277,10 +226,9 @@ class DCAMAHead(nn.Module):
         mingled = None
         for level in reversed(self.blocks):
             masks = self.squeeze[level](aggregated[level])
-            if mingled is None:
-                mingled = masks
-            else:
-                mingled = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+            if mingled is not None:
+                masks = self.merge[level](resize(mingled, masks.shape[-2:]) + masks)
+            mingled = masks
         return mingled
 
     def mix(self, mingled: Tensor, features: Maps, support: JoinedSupports, size: Sequence[int]) -> Tensor:
@@ -300,16 +248,8 @@ class DCAMAHead(nn.Module):
     ) -> Tensor:
         """Where in the supports one query pixel looks: mean over levels, layers and heads (Fig. S5).
 
-        Args:
-            query, support: as in `forward`; the query with its tokens.
-            point: (y, x) of the pixel as fractions of the query's height and width, in [0, 1).
-            size: height and width of the maps wanted.
-
-        Returns:
-            (B, K/S, height, width).
-
-        Raises:
-            ValueError: only some support pixels were kept, so there is no map.
+        See `DCAMA.attention_map`; returns (B, K/S, height, width). Raises ValueError if only some support
+        pixels were kept, so that there is no map.
         """
         if self.region_pixels:
             raise ValueError(
@@ -336,40 +276,24 @@ class DCAMA(FewShotSegmentor):
     setting), dropout 0.5 on tokens and attention weights, support pixels marked 255 taken as background,
     target pixels marked 255 as well (``ignore_as_background``). Unlike there, several episodes with several
     supports each may share a batch, and images need be neither square nor a multiple of 8.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DCAMA
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits  # any number of queries
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: FeatureBackbone,
-        attention_levels: Sequence[str] = ("res3", "res4", "res5"),
-        skip_levels: Sequence[str] = ("res2", "res3"),
-        kshot: str = "one_pass",
-        head: Mapping[str, Any] | None = None,
-        knowledge: BaseKnowledge | None = None,
+        backbone: FeatureBackbone,  # its blocks are `FeatureBackbone.blocks(level)`
+        attention_levels: Sequence[str] = ("res3", "res4", "res5"),  # all their blocks, fine to coarse
+        skip_levels: Sequence[str] = ("res2", "res3"),  # their last blocks, fine to coarse
+        kshot: str = "one_pass",  # or one of `FUSIONS`, at inference, of K one-shot predictions
+        head: Mapping[str, Any] | None = None,  # further arguments of `DCAMAHead`
+        knowledge: BaseKnowledge | None = None,  # its map is joined to the mixer's input
         ignore_as_background: bool = True,
-        options: SegmentorOptions | None = None,
+        options: SegmentorOptions | None = None,  # the two settings that it shares with DCAMA are DCAMA's
     ) -> None:
-        """
-        Args:
-            backbone: its blocks are `FeatureBackbone.blocks(level)`.
-            attention_levels: levels whose blocks are all cross-attended (Table S4), fine to coarse.
-            skip_levels: levels whose last block is joined to the masks (Table S3), fine to coarse.
-            kshot: "one_pass", or one of `FUSIONS`, at inference, of K one-shot predictions (Table 4).
-            head: further arguments of `DCAMAHead`.
-            knowledge: its class-agnostic map is joined to the mixer's input (CKMM of JC2A; not in the paper).
-            ignore_as_background: target pixels marked 255 count as background in the loss.
-            options: see `SegmentorOptions`; the two settings that it shares with DCAMA are DCAMA's.
+        """See also the keys of MODEL.DCAMA above.
 
-        Raises:
-            ValueError: unknown strategy.
-            KeyError: the backbone lacks a level.
+        Raises ValueError for an unknown strategy, KeyError for a level that the backbone lacks.
         """
         options = options or SegmentorOptions()
         options = replace(options, align_corners=True, ignore_as_background=ignore_as_background)
@@ -395,13 +319,12 @@ class DCAMA(FewShotSegmentor):
         c = cfg.MODEL.DCAMA
         backbone = build_few_shot_backbone(cfg)
         levels = feature_names("MODEL.DCAMA.ATTENTION_LEVELS", c.ATTENTION_LEVELS, backbone, stages=True)
+        skips = feature_names("MODEL.DCAMA.SKIP_LEVELS", c.SKIP_LEVELS, backbone, least=0, stages=True)
         return {
             "backbone": backbone,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "attention_levels": levels,
-            "skip_levels": feature_names(
-                "MODEL.DCAMA.SKIP_LEVELS", c.SKIP_LEVELS, backbone, least=0, stages=True
-            ),
+            "skip_levels": skips,
             "kshot": choose("MODEL.DCAMA.KSHOT", c.KSHOT, STRATEGIES),
             "head": {
                 "skip_support": c.SKIP_SUPPORT,
@@ -490,11 +413,8 @@ class DCAMA(FewShotSegmentor):
         maps = self._query_maps(self.extract(self.normalise(images)))
         query = QueryEncoding(maps, self.head.query_tokens(maps))
         joined = support.for_queries(len(images))
-        passes = 1 if self.kshot == "one_pass" else support.shots
-        looks = [
-            self.head.attention_map(query, joined.of_pass(s), point, support.size) for s in range(passes)
-        ]
-        return torch.cat(looks, dim=1)
+        passes = [joined.of_pass(s) for s in range(1 if self.kshot == "one_pass" else support.shots)]
+        return torch.cat([self.head.attention_map(query, p, point, support.size) for p in passes], dim=1)
 
 
 def _widths(c: CfgNode) -> dict[str, Any]:
@@ -512,9 +432,7 @@ def _aggregation(c: CfgNode, backbone: FeatureBackbone, levels: Sequence[str]) -
     require(c.TEMPERATURE > 0, "MODEL.DCAMA.TEMPERATURE", c.TEMPERATURE, "above 0")
     at_least("MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, 1)
     if c.PROJECTION == "linear":
-        channels = sorted(
-            {backbone.available[b].channels for level in levels for b in backbone.blocks(level)}
-        )
+        channels = sorted({backbone.available[b].channels for x in levels for b in backbone.blocks(x)})
         fits = all(width % c.NUM_HEADS == 0 for width in channels)
         rule = f"a divisor of the channels of MODEL.DCAMA.ATTENTION_LEVELS: {', '.join(map(str, channels))}"
         require(fits, "MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, rule)

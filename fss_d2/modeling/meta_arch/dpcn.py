@@ -34,11 +34,9 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output, Target
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DPCN", "DPCNHead", "FeatureFilter"]
-
-Maps = Mapping[str, Tensor]
 
 
 @config_keys
@@ -70,38 +68,23 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support."""
 
-    Attributes:
-        features: (B, K, C, h, w) reduced middle features.
-        weights: (B, K, h, w) soft masks.
-        deep: (B, K, C', h', w') features compared for the activation maps, zero outside the object.
-        masks: (B, K, H, W); in training with a return loss, in which the supports are queries.
-        as_query: the same supports as a `QueryEncoding`, by name (B, K, ...), where there are ``masks``.
-    """
-
-    features: Tensor
-    weights: Tensor
-    deep: Tensor
-    masks: Tensor | None = None
-    as_query: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor  # (B, K, C, h, w) reduced middle features
+    weights: Tensor  # (B, K, h, w) soft masks
+    deep: Tensor  # (B, K, C', h', w') features compared for the activation maps, zero outside the object
+    masks: Tensor | None = None  # (B, K, H, W); in training with a return loss: the supports are queries
+    as_query: dict[str, Tensor] = field(default_factory=dict)  # with masks: the `QueryEncoding`
 
 
 @dataclass(frozen=True)
 class JoinedSupports(Encoding):
-    """Of each episode.
+    """Of each episode."""
 
-    Attributes:
-        prototype: (B, C).
-        deep: (B, K, C', h', w').
-        foreground: (B, P, C), see `DynamicConvolution.pool`; None without dynamic convolution.
-        masks, as_query: as in `ShotEncoding`.
-    """
-
-    prototype: Tensor
-    deep: Tensor
-    foreground: Tensor | None = None
-    masks: Tensor | None = None
+    prototype: Tensor  # (B, C)
+    deep: Tensor  # (B, K, C', h', w')
+    foreground: Tensor | None = None  # (B, P, C), see `DynamicConvolution.pool`; None without it
+    masks: Tensor | None = None  # this and the next as in `ShotEncoding`
     as_query: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -125,14 +108,7 @@ class FeatureFilter(nn.Module):
     """Refines the pseudo mask and weights the query's features with it (FFM; DPCN, Sec. 3.4)."""
 
     def __init__(self, dim: int, kernel: int = 1) -> None:
-        """
-        Args:
-            dim: channels C.
-            kernel: side of the convolution's kernel, odd; the paper gives none.
-
-        Raises:
-            ValueError: an even kernel.
-        """
+        """Of features with ``dim`` channels; an odd ``kernel`` side (the paper gives none)."""
         require(kernel % 2 == 1, "filter_kernel", kernel, "odd")
         super().__init__()
         self.score = nn.Conv2d(dim, 1, kernel, padding=kernel // 2)
@@ -140,8 +116,7 @@ class FeatureFilter(nn.Module):
     def forward(self, query: Tensor, mask: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
         """Filter features (B, C, h, w) with a mask (B, 1, h, w) and a prototype (B, C, 1, 1) (Eq. 3, 4).
 
-        Returns:
-            The filtered features (B, C, h, w) and the refined mask (B, 1, h, w) in (0, 1).
+        Returns the filtered features (B, C, h, w) and the refined mask (B, 1, h, w) in (0, 1).
         """
         refined = self.score(query * mask + prototype).sigmoid()
         return query * refined + query, refined
@@ -156,30 +131,17 @@ class DPCNHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        num_maps: int,
+        in_channels: int,  # of all middle features together
+        num_maps: int,  # activation maps
         *,
         dim: int = 256,
         dropout: float = 0.5,
-        filter_kernel: int | None = 1,
-        dynamic: Mapping[str, Any] | None = None,
-        dilations: Sequence[int] = (6, 12, 18),
-        knowledge: bool = False,
+        filter_kernel: int | None = 1,  # of `FeatureFilter`; None for no filter (Table 3)
+        dynamic: Mapping[str, Any] | None = None,  # for `DynamicConvolution`; None for none (Table 3)
+        dilations: Sequence[int] = (6, 12, 18),  # of the three dilated branches of the ASPP
+        knowledge: bool = False,  # one more map comes in, JC2A's class-agnostic one
     ) -> None:
-        """
-        Args:
-            in_channels: of all middle features together.
-            num_maps: activation maps.
-            dim: channels C inside.
-            dropout: of channels of the reduced middle features.
-            filter_kernel: of `FeatureFilter`; None for no filter (Table 3).
-            dynamic: arguments of `DynamicConvolution`, the channels apart; None for none (Table 3).
-            dilations: of the three dilated branches of the ASPP.
-            knowledge: one more map comes in, JC2A's class-agnostic one.
-
-        Raises:
-            ValueError: dilations that are not three, or as `FeatureFilter` and `DynamicConvolution`.
-        """
+        """See also the keys of MODEL.DPCN above. Raises ValueError for settings that do not fit."""
         require(len(dilations) == 3, "dilations", tuple(dilations), "three numbers")
         super().__init__()
         self.down_query = FeatureReduction(in_channels, dim, dropout)
@@ -199,22 +161,18 @@ class DPCNHead(nn.Module):
         )
 
     def encode(self, maps: Sequence[Tensor], masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Reduce the supports of B episodes.
+        """Reduce the supports of B episodes to features (B, K, C, h, w) and soft masks (B, K, h, w).
 
-        Args:
-            maps: middle features (B*K, C_i, h_i, w_i), the first gives the size.
-            masks: (B, K, H, W) in {0, 1, 255}.
-
-        Returns:
-            Reduced features (B, K, C, h, w) and soft masks (B, K, h, w).
+        ``maps`` are middle features (B*K, C_i, h_i, w_i), the first gives the size; ``masks`` are (B, K, H,
+        W) in {0, 1, 255}.
         """
         features = self.down_support(maps).unflatten(0, masks.shape[:2])
         return features, soft_mask(masks, features.shape[-2:])
 
     def join(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prototype (B, C), mean over the shots (Eq. 2), and vectors of the object, of what `encode` gave.
+        """Prototype (B, C), mean over the shots (Eq. 2), and the object's vectors, of what `encode` gave.
 
-        The vectors as `DynamicConvolution.pool` gives them; None without dynamic convolution.
+        The vectors are those of `DynamicConvolution.pool`; None without dynamic convolution.
         """
         prototype = shot_prototypes(features, weights).mean(dim=1)
         return prototype, None if self.dynamic is None else self.dynamic.encode(features, weights)
@@ -235,8 +193,8 @@ class DPCNHead(nn.Module):
             knowledge: (B, 1, h'', w''), see ``knowledge`` of the class.
 
         Returns:
-            (B, 2, h, w) logits, and the maps on the way: "activations", "pseudo_mask" (their mean) and, with
-            the filter, "refined_mask", (B, n, h, w) each.
+            (B, 2, h, w) logits, and the maps on the way, (B, n, h, w) each: "activations", "pseudo_mask"
+            (their mean) and, with the filter, "refined_mask".
         """
         query = self.down_query(maps)
         prototype = support.prototype[:, :, None, None]
@@ -269,11 +227,6 @@ class DPCN(FewShotSegmentor):
     The authors published no code. `DPCNHead`, `DynamicConvolution` and `support_activations` state how they
     fill what the paper leaves open. Of K supports, the activation maps and the prototypes are averaged, and
     the object's vectors are joined in the order of the supports, which therefore makes a difference.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DPCN
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     permutation_invariant = False
@@ -285,42 +238,27 @@ class DPCN(FewShotSegmentor):
         backbone: FeatureBackbone,
         in_features: Sequence[str] = ("res4", "res3"),
         sam_feature: str = "res5",
-        windows: Sequence[tuple[int, int]] = ((5, 1), (3, 3), (1, 5)),
+        windows: Sequence[tuple[int, int]] = ((5, 1), (3, 3), (1, 5)),  # ((1, 1),): PFENet's prior
         mask_before_sam: bool = False,
         train_last_stage: bool = False,
         last_stage_start: int = 0,
-        return_weight: float = 1.0,
-        head: Mapping[str, Any] | None = None,
-        knowledge: BaseKnowledge | None = None,
-        options: SegmentorOptions | None = None,
+        return_weight: float = 1.0,  # 0 leaves the query-to-support loss out
+        head: Mapping[str, Any] | None = None,  # for `DPCNHead`, but channels, number of maps and knowledge
+        knowledge: BaseKnowledge | None = None,  # one more map (not in the paper)
+        options: SegmentorOptions | None = None,  # corners are aligned in any case
     ) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            in_features: middle features, the first gives the size.
-            sam_feature: the feature compared for the activation maps; a stage if it is trained.
-            windows: of `support_activations`; ((1, 1),) for PFENet's prior mask.
-            mask_before_sam: also mask the supports before the stage of ``sam_feature`` (PFENet's code).
-            train_last_stage: train that stage although the backbone is frozen.
-            last_stage_start: iteration from which it is trained.
-            return_weight: lambda, of the query-to-support loss; 0 leaves it out.
-            head: arguments of `DPCNHead`, the channels, number of maps and knowledge apart.
-            knowledge: JC2A's class-agnostic map as one more map (not in the paper).
-            options: see `SegmentorOptions`; corners are aligned in any case.
+        """See also the keys of MODEL.DPCN above.
 
-        Raises:
-            ValueError: features or settings of the head that do not go together, or a backbone that cannot
-                run the stage of ``sam_feature`` apart where that is needed.
-            KeyError: the backbone lacks a feature.
+        Raises ValueError for features or settings of the head that do not go together, or a backbone that
+        cannot run the stage of ``sam_feature`` apart where that is needed; KeyError for a feature that it
+        lacks.
         """
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features, self.sam_feature = tuple(in_features), sam_feature
         self.windows = [tuple(window) for window in windows]
-        self.mask_before_sam = mask_before_sam
+        self.mask_before_sam, self.last_stage_start = mask_before_sam, last_stage_start
         self.train_last_stage = train_last_stage and self.freeze_backbone
-        self.last_stage_start = last_stage_start
-        self.return_weight = return_weight
-        self.knowledge = knowledge
+        self.return_weight, self.knowledge = return_weight, knowledge
         # Run apart, the stage may get a masked input, or a gradient that the rest does not get.
         self.stage_apart = mask_before_sam or self.train_last_stage
         self.deep_feature = sam_feature
@@ -356,9 +294,8 @@ class DPCN(FewShotSegmentor):
         if c.TRAIN_LAST_STAGE and cfg.MODEL.BACKBONE.FREEZE:
             known = () if knowledge is None else knowledge.in_features
             read = {"MODEL.DPCN.IN_FEATURES": names, "MODEL.BASE_KNOWLEDGE.IN_FEATURES": known}
-            _check_frozen(
-                backbone, c.SAM_FEATURE, read, ("MODEL.DPCN.SAM_FEATURE", "MODEL.DPCN.TRAIN_LAST_STAGE")
-            )
+            settings = ("MODEL.DPCN.SAM_FEATURE", "MODEL.DPCN.TRAIN_LAST_STAGE")
+            _check_frozen(backbone, c.SAM_FEATURE, read, settings)
         return {
             "backbone": backbone,
             "in_features": names,
@@ -476,11 +413,7 @@ def _check_frozen(
 ) -> None:
     """Refuse features that the trained stage, or one behind it, computes.
 
-    Args:
-        backbone: of the features.
-        stage: the one that is trained.
-        read: name of a setting -> features that it lists.
-        settings: names of those that choose the stage and train it.
+    ``read`` has the features that each setting lists; ``settings`` choose the stage and train it.
     """
     order = list(backbone.available)
     first = order.index(stage_before(backbone, stage)) + 1

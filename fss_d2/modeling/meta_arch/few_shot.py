@@ -19,7 +19,7 @@ from fss_d2.modeling.refinement import REFINEMENTS, refine
 from .contract import Encoding, Output, QueryFeatures, SupportSet, Target, stack_supports
 from .image_model import ImageModel, ImageOptions
 
-__all__ = ["FewShotSegmentor", "SegmentorOptions"]
+__all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
 
 Episode = dict[str, Any]
 Maps = Mapping[str, Tensor]
@@ -37,26 +37,17 @@ def add_loss_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class SegmentorOptions(ImageOptions):
-    """Settings that all methods share.
+    """Settings that all methods share; see also the keys of MODEL.LOSS above.
 
-    Attributes:
-        foreground_weight: weight of an object pixel in the cross entropy; of a background pixel it is 1.
-        dice_weight: weight of a soft Dice loss of the object that is added; 0 leaves it out.
-        aux_weight: weight of the loss of a method's inner levels (`Output.levels`).
-        ignore_as_background: target pixels marked 255 count as background in the loss.
-        align_corners: how scores are resized to the frame asked for.
-        refinement: of the scores, in evaluation mode; see `refine`.
-
-    Raises:
-        ValueError: as `ImageOptions`, a negative weight, or an unknown refinement.
+    Raises ValueError as `ImageOptions`, and for a negative weight or an unknown refinement.
     """
 
     foreground_weight: float = 1.0
     dice_weight: float = 0.0
-    aux_weight: float = 1.0
-    ignore_as_background: bool = False
-    align_corners: bool = False
-    refinement: str = ""
+    aux_weight: float = 1.0  # of the loss of a method's inner levels (`Output.levels`)
+    ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
+    align_corners: bool = False  # how scores are resized to the frame asked for
+    refinement: str = ""  # of the scores, in evaluation mode; see `refine`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,29 +73,22 @@ class FewShotSegmentor(ImageModel):
     A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode_support`,
     `_encode_query` and `_match`, and `_join` where it keeps more of K supports than K encodings.
 
-    Attributes:
-        permutation_invariant: the order of the supports makes no difference.
-        shot_by_shot: supports go through the network one by one in training as well.
-        query_first: queries are encoded before the supports, which matters for batch statistics.
+    Example:
+        >>> model = build_model(cfg)  # of any method, MODEL.WEIGHTS: a trained checkpoint
+        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
+        >>> logits = model.match(model.encode_query(queries), support).logits  # any number of queries
     """
 
-    permutation_invariant: bool = True
-    shot_by_shot: bool = False
-    query_first: bool = False
+    permutation_invariant: bool = True  # the order of the supports makes no difference
+    shot_by_shot: bool = False  # supports go through the network one by one in training as well
+    query_first: bool = False  # queries are encoded before the supports: matters for batch statistics
     class_weights: Tensor
 
     def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            options: see `SegmentorOptions`.
-        """
         super().__init__(backbone, options)
-        self.refinement = options.refinement
+        self.refinement, self.align_corners = options.refinement, options.align_corners
         self.ignore_as_background = options.ignore_as_background
-        self.align_corners = options.align_corners
-        self.dice_weight = options.dice_weight
-        self.aux_weight = options.aux_weight
+        self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -159,15 +143,12 @@ class FewShotSegmentor(ImageModel):
     # -- the three parts ---------------------------------------------------------------------------------
 
     def encode_support(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> SupportSet:
-        """Encode the supports of B episodes.
+        """Encode the supports of B episodes; raises ValueError for shapes that do not go together.
 
         Args:
             images: (B, K, 3, H, W) RGB, 0 to 255, uint8 or float.
             masks: (B, K, H, W), 1 object, 0 background, 255 neither.
             features: what `extract` gave for the normalised B*K images, to save the backbone pass.
-
-        Raises:
-            ValueError: shapes that do not go together.
         """
         if images.dim() != 5 or images.shape[2] != 3 or images.shape[1] == 0:
             raise ValueError(f"support images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
@@ -190,11 +171,8 @@ class FewShotSegmentor(ImageModel):
     def merge_supports(self, sets: Sequence[SupportSet]) -> SupportSet:
         """Join the supports of several sets into one; nothing is encoded again.
 
-        Args:
-            sets: at least one, of the same episodes in the same order, and of one image size.
-
-        Raises:
-            ValueError: sets that do not go together, or of another method.
+        The sets, at least one, are of the same episodes in the same order, and of one image size. Raises
+        ValueError for sets that do not go together, or of another method.
         """
         for support in sets:
             self._check_own("support set", support.method)
@@ -212,8 +190,7 @@ class FewShotSegmentor(ImageModel):
     def select_supports(self, support: SupportSet, indices: Sequence[int]) -> SupportSet:
         """Keep the supports with these indices, at least one, in this order; nothing is encoded again.
 
-        Raises:
-            ValueError: an index that no support has, no index, or a set of another method.
+        Raises ValueError for an index that no support has, no index, or a set of another method.
         """
         self._check_own("support set", support.method)
         if not indices or not all(0 <= i < support.shots for i in indices):
@@ -222,14 +199,11 @@ class FewShotSegmentor(ImageModel):
         return replace(support, shots=len(indices), encoded=encoded, joined=self._join(encoded))
 
     def encode_query(self, images: Tensor, features: Maps | None = None) -> QueryFeatures:
-        """Encode queries, once for any number of support sets.
+        """Encode queries, once for any number of support sets; raises ValueError for another shape.
 
         Args:
             images: (B, 3, H, W) RGB, 0 to 255, uint8 or float.
             features: what `extract` gave for the normalised images, to save the backbone pass.
-
-        Raises:
-            ValueError: images of another shape.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
@@ -237,17 +211,10 @@ class FewShotSegmentor(ImageModel):
         return QueryFeatures(type(self).__name__, images, self._encode_query(features))
 
     def match(self, query: QueryFeatures, support: SupportSet) -> Output:
-        """Segment encoded queries with encoded supports.
+        """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Args:
-            query: B queries.
-            support: of B episodes, or of one that serves all queries.
-
-        Returns:
-            Logits (B, 2, H, W) and more; refined by TEST.REFINEMENT in evaluation mode.
-
-        Raises:
-            ValueError: encoded by another method, or a support set of another number of episodes.
+        Returns logits (B, 2, H, W) and more, refined by TEST.REFINEMENT in evaluation mode. Raises
+        ValueError for what another method encoded, or a support set of another number of episodes.
         """
         self._check_own("support set", support.method)
         self._check_own("query", query.method)
@@ -284,9 +251,8 @@ class FewShotSegmentor(ImageModel):
             "sem_seg": (2, height, width) float logits of background and object;
             "aux": dict of the method's maps (C, h, w) for drawing.
 
-        Raises:
-            ValueError: an episode without support, or without target in training.
-            RuntimeError: a training-free method in training mode.
+        Raises ValueError for an episode without support, or without target in training; RuntimeError for a
+        training-free method in training mode.
         """
         if self.training and not self.trainable:
             raise RuntimeError(self._untrainable())
@@ -299,7 +265,8 @@ class FewShotSegmentor(ImageModel):
             output = self.match(query, support)
             if target is None:
                 for row, i in enumerate(indices):
-                    results[i] = self._result(output, row, batched_inputs[i])
+                    scores = self.to_frame(output.logits[row], batched_inputs[i])
+                    results[i] = {"sem_seg": scores, "aux": {n: m[row] for n, m in output.maps.items()}}
             else:
                 for name, loss in self.losses(output, target).items():
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
@@ -314,10 +281,6 @@ class FewShotSegmentor(ImageModel):
         support = self.encode_support(*stack_supports(episodes))
         return self.encode_query(images), support
 
-    def _result(self, output: Output, row: int, episode: Episode) -> Episode:
-        scores = self.to_frame(output.logits[row], episode)
-        return {"sem_seg": scores, "aux": {name: maps[row] for name, maps in output.maps.items()}}
-
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
             raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
@@ -329,14 +292,10 @@ class FewShotSegmentor(ImageModel):
         return f"{type(self).__name__} is training-free: evaluate it, or choose another method"
 
     def to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
-        """Crop the padding of (2, H, W) logits and resize them to the frame asked for.
+        """Crop the padding of logits (2, H, W) of one query and resize them to the frame asked for.
 
-        Args:
-            logits: of one query, at the network's size.
-            episode: "height", "width" of the frame and "valid_size", each optional, as in `forward`.
-
-        Returns:
-            (2, height, width) float32.
+        The episode has "height", "width" and "valid_size", each optional, as in `forward`. Returns (2,
+        height, width) float32.
         """
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))

@@ -18,18 +18,12 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images reach the backbone, and whether the backbone is trained.
+    """How images reach the backbone, and whether the backbone is trained; see the keys of MODEL.BACKBONE.
 
-    Attributes:
-        pixel_mean, pixel_std: normalisation, RGB, on the scale of the images (0 to 255).
-        freeze_backbone: no gradient for the backbone, and eval mode also while training.
-        bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
-
-    Raises:
-        ValueError: a normalisation of other than three numbers, or a deviation that is not above 0.
+    Raises ValueError for a normalisation of other than three numbers, or a deviation that is not above 0.
     """
 
-    pixel_mean: Triple = (0.0, 0.0, 0.0)
+    pixel_mean: Triple = (0.0, 0.0, 0.0)  # RGB, on the scale of the images (0 to 255)
     pixel_std: Triple = (1.0, 1.0, 1.0)
     freeze_backbone: bool = True
     bn_train_stats: bool = False
@@ -56,28 +50,17 @@ def _check_pixels(mean_name: str, mean: Sequence[float], std_name: str, std: Seq
 
 
 class ImageModel(nn.Module):
-    """A module with a backbone, which is frozen by default, and further modules that are trained.
+    """A module with a backbone, which is frozen by default, and further modules that are trained."""
 
-    Attributes:
-        iteration: of the training, set before each step (`fss_d2.engine.train_loop.SetModelIteration`).
-        idle_parameters: some trained parameters get no gradient in some iterations.
-    """
-
-    iteration: int = 0
-    idle_parameters: bool = False
+    iteration: int = 0  # of the training, set before each step (`engine.train_loop.SetModelIteration`)
+    idle_parameters: bool = False  # some trained parameters get no gradient in some iterations
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, backbone: Backbone, options: ImageOptions) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            options: see `ImageOptions`.
-        """
         super().__init__()
         self.backbone = backbone
-        self.freeze_backbone = options.freeze_backbone
-        self.bn_train_stats = options.bn_train_stats
+        self.freeze_backbone, self.bn_train_stats = options.freeze_backbone, options.bn_train_stats
         for name, values in (("pixel_mean", options.pixel_mean), ("pixel_std", options.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1).float(), persistent=False)
         if self.freeze_backbone:

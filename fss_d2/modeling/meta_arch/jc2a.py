@@ -27,7 +27,7 @@ from fss_d2.modeling.layers import (
 from fss_d2.modeling.layers.point_block_attention import ATTENTIONS, MERGES
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["JC2A"]
 
@@ -55,9 +55,6 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.JC2A.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
 
 
-Maps = Mapping[str, Tensor]
-
-
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
     """Of each support: prototype (B, K, C), and by "<kind>.<level>" what the attention keeps, (B, K, ...)."""
@@ -68,39 +65,27 @@ class ShotEncoding(Encoding):
 
 @dataclass(frozen=True)
 class QueryEncoding(Encoding):
-    """Of each query.
+    """Of each query."""
 
-    Attributes:
-        pyramid: level -> (B, C, b, b) reduced features.
-        asked: "<kind>.<level>" -> (B, b*b, C), projected for the attention.
-        agnostic: (B, 1, h, w) class-agnostic map, or None.
-        cells: (B, 1, h, w), empty but for its size, which is that of the reduced features.
-    """
-
-    pyramid: dict[str, Tensor]
-    cells: Tensor
-    asked: dict[str, Tensor] = field(default_factory=dict)
-    agnostic: Tensor | None = None
+    pyramid: dict[str, Tensor]  # level -> (B, C, b, b) reduced features
+    cells: Tensor  # (B, 1, h, w), read for its size only, that of the reduced features
+    asked: dict[str, Tensor] = field(default_factory=dict)  # "<kind>.<level>" -> (B, b*b, C)
+    agnostic: Tensor | None = None  # (B, 1, h, w) class-agnostic map
 
 
 @META_ARCH_REGISTRY.register()
 class JC2A(FewShotSegmentor):
     """PFENet's pyramid, guided by attention to the support and by a map of all objects (Huang et al., 2022).
 
-    At each level of the pyramid the query's features are joined with the support's prototype, with what
-    they are answered by the support's points and blocks (HPAM, `PointBlockAttention`), and with the
+    At each level of the pyramid the query's features are joined with the support's prototype, with what they
+    are answered by the support's points and blocks (HPAM, `PointBlockAttention`), and with the
     class-agnostic map (CKMM, `BaseKnowledge`), instead of PFENet's prior (MIA, Eq. 14). The rest is
     `FeatureEnrichment`. One reduction serves query and supports. No stage behind the features runs.
 
-    K supports are K one-shot passes whose probabilities are averaged, in training as well; what is
-    the query's own is computed once.
+    K supports are K one-shot passes whose probabilities are averaged, in training as well; what is the
+    query's own is computed once.
 
     With CKMM the prototypes of the base classes must have been built: `fss_d2.engine.base_prototypes`.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: JC2A, MODEL.WEIGHTS: a trained checkpoint
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits
     """
 
     @configurable
@@ -112,34 +97,22 @@ class JC2A(FewShotSegmentor):
         dim: int = 256,
         dropout: float = 0.5,
         sides: Sequence[int] = (60, 30, 15, 8),
+        # For `PointBlockAttention`, but dim and sides; None: none.
         attention: Mapping[str, Any] | None = None,
-        knowledge: BaseKnowledge | None = None,
+        knowledge: BaseKnowledge | None = None,  # gives the class-agnostic map; None leaves it out
         agnostic_merge: str = "concat",
-        options: SegmentorOptions | None = None,
+        options: SegmentorOptions | None = None,  # corners are aligned in any case
     ) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            in_features: middle features, joined in this order at the first one's size.
-            dim: channels C that they are reduced to.
-            dropout: of the reduced features, channel by channel.
-            sides: of the pyramid's levels, in cells.
-            attention: arguments of `PointBlockAttention`, `dim` and `sides` apart; None leaves it out.
-            knowledge: gives the class-agnostic map; None leaves it out.
-            agnostic_merge: of the attention's answer and the map (Table 6): "concat", "add" or "multiply".
-            options: see `SegmentorOptions`; corners are aligned in any case.
+        """See also the keys of MODEL.JC2A above.
 
-        Raises:
-            ValueError: unknown kinds, no level, or numbers that do not go together.
-            KeyError: the backbone lacks an output.
+        Raises ValueError for unknown kinds, no level, or numbers that do not go together; KeyError for a
+        feature that the backbone lacks.
         """
         choose("agnostic_merge", agnostic_merge, MERGES)
         _check_cells("sides", sides)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
-        self.in_features = tuple(in_features)
-        self.sides = tuple(sides)
-        self.agnostic_merge = agnostic_merge
-        self.knowledge = knowledge
+        self.in_features, self.sides = tuple(in_features), tuple(sides)
+        self.agnostic_merge, self.knowledge = agnostic_merge, knowledge
         backbone.select([*self.in_features, *(knowledge.in_features if knowledge else ())])
         channels = sum(backbone.available[name].channels for name in self.in_features)
         self.reduce = FeatureReduction(channels, dim, dropout)
@@ -224,8 +197,7 @@ class JC2A(FewShotSegmentor):
         parts = [features, shot.prototypes[:, :, None, None].expand_as(features)]
         guides = []
         if self.attention is not None:
-            asked, kept = _of_level(query.asked, level), _of_level(shot.attended, level)
-            guides.append(self.attention(asked, kept))
+            guides.append(self.attention(_of_level(query.asked, level), _of_level(shot.attended, level)))
         if query.agnostic is not None:
             guides.append(resize(query.agnostic, features.shape[-2:]))
         if len(guides) == 2 and self.agnostic_merge != "concat":
@@ -235,9 +207,8 @@ class JC2A(FewShotSegmentor):
 
 
 def _check_cells(name: str, numbers: Sequence[int]) -> None:
-    require(
-        bool(numbers) and min(numbers) > 0, name, tuple(numbers), "numbers of cells above 0, at least one"
-    )
+    fits = bool(numbers) and min(numbers) > 0
+    require(fits, name, tuple(numbers), "numbers of cells above 0, at least one")
 
 
 def _of_level(tensors: Maps, level: str) -> dict[str, Tensor]:

@@ -21,12 +21,8 @@ from fss_d2.modeling.proposals.head import MaskPredictions, ProposalHead
 from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
-from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
-from .proposal_segmenter import (
-    check_unused_losses,
-    proposal_criterion_arguments,
-    proposal_head_arguments,
-)
+from .few_shot import Episode, FewShotSegmentor, Maps, SegmentorOptions
+from .proposal_segmenter import check_unused_losses, proposal_criterion_arguments, proposal_head_arguments
 
 __all__ = [
     "MMFormer",
@@ -37,8 +33,6 @@ __all__ = [
     "pool_masks",
     "standardized",
 ]
-
-Tensors = Mapping[str, Tensor]
 
 FEATURES = ("backbone", "pixel_decoder")
 _ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
@@ -71,22 +65,14 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support.
+    """Of each support; a prototype without cross-alignment, else the other fields, by level."""
 
-    Attributes:
-        prototype: (B, K, levels * dim), without cross-alignment; the other fields are for cross-alignment:
-        features: level -> (B, K, dim, h, w), zero outside the object.
-        gates: level -> (B, K, h, w), the mask that made the features so.
-        masks: level -> (B, K, h, w), the mask that pools them.
-        memory, positions: level -> (B, K, dim, h', w'), what queries attend to.
-    """
-
-    prototype: Tensor | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
-    gates: dict[str, Tensor] = field(default_factory=dict)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
-    positions: dict[str, Tensor] = field(default_factory=dict)
+    prototype: Tensor | None = None  # (B, K, levels * dim)
+    features: dict[str, Tensor] = field(default_factory=dict)  # (B, K, dim, h, w), zero outside the object
+    gates: dict[str, Tensor] = field(default_factory=dict)  # (B, K, h, w), the mask that made them so
+    masks: dict[str, Tensor] = field(default_factory=dict)  # (B, K, h, w), the mask that pools them
+    memory: dict[str, Tensor] = field(default_factory=dict)  # (B, K, dim, h', w'), what queries attend to
+    positions: dict[str, Tensor] = field(default_factory=dict)  # as memory
 
 
 @dataclass(frozen=True)
@@ -106,34 +92,21 @@ class TrainedQueryEncoding(QueryEncoding):
 
 @dataclass(frozen=True)
 class Matching:
-    """How N proposals of each of B queries compare with the supports.
+    """How N proposals of each of B queries compare with the supports."""
 
-    Attributes:
-        query: (B, N, C) prototypes of the proposals, averaged over the supports.
-        support: (B, C) prototype of the object, averaged over the supports.
-        similarity: (B, N) cosines of the two, in [-1, 1].
-        coefficients: (B, N) weights of the proposals in the result; unbounded.
-    """
-
-    query: Tensor
-    support: Tensor
-    similarity: Tensor
-    coefficients: Tensor
+    query: Tensor  # (B, N, C) prototypes of the proposals, averaged over the supports
+    support: Tensor  # (B, C) prototype of the object, averaged over the supports
+    similarity: Tensor  # (B, N) cosines of the two, in [-1, 1]
+    coefficients: Tensor  # (B, N) weights of the proposals in the result; unbounded
 
 
 @dataclass(frozen=True)
 class MMFormerOutput(Output):
-    """With what the losses read.
+    """With what the losses read."""
 
-    Attributes:
-        proposals: (B, N, h, w) soft masks.
-        matching: the similarities behind the logits.
-        predictions: of every decoder layer, where the proposals are trained.
-    """
-
-    proposals: Tensor | None = None
-    matching: Matching | None = None
-    predictions: MaskPredictions | None = None
+    proposals: Tensor | None = None  # (B, N, h, w) soft masks
+    matching: Matching | None = None  # the similarities behind the logits
+    predictions: MaskPredictions | None = None  # of every decoder layer, where proposals are trained
 
     def probability(self) -> Tensor:
         """(B, H, W): the fused mask, in [0, 1]; the logits are 1 - mask and mask, not logarithms."""
@@ -151,46 +124,28 @@ class MaskMatching(nn.Module):
 
     def __init__(
         self,
-        channels: Mapping[str, int],
+        channels: Mapping[str, int],  # level -> channels, in the order in which prototypes are joined
         *,
-        num_proposals: int = 100,
+        num_proposals: int = 100,  # N, inputs and outputs of the matching network
         dim: int = 256,
-        num_heads: int = 4,
+        num_heads: int = 4,  # this and the next two: see `CrossAlignment`, also memory_side
         num_layers: int = 2,
         feedforward: int = 512,
-        width: int = 500,
+        width: int = 500,  # hidden units of the matching network
         memory_side: int = 15,
         self_alignment: bool = True,
         cross_alignment: str = "learned",
+        # False: 1 for the proposal most similar to the support, 0 for others.
         learnable_matching: bool = True,
-        standardize: bool = False,
+        standardize: bool = False,  # unscaled similarities are close together; a short training ignores them
     ) -> None:
-        """
-        Args:
-            channels: level -> channels of its features, in the order in which prototypes are joined.
-            num_proposals: N, inputs and outputs of the matching network.
-            dim: channels that features are projected to.
-            num_heads, num_layers, feedforward, memory_side: see `CrossAlignment`.
-            width: hidden units of the matching network.
-            self_alignment: weigh the channels first (Table 3a, SA).
-            cross_alignment: "learned", "parameter_free" (CA*) or "none" (Table 3a, CA).
-            learnable_matching: learn the coefficients (Table 3a, LM); otherwise the proposal most similar to
-                the support gets 1, the others 0.
-            standardize: scale the similarities of an image to mean 0 and deviation 1 for the matching network
-                (not in the paper). Unscaled they are close together, and a short training ignores them.
-
-        Raises:
-            ValueError: unknown cross-alignment, or heads that do not divide ``dim``.
-        """
+        """See also the keys of MODEL.MM_FORMER above. Raises ValueError for settings that do not fit."""
         super().__init__()
         choose("cross_alignment", cross_alignment, (*CROSS_ALIGNMENTS, "none"))
         self.levels = tuple(channels)
-        self.self_alignment = self_alignment
-        self.cross_alignment = cross_alignment
-        self.learnable_matching = learnable_matching
-        self.standardize = standardize
-        self.reduce = nn.ModuleDict()
-        self.align = nn.ModuleDict()
+        self.self_alignment, self.cross_alignment = self_alignment, cross_alignment
+        self.learnable_matching, self.standardize = learnable_matching, standardize
+        self.reduce, self.align = nn.ModuleDict(), nn.ModuleDict()
         projected = learnable_matching or cross_alignment == "learned"
         for level, width_in in channels.items():
             if projected:
@@ -208,7 +163,7 @@ class MaskMatching(nn.Module):
             self.fc1 = nn.Linear(num_proposals, width)
             self.fc2 = nn.Linear(width, num_proposals)
 
-    def embed(self, features: Tensors) -> dict[str, Tensor]:
+    def embed(self, features: Maps) -> dict[str, Tensor]:
         """Self-align and project: level -> (B, C, h, w) to level -> (B, dim, h, w), of our levels alone."""
         embedded = {}
         for level in self.levels:
@@ -216,15 +171,11 @@ class MaskMatching(nn.Module):
             embedded[level] = self.reduce[level](x) if self.reduce else x
         return embedded
 
-    def encode(self, features: Tensors, masks: Tensor) -> ShotEncoding:
+    def encode(self, features: Maps, masks: Tensor) -> ShotEncoding:
         """Encode N supports.
 
-        Args:
-            features: level -> (N, C, h, w).
-            masks: (N, H, W), 1 object, anything else (255 too) background.
-
-        Returns:
-            The fields of `ShotEncoding`, (N, ...) each.
+        Of features level -> (N, C, h, w) and masks (N, H, W), 1 object, anything else (255 too) background;
+        the fields of the result are (N, ...) each.
         """
         masks = (masks == 1).float()[:, None]
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in _ALIGNED}
@@ -241,13 +192,10 @@ class MaskMatching(nn.Module):
                 parts[name][level] = tensor
         return ShotEncoding(**parts) if self.align else ShotEncoding(prototype=torch.cat(pooled, dim=1))
 
-    def forward(self, embedded: Tensors, proposals: Tensor, support: ShotEncoding) -> Matching:
-        """Compare proposals with supports.
+    def forward(self, embedded: Maps, proposals: Tensor, support: ShotEncoding) -> Matching:
+        """Compare proposals, soft masks (B, N, h, w) in [0, 1], with supports, (B, K, ...) each.
 
-        Args:
-            embedded: what `embed` gave for the queries.
-            proposals: (B, N, h, w) soft masks in [0, 1].
-            support: what `encode` gave, each (B, K, ...).
+        ``embedded`` is what `embed` gave for the queries.
         """
         query, prototypes = self.prototypes(embedded, proposals, support)
         similarity = F.cosine_similarity(query, prototypes[:, None], dim=2)  # Eq. 4
@@ -258,9 +206,7 @@ class MaskMatching(nn.Module):
             coefficients = F.one_hot(similarity.argmax(dim=1), similarity.shape[1]).to(similarity.dtype)
         return Matching(query, prototypes, similarity, coefficients)
 
-    def prototypes(
-        self, embedded: Tensors, proposals: Tensor, support: ShotEncoding
-    ) -> tuple[Tensor, Tensor]:
+    def prototypes(self, embedded: Maps, proposals: Tensor, support: ShotEncoding) -> tuple[Tensor, Tensor]:
         """Prototypes of proposals (B, N, levels * dim) and object (B, levels * dim): means over supports."""
         if self.align:
             pairs = [self._aligned(level, x, support) for level, x in embedded.items()]
@@ -287,13 +233,8 @@ class MaskMatching(nn.Module):
 def pool_masks(features: Tensor, masks: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean feature under each soft mask, ``sum(F M) / (sum(M) + epsilon)``; zeros under an empty one.
 
-    Args:
-        features: (B, C, h, w).
-        masks: (B, N, h, w) in [0, 1].
-        epsilon: added to the area (reference code: 1e-7 for supports, 0 for proposals).
-
-    Returns:
-        (B, N, C).
+    Features (B, C, h, w) and masks (B, N, h, w) in [0, 1] to (B, N, C). The reference code adds 1e-7 to the
+    area for supports, 0 for proposals.
     """
     # In float32: cosines of one image's proposals differ by less than half precision resolves.
     with torch.autocast(features.device.type, enabled=False):
@@ -309,15 +250,9 @@ def standardized(similarity: Tensor) -> Tensor:
 
 
 def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Weighted sum of soft masks, ``sum_n c_n M_n`` (MM-Former, Eq. 4), resized.
+    """Weighted sum of soft masks, ``sum_n c_n M_n`` (MM-Former, Eq. 4), resized to ``size`` (H, W).
 
-    Args:
-        coefficients: (B, N).
-        masks: (B, N, h, w).
-        size: (H, W) of the result.
-
-    Returns:
-        (B, H, W), unbounded.
+    Coefficients (B, N) and masks (B, N, h, w) to (B, H, W), unbounded.
     """
     fused = (coefficients.float()[:, :, None, None] * masks).sum(dim=1, keepdim=True)
     return resize(fused, size, align_corners=False)[:, 0]  # resizing is linear: one map instead of N
@@ -326,15 +261,9 @@ def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tens
 def contrastive_loss(similarity: Tensor, iou: Tensor) -> Tensor:
     """Raise the similarity of the best proposal and lower that of the worst (MM-Former, Eq. 5, L_co).
 
-    Similarities of an image are first scaled to [0, 1]; logarithms are at least -100 (as in torch's binary
-    cross entropy), and a saturated one has no gradient.
-
-    Args:
-        similarity: (B, N).
-        iou: (B, N) of the proposals with the truth.
-
-    Returns:
-        The mean over the images of ``-(log S_pos + log(1 - S_neg)) / 2``.
+    From the similarities (B, N) and IoUs (B, N) of the proposals with the truth: the mean over the images of
+    ``-(log S_pos + log(1 - S_neg)) / 2``. Similarities of an image are first scaled to [0, 1]; logarithms
+    are at least -100 (as in torch's binary cross entropy), and a saturated one has no gradient.
     """
     similarity = similarity.float()
     low, high = similarity.amin(dim=1, keepdim=True), similarity.amax(dim=1, keepdim=True)
@@ -360,43 +289,27 @@ class MMFormer(FewShotSegmentor):
     can be trained, and `trainable` is False where they are frozen.
 
     Pixels marked 255 are background in losses and supports, as in the reference code.
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: MMFormer, MODEL.WEIGHTS: of stage 1 or 2
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> scores = model.match(model.encode_query(queries), support).logits  # (1 - object, object)
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: FeatureBackbone,
-        head: Mapping[str, Any] | None = None,
-        criterion: Mapping[str, Any] | None = None,
-        matching: Mapping[str, Any] | None = None,
+        backbone: FeatureBackbone,  # gives res2 to res5
+        head: Mapping[str, Any] | None = None,  # for `ProposalHead`, but the input shape
+        criterion: Mapping[str, Any] | None = None,  # for `ProposalCriterion`, used with train_proposals
+        matching: Mapping[str, Any] | None = None,  # for `MaskMatching`, but channels and number of proposals
         features: str = "backbone",
         train_proposals: bool = False,
         mask_weight: float = 10.0,
         contrastive_weight: float = 6.0,
         options: SegmentorOptions | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the input shape apart.
-            criterion: arguments of `ProposalCriterion`, used with ``train_proposals``.
-            matching: arguments of `MaskMatching`, the channels and the number of proposals apart.
-            features: matched ones, "backbone" or "pixel_decoder" (before or after MSDeformAttn, Table 3b).
-            train_proposals: train end to end (Table 3c).
-            mask_weight: lambda_1, of the fused mask's Dice.
-            contrastive_weight: lambda_2, of L_co; 0 leaves it out.
-            options: see `SegmentorOptions`; corners are aligned and ignored pixels are background in any
-                case, and the weights of other losses are not used.
+        """See also the keys of MODEL.MM_FORMER above.
 
-        Raises:
-            ValueError: unknown features, or numbers that do not go together.
-            KeyError: the backbone lacks a stage.
+        In the options, corners are aligned and ignored pixels are background in any case, and the weights of
+        other losses are not used. Raises ValueError for unknown features or numbers that do not go together,
+        KeyError for a stage that the backbone lacks.
         """
         choose("features", features, FEATURES)
         options = replace(options or SegmentorOptions(), ignore_as_background=True, align_corners=True)
@@ -411,10 +324,8 @@ class MMFormer(FewShotSegmentor):
             num_proposals=query_embed.num_embeddings,
             **(matching or {}),
         )
-        self.features = features
-        self.train_proposals = train_proposals
-        self.mask_weight = mask_weight
-        self.contrastive_weight = contrastive_weight
+        self.features, self.train_proposals = features, train_proposals
+        self.mask_weight, self.contrastive_weight = mask_weight, contrastive_weight
         self.criterion = ProposalCriterion(**(criterion or {})) if train_proposals else None
         if not train_proposals:
             self.proposals.requires_grad_(False)
@@ -448,7 +359,7 @@ class MMFormer(FewShotSegmentor):
             self.proposals.eval()
         return self
 
-    def propose(self, features: Tensors) -> MaskPredictions:
+    def propose(self, features: Maps) -> MaskPredictions:
         """Proposals from backbone features; without gradient if they are frozen."""
         with self._proposal_gradient():
             return self.proposals(features)
@@ -456,14 +367,14 @@ class MMFormer(FewShotSegmentor):
     def _proposal_gradient(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
-    def _encode_support(self, features: Tensors, masks: Tensor) -> ShotEncoding:
+    def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
         if self.features == "pixel_decoder":
             with self._proposal_gradient():
                 features = _by_level(self.proposals.decode_pixels(features)[1])
         encoded = self.matching.encode(features, masks.flatten(0, 1))
         return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
-    def _encode_query(self, features: Tensors) -> QueryEncoding:
+    def _encode_query(self, features: Maps) -> QueryEncoding:
         predictions = self.propose(features)
         if self.features == "pixel_decoder":
             features = _by_level(predictions.levels)

@@ -1,6 +1,6 @@
 """PFENet: Prior Guided Feature Enrichment Network (Tian et al., TPAMI 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from fss_d2.modeling.layers import (
 )
 
 from .contract import Encoding, Output
-from .few_shot import FewShotSegmentor, SegmentorOptions
+from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["PLUG_INS", "PFENet"]
 
@@ -60,8 +60,6 @@ def add_keys(cfg: CfgNode) -> None:
 
 PLUG_INS = ("dcm", "ckmm")
 
-Maps = Mapping[str, Tensor]
-
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
@@ -74,17 +72,11 @@ class ShotEncoding(Encoding):
 
 @dataclass(frozen=True)
 class JoinedSupports(Encoding):
-    """Of each episode.
+    """Of each episode."""
 
-    Attributes:
-        prototype: (B, C), mean over the supports.
-        high: (B, K, C', h', w') features compared for the prior, zero outside the object.
-        foreground: (B, P, C), see `DynamicConvolution.pool`; None without that plug-in.
-    """
-
-    prototype: Tensor
-    high: Tensor
-    foreground: Tensor | None = None
+    prototype: Tensor  # (B, C), mean over the supports
+    high: Tensor  # (B, K, C', h', w') features compared for the prior, zero outside the object
+    foreground: Tensor | None = None  # (B, P, C), see `DynamicConvolution.pool`; None without it
 
 
 @dataclass(frozen=True)
@@ -102,19 +94,10 @@ class PFENet(FewShotSegmentor):
 
     The prior mask says where high-level features of a query resemble the object of a support (Sec. 4.1); it
     is not trained. Pooled query features, the prototype of the supports and the prior are then joined at
-    several scales (`FeatureEnrichment`, Sec. 4.2). Several supports: priors and prototypes are
-    averaged. Pixels marked 255 are background in a support and are left out of the losses "loss_seg" and
-    "loss_aux", the mean cross entropy of the pyramid's levels.
-
-    As in the released code the support mask is applied also before the stage of the compared features runs;
-    a backbone that cannot run that stage alone needs ``mask_before_prior`` False. Two plug-ins: dynamic
-    convolution of the query features (DPCN, Table 6), and the class-agnostic map as one more channel
-    next to the prior (JC2A, Table 5).
-
-    Example:
-        >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: PFENet
-        >>> support = model.encode_support(images, masks)  # (1, K, 3, H, W), (1, K, H, W)
-        >>> logits = model.match(model.encode_query(queries), support).logits
+    several scales (`FeatureEnrichment`, Sec. 4.2). Several supports: priors and prototypes are averaged.
+    Pixels marked 255 are background in a support and are left out of the losses "loss_seg" and "loss_aux",
+    the mean cross entropy of the pyramid's levels. A backbone that cannot run the stage of the compared
+    features alone needs ``mask_before_prior`` False.
     """
 
     shot_by_shot = True  # in training these are the batch statistics of the released code
@@ -128,36 +111,23 @@ class PFENet(FewShotSegmentor):
         prior_feature: str = "res5",
         mask_before_prior: bool = True,
         dim: int = 256,
-        bins: Sequence[float] = (60, 30, 15, 8),
+        bins: Sequence[float] = (60, 30, 15, 8),  # fine to coarse; see `bin_sizes`
         dropout: float = 0.5,
-        dynamic: DynamicQuery | None = None,
-        knowledge: BaseKnowledge | None = None,
-        options: SegmentorOptions | None = None,
+        dynamic: DynamicQuery | None = None,  # reworks the query's middle features with the object's
+        knowledge: BaseKnowledge | None = None,  # gives the class-agnostic map
+        options: SegmentorOptions | None = None,  # corners are aligned in any case
     ) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            in_features: middle features, joined at the first one's size, which is the size of everything.
-            prior_feature: compared for the prior mask.
-            mask_before_prior: apply the support mask before the stage ``prior_feature`` runs, not only after.
-            dim: channels of everything that is learned.
-            bins: sides of the pyramid's levels, fine to coarse; see `bin_sizes`.
-            dropout: of channels of the middle features.
-            dynamic: reworks the middle features of the query with those of the object.
-            knowledge: gives the class-agnostic map.
-            options: see `SegmentorOptions`; corners are aligned in any case.
+        """See also the keys of MODEL.PFENET above.
 
-        Raises:
-            ValueError: a backbone that cannot run the stage ``prior_feature`` alone where that is needed, no
-                bin, or one that is neither a fraction nor a number of cells.
-            KeyError: the backbone lacks an output.
+        Raises ValueError for a backbone that cannot run the stage ``prior_feature`` alone where that is
+        needed, no bin, or one that is neither a fraction nor a number of cells; KeyError for a feature that
+        the backbone lacks.
         """
         _check_bins("bins", bins)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
-        self.prior_feature = prior_feature
+        self.prior_feature = self.prior_source = prior_feature
         self.mask_before_prior = mask_before_prior
-        self.prior_source = prior_feature
         if mask_before_prior:
             self.prior_source = stage_before(backbone, prior_feature, "mask_before_prior")
         known = () if knowledge is None else knowledge.in_features
@@ -169,8 +139,7 @@ class PFENet(FewShotSegmentor):
         self.bins = tuple(bins)
         self.enrichment = FeatureEnrichment(2 * dim + 1 + (knowledge is not None), dim, len(self.bins))
         self.classifier = classifier(dim)
-        self.dynamic = dynamic
-        self.knowledge = knowledge
+        self.dynamic, self.knowledge = dynamic, knowledge
         self.permutation_invariant = dynamic is None  # its kernels depend on the order of the supports
         self.query_first = self.bn_train_stats  # the released code's order, for batch statistics
 

@@ -127,26 +127,16 @@ class PotentialObjectsSegmenter(ImageModel):
     def __init__(
         self,
         *,
-        backbone: FeatureBackbone,
-        head: Mapping[str, Any] | None = None,
-        criterion: Mapping[str, Any] | None = None,
+        backbone: FeatureBackbone,  # gives res2 to res5
+        head: Mapping[str, Any] | None = None,  # for `ProposalHead`, but the input shape
+        criterion: Mapping[str, Any] | None = None,  # for `ProposalCriterion`
         few_shot_weight: float = 10.0,
         few_shot_rank: int = 1,
         options: ImageOptions | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: gives res2 to res5.
-            head: arguments of `ProposalHead`, the input shape apart.
-            criterion: arguments of `ProposalCriterion`.
-            few_shot_weight: of the Dice loss between the episode's class mask and the proposal that fits it
-                best (reference code, not in the paper); 0 leaves it out.
-            few_shot_rank: 1 takes the best one for it, 2 the second best (MM-Former's later code).
-            options: see `ImageOptions`.
+        """See also the keys of MODEL.PROPOSALS above.
 
-        Raises:
-            ValueError: a rank that no proposal has.
-            KeyError: the backbone lacks a stage.
+        Raises ValueError for a rank that no proposal has, KeyError for a stage that the backbone lacks.
         """
         super().__init__(backbone, options or ImageOptions())
         backbone.select(STAGES)
@@ -154,8 +144,7 @@ class PotentialObjectsSegmenter(ImageModel):
         queries = self.proposals.predictor.query_feat.num_embeddings
         require(1 <= few_shot_rank <= queries, "few_shot_rank", few_shot_rank, f"1 (the best) to {queries}")
         self.criterion = ProposalCriterion(**(criterion or {}))
-        self.few_shot_weight = few_shot_weight
-        self.few_shot_rank = few_shot_rank
+        self.few_shot_weight, self.few_shot_rank = few_shot_weight, few_shot_rank
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -180,11 +169,7 @@ class PotentialObjectsSegmenter(ImageModel):
         }
 
     def propose(self, images: Tensor) -> MaskPredictions:
-        """Predict the proposals of images (B, 3, H, W) RGB, 0 to 255, uint8 or float.
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """Proposals of images (B, 3, H, W) RGB, 0 to 255, uint8 or float; raises ValueError for others."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}: give (B, 3, H, W)")
         return self.proposals(self.extract(self.normalise(images)))
@@ -200,11 +185,8 @@ class PotentialObjectsSegmenter(ImageModel):
                 "sem_seg": (H, W) in {0, 1, 255}, the episode's class; in training, optional.
 
         Returns:
-            Training: dict of weighted losses, averaged over the images. Inference: one dict per image, "aux":
-            {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
-
-        Raises:
-            ValueError: an image without segments in training.
+            Training: dict of weighted losses, averaged over the images; raises ValueError without segments.
+            Inference: one dict per image, "aux": {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
         """
         if self.training:
             return self._training_losses(batched_inputs)
@@ -235,24 +217,20 @@ class PotentialObjectsSegmenter(ImageModel):
         return losses
 
     def _few_shot_loss(self, logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Mean over the images of the two-channel Dice of the proposal (N, h, w) that fits the target (H, W).
+        """Mean over the images of the two-channel Dice of one proposal (N, h, w) with the target (H, W).
 
-        A class that has left its image counts 0.
+        The proposal is that whose soft IoU has `few_shot_rank`; a class that has left its image counts 0.
         """
         total = logits[0].sum() * 0
         for proposals, target in zip(logits, targets, strict=True):
             probability = proposals.float().sigmoid()
-            best = self._fitting(probability.detach(), target)
+            masks = resize(probability.detach()[None], target.shape, align_corners=False)
+            best = soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1:]
             mask = probability.index_select(0, best)[None]
             mask = resize(mask, target.shape, align_corners=False)  # (1, 1, H, W)
             dice = two_channel_dice(torch.cat([1 - mask, mask], dim=1), target[None])
             total = total + torch.where((target == 1).any(), dice, 0.0)
         return total / len(targets)
-
-    def _fitting(self, proposals: Tensor, target: Tensor) -> Tensor:
-        """Index (1,) of the proposal (N, h, w) whose soft IoU with the target (H, W) has `few_shot_rank`."""
-        masks = resize(proposals[None], target.shape, align_corners=False)
-        return soft_iou(masks, target[None])[0].topk(self.few_shot_rank).indices[-1:]
 
 
 def _group(images: Sequence[Mapping[str, Any]]) -> list[list[int]]:

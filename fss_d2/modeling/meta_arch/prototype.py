@@ -70,17 +70,7 @@ class Prototype(FewShotSegmentor):
         temperature: float = 0.05,
         options: SegmentorOptions | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: the feature extractor.
-            in_features: backbone outputs, the first gives the size.
-            temperature: divides the cosines to give logits.
-            options: see `SegmentorOptions`.
-
-        Raises:
-            ValueError: no backbone output, or a temperature that is not above 0.
-            KeyError: the backbone lacks an output.
-        """
+        """Raises ValueError for a temperature not above 0, KeyError for a feature that the backbone lacks."""
         require(temperature > 0, "temperature", temperature, "above 0")
         super().__init__(backbone, options or SegmentorOptions())
         self.in_features = tuple(in_features)
