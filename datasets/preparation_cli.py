@@ -33,8 +33,8 @@ def run(
 ) -> int:
     """Call the module's ``prepare`` (unless ``--check``), then ``check``, and print its counts and faults.
 
-    Both get the root and ``checked``, ``prepare`` also ``more``. The exit code is 1 if an input is missing,
-    or a prepared file is missing or broken. Counts that differ from published ones are reported with code 0.
+    Both get the root and ``checked``, ``prepare`` also ``more``. The exit code is 1 if an input is missing or
+    a prepared file is missing or broken; counts that differ from published ones leave it at 0.
     """
     from fss_d2.data.datasets.preparation import format_counts
 

@@ -14,9 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = make_parser(__doc__)
     parser.add_argument("--year", type=int, choices=(2014, 2017), default=2014, help="2014 is the protocol")
-    parser.add_argument(
-        "--class-maps", action="store_true", help="also write the class maps of coco20i_flat, coco20i_hsnet"
-    )
+    note = "also write the class maps of coco20i_flat, coco20i_hsnet"
+    parser.add_argument("--class-maps", action="store_true", help=note)
     args = parser.parse_args(argv)
 
     from fss_d2.data.datasets import prepare_coco20i

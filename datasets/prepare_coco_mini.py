@@ -16,6 +16,8 @@ from typing import Any
 
 from preparation_cli import root_parser
 
+from fss_d2.engine.command_line import run_command
+
 ANNOTATIONS = "annotations/instances_train2017.json"
 IDS = Path(__file__).with_name("coco_mini_ids.txt")
 
@@ -35,9 +37,8 @@ def prepare(root: Path) -> int:
 
     source, target = root / "coco", root / "coco_mini"
     if not (source / ANNOTATIONS).is_file():
-        raise FileNotFoundError(
-            f"{source / ANNOTATIONS} does not exist: unpack COCO 2017 there, or set --root"
-        )
+        fix = "unpack COCO 2017 there, or set --root"
+        raise FileNotFoundError(f"{source / ANNOTATIONS} does not exist: {fix}")
     ids = {int(line) for line in IDS.read_text().split()}
     content = cut(json.loads((source / ANNOTATIONS).read_text()), ids)
     for image in content["images"]:
@@ -54,13 +55,7 @@ def prepare(root: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the preparation; the exit code is 1 if something is missing."""
     args = root_parser(__doc__).parse_args(argv)
-    try:
-        count = prepare(args.root)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"coco_mini: {count} photographs")
-    return 0
+    return run_command(lambda: print(f"coco_mini: {prepare(args.root)} photographs"))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ The same seed and size give the same files for any number of workers. An interru
 stopped; a complete set is left unchanged.
 """
 
+import argparse
 import sys
+from functools import partial
 
 from preparation_cli import root_parser
+
+from fss_d2.engine.command_line import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,21 +21,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images-per-class", type=int, default=30, help="can be raised later (default: 30)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
     parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
-    args = parser.parse_args(argv)
+    return run_command(partial(prepare, parser.parse_args(argv)))
 
+
+def prepare(args: argparse.Namespace) -> None:
+    """Draw the set, unless ``--check``, and print what is there."""
     from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs
 
-    try:
-        if not args.check:
-            options = {"images_per_class": args.images_per_class, "workers": args.workers}
-            write_glyphs(args.root, seed=args.seed, size=args.size, **options)
-        counts = check_glyphs(args.root)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for name, (images, classes) in counts.items():
+    if not args.check:
+        options = {"images_per_class": args.images_per_class, "workers": args.workers}
+        write_glyphs(args.root, seed=args.seed, size=args.size, **options)
+    for name, (images, classes) in check_glyphs(args.root).items():
         print(f"{name:20} {images:5} images, {classes} classes")
-    return 0
 
 
 if __name__ == "__main__":

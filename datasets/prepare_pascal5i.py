@@ -13,9 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = make_parser(__doc__).parse_args(argv)
 
-    from fss_d2.data.datasets import prepare_pascal5i
+    from fss_d2.data.datasets import pascal5i
 
-    return run(args, prepare_pascal5i)
+    return run(args, pascal5i)
 
 
 if __name__ == "__main__":

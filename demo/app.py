@@ -31,11 +31,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="", metavar="NAME", help="cpu or cuda; default: a GPU if any")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
     add("--port", type=int, metavar="N", help="default: a free one from 7860 on")
-    for name, text in (
-        ("--max-upload-mb", "megabytes of one file"),
-        ("--max-pictures", "pictures of objects, and as many to search"),
-    ):
-        add(name, type=int, default=20, metavar="N", help=f"{text}; default: %(default)s")
+    number = {"type": int, "default": 20, "metavar": "N"}
+    add("--max-upload-mb", **number, help="megabytes of one file; default: %(default)s")
+    add("--max-pictures", **number, help="pictures of objects, and as many to search; default: %(default)s")
     return parser.parse_args(argv)
 
 

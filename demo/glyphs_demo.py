@@ -11,12 +11,8 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fss_d2.engine.command_line import documented_parser, run_command, start_log
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG = "glyphs_efficientnet_lite0.yaml"
@@ -55,6 +51,7 @@ def compare(args: argparse.Namespace) -> None:
     """Train, evaluate both methods, print the table and draw the pictures."""
     from detectron2.utils.env import seed_all_rng
 
+    from fss_d2.config import load_config
     from fss_d2.engine.drawing import draw_test_episodes
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
@@ -62,16 +59,14 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.files import check_writable
 
     output = Path(args.output)
-    shared = [
-        *("SOLVER.MAX_ITER", str(args.iterations)),
-        *("MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"),
-        *("DATASETS.TRAIN", f"('glyphs_fold{args.fold}_train',)"),
-        *("DATASETS.TEST", f"('glyphs_fold{args.fold}_val',)"),
-        *args.opts,
-    ]
-    baseline_cfg = _config("prototype", output / "prototype", shared)
-    cfg = _config("dcama", output / "dcama", shared)
-
+    sets = [f"('glyphs_fold{args.fold}_{split}',)" for split in ("train", "val")]
+    shared = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "SOLVER.MAX_ITER", str(args.iterations)]
+    shared += ["MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"]
+    shared += args.opts
+    baseline_cfg, cfg = (
+        load_config(str(CONFIGS / name / CONFIG), [*shared, "OUTPUT_DIR", str(output / name)], num_gpus=0)
+        for name in ("prototype", "dcama")
+    )
     logger.info("2/4 Training DCAMA on 60 classes, then evaluating it on 20 others")
     check_writable(cfg.OUTPUT_DIR)
     seed_all_rng(cfg.SEED)
@@ -89,12 +84,6 @@ def compare(args: argparse.Namespace) -> None:
     rows |= {f"DCAMA, {name}": scores for name, scores in trained.items()}
     logger.info("Held-out classes, %d episodes each, percent:\n%s", args.episodes, format_table(rows))
     logger.info("Support and mask, query, prediction, truth: %s", picture)
-
-
-def _config(method: str, output: Path, opts: list[str]) -> "CfgNode":
-    from fss_d2.config import load_config
-
-    return load_config(str(CONFIGS / method / CONFIG), [*opts, "OUTPUT_DIR", str(output)], num_gpus=0)
 
 
 if __name__ == "__main__":

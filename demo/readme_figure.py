@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: the data set has no such picture, or no support for one of its classes.
     """
     args = parse(argv)
-    from fss_d2.data import get_records
     from fss_d2.engine.setup import start_log
+
+    from fss_d2.data import get_records
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.visualization import picture_grid, save_picture
     from fss_d2.visualization.tiles import picture_row

@@ -1,4 +1,4 @@
-"""Says what is right and wrong with the environment.
+"""Reports what is right and wrong with the environment.
 
     python -m fss_d2.check_env
 
@@ -52,10 +52,8 @@ def wrongs(package: str = "fss_d2") -> Iterator[str]:
             if version is None:
                 yield f"{requirement.name} is not installed  ->  pip install '{requirement}'"
             elif not requirement.specifier.contains(version, prereleases=True):
-                yield (
-                    f"{requirement.name} {version} is not {requirement.specifier}  ->  "
-                    f"pip install '{requirement}'"
-                )
+                found = f"{requirement.name} {version} is not {requirement.specifier}"
+                yield f"{found}  ->  pip install '{requirement}'"
     for name, fix in _COMPILED.items():
         if problem := _import_problem(name):
             yield f"import {name} fails: {problem}  ->  {fix}"
@@ -94,10 +92,8 @@ def notes() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit code is 1 when something that is needed does not work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(arguments)
+    show = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=show).parse_args(arguments)
     wrong = list(wrongs())
     if not wrong:
         from detectron2.utils.collect_env import collect_env_info

@@ -21,11 +21,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command by name; the exit code is 0, 1 after an error, 2 for a wrong command line.
-
-    Args:
-        arguments: command, then its own arguments; None takes those of the process.
-    """
+    """Run a command by name; the exit code is 0, 1 after an error, 2 for a wrong command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in _COMMANDS:
         return run_command(partial(_COMMANDS[words[0]][0], words[1:]))

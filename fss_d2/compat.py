@@ -33,11 +33,7 @@ _NUMPY_ALIASES = {"bool": bool, "int": int, "float": float}
 
 
 def apply() -> None:
-    """Make Detectron2 importable. Calling it again changes nothing.
-
-    Raises:
-        ModuleNotFoundError: Detectron2 is not installed (only fss_d2.check_env continues, to report that).
-    """
+    """Make Detectron2 importable, once or more. Where it is missing, only fss_d2.check_env continues."""
     if not hasattr(PIL.Image, "LINEAR"):
         PIL.Image.LINEAR = PIL.Image.BILINEAR
     for name, builtin in _NUMPY_ALIASES.items():

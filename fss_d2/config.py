@@ -3,6 +3,8 @@
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -17,17 +19,10 @@ __all__ = ["add_fss_config", "get_cfg", "load_config"]
 
 # Numbers that are refused here because too small a value fails late or unclearly.
 _LEAST = {
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "SOLVER.LOG_PERIOD": 1,
-    "DATALOADER.NUM_WORKERS": 0,
-    "FEW_SHOT.SEED": 0,
-    "FEW_SHOT.TEST.SEED": 0,
-    "FEW_SHOT.TEST.EPISODES": 0,
-    "TEST.PERIODIC_EPISODES": 0,
-    "TEST.PICTURES": 0,
-    "INPUT.QUERY_MIN_PIXELS": 0,
-    "INPUT.SUPPORT_MIN_PIXELS": 0,
-    "INPUT.REDRAWS": 0,
+    **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.LOG_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0},
+    **{"FEW_SHOT.SEED": 0, "FEW_SHOT.TEST.SEED": 0, "FEW_SHOT.TEST.EPISODES": 0},
+    **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
+    **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
 
 
@@ -49,7 +44,6 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
     """Read a config file with its bases, apply ``KEY VALUE`` pairs, and freeze.
 
     Args:
-        config_file: a YAML file.
         opts: keys and values in turn.
         num_gpus: 0 puts the model on the CPU, as does a machine without GPU.
 
@@ -83,10 +77,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
 
 def _check_limits(cfg: CfgNode) -> None:
     for key, least in _LEAST.items():
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        at_least(key, value, least)
+        at_least(key, reduce(getitem, key.split("."), cfg), least)
 
 
 def _read_yaml(config_file: str) -> dict[str, Any]:
@@ -156,7 +147,7 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     # an epoch), "image" (each image once an epoch, class uniform among its classes), "pfenet" (as "image",
     # but among all classes that the image shows, also where it is too small to be a support).
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = "class"
-    # What a support tells of its object: "mask", "box" (a filled box each connected part) or "scribble"
+    # What a support shows of its object: "mask", "box" (a filled box each connected part) or "scribble"
     # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
     cfg.FEW_SHOT.TRAIN.SUPPORT_ANNOTATION = "mask"
 
@@ -180,7 +171,7 @@ def _add_episode_keys(cfg: CfgNode) -> None:
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
-    """Add the keys of what becomes of an image before the network."""
+    """Add the keys of what happens to an image before the network."""
     cfg.INPUT.FORMAT = "RGB"
     # Network input (height, width) of query and supports.
     cfg.INPUT.FEW_SHOT_SIZE = (384, 384)

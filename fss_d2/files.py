@@ -38,11 +38,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make ``folder`` and try to write there.
-
-    Raises:
-        ValueError: it cannot be made or written to.
-    """
+    """Make ``folder`` and try to write there; a ValueError says that it fails."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -60,20 +56,16 @@ def is_half_written(path: Path) -> bool:
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """A name for a log, which takes UTF-8 only: bytes of a file system that are none are written out."""
+    """A name for a log, which takes UTF-8 only: bytes of the name that are not UTF-8 are escaped."""
     return os.fspath(text).encode("utf-8", "backslashreplace").decode()
 
 
 def read_json_object(path: Path, fix: str) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
-    Args:
-        path: the file.
-        fix: what to do about a file that holds none, for the message.
-
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or holds something else; names the file.
+        ValueError: it is not JSON, or holds something else. The message names the file and ends with ``fix``,
+            what the user can do about it.
     """
     try:
         content = json.loads(path.read_bytes())

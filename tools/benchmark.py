@@ -116,8 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     print(f"measuring {args.method} ...", file=sys.stderr, flush=True)
     report = measure(args)
-    print(_heading(args) + "\n")
-    print(report.tables)
+    print(f"{_heading(args)}\n\n{report.tables}")
     if args.output:
         content = {"arguments": vars(args) | {"output": None}, **report.numbers}
         args.output.write_text(json.dumps(content, indent=1, default=str) + "\n")

@@ -24,28 +24,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line; None takes that of the process."""
     parser = documented_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of a few-shot method")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
     parser.add_argument("--shots", type=int, metavar="K", help="default: the first of FEW_SHOT.TEST.SHOTS")
     parser.add_argument("--episodes", type=int, default=200, metavar="N", help="default: 200")
-    args = parse_command_line(parser, arguments)
+    args = parse_command_line(parser, arguments, weights=True)
     if args.episodes < 2 or (args.shots is not None and args.shots < 1):
         parser.error("--episodes must be at least 2, --shots at least 1")
-    if args.weights:
-        args.opts += ["MODEL.WEIGHTS", args.weights]
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool."""
     args = parse_arguments(arguments)
-    # Imported late, so that --help is quick.
     from detectron2.utils.env import seed_all_rng
 
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.support_use import check_support_use, format_support_use
+    from fss_d2.engine.evaluate import check_support_use, format_support_use
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()
@@ -61,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed_all_rng(max(cfg.SEED, 0))  # also seeds the initial weights of a model without a checkpoint
     model = load_model(cfg)
     if not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {method} reads no supports; choose a config of a few-shot method"
-        )
+        message = "reads no supports; choose a config of a few-shot method"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {method} {message}")
     result, file = check_support_use(cfg, model, dataset, shots, args.episodes)
     print(format_support_use(method, result))
     logger.info("The scores are in %s; the counts of each episode are next to it", file)

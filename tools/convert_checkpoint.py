@@ -8,11 +8,13 @@ Mask2Former, a pickle of numpy arrays. Code in a pickle is not run.
 import argparse
 import sys
 
+from fss_d2.engine.command_line import run_command
+
 METHODS = ("dcama", "mask2former", "mmformer", "pfenet")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Convert one file; return the exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """Convert one file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -24,21 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     from fss_d2.checkpoint.convert import CONVERTERS, check_output, write_converted
     from fss_d2.state_dict import read_state_dict
 
-    try:
-        check_output(args.output, force=args.force)
-        conversion = CONVERTERS[args.method](read_state_dict(args.input))
-        write_converted(args.output, conversion, force=args.force)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_output(args.output, force=args.force)
+    conversion = CONVERTERS[args.method](read_state_dict(args.input))
+    write_converted(args.output, conversion, force=args.force)
     print(f"{conversion.summary()}; wrote {args.output}")
-    if args.verbose:
-        for name in conversion.dropped:
-            print(f"dropped {name}")
-        for name in conversion.missing:
-            print(f"missing {name}")
-    return 0
+    for kind in ("dropped", "missing") if args.verbose else ():
+        for name in getattr(conversion, kind):
+            print(f"{kind} {name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -33,11 +33,7 @@ _CONSOLE = "console.txt"  # in the folder of a run: its output, if several runs 
 
 
 def start(run: Run, args: argparse.Namespace) -> None:
-    """Run train_net.py in a process of its own.
-
-    Raises:
-        ValueError: the run failed; the message contains its error.
-    """
+    """Run train_net.py in a process of its own; a run that fails is a ValueError with its message."""
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
@@ -63,33 +59,26 @@ def start(run: Run, args: argparse.Namespace) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(
-        description="Train and evaluate methods on all folds with several seeds."
-    )
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help='one per method; data set names contain "fold<N>"; A+B: B starts from the weights of A',
-    )
-    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="F")
-    parser.add_argument("--shots", type=int, nargs="+", metavar="K", help="default: FEW_SHOT.TEST.SHOTS")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, faster on a CPU")
-    parser.add_argument("--eval-only", action="store_true", help="train nothing")
-    parser.add_argument(
-        "--weights", metavar="PATTERN", help='MODEL.WEIGHTS, "runs/{method}/{fold}/{seed}.pth" for example'
-    )
-    parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR/cross_validation")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    note = 'one per method; data set names contain "fold<N>"; A+B: B starts from the weights of A'
+    add("--config-file", required=True, nargs="+", metavar="FILE", help=note)
+    add("--folds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="F")
+    add("--shots", type=int, nargs="+", metavar="K", help="default: FEW_SHOT.TEST.SHOTS")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="S")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once, faster on a CPU")
+    add("--eval-only", action="store_true", help="train nothing")
+    note = 'MODEL.WEIGHTS, "runs/{method}/{fold}/{seed}.pth" for example'
+    add("--weights", metavar="PATTERN", help=note)
+    add("--output", metavar="DIR", help="default: OUTPUT_DIR/cross_validation")
     command_line.add_launch_arguments(parser)
     return command_line.parse_command_line(parser, arguments)
 
 
 def main() -> None:
-    """Run the tool; wrong arguments are reported before the first run."""
+    """Run the tool."""
     args = parse_arguments()
-    command_line.plan_from(args)
+    command_line.plan_from(args)  # wrong arguments are reported before the first run
     from fss_d2.engine.cross_validation import run_all
 
     command_line.start_log()

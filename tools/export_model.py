@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
     from torch import Tensor
 
     from fss_d2.inference.predictor import FewShotPredictor
-    from fss_d2.modeling import SupportSet
+    from fss_d2.inference.support_file import ClassSupport
 
 FORMATS, INPUT_TYPES = ("torch_export", "torchscript", "onnx"), ("uint8", "float32")  # of inference.export
 
@@ -37,32 +37,29 @@ logger = logging.getLogger("fss_d2.tools.export_model")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
     parser = documented_parser(__doc__)
-    zoo = str(DEFAULT_CONFIG)
-    parser.add_argument("--config-file", default=zoo, metavar="FILE", help="default: the packaged model")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    add, zoo = parser.add_argument, str(DEFAULT_CONFIG)
+    add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     support = parser.add_mutually_exclusive_group(required=True)
     support.add_argument("--support-file", metavar="FILE", help="written by FewShotPredictor.save_support")
     support.add_argument("--support", nargs="+", metavar="IMAGE", help="support images")
-    parser.add_argument("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
-    parser.add_argument("--class-name", metavar="NAME", help="of --support-file; default: its only class")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--input-type", choices=INPUT_TYPES, default="uint8")
+    add("--support-mask", nargs="+", metavar="PNG", help="their masks, in the same order")
+    add("--class-name", metavar="NAME", help="of --support-file; default: its only class")
+    add("--format", choices=FORMATS, default=FORMATS[0])
+    add("--input-type", choices=INPUT_TYPES, default="uint8")
     shape = {"nargs": 2, "type": int, "metavar": ("H", "W")}
-    parser.add_argument("--size", **shape, help="of the image; default: INPUT.FEW_SHOT_SIZE")
-    parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of an earlier run")
-    args = parse_command_line(parser, arguments)
+    add("--size", **shape, help="of the image; default: INPUT.FEW_SHOT_SIZE")
+    add("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
+    add("--output", required=True, type=Path, metavar="FILE")
+    add("--overwrite", action="store_true", help="replace the file of an earlier run")
+    args = parse_command_line(parser, arguments, weights=True)
     if (args.support is None) != (args.support_mask is None):
         parser.error("--support and --support-mask go together")
     if args.size and min(args.size) < 1:
         parser.error("--size must be at least 1 1")
-    if args.weights:
-        args.opts += ["MODEL.WEIGHTS", args.weights]
     return args
 
 
-def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
+def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, ClassSupport]:
     """Name and supports of the chosen class."""
     if args.support:
         named = {} if args.class_name is None else {"name": args.class_name}
@@ -71,16 +68,15 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
         predictor.load_support(args.support_file)
     known = ", ".join(predictor.names)
     if args.class_name is None and len(predictor.names) > 1:
-        raise ValueError(
-            f"{args.support_file} has several classes, but one is exported; give --class-name, one of {known}"
-        )
+        what = f"{args.support_file} has several classes, but one is exported"
+        raise ValueError(f"{what}; give --class-name, one of {known}")
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
         raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
-    sets = predictor.supports[name].sets
-    if len(sets) > 1:
-        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, but one is exported; add TEST.SCALES '()'")
-    return name, sets[0]
+    support = predictor.supports[name]
+    if (sizes := len(support.sets)) > 1:
+        raise ValueError(f"TEST.SCALES gives {sizes} sizes, but one is exported; add TEST.SCALES '()'")
+    return name, support
 
 
 def read_at(path: str, size: Sequence[int]) -> Tensor:
@@ -112,23 +108,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, support = encoded_support(predictor, args)
     check_writable(args.output.parent)
     size = tuple(args.size or cfg.INPUT.FEW_SHOT_SIZE)
-    content = export_query(
-        FrozenQuery(predictor.model, support),
-        args.output,
-        size=size,
-        file_format=args.format,
-        input_type=args.input_type,
-        images={path: read_at(path, size) for path in [*(args.support or []), *args.image]},
-        details={
-            "class": name,
-            "config": args.config_file,
-            "options": args.opts,
-            "weights": cfg.MODEL.WEIGHTS,
-            "resize": cfg.INPUT.TEST_RESIZE,
-            "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),  # each is a shot
-            "left_out": {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {},
-        },
-    )
+    details = {"class": name, "config": args.config_file, "options": args.opts, "weights": cfg.MODEL.WEIGHTS}
+    details["resize"] = cfg.INPUT.TEST_RESIZE
+    details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
+    details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
+    images = {path: read_at(path, size) for path in [*(args.support or []), *args.image]}
+    options = {
+        "file_format": args.format,
+        "input_type": args.input_type,
+        "images": images,
+        "details": details,
+    }
+    frozen = FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames))
+    content = export_query(frozen, args.output, size=size, **options)
     if cfg.TEST.REFINEMENT:
         logger.warning("TEST.REFINEMENT %s comes after the network, not in the file", cfg.TEST.REFINEMENT)
     worst = max(content["max_relative_error"].values())

@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("input", metavar="IN", type=Path, help="checkpoint of a training")
     parser.add_argument("output", metavar="OUT", type=Path, help="file to write")
     args = parser.parse_args(arguments)
-    count = extract(args.input, args.output, force=args.force)
-    print(f"{count} parameters; wrote {args.output}")
+    print(f"{extract(args.input, args.output, force=args.force)} parameters; wrote {args.output}")
 
 
 if __name__ == "__main__":

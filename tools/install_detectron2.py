@@ -1,9 +1,9 @@
 """Installs Detectron2 0.6 from the package index into the Python that runs this script.
 
-Detectron2 itself is not on the index by name. Its Python files are, as the source archive of
-`pb1-detectron2`, without the C++ operators; recent pip refuses that archive's build files. So the
-archive is fetched with `unearth`, compared with a known SHA-256, given a small pyproject.toml in
-place of its setup.py, and installed with pip as `detectron2`. Takes seconds, needs no compiler.
+Detectron2 itself is not on the index by name. Its Python files are, as the source archive `pb1-detectron2`,
+without the C++ operators; recent pip refuses that archive's build files. So the archive is fetched with
+`unearth`, compared with a known SHA-256, given a small pyproject.toml in place of its setup.py, and installed
+with pip as `detectron2`. Takes seconds, needs no compiler.
 
     python tools/install_detectron2.py
 
@@ -31,8 +31,8 @@ PROJECTS = {
     "deeplab": "projects/DeepLab/deeplab",
     "panoptic_deeplab": "projects/Panoptic-DeepLab/panoptic_deeplab",
 }
-# The requirements of Detectron2 0.6, less what only Caffe2 export needs, with upper bounds that
-# today's Python can meet. setuptools: detectron2.model_zoo imports pkg_resources, gone from 81 on.
+# The requirements of Detectron2 0.6, less what only Caffe2 export needs, with bounds that today's Python can
+# meet. setuptools: detectron2.model_zoo imports pkg_resources, gone from 81 on.
 PYPROJECT = """\
 [build-system]
 requires = ["setuptools>=70.1,<81"]
@@ -69,13 +69,11 @@ def index_arguments(pip_config: str) -> list[str]:
     for line in sorted(pip_config.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         settings[key.rpartition(".")[2]] = ast.literal_eval(value) if value else ""
-    arguments: list[str] = []
-    if settings.get("index-url"):
-        for url in [settings["index-url"], *settings.get("extra-index-url", "").split()]:
-            arguments += ["--index-url", url]
-    for host in settings.get("trusted-host", "").split():
-        arguments += ["--trusted-host", host]
-    return arguments
+    main = settings.get("index-url")
+    urls = [main, *settings.get("extra-index-url", "").split()] if main else []
+    arguments = [word for url in urls for word in ("--index-url", url)]
+    hosts = settings.get("trusted-host", "").split()
+    return arguments + [word for host in hosts for word in ("--trusted-host", host)]
 
 
 def fetch_archive(folder: Path) -> Path:

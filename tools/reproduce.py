@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tabulate import tabulate
 
 from fss_d2.engine.command_line import documented_parser, run_command
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
@@ -43,7 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", metavar="S", help="default: FEW_SHOT.TEST.SEED of the row")
     add("--weights", metavar="PATTERN", help='train nothing, test these: "fold{fold}.pth" for example')
     add("--output", type=Path, metavar="DIR", help="default: output/tables/<paper>")
-    end = arguments.index("--") if "--" in arguments else len(arguments)
+    end = [*arguments, "--"].index("--")
     args = parser.parse_args(arguments[:end])
     args.rest = list(arguments[end + 1 :])
     if not args.list and not (args.table and args.tables):
@@ -56,12 +57,11 @@ def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]
     tables = read_tables(file)
     chosen = []
     for table in [tables[closest(file, "table", name, tables)] for name in args.tables or tables]:
-        where = f"{file}: {table.name}"
-        rows = [table.rows[closest(where, "row", name, table.rows)] for name in args.row or table.rows]
+        at = f"{file}: {table.name}"
+        rows = [table.rows[closest(at, "row", name, table.rows)] for name in args.row or table.rows]
         for row in rows:
             if not {*(args.folds or row.folds)} <= {*row.folds}:
-                named = f"{where}, row {row.name!r}"
-                raise ValueError(f"{named}: --folds {args.folds}; it has {[*row.folds]} only")
+                raise ValueError(f"{at}, row {row.name!r}: --folds {args.folds}; it has {[*row.folds]} only")
         chosen.append((table, rows))
     return chosen
 
@@ -95,9 +95,8 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
     trained = [*files, str(last.config)]  # what a row that trains nothing tests
     files.append(write_config(last, output / f"{name}.yaml"))
-    options = ["--folds", *(args.folds or row.folds), "--seeds", *(args.seeds or [cfg.FEW_SHOT.TEST.SEED])]
-    options += ["--output", output]
-    weights = args.weights
+    seeds, weights = args.seeds or [cfg.FEW_SHOT.TEST.SEED], args.weights
+    options = ["--folds", *(args.folds or row.folds), "--seeds", *seeds, "--output", output]
     if row.test and not weights:
         _cross_validate(trained, options, args.rest)
         folder = f"{cfg.MODEL.META_ARCHITECTURE}_{'+'.join(Path(file).stem for file in trained)}"
@@ -117,12 +116,10 @@ def _cross_validate(files: Sequence[str], options: Sequence[Any], rest: Sequence
 
 def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The scores of rows, means over their folds in percent."""
-    from tabulate import tabulate
-
-    cells = [
-        {"": row} | {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
-        for row, summary in results.items()
-    ]
+    cells = []
+    for row, summary in results.items():
+        scores = {f"{e['test_set']} {e['shots']}-shot {e['metric']}": f"{e['mean']:.2f}" for e in summary}
+        cells.append({"": row} | scores)
     return tabulate(cells, headers="keys", tablefmt="pipe", disable_numparse=True, missingval="-")
 
 

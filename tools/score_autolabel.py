@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
 
 from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 from fss_d2.files import write_atomic
@@ -34,7 +36,6 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
 logger = logging.getLogger("fss_d2.tools.score_autolabel")
 
 Scores = dict[str, list[float]]  # by class: the IoU of each labelled image of each draw
-
 _RESAMPLES = 1000
 
 
@@ -88,8 +89,6 @@ def iou(file: Path, truth: np.ndarray) -> float:
 
 def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, data: Mapping) -> Scores:
     """Label and score all draws of all classes."""
-    from tqdm import tqdm
-
     scores: Scores = {name: [] for name in data}
     for number, (name, of_class) in enumerate(tqdm(data.items(), desc=f"{shots}-shot")):
         for draw in range(args.draws):
@@ -111,8 +110,6 @@ def mean_of_classes(scores: Scores) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score all configs and print the table."""
     args = parse(arguments)
-    from tabulate import tabulate
-
     from fss_d2.inference.predictor import FewShotPredictor
     from fss_d2.label.supports import read_supports
 

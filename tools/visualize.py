@@ -35,14 +35,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = documented_parser(__doc__)
     parser.add_argument("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
     parser.add_argument("--config-file", metavar="FILE", help="of the method; optional for episodes")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="glyphs_fold0_val for example")
     parser.add_argument("--shots", type=int, default=1, metavar="K", help="supports per episode")
     parser.add_argument("--num", type=int, metavar="N", help="episodes; default: 8, or 4 with a model")
     parser.add_argument("--height", type=int, default=192, metavar="PIXELS", help="of a tile")
     parser.add_argument("--proposals", type=int, default=8, metavar="N", help="to draw for each query")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    args = parse_command_line(parser, argv)
+    args = parse_command_line(parser, argv, weights=True)
     plain = args.figure == "episodes"
     if args.config_file is None and not plain:
         parser.error(f"--figure {args.figure} needs --config-file")
@@ -51,15 +50,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("shots", "num", "height", "proposals"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    if args.weights:
-        args.opts += ["MODEL.WEIGHTS", args.weights]
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the tool."""
     args = parse(argv)
-    # Imported late, so that --help is quick.
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
@@ -68,12 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     cfg = load_config(args.config_file, args.opts)
     register_datasets_from_cfg(cfg)
-    model = None
-    if args.figure != "episodes":
-        model = load_model(cfg)
+    model = load_model(cfg) if args.figure != "episodes" else None
+    if model is not None:
         check_figure(model, args.figure)
-    names = ("figure", "shots", "num", "height", "proposals")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in ("figure", "shots", "num", "height", "proposals")}
     picture = draw_test_episodes(cfg, args.dataset, args.output, model=model, **options)
     logger.info("Drew %d episodes; all of them: %s", args.num, picture)
 

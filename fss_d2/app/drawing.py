@@ -18,15 +18,8 @@ from fss_d2.visualization import draw_mask
 from fss_d2.visualization.panels import attention_panel, class_color
 from fss_d2.visualization.tiles import SUPPORT_COLOR, draw_regions, picture_grid
 
-__all__ = [
-    "Point",
-    "VisitorFiles",
-    "attention_rows",
-    "draw_prediction",
-    "draw_support",
-    "on_screen",
-    "to_picture",
-]
+__all__ = ["Point", "VisitorFiles", "attention_rows", "draw_prediction", "draw_support", "on_screen"]
+__all__ += ["to_picture"]
 
 _SCREEN = 720  # longer side, pixels
 Point = tuple[float, float]  # (x, y)
@@ -46,11 +39,7 @@ def _screen_size(height: int, width: int) -> tuple[int, int]:
 
 
 def to_picture(point: Point, height: int, width: int) -> Point:
-    """The centre of a pixel on the screen, in pixels of the picture (height, width).
-
-    Raises:
-        ValueError: it lies outside.
-    """
+    """The centre of a pixel on the screen, in pixels of the picture (height, width)."""
     (shown_height, shown_width), (x, y) = _screen_size(height, width), point
     if not (0 <= x < shown_width and 0 <= y < shown_height):
         raise ValueError(f"point {point} is outside the picture of {shown_width}x{shown_height}: click in it")
@@ -81,13 +70,9 @@ def attention_rows(
     supports: Mapping[str, Sequence[np.ndarray]],
     maps: Mapping[str, Sequence[np.ndarray]],
 ) -> np.ndarray:
-    """A row per class: the picture with the point (x, y) marked, then its attention in each support.
+    """A row per class: the picture (H, W, 3) with the point (x, y) marked, then its attention maps.
 
-    Args:
-        pixels: (H, W, 3) uint8.
-        point: in pixels of the picture.
-        supports: pictures (h, w, 3) of each class.
-        maps: (h, w), not negative, one for each support.
+    ``supports`` are pictures (h, w, 3), ``maps`` their attention (h, w), not negative, by class.
     """
     shown = on_screen(pixels)
     place = _on_screen_point(point, pixels, shown)
@@ -105,16 +90,12 @@ def _on_screen_point(point: Point, pixels: np.ndarray, shown: np.ndarray) -> Poi
 
 
 class VisitorFiles:
-    """The folder of one visitor, under a name that nobody can guess.
+    """The folder of one visitor in ``parent``, with a name that nobody can guess; the first file creates it.
 
-    A file is named by its content and never changes: it can be fetched while it is made again.
+    A file is named by its content and never changes: it can be fetched while it is written again.
     """
 
     def __init__(self, parent: str | os.PathLike[str]) -> None:
-        """
-        Args:
-            parent: gets the visitor's folder, which is made with the first file.
-        """
         self.parent = Path(parent)
         self.folder = self.parent / secrets.token_hex(16)
 

@@ -17,27 +17,9 @@ from fss_d2.visualization.panels import class_color
 from .drawing import draw_support, to_picture
 from .session import Finding, Session
 
-__all__ = [
-    "add_box",
-    "add_queries",
-    "add_supports",
-    "attend",
-    "change_support",
-    "choose_query",
-    "clear_queries",
-    "click_corner",
-    "drop_outdated",
-    "find",
-    "findings_table",
-    "handled",
-    "name_object",
-    "open_support",
-    "pack",
-    "paint",
-    "public_message",
-    "query_view",
-    "read_mask",
-]
+__all__ = ["add_box", "add_queries", "add_supports", "attend", "change_support", "choose_query"]
+__all__ += ["clear_queries", "click_corner", "drop_outdated", "find", "findings_table", "handled"]
+__all__ += ["name_object", "open_support", "pack", "paint", "public_message", "query_view", "read_mask"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +32,7 @@ _NO_MAPS = "**{}** cannot show where a pixel looks; methods of the DCAMA family 
 def handled(handler: Callable[..., Any], *, emptied: Any = None) -> Callable[..., Any]:
     """Let the events of a session take turns, and turn an error into one line for the visitor.
 
-    Args:
-        handler: gets the session first.
-        emptied: component that loses its value in any case; after an error all others stay as they are.
+    The component ``emptied`` loses its value also after an error; all others then stay as they are.
     """
 
     @wraps(handler)
@@ -178,7 +158,7 @@ def choose_query(session: Session, method: str, threshold: float, event: gr.Sele
 
 
 def attend(session: Session, method: str, event: gr.SelectData) -> tuple[Any, Any]:
-    """A pixel was clicked: show its attention in the supports, or say that the method has none."""
+    """A pixel was clicked: show its attention to the supports, or say that the method has none."""
     if not session.pool.has_attention(method):
         return gr.update(visible=False), gr.update(value=_NO_MAPS.format(method), visible=True)
     height, width = session.query(session.chosen).pixels.shape[:2]
@@ -240,12 +220,8 @@ def findings_table(findings: Sequence[Finding]) -> str:
         for i, (name, area) in enumerate((finding.areas or {}).items()):
             color = ", ".join(str(round(255 * part)) for part in class_color(i))
             confidence = f"{(finding.confidence or {})[name]:.2f}" if area else "not found"
-            cells = (
-                escape(finding.name),
-                f'<i style="background: rgb({color})"></i>{escape(name)}',
-                f"{100 * area / finding.pixels:.1f} %",
-                confidence,
-            )
+            named = f'<i style="background: rgb({color})"></i>{escape(name)}'
+            cells = (escape(finding.name), named, f"{100 * area / finding.pixels:.1f} %", confidence)
             rows.append(f'<tr data-pixels="{area}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     if not rows:
         return '<p class="hint">No masks yet.</p>'

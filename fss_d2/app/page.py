@@ -49,23 +49,15 @@ table.findings { width: 100%; border-collapse: collapse; font-size: 0.92em; }
 
 def look() -> dict[str, Any]:
     """Arguments of `launch` for colours and fonts; all fonts are on every machine."""
-    theme = gr.themes.Default(
-        primary_hue="indigo",
-        font=["ui-sans-serif", "system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-    return {"theme": theme, "css": _CSS}
+    fonts = {
+        "font": ["ui-sans-serif", "system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }
+    return {"theme": gr.themes.Default(primary_hue="indigo", **fonts), "css": _CSS}
 
 
 def build_page(pool: MethodPool, limits: Limits, folder: Path, *, keep: int = 3600) -> gr.Blocks:
-    """Build the page.
-
-    Args:
-        pool: methods to choose from.
-        limits: of each visitor.
-        folder: gets the visitors' files.
-        keep: seconds until a visitor's file is deleted.
-    """
+    """Build the page; the files of visitors lie in ``folder`` and are deleted after ``keep`` seconds."""
     with gr.Blocks(
         title="Few-shot segmentation", analytics_enabled=False, delete_cache=(min(keep, 600), keep)
     ) as page:
@@ -168,7 +160,7 @@ def _take_masks(session: gr.State, settings: list[Any], packed: gr.File) -> None
 def _editor(limits: Limits) -> gr.ImageEditor:
     """Gradio's editor; its value is what was painted, (h, w, 4) uint8 layers, without the picture.
 
-    Gradio's own would open any format that Pillow knows at any size, and keep everything that it gets. For a
+    Gradio's own opens any format that Pillow knows at any size, and keeps everything that it gets. For a
     subclass Gradio would write a file next to its source, so the methods of this one object are replaced.
     """
     editor = gr.ImageEditor(
@@ -193,7 +185,7 @@ def _editor(limits: Limits) -> gr.ImageEditor:
 
     @server
     def accept_blobs(data: Any) -> None:
-        """In place of Gradio's own: keeps few layers and few paintings."""
+        """In place of Gradio's own: limits the layers and the paintings that are kept."""
         index = str(data.data["index"])
         if index.isdigit() and int(index) >= _MOST_LAYERS:
             raise ValueError(f"a painting of more than {_MOST_LAYERS} layers: paint on one")
@@ -210,16 +202,8 @@ def _upload(elem_id: str, label: str, count: str = "multiple") -> gr.File:
 
 
 def _gallery(elem_id: str) -> dict[str, Any]:
-    return {
-        "columns": 2,
-        "fit_columns": False,
-        "buttons": [],
-        "show_label": False,
-        "interactive": False,
-        "allow_preview": False,
-        "object_fit": "contain",
-        "elem_id": elem_id,
-    }
+    off = dict.fromkeys(("fit_columns", "show_label", "interactive", "allow_preview"), False)
+    return {"columns": 2, "buttons": [], "object_fit": "contain", "elem_id": elem_id, **off}
 
 
 def _image() -> dict[str, Any]:

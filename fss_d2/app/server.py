@@ -63,14 +63,8 @@ def serve(
     Uploads are kept in a temporary folder that no other user can read; it is deleted at the end.
 
     Args:
-        pool: methods to choose from.
-        limits: of each visitor.
         host: address to listen on.
-        port: None takes a free one from 7860 on.
-
-    Raises:
-        ValueError: Gradio is not installed.
-        OSError: the port is taken.
+        port: None takes a free one from 7860 on; one that is taken raises OSError.
     """
     check_gradio()
     with tempfile.TemporaryDirectory(prefix="fss_d2_app_") as name, _environment(Path(name).resolve()):
@@ -143,20 +137,15 @@ class Guard:
     """ASGI middleware in front of Gradio's server.
 
     It answers 404 to every address that the page does not use. It answers 403 to a request that names a file
-    outside of the upload folder (to fetch it, or as the value of an upload), and to what a page of another
-    site sends through a visitor's browser. Gradio checks files, too; this does not rely on it. Gradio would
-    also fetch web addresses for a visitor; here it cannot.
+    outside of the folder of uploads and visitors' files (to fetch it, or as the value of an upload), and to
+    what a page of another site sends through a visitor's browser. Gradio checks files, too; this does not
+    rely on it. Gradio would also fetch web addresses for a visitor; here it cannot. An upload request has at
+    most ``most_upload`` bytes.
     """
 
     def __init__(
         self, app: Callable[..., Awaitable[None]], folder: str | os.PathLike[str], most_upload: int
     ) -> None:
-        """
-        Args:
-            app: the server.
-            folder: of uploads and of files for visitors.
-            most_upload: bytes of one upload request.
-        """
         self._app = app
         self._folder = Path(folder).resolve()
         self._most_upload = most_upload

@@ -1,4 +1,4 @@
-"""One visitor: supports, pictures to search, and the masks found in them with one of the page's methods."""
+"""The methods of the page, and the state of one visitor: supports, pictures to search, masks."""
 
 import io
 import os
@@ -18,18 +18,13 @@ from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.visualization.panels import class_map_png
 
 from .drawing import Point, VisitorFiles, attention_rows, draw_prediction, on_screen
-from .supports import SupportList
-from .uploads import Limits, Upload, free_name, read_upload
+from .uploads import Filename, Limits, SupportList, Upload, free_name, read_upload
 
 __all__ = ["Finding", "MethodPool", "Session", "pack"]
 
 
 class MethodPool:
-    """Loaded methods by name, shared by all sessions. Sessions take turns with the models through `lock`.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """One or more loaded methods by name, shared by all sessions, which take turns through `lock`."""
 
     def __init__(self, predictors: Mapping[str, FewShotPredictor]) -> None:
         if not predictors:
@@ -39,22 +34,14 @@ class MethodPool:
 
     @classmethod
     def load(
-        cls,
-        config_files: Sequence[str | os.PathLike[str]],
-        weights: Sequence[str | os.PathLike[str]] = (),
-        *,
-        device: str = "",
+        cls, config_files: Sequence[Filename], weights: Sequence[Filename] = (), *, device: str = ""
     ) -> "MethodPool":
-        """Load a method per config; it is named by its file and folder, "dcama/pascal5i_r50".
+        """Load a method per config; its name is that of the folder and file, "dcama/pascal5i_r50".
 
         Args:
-            config_files: YAML.
+            config_files: YAML, each once.
             weights: none, or one checkpoint per config; "" or "-" takes the config's MODEL.WEIGHTS.
-            device: see `FewShotPredictor.from_config`.
-
-        Raises:
-            FileNotFoundError: there is no such config or checkpoint.
-            ValueError: not one checkpoint per config, the same config twice, or see `from_config`.
+            device: as for `FewShotPredictor.from_config`, which also has the other errors.
         """
         if weights and len(weights) != len(config_files):
             raise ValueError(f"{len(config_files)} configs and {len(weights)} weights: give '-' for none")
@@ -76,15 +63,11 @@ class MethodPool:
         return tuple(self._predictors)
 
     def predictor(self, name: str) -> FewShotPredictor:
-        """A predictor without supports that uses the shared model.
-
-        Raises:
-            ValueError: there is no such method.
-        """
+        """A predictor without supports that uses the shared model."""
         return self._get(name).another()
 
     def has_attention(self, name: str) -> bool:
-        """Whether a method can show the attention of a pixel in the supports."""
+        """Whether a method can show the attention of a pixel to the supports."""
         try:
             self._get(name).check_attention()
         except ValueError:
@@ -99,48 +82,29 @@ class MethodPool:
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture to search and what was found in it.
+    """A picture to search and what was found in it."""
 
-    Attributes:
-        name: of its file.
-        picture: (h, w, 3) uint8 at the size of a screen, with the masks.
-        pixels: of the picture itself, height times width.
-        areas: pixels of each class's mask; None before the search.
-        confidence: mean probability in each class's mask; None before the search.
-    """
-
-    name: str
-    picture: np.ndarray
-    pixels: int
-    areas: dict[str, int] | None = None
-    confidence: dict[str, float] | None = None
+    name: str  # of its file
+    picture: np.ndarray  # (h, w, 3) uint8 at the size of a screen, with the masks
+    pixels: int  # of the picture itself, height times width
+    areas: dict[str, int] | None = None  # pixels of each class's mask; None before the search
+    confidence: dict[str, float] | None = None  # mean probability in it
 
 
 class Session:
-    """The state of one visitor; a deep copy is the state of a new visitor.
+    """The state of one visitor, whose files lie in a folder in ``folder``.
 
-    Attributes:
-        files: what the visitor's browser may fetch.
-        lock: for use of the session from several threads.
-        supports: the pictures that show the objects.
-        queries: the pictures to search; their names differ.
-        chosen: index of the query that is shown large.
+    A deep copy is the state of a new visitor. Input that cannot be used raises ValueError.
     """
 
-    def __init__(self, pool: MethodPool, limits: Limits, folder: str | os.PathLike[str]) -> None:
-        """
-        Args:
-            pool: methods to choose from.
-            limits: of what the session may hold.
-            folder: gets a folder with the visitor's files.
-        """
+    def __init__(self, pool: MethodPool, limits: Limits, folder: Filename) -> None:
         self.pool = pool
         self.limits = limits
-        self.files = VisitorFiles(folder)
-        self.lock = threading.RLock()
+        self.files = VisitorFiles(folder)  # what the visitor's browser may fetch
+        self.lock = threading.RLock()  # for use of the session from several threads
         self.supports = SupportList(limits)
-        self.queries: list[Upload] = []
-        self.chosen = 0
+        self.queries: list[Upload] = []  # the pictures to search; their names differ
+        self.chosen = 0  # index of the query that is shown large
         self._encoded: dict[str, FewShotPredictor] = {}  # by method
         self._found: dict[tuple[str, str], Prediction] = {}  # by method and name of the query
         self._revision = self.supports.revision  # of the supports that the two above were made with
@@ -148,12 +112,8 @@ class Session:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
         return Session(self.pool, self.limits, self.files.parent)
 
-    def add_queries(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        """Add uploaded pictures to search; after an error, none is added.
-
-        Raises:
-            ValueError: too many, too large, or not pictures.
-        """
+    def add_queries(self, paths: Sequence[Filename]) -> None:
+        """Add uploaded pictures to search; after an error, none is added."""
         if len(self.queries) + len(paths) > self.limits.pictures:
             raise ValueError(f"at most {self.limits.pictures} pictures at a time: remove some first")
         queries = list(self.queries)
@@ -173,12 +133,7 @@ class Session:
     def find(self, method: str, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Search all pictures that were not searched yet with these supports and this method.
 
-        Args:
-            method: a name of the pool.
-            progress: is called with the number of searched pictures and that of all.
-
-        Raises:
-            ValueError: no picture, no support, no such method, or a support whose object is too small.
+        ``progress`` is called with the number of searched pictures and that of all.
         """
         if not self.queries:
             raise ValueError("no picture to search yet: add some (step 2)")
@@ -190,7 +145,7 @@ class Session:
                     self._found[method, query.name] = predictor.predict(query.pixels)
 
     def drop_outdated(self) -> bool:
-        """Forget everything that was made with earlier supports; return whether masks were among it."""
+        """Remove everything that was made with earlier supports; return whether masks were removed."""
         outdated = self._revision != self.supports.revision
         lost = outdated and bool(self._found)
         if outdated:
@@ -198,15 +153,11 @@ class Session:
         return lost
 
     def findings(self, method: str, threshold: float) -> list[Finding]:
-        """What to show of each picture; the network does not run.
-
-        Raises:
-            ValueError: the threshold is not from 0 to below 1.
-        """
+        """`finding` of each picture."""
         return [self.finding(method, threshold, number) for number in range(len(self.queries))]
 
     def finding(self, method: str, threshold: float, number: int) -> Finding:
-        """As `findings`, of the picture with an index."""
+        """What to show of a picture at a threshold in [0, 1); the network does not run."""
         query = self.query(number)
         pixels = query.pixels.shape[0] * query.pixels.shape[1]
         prediction = self._prediction(method, query, threshold)
@@ -217,15 +168,9 @@ class Session:
         return Finding(query.name, drawn, pixels, areas, prediction.confidence)
 
     def attention(self, method: str, number: int, point: Point) -> np.ndarray:
-        """Draw the attention of a point (x, y) of a picture in the supports of each class: (H, W, 3) uint8.
+        """Draw the attention of a pixel (x, y) of a picture to the supports of each class: (H, W, 3) uint8.
 
-        Args:
-            method: a name of the pool, of a method with attention maps.
-            number: index of the picture.
-            point: in its pixels.
-
-        Raises:
-            ValueError: no such picture, point or method, a method without maps, or no supports yet.
+        ``number`` is the index of the picture; the method must have attention maps.
         """
         pixels = self.query(number).pixels
         predictor = self._predictor(method)
@@ -235,26 +180,17 @@ class Session:
         return attention_rows(pixels, point, supports, maps)
 
     def query(self, number: int) -> Upload:
-        """The picture to search with an index.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The picture to search with an index."""
         if not 0 <= number < len(self.queries):
             raise ValueError(f"there is no picture number {number + 1}: choose one of the gallery")
         return self.queries[number]
 
     def zip_file(self, method: str, threshold: float) -> bytes:
-        """All masks that were found, see `pack`.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """All masks that were found, packed by `pack`."""
         pairs = [(query.name, self._prediction(method, query, threshold)) for query in self.queries]
         return pack([(name, prediction) for name, prediction in pairs if prediction])
 
     def _prediction(self, method: str, query: Upload, threshold: float) -> Prediction | None:
-        """What was found with the present supports."""
         self.drop_outdated()
         prediction = self._found.get((method, query.name))
         return prediction and prediction.at(threshold)
@@ -272,17 +208,10 @@ class Session:
 
 
 def pack(predictions: Sequence[tuple[str, Prediction]]) -> bytes:
-    """Pack predictions of the same classes into a zip file.
+    """Pack predictions of the same classes, with the file names of their pictures, into a zip file.
 
-    Args:
-        predictions: file name of a picture, different for each, and what was found in it.
-
-    Returns:
-        mask/<stem>.png (0 background, i the class on line i of mask/classes.txt), and coco/annotations.json
-        with an annotation per connected part, masks as RLE.
-
-    Raises:
-        ValueError: there are no predictions.
+    It has mask/<stem>.png (0 background, i the class on line i of mask/classes.txt), and
+    coco/annotations.json with an annotation per connected part, masks as RLE.
     """
     if not predictions:
         raise ValueError("no masks yet: press Find the object first (step 2)")

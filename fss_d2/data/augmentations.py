@@ -5,24 +5,15 @@ Images are (H, W, 3) uint8 RGB, masks (H, W) in {0, 1, 255}, sizes (height, widt
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.common.registry import Registry
 
-from .transforms import (
-    BlurTransform,
-    ColorTransform,
-    LetterboxTransform,
-    PadCrop,
-    RotateTransform,
-    ScaleTransform,
-    SquashTransform,
-)
+from . import transforms
 from .views import random_object_window
 
 __all__ = [
@@ -53,7 +44,7 @@ class Squash(T.Augmentation):
     size: Sequence[int]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return SquashTransform(*self.size)
+        return transforms.SquashTransform(*self.size)
 
 
 @dataclass(eq=False)
@@ -70,7 +61,7 @@ class Letterbox(T.Augmentation):
         (h, w), (height, width) = image.shape[:2], self.size
         fitted = (height, w * height // h) if h * width >= w * height else (h * width // w, width)
         valid = (max(fitted[0] // 8 * 8, 8), max(fitted[1] // 8 * 8, 8))
-        return LetterboxTransform(valid, height, width)
+        return transforms.LetterboxTransform(valid, height, width)
 
 
 class ShortestEdge(T.ResizeShortestEdge):
@@ -80,7 +71,7 @@ class ShortestEdge(T.ResizeShortestEdge):
         resize = super().get_transform(image)
         if not isinstance(resize, T.ResizeTransform):
             return resize
-        return SquashTransform(max(resize.new_h, 1), max(resize.new_w, 1))
+        return transforms.SquashTransform(max(resize.new_h, 1), max(resize.new_w, 1))
 
 
 @dataclass(eq=False)
@@ -90,7 +81,7 @@ class RandomScale(T.Augmentation):
     factors: tuple[float, float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ScaleTransform(float(self._rand_range(*self.factors)))
+        return transforms.ScaleTransform(float(self._rand_range(*self.factors)))
 
 
 @dataclass(eq=False)
@@ -101,7 +92,7 @@ class RandomRotate(T.Augmentation):
     fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return RotateTransform(float(self._rand_range(-self.degrees, self.degrees)), self.fill)
+        return transforms.RotateTransform(float(self._rand_range(-self.degrees, self.degrees)), self.fill)
 
 
 @dataclass(eq=False)
@@ -124,7 +115,7 @@ class RandomKeepCrop(T.Augmentation):
             window = target[max(top, 0) : top + self.size[0], max(left, 0) : left + self.size[1]]
             if np.count_nonzero(window) >= enough:
                 break
-        return PadCrop(top, left, *self.size, self.fill)
+        return transforms.PadCrop(top, left, *self.size, self.fill)
 
     @staticmethod
     def _offset(side: int, window: int) -> int:
@@ -136,6 +127,11 @@ class RandomObjectCrop(T.Augmentation):
     """Crop to a window that contains the whole object (1), with its sides times a factor of `context`."""
 
     context: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        low, high = self.context
+        if not 1 <= low <= high:
+            raise ValueError(f"INPUT.AUG.OBJECT_CONTEXT {(low, high)}: give two rising factors of at least 1")
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> T.Transform:
         left, top, right, bottom = random_object_window(sem_seg, self._rand_range(*self.context))
@@ -155,7 +151,7 @@ class RandomResizedCrop(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
-        squash = SquashTransform(*self.size)
+        squash = transforms.SquashTransform(*self.size)
         for _ in range(10):
             area = height * width * self._rand_range(*self.area)
             aspect = math.exp(self._rand_range(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
@@ -173,7 +169,9 @@ class RandomColor(T.Augmentation):
     strength: float
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ColorTransform(*self._rand_range(1 - self.strength, 1 + self.strength, size=3).tolist())
+        return transforms.ColorTransform(
+            *self._rand_range(1 - self.strength, 1 + self.strength, size=3).tolist()
+        )
 
 
 @dataclass(eq=False)
@@ -184,7 +182,7 @@ class PadTo(T.Augmentation):
     fill: Sequence[float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return PadCrop(0, 0, *self.size, self.fill)
+        return transforms.PadCrop(0, 0, *self.size, self.fill)
 
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
@@ -196,97 +194,52 @@ _FIX_SIZE = {"crop", "random_resized_crop", "pad", *RESIZES}
 _CHANGE_SIZE = {"scale", "object_crop", "random_shortest_edge", "random_crop"}
 
 
-@AUGMENTATION_REGISTRY.register()
-def squash(cfg: CfgNode) -> T.Augmentation:
-    """Resize to INPUT.FEW_SHOT_SIZE without keeping the aspect ratio (HSNet, DCAMA)."""
-    return Squash(cfg.INPUT.FEW_SHOT_SIZE)
+_BUILDERS: dict[str, Callable[[CfgNode], T.Augmentation]] = {
+    # Resize to INPUT.FEW_SHOT_SIZE without keeping the aspect ratio (HSNet, DCAMA).
+    "squash": lambda cfg: Squash(cfg.INPUT.FEW_SHOT_SIZE),
+    # Fit into INPUT.FEW_SHOT_SIZE with the aspect ratio kept and the rest black (PFENet).
+    "letterbox": lambda cfg: Letterbox(cfg.INPUT.FEW_SHOT_SIZE),
+    # Resize the shortest side to min(INPUT.FEW_SHOT_SIZE), the longest to at most INPUT.MAX_SIZE_TEST.
+    "shortest_edge": lambda cfg: ShortestEdge(min(cfg.INPUT.FEW_SHOT_SIZE), cfg.INPUT.MAX_SIZE_TEST),
+    # Resize the shortest side to a random one of INPUT.MIN_SIZE_TRAIN, at most INPUT.MAX_SIZE_TRAIN.
+    "random_shortest_edge": lambda cfg: ShortestEdge(
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    ),
+    # Scale by a factor in INPUT.AUG.SCALE_RANGE (PFENet).
+    "scale": lambda cfg: RandomScale(cfg.INPUT.AUG.SCALE_RANGE),
+    # With INPUT.AUG.ROTATE_PROB rotate by up to ROTATE_DEGREES, corners in the mean colour (PFENet).
+    "rotate": lambda cfg: T.RandomApply(
+        RandomRotate(cfg.INPUT.AUG.ROTATE_DEGREES, cfg.MODEL.PIXEL_MEAN), cfg.INPUT.AUG.ROTATE_PROB
+    ),
+    # With INPUT.AUG.BLUR_PROB blur by a 5x5 Gaussian (PFENet).
+    "blur": lambda cfg: T.RandomApply(transforms.BlurTransform(), cfg.INPUT.AUG.BLUR_PROB),
+    # With INPUT.AUG.FLIP_PROB exchange left and right.
+    "flip": lambda cfg: T.RandomFlip(cfg.INPUT.AUG.FLIP_PROB),
+    # Crop to INPUT.FEW_SHOT_SIZE with INPUT.AUG.CROP_KEEP of the object, filled with the mean colour.
+    "crop": lambda cfg: RandomKeepCrop(
+        cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_KEEP, cfg.MODEL.PIXEL_MEAN
+    ),
+    # With INPUT.AUG.OBJECT_CROP_PROB crop round the object, INPUT.AUG.OBJECT_CONTEXT times its sides.
+    "object_crop": lambda cfg: T.RandomApply(
+        RandomObjectCrop(cfg.INPUT.AUG.OBJECT_CONTEXT), cfg.INPUT.AUG.OBJECT_CROP_PROB
+    ),
+    # Crop to a random window of INPUT.FEW_SHOT_SIZE; smaller images stay whole (MM-Former, before `pad`).
+    "random_crop": lambda cfg: T.RandomCrop("absolute", cfg.INPUT.FEW_SHOT_SIZE),
+    # Pad right and below with grey 128 (MM-Former).
+    "pad": lambda cfg: PadTo(cfg.INPUT.FEW_SHOT_SIZE, (128, 128, 128)),
+    # Resize a window of INPUT.AUG.CROP_AREA of the image to INPUT.FEW_SHOT_SIZE.
+    "random_resized_crop": lambda cfg: RandomResizedCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_AREA),
+    # Change brightness, contrast and saturation by up to INPUT.AUG.COLOR.
+    "color": lambda cfg: RandomColor(cfg.INPUT.AUG.COLOR),
+    # Colour distortion of SSD (MM-Former), from Detectron2's PointRend project.
+    "ssd_color": lambda cfg: _ssd_color(),
+}
+for _name, _build in _BUILDERS.items():
+    _build.__name__ = _name  # by which the registry knows it
+    AUGMENTATION_REGISTRY.register(_build)
 
 
-@AUGMENTATION_REGISTRY.register()
-def letterbox(cfg: CfgNode) -> T.Augmentation:
-    """Fit into INPUT.FEW_SHOT_SIZE with the aspect ratio kept and the rest black (PFENet)."""
-    return Letterbox(cfg.INPUT.FEW_SHOT_SIZE)
-
-
-@AUGMENTATION_REGISTRY.register()
-def shortest_edge(cfg: CfgNode) -> T.Augmentation:
-    """Resize the shortest side to min(INPUT.FEW_SHOT_SIZE), the longest to at most INPUT.MAX_SIZE_TEST."""
-    return ShortestEdge(min(cfg.INPUT.FEW_SHOT_SIZE), cfg.INPUT.MAX_SIZE_TEST)
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_shortest_edge(cfg: CfgNode) -> T.Augmentation:
-    """Resize the shortest side to a random one of INPUT.MIN_SIZE_TRAIN, at most INPUT.MAX_SIZE_TRAIN."""
-    return ShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-
-
-@AUGMENTATION_REGISTRY.register()
-def scale(cfg: CfgNode) -> T.Augmentation:
-    """Scale by a factor in INPUT.AUG.SCALE_RANGE (PFENet)."""
-    return RandomScale(cfg.INPUT.AUG.SCALE_RANGE)
-
-
-@AUGMENTATION_REGISTRY.register()
-def rotate(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.ROTATE_PROB rotate by up to ROTATE_DEGREES, corners in the mean colour (PFENet)."""
-    aug = cfg.INPUT.AUG
-    return T.RandomApply(RandomRotate(aug.ROTATE_DEGREES, cfg.MODEL.PIXEL_MEAN), aug.ROTATE_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def blur(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.BLUR_PROB blur by a 5x5 Gaussian (PFENet)."""
-    return T.RandomApply(BlurTransform(), cfg.INPUT.AUG.BLUR_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def flip(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.FLIP_PROB exchange left and right."""
-    return T.RandomFlip(cfg.INPUT.AUG.FLIP_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def crop(cfg: CfgNode) -> T.Augmentation:
-    """Crop to INPUT.FEW_SHOT_SIZE with INPUT.AUG.CROP_KEEP of the object, filled with the mean colour."""
-    return RandomKeepCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_KEEP, cfg.MODEL.PIXEL_MEAN)
-
-
-@AUGMENTATION_REGISTRY.register()
-def object_crop(cfg: CfgNode) -> T.Augmentation:
-    """With INPUT.AUG.OBJECT_CROP_PROB crop round the object, INPUT.AUG.OBJECT_CONTEXT times its sides."""
-    low, high = cfg.INPUT.AUG.OBJECT_CONTEXT
-    if not 1 <= low <= high:
-        raise ValueError(f"INPUT.AUG.OBJECT_CONTEXT {(low, high)}: give two rising factors of at least 1")
-    return T.RandomApply(RandomObjectCrop((low, high)), cfg.INPUT.AUG.OBJECT_CROP_PROB)
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_crop(cfg: CfgNode) -> T.Augmentation:
-    """Crop to a random window of INPUT.FEW_SHOT_SIZE; smaller images stay whole (MM-Former, before `pad`)."""
-    return T.RandomCrop("absolute", cfg.INPUT.FEW_SHOT_SIZE)
-
-
-@AUGMENTATION_REGISTRY.register()
-def pad(cfg: CfgNode) -> T.Augmentation:
-    """Pad right and below with grey 128 (MM-Former)."""
-    return PadTo(cfg.INPUT.FEW_SHOT_SIZE, (128, 128, 128))
-
-
-@AUGMENTATION_REGISTRY.register()
-def random_resized_crop(cfg: CfgNode) -> T.Augmentation:
-    """Resize a window of INPUT.AUG.CROP_AREA of the image to INPUT.FEW_SHOT_SIZE."""
-    return RandomResizedCrop(cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.AUG.CROP_AREA)
-
-
-@AUGMENTATION_REGISTRY.register()
-def color(cfg: CfgNode) -> T.Augmentation:
-    """Change brightness, contrast and saturation by up to INPUT.AUG.COLOR."""
-    return RandomColor(cfg.INPUT.AUG.COLOR)
-
-
-@AUGMENTATION_REGISTRY.register()
-def ssd_color(cfg: CfgNode) -> T.Augmentation:
-    """Colour distortion of SSD (MM-Former), from Detectron2's PointRend project."""
+def _ssd_color() -> T.Augmentation:
     from detectron2.projects.point_rend import ColorAugSSDTransform
 
     return T.RandomApply(ColorAugSSDTransform(img_format="RGB"), prob=1.0)
@@ -305,28 +258,21 @@ def build_resize(cfg: CfgNode) -> T.Augmentation:
 
 def build_view_resizes(cfg: CfgNode) -> list[T.Augmentation]:
     """Build INPUT.TEST_RESIZE at each size of TEST.SCALES, in order; ValueError for a size twice."""
-    resizes = []
-    for size in _sizes(cfg.TEST.SCALES):
+    resizes: dict[tuple[int, int], T.Augmentation] = {}
+    for given in cfg.TEST.SCALES:
+        size = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
+        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(
+                f"TEST.SCALES has {given!r}; give sides in pixels, (473, 641), or heights and widths, "
+                "((473, 473), (641, 641))"
+            )
         at_size = cfg.clone()
         at_size.defrost()
         at_size.INPUT.FEW_SHOT_SIZE = size
-        resizes.append(build_resize(at_size))
-    return resizes
-
-
-def _sizes(scales: Sequence[Any]) -> list[tuple[int, int]]:
-    sizes = []
-    for scale in scales:
-        size = tuple(scale) if isinstance(scale, (list, tuple)) else (scale, scale)
-        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-            raise ValueError(
-                f"TEST.SCALES has {scale!r}; give sides in pixels, (473, 641), or heights and widths, "
-                "((473, 473), (641, 641))"
-            )
-        sizes.append(size)
-    if len(set(sizes)) < len(sizes):
-        raise ValueError(f"TEST.SCALES {tuple(scales)} has a size twice; give each once")
-    return sizes
+        resizes[size] = build_resize(at_size)
+    if len(resizes) < len(cfg.TEST.SCALES):
+        raise ValueError(f"TEST.SCALES {tuple(cfg.TEST.SCALES)} has a size twice; give each once")
+    return list(resizes.values())
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -336,14 +282,14 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {name!r} in INPUT.TRAIN_AUGMENTATIONS; choose from {', '.join(known)}")
-    augmentations = [_build(name, cfg) for name in names]
+    augmentations = []
+    for name in names:
+        try:
+            augmentations.append(AUGMENTATION_REGISTRY.get(name)(cfg))
+        except (AssertionError, TypeError, ValueError) as error:  # Detectron2's augmentations assert
+            raise ValueError(
+                f"INPUT.TRAIN_AUGMENTATIONS {name!r}: {error}; check its INPUT.AUG keys"
+            ) from error
     sizing = [name for name in names if name in _FIX_SIZE | _CHANGE_SIZE]
     fixed = bool(sizing) and sizing[-1] in _FIX_SIZE
     return augmentations if fixed else [*augmentations, build_resize(cfg)]
-
-
-def _build(name: str, cfg: CfgNode) -> T.Augmentation:
-    try:
-        return AUGMENTATION_REGISTRY.get(name)(cfg)
-    except (AssertionError, TypeError, ValueError) as error:  # Detectron2's augmentations assert
-        raise ValueError(f"INPUT.TRAIN_AUGMENTATIONS {name!r}: {error}; check its INPUT.AUG keys") from error

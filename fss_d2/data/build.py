@@ -60,9 +60,8 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
         raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
     total_batch, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total_batch < 1 or total_batch % world_size:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
-        )
+        fault = f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
+        raise ValueError(fault)
     (name,) = cfg.DATASETS.TRAIN
     records, train = get_records(name), cfg.FEW_SHOT.TRAIN
     options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": total_batch}
@@ -115,14 +114,10 @@ def build_test_episodes(
 def build_few_shot_test_loader(
     cfg: CfgNode, dataset_name: str, *, shots: int, episodes: int | None = None, manifest: str | None = None
 ) -> DataLoader[list[dict[str, Any]]]:
-    """Build the loader of one evaluation: the share of this process, in batches of one episode.
+    """Build the loader of one K-shot evaluation: the share of this process, in batches of one episode.
 
-    Args:
-        cfg: the whole config.
-        dataset_name: registered name.
-        shots: K. Of a manifest with more supports the first K are used; one with fewer is refused.
-        episodes: as in `build_test_episodes`; with a manifest, its first so many (None or 0 = all).
-        manifest: file of episodes to use instead of sampling; None = FEW_SHOT.TEST.MANIFEST.
+    `manifest` (None = FEW_SHOT.TEST.MANIFEST) is a file of episodes to use instead of drawing them: the first
+    `episodes` (None or 0 = all), and of more supports the first K; fewer are refused.
     """
     path = cfg.FEW_SHOT.TEST.MANIFEST if manifest is None else manifest
     records = get_records(dataset_name)

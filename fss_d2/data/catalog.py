@@ -4,7 +4,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -79,18 +79,15 @@ def register_datasets_from_cfg(cfg: CfgNode) -> None:
     Relative paths start at $DETECTRON2_DATASETS. Errors are those of `register_folder` and
     `register_coco_json`; ValueError also for a wrong or missing argument.
     """
-    for entry in cfg.DATASETS.FOLDERS:
-        _register_entry(register_folder, "DATASETS.FOLDERS", entry, ("root",))
-    for entry in cfg.DATASETS.COCO_JSON:
-        _register_entry(register_coco_json, "DATASETS.COCO_JSON", entry, ("json_file", "image_root"))
-
-
-def _register_entry(
-    register: Callable[..., None], key: str, entry: Mapping[str, Any], paths: tuple[str, ...]
-) -> None:
-    try:
-        arguments = inspect.signature(register).bind(**entry).arguments
-        located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
-        register(**{**arguments, **located})
-    except TypeError as error:  # a wrong name, or a value of the wrong type
-        raise ValueError(f"{key}: {error} in {entry}") from error
+    kinds = {
+        "FOLDERS": (register_folder, "root"),
+        "COCO_JSON": (register_coco_json, "json_file", "image_root"),
+    }
+    for key, (register, *paths) in kinds.items():
+        for entry in cfg.DATASETS[key]:
+            try:
+                arguments = inspect.signature(register).bind(**entry).arguments
+                located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
+                register(**{**arguments, **located})
+            except TypeError as error:  # a wrong name, or a value of the wrong type
+                raise ValueError(f"DATASETS.{key}: {error} in {entry}") from error

@@ -94,7 +94,7 @@ def write_manifest(
 
 
 def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the first line of a manifest: dataset, shots, seed, query_rule, episodes; errors as below."""
+    """Read the first line of a manifest: dataset, shots, seed, query_rule, episodes; errors name path:1."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return _parse_header(file.readline(), f"{path}:1")
@@ -111,17 +111,13 @@ def read_manifest(
     records: Sequence[dict[str, Any]] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> list[Episode]:
-    """Read the episodes of a manifest, in order, and check them against a dataset.
+    """Read the episodes of a manifest, in order, and check them; errors name file:line.
 
     Args:
         path: file written by `write_manifest`.
         dataset: name that the header must have; None accepts any.
         records: dataset dicts; every image id must be among them and show the episode's class.
         class_names: names by class id; the ids and names in the file must match them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: anything is wrong in it; named as file:line.
     """
     header = read_manifest_header(path)
     if dataset is not None and header["dataset"] != dataset:
@@ -195,9 +191,8 @@ def _check_class(row: dict[str, Any], where: str, class_names: Sequence[str]) ->
     if not 0 <= class_id < len(class_names):
         raise ValueError(f"{where}: class_id {class_id} is not one of the {len(class_names)} classes")
     if row.get("class_name", class_names[class_id]) != class_names[class_id]:
-        raise ValueError(
-            f"{where}: class {class_id} is {class_names[class_id]!r} here, not {row['class_name']!r}"
-        )
+        fault = f"{where}: class {class_id} is {class_names[class_id]!r} here, not {row['class_name']!r}"
+        raise ValueError(fault)
 
 
 def _check_images(episode: Episode, where: str, classes_of: dict[ImageId, frozenset[int]]) -> None:

@@ -21,9 +21,7 @@ def is_image_name(path: str | os.PathLike[str]) -> bool:
 def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image.Image, int]:
     """Decode an image or a mask (`what`) as stored; also return its EXIF orientation (1 to 8; 1 = upright).
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken, truncated or no image.
+    FileNotFoundError without a file, ValueError for one that is broken, truncated or no image.
     """
     try:
         with Image.open(path) as image:

@@ -20,6 +20,8 @@ __all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
 
 SEGMENTS = ("", "semantic", "instance")
 
+# Keys of INPUT that are arguments of the mapper in lower case.
+_INPUT_KEYS = ("AUGMENT_SUPPORTS", "SEGMENTS", "QUERY_MIN_PIXELS", "SUPPORT_MIN_PIXELS", "REDRAWS")
 # Random streams of the redrawn class and of scribbles, separate from the seeds of the augmentations.
 _CLASS_STREAM, _SCRIBBLE_STREAM = 1, 2
 
@@ -98,18 +100,14 @@ class EpisodeMapper:
             "records": records,
             "resize": build_resize(cfg),
             "augmentations": build_augmentations(cfg) if is_train and cfg.INPUT.TRAIN_AUGMENTATIONS else (),
-            "augment_supports": cfg.INPUT.AUGMENT_SUPPORTS,
             "frame": cfg.TEST.FRAME,
             "views": build_view_resizes(cfg),
             "support_annotation": support_annotation(cfg, is_train),
             "support_views": cfg.FEW_SHOT.TEST.SUPPORT_VIEWS,
             "is_train": is_train,
-            "segments": cfg.INPUT.SEGMENTS,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
             "class_ids": class_ids,
-            "query_min_pixels": cfg.INPUT.QUERY_MIN_PIXELS,
-            "support_min_pixels": cfg.INPUT.SUPPORT_MIN_PIXELS,
-            "redraws": cfg.INPUT.REDRAWS,
+            **{key.lower(): cfg.INPUT[key] for key in _INPUT_KEYS},
         }
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
@@ -130,12 +128,12 @@ class EpisodeMapper:
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
             - views: the episode at other sizes, dicts of image, support, class_id, image_id, episode_index,
               and of height, width and valid_size for its scores (`view_frame`); in evaluation with `views`.
-
-        Raises:
-            KeyError: an image id is not in the dataset.
-            FileNotFoundError, ValueError: a file is missing or wrong; names the file.
         """
-        image, mask, segments = self._load_query(episode)
+        record = self._record(episode.query)
+        if self.segments:
+            image, mask, segments = load_segments(record, episode.class_id, self.class_ids, self.segments)
+        else:
+            (image, mask), segments = load_sample(record, episode.class_id), []
         query, class_id = self._query(episode, image, mask, segments)
         supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
         mapped = {
@@ -161,12 +159,6 @@ class EpisodeMapper:
                 for view in [transform_sample(resize, image, mask)]
             ]
         return mapped
-
-    def _load_query(self, episode: Episode) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
-        record = self._record(episode.query)
-        if self.segments:
-            return load_segments(record, episode.class_id, self.class_ids, self.segments)
-        return *load_sample(record, episode.class_id), []
 
     def _query(
         self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]

@@ -1,7 +1,7 @@
 """Masks of one class, (H, W) uint8 (1 object, 0 rest, 255 ignored): read, or reduced to boxes and strokes."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 IGNORE = 255
+ANNOTATIONS = ("mask", "box", "scribble")  # of supports
 
 
 def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,11 +49,7 @@ def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, n
 def upright_mask(
     mask: np.ndarray, image: np.ndarray, orientation: int, record: Mapping[str, Any]
 ) -> np.ndarray:
-    """Rotate a stored mask by the EXIF orientation of its image, unless it already has the upright size.
-
-    Raises:
-        ValueError: neither the stored nor the rotated mask has the image's size; names the file.
-    """
+    """Rotate a stored mask by the EXIF orientation of its image, unless it already has the upright size."""
     if mask.shape != image.shape[:2]:
         rotated = orient(mask, orientation)
         if rotated.shape != image.shape[:2]:
@@ -79,9 +76,8 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
         return _annotation_mask(record, class_id)
     path = record.get("sem_seg_file_name")
     if path is None:
-        raise ValueError(
-            f"image {record['file_name']} has neither sem_seg_file_name nor annotations: add one of them"
-        )
+        fault = f"image {record['file_name']} has neither sem_seg_file_name nor annotations: add one of them"
+        raise ValueError(fault)
     encoding = record.get("mask_encoding", "class_map")
     if encoding == "class_map":
         return class_of_map(read_class_map(path), class_id)
@@ -124,10 +120,8 @@ def binary_mask(image: Image.Image) -> np.ndarray:
     """
     if image.mode == "1":
         return np.array(image)
-    if image.mode in ("L", "F") or image.mode.startswith("I"):
-        levels = np.asarray(image)
-    else:
-        levels = _strongest_channel(image)
+    is_grey = image.mode in ("L", "F") or image.mode.startswith("I")
+    levels = np.asarray(image) if is_grey else _strongest_channel(image)
     half = 32768 if image.mode.startswith("I") else 128
     top = levels.max()
     return levels >= half if top >= half else (levels > 0) & (2 * levels.astype(np.float64) >= top)
@@ -147,9 +141,7 @@ def _single_channel(image: Image.Image, path: str | os.PathLike[str]) -> np.ndar
     values = np.asarray(image)  # of a palette image: the palette indices
     if values.ndim == 2 and image.mode != "F":
         return values
-    if values.ndim == 3 and image.mode != "LA" and (values[..., :3] == values[..., :1]).all():
-        return values[..., 0]
-    if image.mode == "LA":
+    if values.ndim == 3 and (image.mode == "LA" or (values[..., :3] == values[..., :1]).all()):
         return values[..., 0]
     raise ValueError(f"mask file {path} is a {image.mode} image; save the class numbers in a single channel")
 
@@ -231,18 +223,12 @@ def scribble_of(mask: np.ndarray, seed: Seed) -> np.ndarray:
     return scribble
 
 
-_KINDS: dict[str, Callable[[np.ndarray, Seed], np.ndarray]] = {
-    "mask": lambda mask, seed: mask,
-    "box": lambda mask, seed: boxes_of(mask),
-    "scribble": scribble_of,
-}
-ANNOTATIONS = tuple(_KINDS)
-
-
 def annotate(mask: np.ndarray, kind: str, seed: Seed) -> np.ndarray:
     """Reduce a mask to a kind of `ANNOTATIONS`; the seed is for scribbles."""
     _check(kind, "SUPPORT_ANNOTATION")
-    return _KINDS[kind](mask, seed)
+    if kind == "mask":
+        return mask
+    return boxes_of(mask) if kind == "box" else scribble_of(mask, seed)
 
 
 def support_annotation(cfg: CfgNode, is_train: bool) -> str:

@@ -28,14 +28,8 @@ _Item = TypeVar("_Item")
 def hsnet_pascal(pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0) -> list[Episode]:
     """Query: the pairs in list order, repeated. Supports: uniform in the class's part of the list.
 
-    Args:
-        pairs: (image id, class id) in the order of the published list.
-        shots: K.
-        episodes: their number; 0 takes each pair once.
-        seed: of the legacy generator.
-
-    Raises:
-        ValueError: no pairs, or a class with a single image.
+    `pairs` have the order of the published list; `episodes` = 0 takes each once. ValueError without pairs, or
+    for a class with a single image.
     """
     members, rng = _members_of(pairs), np.random.RandomState(seed)
     queries = (pairs[i % len(pairs)] for i in range(episodes or len(pairs)))
@@ -111,7 +105,6 @@ PUBLISHED_RULES: dict[str, Callable[[Sequence[Pair], int, int, int], list[Episod
 
 
 def _members_of(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:
-    """Return the images of each class in list order; ValueError without pairs or for a class of one image."""
     if not pairs:
         raise ValueError("no (image, class) pairs to draw episodes from; check the dataset's list")
     members: dict[int, list[ImageId]] = {}
@@ -145,6 +138,6 @@ def _with_supports(
 
 
 def _by_number(image: ImageId) -> list[tuple[int, int | str]]:
-    """Sort key that reads runs of digits as numbers, so that 2 comes before 10."""
+    """Read runs of digits as numbers, so that 2 is sorted before 10."""
     parts = re.split(r"(\d+)", str(image))
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts if part]

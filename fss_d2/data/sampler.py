@@ -160,9 +160,8 @@ def _drop_small_classes(pairs: list[Pair], needed: int, class_names: Sequence[st
     counts = Counter(class_id for _, class_id in pairs)
     small = {class_id for class_id, count in counts.items() if count < needed}
     if len(small) == len(counts):
-        raise ValueError(
-            f"no class has the {needed} images that an episode needs; lower the shots or add images"
-        )
+        fault = f"no class has the {needed} images that an episode needs; lower the shots or add images"
+        raise ValueError(fault)
     if small:
         names = ", ".join(str(class_names[c]) if class_names else str(c) for c in sorted(small))
         logger.warning("Classes left out, fewer than %d images each: %s", needed, names)

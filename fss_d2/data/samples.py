@@ -101,24 +101,15 @@ def load_segments(
 ) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
     """Read a dataset dict's image, its mask of one class and its segments, all upright.
 
-    A mask file is read once. Pixels of classes outside `class_ids` belong to no segment and are not
-    background either.
+    The segments, those with a pixel, are of the class and of `class_ids`; pixels of other classes belong to
+    no segment and are not background either. A mask file is read once. `kind` is one of
 
-    Args:
-        record: dataset dict.
-        class_id: of the mask; its segments are returned like those of `class_ids`.
-        class_ids: further classes.
-        kind: "semantic": one mask per class, and the background, which is what no class covers and no crowd
-            region or ignore label hides; "instance": one mask per object, without crowds and background;
-            "objects": as "instance" if the record separates objects, else "semantic" without background.
+    - "semantic": one mask per class, and the background, which is what no class covers and no crowd region or
+      ignore label hides;
+    - "instance": one mask per object, without crowds and background;
+    - "objects": as "instance" if the record separates objects, else "semantic" without background.
 
-    Returns:
-        Image (H, W, 3) uint8 RGB; mask (H, W) uint8 in {0, 1, 255}; the segments that have a pixel.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, the sizes differ, no pixel shows the class, or `kind` is "instance" for
-            a record without annotations; names the file.
+    Errors as `load_sample`; ValueError also if `kind` is "instance" for a record without annotations.
     """
     if kind == "instance" and not _has_objects(record):
         raise ValueError(

@@ -51,41 +51,40 @@ def object_window(mask: np.ndarray, context: float) -> Window:
     Its sides are `context` times those of the box of the object (1 in the mask (H, W)). Without an object it
     is the whole image.
     """
-    box, sides = _box_and_sides(mask, context)
-    edges = []
-    for (start, end), side, length in zip(box, sides, mask.shape, strict=True):
+
+    def in_the_middle(start: int, end: int, side: float, length: int) -> tuple[int, int]:
         middle = (start + end) / 2
-        edges.append((max(0, int(middle - side / 2)), min(length, int(middle + side / 2 + 0.5))))
-    (top, bottom), (left, right) = edges
-    return Window(left, top, right, bottom)
+        return max(0, int(middle - side / 2)), min(length, int(middle + side / 2 + 0.5))
+
+    return _window(mask, context, in_the_middle)
 
 
 def random_object_window(mask: np.ndarray, context: float) -> Window:
     """Return a window of that size at a random place (numpy's global generator) with all of the object."""
-    box, sides = _box_and_sides(mask, context)
-    edges = []
-    for (start, end), side, length in zip(box, sides, mask.shape, strict=True):
+
+    def anywhere(start: int, end: int, side: float, length: int) -> tuple[int, int]:
         side = min(length, round(side))
-        first, last = max(0, end - side), min(start, length - side)
-        offset = np.random.randint(first, last + 1)
-        edges.append((offset, offset + side))
-    (top, bottom), (left, right) = edges
+        offset = np.random.randint(max(0, end - side), min(start, length - side) + 1)
+        return offset, offset + side
+
+    return _window(mask, context, anywhere)
+
+
+def _window(
+    mask: np.ndarray, context: float, place: Callable[[int, int, float, int], tuple[int, int]]
+) -> Window:
+    """Return the window with the edges, in y then in x, of `place(start, end, side, length)`.
+
+    Start and end are those of the object, side is that of the window, length that of the image.
+    """
+    box, sides = [(0, length) for length in mask.shape], mask.shape  # without an object
+    if (object_pixels := mask == 1).any():
+        hits = [np.flatnonzero(object_pixels.any(axis=axis)) for axis in (1, 0)]
+        box = [(int(hit[0]), int(hit[-1]) + 1) for hit in hits]
+        sides = [(end - start) * context for start, end in box]
+        sides = [max(side, _LEAST_SIDE, _LEAST_ASPECT * max(sides)) for side in sides]
+    (top, bottom), (left, right) = (place(*b, *s) for b, *s in zip(box, sides, mask.shape, strict=True))
     return Window(left, top, right, bottom)
-
-
-def _box_and_sides(mask: np.ndarray, context: float) -> tuple[list[tuple[int, int]], tuple[float, float]]:
-    """Return ((top, bottom), (left, right)) of the object, and (height, width) of the window round it."""
-    object_pixels = mask == 1
-    if not object_pixels.any():
-        height, width = mask.shape
-        return [(0, height), (0, width)], (height, width)
-    box = []
-    for axis in (1, 0):
-        hit = np.flatnonzero(object_pixels.any(axis=axis))
-        box.append((int(hit[0]), int(hit[-1]) + 1))
-    sides = [(end - start) * context for start, end in box]
-    least = max(_LEAST_SIDE, _LEAST_ASPECT * max(sides))
-    return box, (max(sides[0], least), max(sides[1], least))
 
 
 @dataclass(frozen=True)

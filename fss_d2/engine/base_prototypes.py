@@ -46,10 +46,8 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     records, metadata = get_records(name), MetadataCatalog.get(name)
     class_ids = sorted(metadata.get("base_class_ids", metadata.class_ids))  # those of the split without folds
     if len(class_ids) != knowledge.num_classes:
-        raise ValueError(
-            f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {name} has {len(class_ids)} "
-            f"base classes: set it to {len(class_ids)}"
-        )
+        what = f"{name} has {len(class_ids)} base classes: set it to {len(class_ids)}"
+        raise ValueError(f"MODEL.BASE_KNOWLEDGE.NUM_CLASSES is {knowledge.num_classes} but {what}")
     path = _cache_path(cfg, model, records, class_ids)
     cached = comm.all_gather(_read(path, knowledge) if comm.is_main_process() else None)[0]
     if cached is None:
@@ -78,8 +76,7 @@ def build_base_prototypes(model: ImageModel, instances: BaseInstances, *, worker
         workers: that load images, in each process.
 
     Returns:
-        (classes, C) float32 on the CPU; zeros for a class without instances, with a warning. That no class
-        has one is a ValueError.
+        (classes, C) float32 on the CPU; zeros for a class without instances, with a warning.
     """
     knowledge: BaseKnowledge = model.knowledge
     size = tuple(knowledge.prototypes.shape)
@@ -120,7 +117,7 @@ def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]
 
 
 def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
-    """This process's images, in order; the main process logs its progress."""
+    """This process's images, in order."""
     mine = range(comm.get_rank(), len(instances), comm.get_world_size())
     options = {"batch_size": None, "num_workers": workers, "worker_init_fn": _init_worker}
     # A generator of its own leaves torch's global one alone.
@@ -179,7 +176,6 @@ def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
 
 
 def _weights_hash(module: nn.Module) -> str:
-    """Hash of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

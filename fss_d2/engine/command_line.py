@@ -45,9 +45,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint, if any"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
     add_launch_arguments(parser)
     return parser
 
@@ -64,21 +62,21 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-processes", type=int, default=1, metavar="N", help="CPU processes per machine, without GPUs")
     add("--num-machines", type=int, default=1, metavar="N")
     add("--machine-rank", type=int, default=0, metavar="R", help="0 to N-1")
-    add(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
-    )
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, of several machines")
 
 
 def parse_command_line(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None, *, weights: bool = False
 ) -> argparse.Namespace:
     """Parse flags and ``KEY VALUE`` pairs in any order; the pairs become ``opts``.
 
-    The parser gets the positional "opts" added; ``arguments`` None takes those of the process.
+    The parser gets the positional "opts" added, and with ``weights`` the flag --weights, another name of
+    MODEL.WEIGHTS; ``arguments`` None takes those of the process.
     """
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, SOLVER.BASE_LR 0.01 for example"
-    )
+    if weights:
+        parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    note = "config keys to change, SOLVER.BASE_LR 0.01 for example"
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=note)
     flags, pairs = [], []
     rest = iter(sys.argv[1:] if arguments is None else arguments)
     for word in rest:
@@ -88,7 +86,7 @@ def parse_command_line(
         else:
             flags.append(word)
     args = parser.parse_intermixed_args(flags)
-    args.opts += pairs
+    args.opts += [*pairs, "MODEL.WEIGHTS", args.weights] if weights and args.weights else pairs
     return args
 
 

@@ -56,16 +56,11 @@ class Run:
         return load_config(self.config_file, self.opts, num_gpus=num_gpus)
 
     def finished(self, num_gpus: int | None) -> bool:
-        """Whether the results exist, or for a stage the weights.
-
-        Raises:
-            ValueError: the folder holds a run with other settings.
-        """
+        """Whether the results exist, or a stage's weights; a run with other settings is a ValueError."""
         recorded = self.folder / "config.yaml"
         if recorded.is_file() and recorded.read_text() != self.config(num_gpus).dump():
-            raise ValueError(
-                f"{self.folder} holds a run with other settings; remove it, or give another --output"
-            )
+            fix = "remove it, or give another --output"
+            raise ValueError(f"{self.folder} holds a run with other settings; {fix}")
         last = "results.json" if self.scored else "model_final.pth"
         return recorded.is_file() and (self.folder / last).is_file()
 
@@ -87,15 +82,13 @@ class _Method:
 
     @cached_property
     def parameters(self) -> tuple[tuple[bool, bool], ...]:
-        """For each stage, whether it is trained, and whether it has weights besides its backbone's.
-
-        An unknown method counts as trained: train_net.py says what is wrong.
-        """
-        known = [cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY for cfg in self.configs]
-        models = [
-            build_without_weights(cfg) if k else None for cfg, k in zip(self.configs, known, strict=True)
-        ]
-        return tuple((m.trainable, m.has_weights) if m is not None else (True, True) for m in models)
+        """For each stage, whether it is trained, and whether it has weights besides its backbone's."""
+        found = []
+        for cfg in self.configs:
+            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY  # else train_net.py says what is wrong
+            model = build_without_weights(cfg) if known else None
+            found.append((model.trainable, model.has_weights) if known else (True, True))
+        return tuple(found)
 
 
 def of_fold(value: Any, fold: int) -> Any:
@@ -115,10 +108,8 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
     A stage that several methods share is one run. What does not go together is a ValueError.
     """
     if min(args.seeds) < 0 or min(args.shots or [1]) < 1 or args.jobs < 1:
-        raise ValueError(
-            f"--seeds {args.seeds} must not be negative, --shots {args.shots} and --jobs {args.jobs} "
-            "be 1 or more"
-        )
+        counts = f"--shots {args.shots} and --jobs {args.jobs} be 1 or more"
+        raise ValueError(f"--seeds {args.seeds} must not be negative, {counts}")
     methods = _read_methods(args)
     main = methods[0].configs[-1]
     output = Path(args.output or Path(main.OUTPUT_DIR) / "cross_validation")
@@ -131,21 +122,16 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
             for method in methods:
                 for run in _stages(args, method, fold, seed, output, shared):
                     if runs.setdefault(run.folder, run) != run:
-                        message = (
-                            f"{run.folder} would hold two different runs; rename one of their config files"
-                        )
-                        raise ValueError(message)
+                        fix = "rename one of their config files"
+                        raise ValueError(f"{run.folder} would hold two different runs; {fix}")
     return list(runs.values())
 
 
 def run_all(args: argparse.Namespace, start: Callable[[Run, argparse.Namespace], None]) -> str:
     """Do all unfinished runs, ``args.jobs`` at once; write the report after each run, and return it.
 
-    Args:
-        args: of tools/cross_validate.py.
-        start: does one run; called in a thread.
-
-    After a failure no run is started, those in progress end, and its ValueError is raised.
+    ``start`` does one run and is called in a thread. After a failure no run is started, those in progress
+    end, and the error is raised.
     """
     runs = plan_runs(args)
     output = runs[0].folder.parents[1]
@@ -191,23 +177,17 @@ def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> s
 def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
     """The rows of `summarise_folds`: one per run, test set and number of shots.
 
-    Args:
-        runs: finished and scored, in the order of the plan.
-        first: the method that the others are compared with, if it has the same fold, seed and evaluation.
-            Another manifest is a ValueError.
+    The runs are finished, scored and in the order of the plan. They are compared with those of the method
+    ``first`` of the same fold, seed and evaluation; another manifest is a ValueError.
     """
     rows: list[dict[str, Any]] = []
     references: dict[tuple[Any, ...], Path] = {}
     for run in runs:
         for folder, scores in run.scores().items():
             name, _, shots = folder.name.rpartition("_")
-            row = {
-                "method": run.method,
-                "fold": run.fold,
-                "seed": run.seed,
-                "test_set": re.sub(r"fold\d+_?", "", name),  # "glyphs_val" for "glyphs_fold2_val"
-                "shots": int(shots.removesuffix("shot")),
-            }
+            row: dict[str, Any] = {"method": run.method, "fold": run.fold, "seed": run.seed}
+            row["test_set"] = re.sub(r"fold\d+_?", "", name)  # "glyphs_val" for "glyphs_fold2_val"
+            row["shots"] = int(shots.removesuffix("shot"))
             row |= {m: scores[m] for m in (*FOLD_METRICS, "mIoU_low", "mIoU_high") if m in scores}
             question = (run.fold, run.seed, folder.name)
             if run.method == first:
@@ -224,18 +204,13 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
 def _compare(folder: Path, reference: Path) -> Comparison:
     manifests = [each / "manifest.jsonl" for each in (folder, reference)]
     if manifests[0].read_bytes() != manifests[1].read_bytes():
-        raise ValueError(
-            f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared; "
-            "remove the older run and start again"
-        )
+        what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
+        raise ValueError(f"{what}; remove the older run and start again")
     recorded = json.loads((reference / "results.json").read_text())
-    return compare(
-        read_rows(folder / "episodes.jsonl"),
-        read_rows(reference / "episodes.jsonl"),
-        classes=[entry["class_id"] for entry in recorded["per_class"]],
-        counting=recorded["settings"]["counting"],
-        absent=recorded["settings"]["absent_classes"],
-    )
+    settings = recorded["settings"]
+    rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}
+    rows = [read_rows(each / "episodes.jsonl") for each in (folder, reference)]
+    return compare(*rows, classes=[entry["class_id"] for entry in recorded["per_class"]], **rule)
 
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:
@@ -293,9 +268,8 @@ def _weights(pattern: str, method: str, fold: int, seed: int) -> str:
     try:
         return pattern.format(method=method, fold=fold, seed=seed)
     except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"--weights {pattern}: only {{method}}, {{fold}} and {{seed}} are replaced"
-        ) from error
+        names = "{method}, {fold} and {seed}"
+        raise ValueError(f"--weights {pattern}: only {names} are replaced") from error
 
 
 def _pairs(cfg: CfgNode, keys: Iterable[str], fold: int) -> list[str]:

@@ -63,7 +63,8 @@ def draw_test_episodes(
     check_writable(output)
     names = MetadataCatalog.get(dataset).get("stuff_classes", ())
     loader = build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=num)
-    episodes = _named(itertools.chain.from_iterable(loader), names)
+    known, every = dict(enumerate(names)), itertools.chain.from_iterable(loader)
+    episodes = ((each, known.get(each["class_id"], f"class {each['class_id']}")) for each in every)
     if figure == "tsne":
         save_picture(output / "tsne.png", _tsne(model, episodes, 4 * height))
         return output / "tsne.png"
@@ -82,13 +83,11 @@ def check_figure(model: nn.Module, figure: str) -> None:
     """Raise ValueError if a model cannot have a figure; for some figures the first episode shows it."""
     name = type(model).__name__
     if figure == "proposals" and not hasattr(model, "proposals"):
-        raise ValueError(
-            f"{name} makes no proposals; choose a config of MMFormer or PotentialObjectsSegmenter"
-        )
+        fix = "choose a config of MMFormer or PotentialObjectsSegmenter"
+        raise ValueError(f"{name} makes no proposals; {fix}")
     if figure not in ("proposals", "episodes") and not isinstance(model, FewShotSegmentor):
-        raise ValueError(
-            f"{name} reads no supports; choose a config of a few-shot method, or --figure proposals"
-        )
+        fix = "choose a config of a few-shot method, or --figure proposals"
+        raise ValueError(f"{name} reads no supports; {fix}")
 
 
 @torch.no_grad()
@@ -102,12 +101,6 @@ def object_features(model: FewShotSegmentor, episode: Episode) -> Tensor:
         share = area_fraction(one["mask"][None, None].to(model.device) == 1, tuple(feature.shape[-2:]))
         means.append(weighted_sum(feature[:, None], share[:, None])[0, 0, 0] / share.sum().clamp(min=1e-6))
     return torch.stack(means).cpu()
-
-
-def _named(episodes: Iterator[Episode], names: tuple[str, ...]) -> Iterator[tuple[Episode, str]]:
-    for episode in episodes:
-        class_id = episode["class_id"]
-        yield episode, names[class_id] if class_id < len(names) else f"class {class_id}"
 
 
 def _run(model: nn.Module | None, episode: Episode, figure: str) -> Output | None:
@@ -125,9 +118,8 @@ def _run(model: nn.Module | None, episode: Episode, figure: str) -> Output | Non
     }
     if not has.get(figure, True):
         known = ", ".join(name for name, there in has.items() if there)
-        raise ValueError(
-            f"{type(model).__name__} has no figure {figure!r} with these settings; choose from {known}"
-        )
+        what = f"{type(model).__name__} has no figure {figure!r} with these settings"
+        raise ValueError(f"{what}; choose from {known}")
     return output
 
 

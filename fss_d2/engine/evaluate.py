@@ -1,4 +1,4 @@
-"""Evaluation of a model on every (test set, number of shots) of a config."""
+"""Evaluation of a model on every (test set, number of shots) of a config, and of its use of supports."""
 
 import itertools
 import json
@@ -14,19 +14,30 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
-from fss_d2.evaluation import FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, format_table
-from fss_d2.files import write_atomic
+from fss_d2.data.mapper import ForeignSupportMapper
+from fss_d2.evaluation import (
+    Comparison,
+    FewShotEvaluator,
+    OracleEvaluator,
+    ProposalRecallEvaluator,
+    compare,
+    format_table,
+    read_rows,
+)
+from fss_d2.files import check_writable, write_atomic
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
 
-__all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "evaluate"]
-__all__ += ["evaluate_periodically", "evaluation_name", "write_summary"]
+__all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
+__all__ += ["evaluate_periodically", "evaluation_name", "format_support_use", "write_summary"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +54,13 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     """Raise ValueError if TEST.EVALUATORS is empty or repeats one, or if one is unknown or does not fit."""
     names = list(cfg.TEST.EVALUATORS)
     if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
-        raise ValueError(
-            f"TEST.EVALUATORS is {tuple(names)}; give one or more of {', '.join(EVALUATORS)}, each once"
-        )
+        known = ", ".join(EVALUATORS)
+        raise ValueError(f"TEST.EVALUATORS is {tuple(names)}; give one or more of {known}, each once")
     method = cfg.MODEL.META_ARCHITECTURE
     lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
     if isinstance(model, PotentialObjectsSegmenter):
         lacking = {"few_shot_seg"}
-    wrong = [name for name in names if name in lacking]
-    if wrong:
+    if wrong := [name for name in names if name in lacking]:
         possible = tuple(name for name in EVALUATORS if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
     unaveraged = [name for name in names if name != FewShotEvaluator.task]
@@ -122,8 +131,7 @@ def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     small = cfg.clone()
     small.defrost()
     small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
-    small.TEST.BOOTSTRAP = 0
-    small.TEST.PICTURES = 0
+    small.TEST.BOOTSTRAP = small.TEST.PICTURES = 0
     small.freeze()
     episodes = cfg.TEST.PERIODIC_EPISODES or None
     return evaluate(small, model, folder="periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
@@ -137,12 +145,8 @@ def evaluation_name(dataset_name: str, shots: int) -> str:
 def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
     """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
     if comm.is_main_process():
-        content = {
-            "method": cfg.MODEL.META_ARCHITECTURE,
-            "weights": weights,
-            "seed": cfg.SEED,
-            "results": results,
-        }
+        content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
+        content["results"] = results
         write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -186,13 +190,70 @@ def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], 
     if not comm.is_main_process():
         return
     test = cfg.FEW_SHOT.TEST
-    drawn = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
-    origin = read_manifest_header(test.MANIFEST) if test.MANIFEST else drawn
-    write_manifest(
-        output_dir / "manifest.jsonl",
-        sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index),
-        dataset=dataset_name,
-        class_names=MetadataCatalog.get(dataset_name).stuff_classes,
-        seed=origin["seed"],
-        query_rule=origin["query_rule"],
-    )
+    origin = {"seed": test.SEED, "query_rule": test.QUERY_RULE}
+    if test.MANIFEST:
+        header = read_manifest_header(test.MANIFEST)
+        origin = {name: header[name] for name in origin}
+    episodes = sorted(itertools.chain.from_iterable(shares), key=lambda episode: episode.index)
+    names = MetadataCatalog.get(dataset_name).stuff_classes
+    write_manifest(output_dir / "manifest.jsonl", episodes, dataset=dataset_name, class_names=names, **origin)
+
+
+def check_support_use(
+    cfg: CfgNode, model: nn.Module, dataset: str, shots: int, episodes: int
+) -> tuple[Comparison, Path]:
+    """Score a model with its own supports and with those of another class: does it use them?
+
+    The files go to ``OUTPUT_DIR/support_use/<dataset>_<K>shot``. The model is in eval mode. A data set of a
+    single class is a ValueError.
+
+    Returns:
+        The comparison of own (a) and foreign (b) supports, with the bootstrap interval over episodes; and
+        ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
+    """
+    loaders = _support_loaders(cfg, dataset, shots, episodes)
+    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    folder = Path(cfg.OUTPUT_DIR) / "support_use" / f"{dataset}_{shots}shot"
+    check_writable(folder)
+    rows = []
+    for name, loader in loaders.items():
+        logger.info("Scoring %s with %s supports", dataset, name)
+        evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
+        inference_on_dataset(model, loader, evaluator)
+        rows.append(read_rows(folder / name / "episodes.jsonl"))
+    rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
+    result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)
+    file = folder / "support_use.json"
+    test = cfg.FEW_SHOT.TEST
+    numbers = {
+        **{"method": cfg.MODEL.META_ARCHITECTURE, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset},
+        **{"shots": shots, "episodes": result.episodes, "seed": test.SEED, "query_rule": test.QUERY_RULE},
+        **{"manifest": test.MANIFEST, "support_views": list(test.SUPPORT_VIEWS)},
+        "refinement": cfg.TEST.REFINEMENT,
+        **{"mIoU_own": result.mean_iou_a, "mIoU_foreign": result.mean_iou_b},
+        **{"difference": result.difference, "low": result.low, "high": result.high},
+    }
+    write_atomic(file, (json.dumps(numbers, indent=2) + "\n").encode())
+    return result, file
+
+
+def format_support_use(method: str, result: Comparison) -> str:
+    """Markdown: mIoU in percent with either kind of supports, their difference, and a verdict."""
+    cells = [f"{result.mean_iou_a:.2f}", f"{result.mean_iou_b:.2f}"]
+    cells.append(f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]")
+    headers = ["mIoU, %", "own supports", "of another class", "difference [95 % interval]"]
+    lines = tabulate([[method, *cells]], headers=headers, tablefmt="pipe", disable_numparse=True)
+    if result.low <= 0:
+        return f"{lines}\n\nThese {result.episodes} episodes do not show that the supports are used."
+    kept = result.mean_iou_b / result.mean_iou_a
+    return f"{lines}\n\nWith supports of another class, {kept:.0%} of the score remains."
+
+
+def _support_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, DataLoader]:
+    """The loaders of the episodes as they are ("own") and with supports of another class ("foreign")."""
+    own, foreign = (build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab")
+    try:
+        foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}") from error
+    return {"own": own, "foreign": foreign}

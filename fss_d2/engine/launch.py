@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = ["LaunchPlan", "launch"]
 
+Main = Callable[..., Any]
 _TIMEOUT = timedelta(minutes=30)  # as Detectron2's
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
@@ -36,16 +37,13 @@ class LaunchPlan:
 
         found = torch.cuda.device_count()
         if self.num_gpus is not None and self.num_gpus > found:
-            raise ValueError(
-                f"--num-gpus {self.num_gpus}: this machine has {found} usable GPU(s); "
-                "use --num-gpus 0 (with --num-processes N for several CPU processes)"
-            )
+            fix = "use --num-gpus 0 (with --num-processes N for several CPU processes)"
+            raise ValueError(f"--num-gpus {self.num_gpus}: this machine has {found} usable GPU(s); {fix}")
         if min(self.num_processes, self.num_machines) < 1 or (self.num_gpus or 0) < 0:
             raise ValueError("--num-gpus must be 0 or more, --num-processes and --num-machines 1 or more")
         if not 0 <= self.machine_rank < self.num_machines:
-            raise ValueError(
-                f"--machine-rank {self.machine_rank} is not from 0 to --num-machines {self.num_machines} - 1"
-            )
+            limit = f"--num-machines {self.num_machines} - 1"
+            raise ValueError(f"--machine-rank {self.machine_rank} is not from 0 to {limit}")
         if self.num_machines > 1 and self.dist_url == "auto":
             raise ValueError(
                 "--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of machine 0"
@@ -66,7 +64,7 @@ class LaunchPlan:
         return (self.num_gpus or 1) if self.uses_gpu else self.num_processes
 
 
-def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
+def launch(main: Main, plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
     """Call ``main(*args)`` in every process of the plan, with Detectron2's `comm` ready for use.
 
     Under torchrun, or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, this
@@ -79,9 +77,8 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
         if missing:
-            raise ValueError(
-                f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: start with torchrun, or unset them"
-            )
+            fix = "start with torchrun, or unset them"
+            raise ValueError(f"RANK and WORLD_SIZE are set, {', '.join(missing)} not: {fix}")
         return _join_and_run(main, plan.uses_gpu, args)
     world_size = plan.per_machine * plan.num_machines
     if world_size == 1:
@@ -97,20 +94,14 @@ def launch(main: Callable[..., Any], plan: LaunchPlan, args: Sequence[Any] = ())
     return None
 
 
-def _spawned(
-    rank: int,
-    main: Callable[..., Any],
-    plan: LaunchPlan,
-    args: Sequence[Any],
-    variables: dict[str, str],
-) -> None:
+def _spawned(rank: int, main: Main, plan: LaunchPlan, args: Sequence[Any], variables: dict[str, str]) -> None:
     """Set the variables that torchrun would set, and run."""
     local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
     os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + rank), **local)
     _join_and_run(main, plan.uses_gpu, args)
 
 
-def _join_and_run(main: Callable[..., Any], on_gpu: bool, args: Sequence[Any]) -> Any:
+def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
     """Join the process group that the environment describes, run, and leave it."""
     import torch
     import torch.distributed as dist
@@ -119,18 +110,16 @@ def _join_and_run(main: Callable[..., Any], on_gpu: bool, args: Sequence[Any]) -
     if on_gpu:
         local_rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= found:
-            raise ValueError(
-                f"local process {local_rank} has no GPU of its own ({found} found); "
-                "start fewer processes, or use --num-gpus 0"
-            )
+            fix = "start fewer processes, or use --num-gpus 0"
+            raise ValueError(f"local process {local_rank} has no GPU of its own ({found} found); {fix}")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method="env://", timeout=_TIMEOUT)
     try:
         per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
         if dist.get_world_size() % per_machine:
+            fix = "start the same number on every machine"
             raise ValueError(
-                f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; "
-                "start the same number on every machine"
+                f"{dist.get_world_size()} processes do not divide by LOCAL_WORLD_SIZE={per_machine}; {fix}"
             )
         # Detectron2 0.6 and its main branch keep the group of this machine's processes in this variable.
         comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(per_machine)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -51,28 +50,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    groups = _with_embedding_decay(model, groups, solver.WEIGHT_DECAY_EMBED)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
+    embed = {"weight_decay": solver.WEIGHT_DECAY_EMBED}
+    groups = reduce_param_groups([{**g, **embed} if id(g["params"][0]) in tables else g for g in single])
     if not groups:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no parameter to train; "
-            "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
-        )
+        fix = "evaluate it with --eval-only, or set MODEL.BACKBONE.FREEZE False"
+        name = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        raise ValueError(f"{name} has no parameter to train; {fix}")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, lr=learning_rate)
     raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {', '.join(_OPTIMIZERS)}")
-
-
-def _with_embedding_decay(
-    model: nn.Module, groups: list[dict[str, Any]], decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups in which embedding tables have their own weight decay."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    single = [{**group, "params": [p]} for group in groups for p in group["params"]]
-    return reduce_param_groups(
-        [{**g, "weight_decay": decay} if id(g["params"][0]) in tables else g for g in single]
-    )
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
@@ -90,10 +80,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     elif solver.LR_SCHEDULER_NAME == "ConstantLR":
         schedule = PolyParamScheduler(power=0.0)  # fvcore's constant one refuses the last step
     else:
-        names = ("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES)
-        raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {', '.join(names)}"
-        )
+        names = ", ".join(("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES))
+        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {names}")
     if solver.WARMUP_ITERS > 0:
         length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
         schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD)
@@ -122,7 +110,6 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
         "full_model": clip_norm,
     }
     if clip.CLIP_TYPE not in clippers:
-        raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {', '.join(clippers)}"
-        )
+        known = ", ".join(clippers)
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {known}")
     return clippers[clip.CLIP_TYPE]

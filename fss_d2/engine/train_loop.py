@@ -143,9 +143,8 @@ def _record(unread: list[tuple[int, float, dict[str, Tensor]]]) -> None:
         losses = {name: np.mean([losses[name] for _, losses in of_processes]) for name in names}
         total = sum(losses.values())
         if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
-            )
+            message = f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
+            raise FloatingPointError(message)
         storage.iter = iteration
         storage.put_scalar("data_time", max(data_time for data_time, _ in of_processes))
         storage.put_scalar("total_loss", total)

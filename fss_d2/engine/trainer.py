@@ -112,15 +112,14 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             # Before the evaluation, so that the checkpoint is there if the evaluation fails.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        if cfg.DATASETS.TEST:
-            built += self._evaluation_hooks()
-        return built
+        return built + self._evaluation_hooks() if cfg.DATASETS.TEST else built
 
     def _evaluation_hooks(self) -> list[hooks.HookBase]:
         test, period = self.cfg.TEST, self.cfg.TEST.EVAL_PERIOD
         built: list[hooks.HookBase] = []
         if period > 0:
-            built.append(hooks.EvalHook(period, self._test_periodically))
+            periodic = evaluate_periodically
+            built.append(hooks.EvalHook(period, lambda: {"periodic": periodic(self.cfg, self.model)}))
             if test.BEST_METRIC and comm.is_main_process():
                 best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
                 name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
@@ -129,9 +128,6 @@ class Trainer(DefaultTrainer):
         built.append(hooks.EvalHook(0, self._test_finally))
         return built
 
-    def _test_periodically(self) -> dict[str, Results]:
-        return {"periodic": evaluate_periodically(self.cfg, self.model)}
-
     def _test_finally(self) -> Results:
         self.results = self.test(self.cfg, self.model)
         return self.results
@@ -139,11 +135,8 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """The console, ``metrics.json`` (plain values, not smoothed) and TensorBoard."""
         folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            JSONWriter(str(Path(folder) / "metrics.json"), window_size=1),
-            TensorboardXWriter(folder),
-        ]
+        plain = JSONWriter(str(Path(folder) / "metrics.json"), window_size=1)
+        return [CommonMetricPrinter(self.max_iter), plain, TensorboardXWriter(folder)]
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks and step with its optimizer, which Detectron2 0.6 leaves out."""

@@ -61,9 +61,8 @@ def read_rows(path: str | Path) -> list[EpisodeCounts]:
         try:
             rows.append(_parse_row(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}:{number} is not an episode's counts ({error}); evaluate again to rewrite the file"
-            ) from error
+            what = f"{path}:{number} is not an episode's counts ({error})"
+            raise ValueError(f"{what}; evaluate again to rewrite the file") from error
     return rows
 
 
@@ -201,10 +200,9 @@ def _pair(
     rows_a, rows_b = (sorted(rows, key=lambda row: row.episode_index) for rows in (rows_a, rows_b))
     for a, b in zip(rows_a, rows_b, strict=True):
         if _query(a) != _query(b) or (same_supports and a.supports != b.supports):
-            raise ValueError(
-                f"episode {a.episode_index} differs between the two: class {a.class_id}, query {a.query} "
-                f"against class {b.class_id}, query {b.query}; score both on one manifest"
-            )
+            first, second = (f"class {row.class_id}, query {row.query}" for row in (a, b))
+            what = f"episode {a.episode_index} differs between the two: {first} against {second}"
+            raise ValueError(f"{what}; score both on one manifest")
     return rows_a, rows_b
 
 

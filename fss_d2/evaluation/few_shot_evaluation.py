@@ -85,9 +85,8 @@ class FewShotEvaluator(DatasetEvaluator):
         class_ids = metadata.get("class_ids", ()) if class_ids is None else class_ids
         self._class_ids = [int(c) for c in class_ids]
         if not self._class_ids:
-            raise ValueError(
-                f"dataset {dataset_name!r} has no class_ids in its metadata; register it, or pass class_ids"
-            )
+            fix = "register it, or pass class_ids"
+            raise ValueError(f"dataset {dataset_name!r} has no class_ids in its metadata; {fix}")
         self._class_names = metadata.get("stuff_classes", ()) if class_names is None else class_names
         self._dataset_name = dataset_name
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -166,9 +165,8 @@ class FewShotEvaluator(DatasetEvaluator):
         for episode, mask, (*areas, has_nan) in zip(inputs, masks, counted, strict=True):
             index = int(episode["episode_index"])
             if has_nan:
-                raise ValueError(
-                    f"episode {index}: {self._scored} hold NaN; check the model's weights and precision"
-                )
+                fix = "check the model's weights and precision"
+                raise ValueError(f"episode {index}: {self._scored} hold NaN; {fix}")
             self._rows.append(self._row(episode, mask, areas))
             if index < self._pictures:
                 class_id = int(episode["class_id"])
@@ -188,10 +186,8 @@ class FewShotEvaluator(DatasetEvaluator):
 
     def _scores(self, output: Mapping[str, Any]) -> Tensor:
         if "sem_seg" not in output:
-            raise ValueError(
-                f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; "
-                "set it to ('oracle', 'proposal_recall')"
-            )
+            fix = "set it to ('oracle', 'proposal_recall')"
+            raise ValueError(f"TEST.EVALUATORS: {self.method} gives no scores for few_shot_seg; {fix}")
         return output["sem_seg"]
 
     def _row(self, episode: Mapping[str, Any], mask: Tensor, areas: Sequence[int]) -> EpisodeCounts:

@@ -76,10 +76,8 @@ def areas_of(counts: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 def _regions(pred: _Mask, target: _Mask) -> list[_Mask]:
     """The pixels that count, those predicted, true, and both, and those whose value is not allowed."""
     if tuple(pred.shape) != tuple(target.shape):
-        raise ValueError(
-            f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in size; "
-            "resize the scores first"
-        )
+        sizes = f"prediction {tuple(pred.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{sizes} differ in size; resize the scores first")
     valid, true = target != IGNORE_LABEL, target == 1
     found = (pred == 1) & valid
     allowed = (true | (target == 0)) & ((pred == 0) | (pred == 1))
@@ -108,10 +106,8 @@ def class_sums(class_ids: np.ndarray, counts: np.ndarray, classes: Sequence[int]
     position = {int(c): i for i, c in enumerate(classes)}
     unknown = sorted({int(c) for c in class_ids} - set(position))
     if unknown:
-        raise ValueError(
-            f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}; "
-            "score them on the dataset they were drawn from"
-        )
+        what = f"episodes draw class {unknown[0]}, which is not among the split's {list(position)}"
+        raise ValueError(f"{what}; score them on the dataset they were drawn from")
     sums = np.zeros((len(position), *counts.shape[1:]), np.int64)
     np.add.at(sums, np.array([position[int(c)] for c in class_ids], np.intp), counts)
     return sums

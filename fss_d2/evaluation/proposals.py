@@ -61,10 +61,8 @@ def _in_frame(episode: Mapping[str, Any], proposals: Tensor) -> Tensor:
 def _proposals(output: Mapping[str, Any], method: str) -> Tensor:
     proposals = output.get("aux", {}).get("proposals")
     if proposals is None:
-        raise ValueError(
-            f"TEST.EVALUATORS: oracle and proposal_recall score proposals, and {method} gives none; "
-            "set it to ('few_shot_seg',)"
-        )
+        what = f"oracle and proposal_recall score proposals, and {method} gives none"
+        raise ValueError(f"TEST.EVALUATORS: {what}; set it to ('few_shot_seg',)")
     return proposals
 
 
@@ -190,10 +188,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             if image_id in self._images:
                 continue
             if "target_segments" not in image:
-                raise ValueError(
-                    f"image {image_id}: no 'target_segments', which TEST.EVALUATORS 'proposal_recall' needs; "
-                    "load it with the EpisodeMapper of a config that names this evaluator"
-                )
+                fix = "load it with the EpisodeMapper of a config that names this evaluator"
+                need = "no 'target_segments', which TEST.EVALUATORS 'proposal_recall' needs"
+                raise ValueError(f"image {image_id}: {need}; {fix}")
             proposals = proposals_in_frame(image, output, method=self._method)
             segments = torch.as_tensor(image["target_segments"], device=proposals.device)
             order = ranked(proposals)[: max(BUDGETS)]

@@ -104,8 +104,7 @@ def format_table(results: Mapping[str, Any]) -> str:
         results: nested dicts; the innermost ones hold "mIoU" or "AR@100". One evaluator returns such a
             dict; several can be joined under names such as "glyphs_fold0_val/1shot".
     """
-    runs = list(_runs(results))
-    if not runs:
+    if not (runs := list(_runs(results))):
         raise ValueError("the results hold no mIoU and no AR@100; give the results of an evaluator")
     columns = [name for name in _COLUMNS if any(name in scores for _, scores in runs)]
     lines = [[name, *(_cell(scores, column) for column in columns)] for name, scores in runs]
@@ -210,7 +209,7 @@ def format_folds(summary: Sequence[Mapping[str, Any]], first: str) -> str:
     for test_set in dict.fromkeys(entry["test_set"] for entry in summary):
         entries = [entry for entry in summary if entry["test_set"] == test_set]
         parts.append(f"## {test_set} (%)\n\n{_overview(entries)}\n")
-    parts.append(_LEGEND.format(first=first) + "\n")
+    parts.append(f"{_LEGEND.format(first=first)}\n")
     for metric in FOLD_METRICS if any(entry["runs"] > 1 for entry in summary) else ():
         parts.append(f"## {metric} (%)\n\n{_by_fold([e for e in summary if e['metric'] == metric])}\n")
     return "\n".join(parts)

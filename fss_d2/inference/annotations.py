@@ -1,4 +1,4 @@
-"""What a person gives as support: a picture, and a mask, boxes or scribbles that show the object in it."""
+"""Supports as users give them: a picture, and a mask, boxes or scribbles that mark the object in it."""
 
 import math
 import os
@@ -15,31 +15,20 @@ from PIL import Image, ImageOps
 from fss_d2.data.images import is_image_name, open_image, read_image, to_rgb
 from fss_d2.data.masks import IGNORE, binary_mask, upright_mask
 
-__all__ = [
-    "Annotation",
-    "Box",
-    "Boxes",
-    "Picture",
-    "Scribble",
-    "find_supports",
-    "read_annotation",
-    "read_picture",
-    "read_support",
-    "support_pairs",
-]
+__all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
+__all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]
 
-_MARK = "_mask"  # at the end of the name of a mask, before the ending
-_LEAST_WIDTH, _MOST_WIDTH = 3, 32767  # pixels of a stroke; as `fss_d2.data.masks`, and for OpenCV
+_MARK = "_mask"  # at the end of a mask's file name, before the ending
+# Width of a stroke in pixels: the least as in `fss_d2.data.masks`, the most that OpenCV draws.
+_LEAST_WIDTH, _MOST_WIDTH = 3, 32767
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels, x to the right and y down; the image's left upper corner is (0, 0).
+    """A box in pixels, x to the right and y down; the upper left corner of the image is (0, 0).
 
-    Every pixel that it touches counts as object, the rest as background; ``Box(0, 0, 1, 1)`` is a pixel.
-
-    Raises:
-        ValueError: it is empty, or no number.
+    Every pixel that it touches is object, the rest is background; ``Box(0, 0, 1, 1)`` covers one pixel. An
+    empty box, or a side that is not a finite number, raises ValueError.
     """
 
     x0: float
@@ -53,7 +42,7 @@ class Box:
             raise ValueError(f"box {sides}: give x0 y0 x1 y1 in pixels, x0 below x1 and y0 below y1")
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """Draw it into (height, width): uint8, 1 in the box."""
+        """(height, width) uint8, 1 in the box, 0 elsewhere."""
         drawn = np.zeros((height, width), np.uint8)
         top, left = max(math.floor(self.y0), 0), max(math.floor(self.x0), 0)
         drawn[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
@@ -62,11 +51,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Boxes:
-    """One or more boxes of one class, `Box` objects or (x0, y0, x1, y1) each.
-
-    Raises:
-        ValueError: there are none, or one is not a box.
-    """
+    """One or more boxes of one class, each a `Box` or (x0, y0, x1, y1)."""
 
     boxes: Sequence[Box | Sequence[float]]
 
@@ -80,21 +65,18 @@ class Boxes:
         object.__setattr__(self, "boxes", boxes)
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """Draw them into (height, width): uint8, 1 in a box."""
+        """(height, width) uint8, 1 in any of the boxes, 0 elsewhere."""
         return np.maximum.reduce([box.mask(height, width) for box in self.boxes])
 
 
 @dataclass(frozen=True)
 class Scribble:
-    """Strokes along the object and, better with than without, beside it; all other pixels are left open.
+    """Strokes on the object and, recommended, on the background; all other pixels become 255 (ignored).
 
     Attributes:
         strokes: on the object; each is a sequence of points (x, y) in pixels. A single one needs no list.
-        background: likewise, beside the object.
-        width: of a stroke in pixels; None takes a hundredth of the image's longer side, 3 at least.
-
-    Raises:
-        ValueError: no stroke, a point that is no (x, y), or no width.
+        background: strokes on the background, in the same form.
+        width: stroke width in pixels; None takes 1/100 of the longer side of the image, at least 3.
     """
 
     strokes: Sequence[Sequence[Sequence[float]]] | Sequence[Sequence[float]]
@@ -112,7 +94,7 @@ class Scribble:
             )
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """Draw it into (height, width): uint8, 1 on the object's strokes, 0 on the others, 255 elsewhere."""
+        """(height, width) uint8: 1 on strokes on the object, 0 on those on the background, 255 elsewhere."""
         thickness = self.width or max(_LEAST_WIDTH, round(max(height, width) / 100))
         drawn = np.full((height, width), IGNORE, np.uint8)
         for value, strokes in ((0, self.background), (1, self.strokes)):
@@ -134,15 +116,11 @@ def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int
 
     Args:
         picture: a path; a Pillow image of any mode; or an array (H, W), (H, W, 3) or (H, W, 4), uint8 or
-            uint16, RGB. Transparent parts are laid on white, 16 bits become 8.
-        name: of the picture, for messages; a path names itself.
+            uint16, RGB. Transparent pixels are blended with white; 16 bits are reduced to 8.
+        name: for error messages, unless the picture is a path.
 
     Returns:
         (H, W, 3) uint8 RGB, and the EXIF orientation that was undone (1: none).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or has another shape or kind of pixels.
     """
     if isinstance(picture, str | os.PathLike):
         return read_image(picture)
@@ -160,25 +138,21 @@ def read_annotation(
     name: str = "mask",
     image_name: str = "",
 ) -> np.ndarray:
-    """Make the mask of a support image from what shows its object.
+    """Convert an annotation of a support image to a mask (H, W) uint8 in {0, 1, 255}.
 
     Args:
-        annotation: a mask or something that draws one:
+        annotation: one of
             a path or a Pillow image: black and white in any mode (`fss_d2.data.masks.binary_mask`), or with
-            0, 1 and 255 for pixels to leave open (palette entries count by number if these are all);
-            an array (H, W): bool, or integers 1 object, 0 background, 255 neither;
+            the values 0, 1 and 255 alone, 255 for pixels to ignore (in palette images, the palette indices);
+            an array (H, W): bool, or integers 1 object, 0 background, 255 ignored;
             `Box`, `Boxes`, `Scribble`.
         image: (H, W, 3), upright.
-        orientation: EXIF orientation in which the image was stored; a mask stored so is turned with it.
-        name: of the annotation, for messages; a path names itself.
-        image_name: its path, for messages.
-
-    Returns:
-        (H, W) uint8 in {0, 1, 255}.
+        orientation: EXIF orientation of the stored image; a mask of the stored size is rotated with it.
+        name: of the annotation, for error messages, unless it is a path.
+        image_name: of the image, for error messages.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, has another size than the image, or shows no object.
+        FileNotFoundError, ValueError: it does not exist, cannot be read, differs in size, or marks no object.
     """
     if isinstance(annotation, str | os.PathLike):
         name = f"mask file {annotation}"
@@ -197,17 +171,16 @@ def read_annotation(
     names = {"sem_seg_file_name": name.removeprefix("mask ").removeprefix("file "), "file_name": image_name}
     mask = upright_mask(mask, image, orientation, names)
     if not (mask == 1).any():
-        only_open = (mask == IGNORE).any() and isinstance(annotation, np.ndarray)
-        mend = "mark it by 1; 255 means neither object nor background" if only_open else "mark it"
-        raise ValueError(f"{name}: no pixel of the image shows the object; {mend}")
+        only_ignored = (mask == IGNORE).any() and isinstance(annotation, np.ndarray)
+        fix = "mark it with 1; 255 means ignored" if only_ignored else "mark it"
+        raise ValueError(f"{name}: no pixel of the image shows the object; {fix}")
     return mask
 
 
 def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a support image (H, W, 3) uint8 RGB and its mask (H, W) uint8 in {0, 1, 255}, both upright.
 
-    Raises:
-        FileNotFoundError, ValueError: as `read_picture` and `read_annotation`; ``name`` is the support's.
+    ``name`` is the support's, for error messages; errors as `read_picture` and `read_annotation`.
     """
     pixels, orientation = read_picture(picture, f"image of {name}")
     image_name = str(picture) if isinstance(picture, str | os.PathLike) else f"of {name}"
@@ -218,11 +191,7 @@ def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[n
 def support_pairs(
     images: Picture | Sequence[Picture], masks: Annotation | Sequence[Annotation], name: str
 ) -> list[tuple[Picture, Annotation]]:
-    """Pair images with their annotations; one of a kind may be given without a list.
-
-    Raises:
-        ValueError: there are none, or not as many of one as of the other; ``name`` is the class's.
-    """
+    """Pair the images of class ``name`` with their annotations; a single one needs no list."""
     pictures = _as_list(images, (str, os.PathLike, Image.Image), 4)
     annotations = _as_list(masks, (str, os.PathLike, Image.Image, Box, Boxes, Scribble), 3)
     if not pictures or len(pictures) != len(annotations):
@@ -234,7 +203,7 @@ def support_pairs(
 
 
 def _as_list(given: Any, single: tuple[type, ...], stacked: int) -> list[Any]:
-    """One or several as a list; an array of ``stacked`` dimensions holds several."""
+    """One item or several, as a list; an array of ``stacked`` dimensions contains several."""
     if isinstance(given, single) or (isinstance(given, np.ndarray) and given.ndim < stacked):
         return [given]
     if not isinstance(given, Sequence | np.ndarray):
@@ -250,12 +219,14 @@ def _strokes(given: Sequence) -> tuple[tuple[tuple[float, float], ...], ...]:
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"a scribble's strokes are sequences of points (x, y): {error}") from error
     if not all(stroke and np.isfinite(stroke).all() for stroke in strokes):
-        raise ValueError("a scribble has a stroke without points, or a point that is no number: leave it out")
+        raise ValueError(
+            "a scribble has a stroke without points, or a point that is not a finite number: remove it"
+        )
     return strokes
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
-    """Upright and read to the end; Pillow reads files late."""
+    """The image upright, with all its pixels read; Pillow opens files lazily."""
     try:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError) as error:
@@ -263,7 +234,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    """A Pillow image of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16."""
+    """A Pillow image from an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16."""
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} is a {type(array).__name__}: give a path, a Pillow image or an array")
     if array.dtype not in (np.uint8, np.uint16):
@@ -279,7 +250,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _mask_of(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a mask picture: a trimap if it has 1 and 255 and nothing else than 0, else binary."""
+    """(H, W) uint8 of a mask image: a trimap if its values are 1, 255 and perhaps 0, otherwise binary."""
     if image.mode in ("L", "P"):
         present = {value for value, count in enumerate(image.histogram()) if count}
         if {1, IGNORE} <= present <= {0, 1, IGNORE}:
@@ -288,7 +259,6 @@ def _mask_of(image: Image.Image) -> np.ndarray:
 
 
 def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) uint8 of an array of bool or integers in {0, 1, 255}."""
     if array.ndim != 2:
         raise ValueError(f"{name} has shape {array.shape}: give (H, W), one mask for each image")
     if array.dtype.kind not in "bui":
@@ -296,27 +266,24 @@ def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
     odd = (array != 0) & (array != 1) & (array != IGNORE)
     if odd.any():
         raise ValueError(
-            f"{name} has the value {array[odd][0]}: give bool, or 0 background, 1 object, 255 neither"
+            f"{name} has the value {array[odd][0]}: give bool, or 0 background, 1 object, 255 ignored"
         )
     return array.astype(np.uint8)
 
 
 def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Path], list[Path]]]:
-    """Find the supports of one or several classes.
+    """Find the images of one or several classes and their masks; both are sorted by name.
 
-    ``<folder>/<class>/<name>.jpg`` has its mask in ``<name>.png`` or ``<name>_mask.png`` next to it; an image
-    that is a PNG itself has a ``<name>_mask.png``. Files whose names start with a dot are left out.
+    The mask of ``<folder>/<class>/<name>.jpg`` is ``<name>.png`` or ``<name>_mask.png`` next to it; that of
+    a PNG image is ``<name>_mask.png``. Files whose names start with a dot are skipped.
 
     Args:
-        folder: of the classes, or of the files of one class.
-        name: of the class where there are no folders of classes.
-
-    Returns:
-        Images and their masks by class, in the order of the names.
+        folder: has a folder per class, or the files of one class.
+        name: of the class if there are no class folders.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: an image has no mask, there is no image, or images lie near folders of classes.
+        FileNotFoundError, ValueError: no folder, no image, an image without a mask, or images next to class
+            folders.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"support folder {folder} does not exist; give one with <class>/<name>.jpg")
@@ -325,7 +292,7 @@ def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Pa
     if classes and here[0]:
         raise ValueError(
             f"{folder} has the image {here[0][0].name} next to the class folder {classes[0].name}: move all "
-            "images into folders of classes, or all out of them"
+            "images into class folders, or all out of them"
         )
     found = {path.name: _pairs(path) for path in classes} if classes else {name: here}
     for class_name, (images, _) in found.items():
@@ -336,7 +303,7 @@ def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Pa
 
 
 def _pairs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images of a folder by name, and their masks."""
+    """The images of a folder, sorted by name, and their masks."""
     files = [p for p in sorted(folder.glob("[!.]*")) if is_image_name(p) and p.is_file()]
     pngs = {p.stem: p for p in files if p.suffix.lower() == ".png"}
     marked = {stem.removesuffix(_MARK): p for stem, p in pngs.items() if stem.endswith(_MARK)}

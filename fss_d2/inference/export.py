@@ -1,4 +1,4 @@
-"""The query path of a method with its supports frozen in, as a file that runs without this package."""
+"""A method with its supports frozen in, as a file that runs without this package."""
 
 import copy
 import importlib.util
@@ -22,7 +22,7 @@ __all__ = ["FORMATS", "INPUT_TYPES", "TOLERANCE", "FrozenQuery", "capture", "exp
 
 FORMATS = ("torch_export", "torchscript", "onnx")
 INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
-TOLERANCE = 1e-4  # of the largest difference from eager, as a share of the largest logit
+TOLERANCE = 1e-4  # largest difference from eager, as a share of the largest logit
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -32,29 +32,28 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenQuery(nn.Module):
-    """A method and the encoded supports of one class: an image in, logits out, nothing else.
+    """A method and the encoded supports of one class: an image in, logits out.
 
-    It holds a copy of the model, on the CPU, and the supports' tensors as buffers. What comes after the
-    network (TEST.REFINEMENT) is left away.
+    It contains a copy of the model, on the CPU and in evaluation mode, and the tensors of the supports as
+    buffers. What follows the network (TEST.REFINEMENT) is not part of it.
+
+    Args:
+        support: of one episode; several raise ValueError.
+        shots: number of support images; None takes that of ``support``, which counts each view.
     """
 
-    def __init__(self, model: FewShotSegmentor, support: SupportSet) -> None:
-        """
-        Args:
-            model: in any mode; runs in evaluation mode here.
-            support: of one episode.
-
-        Raises:
-            ValueError: a support set of several episodes.
-        """
+    def __init__(self, model: FewShotSegmentor, support: SupportSet, shots: int | None = None) -> None:
         if support.batch_size != 1:
             raise ValueError(f"a support set of {support.batch_size} episodes: export one class at a time")
         super().__init__()
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         self.model.refinement = ""
+        self.shots = support.shots if shots is None else shots
         for module in self.model.modules():
-            if isinstance(module, BaseKnowledge):
-                _settle(module)
+            if isinstance(module, BaseKnowledge):  # no graph can branch on a buffer
+                filled = bool(module.filled)
+                del module.filled
+                module.filled = filled
         tensors = support.joined.flat()
         self._support, self._kind = replace(support, encoded=None, joined=None), type(support.joined)
         self._buffer_of = {name: f"support_{name.replace('.', '__')}" for name in tensors}
@@ -62,36 +61,14 @@ class FrozenQuery(nn.Module):
             self.register_buffer(buffer, tensors[name].detach().cpu().clone())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment a query.
-
-        Args:
-            image: (1, 3, H, W) RGB, 0 to 255, uint8 or float.
-
-        Returns:
-            (1, 2, H, W) logits: background, object.
-        """
+        """Image (1, 3, H, W), RGB, 0 to 255, uint8 or float -> logits (1, 2, H, W): background, object."""
         tensors = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
         return self.model.segment(image, replace(self._support, joined=self._kind.from_flat(tensors)))
 
 
-def _settle(knowledge: BaseKnowledge) -> None:
-    """Whether there are prototypes is a plain truth value from now on: no graph can branch on a buffer."""
-    filled = bool(knowledge.filled)
-    del knowledge.filled
-    knowledge.filled = filled
-
-
 @torch.no_grad()
 def capture(module: FrozenQuery, image: Tensor) -> ExportedProgram:
-    """Capture the graph for images of one size and type.
-
-    Args:
-        module: what to capture.
-        image: (1, 3, H, W), an example.
-
-    Raises:
-        ValueError: the method cannot be captured; says why.
-    """
+    """Capture the graph for images like ``image`` (1, 3, H, W); ValueError says why it cannot be captured."""
     module(image)  # fills the caches of position codes with tensors that hold values
     try:
         return torch.export.export(module, (image,), strict=False)
@@ -109,25 +86,23 @@ def export_query(
     images: Mapping[str, Tensor] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Export, read the file back, compare it with eager, and write what it is to ``<path>.json``.
+    """Export, read the file back, compare it with eager, and describe it in ``<path>.json``.
 
-    Nothing is left behind if anything fails.
+    An existing file is replaced; after an error, no new file is left.
 
     Args:
-        module: the method with its supports.
-        path: of the file; one that is there is replaced.
         size: (H, W) of the images, fixed from then on.
         file_format: one of `FORMATS`.
-        input_type: of the images, a key of `INPUT_TYPES`; 0 to 255 in both.
-        images: name -> (3, H, W), to compare on beside noise.
+        input_type: of the images, a key of `INPUT_TYPES`; values from 0 to 255 in both.
+        images: name -> (3, H, W), to compare on in addition to noise.
         details: further entries of the JSON file.
 
     Returns:
-        What the JSON file holds.
+        The content of the JSON file.
 
     Raises:
-        ValueError: unknown format or type, an image of another size, a package that is missing, a method that
-            cannot be exported so, or a file whose logits differ by more than `TOLERANCE`.
+        ValueError: unknown format or type, an image of another size, a missing package, a method that cannot
+            be exported to this format, or a file whose logits differ by more than `TOLERANCE`.
     """
     if file_format not in FORMATS or input_type not in INPUT_TYPES:
         raise ValueError(
@@ -142,7 +117,7 @@ def export_query(
     with atomic_path(path) as temporary:
         try:
             _WRITERS[file_format](program, inputs["noise"], temporary)
-        except Exception as error:  # the same as in `capture`, of three libraries
+        except Exception as error:  # as in `capture`
             raise ValueError(_refusal(module, f"written as {file_format}", error)) from error
         errors = _compare(module, load_exported(temporary, file_format), inputs)
         content = {
@@ -182,7 +157,7 @@ def _compare(module: FrozenQuery, run: Run, inputs: Mapping[str, Tensor]) -> dic
     for name, image in inputs.items():
         expected = module(image)
         difference = (run(image) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-        if not difference <= TOLERANCE:  # also where it is no number
+        if not difference <= TOLERANCE:  # NaN, too
             raise ValueError(
                 f"{type(module.model).__name__}: the exported logits of {name} differ from eager by "
                 f"{difference:.1e} of the largest, {TOLERANCE:.0e} is allowed: choose another format"
@@ -192,31 +167,20 @@ def _compare(module: FrozenQuery, run: Run, inputs: Mapping[str, Tensor]) -> dic
 
 
 def _describe(module: FrozenQuery, image: Tensor) -> dict[str, Any]:
-    model, (_, _, height, width) = module.model, image.shape
+    model, dtype, shape = module.model, str(image.dtype).removeprefix("torch."), list(image.shape)
+    mean, std = model.pixel_mean.flatten().tolist(), model.pixel_std.flatten().tolist()
+    images = "batch, RGB, height, width; values 0 to 255"
+    logits = "batch, (background, object), height, width; logits"
     return {
         "method": type(model).__name__,
-        "shots": module._support.shots,
-        "input": {
-            "name": INPUT_NAME,
-            "type": str(image.dtype).removeprefix("torch."),
-            "shape": list(image.shape),
-            "layout": "batch, RGB, height, width; values 0 to 255",
-        },
-        "normalisation_inside": {
-            "mean": model.pixel_mean.flatten().tolist(),
-            "std": model.pixel_std.flatten().tolist(),
-        },
-        "output": {
-            "name": OUTPUT_NAME,
-            "type": "float32",
-            "shape": [1, 2, height, width],
-            "layout": "batch, (background, object), height, width; logits",
-        },
+        "shots": module.shots,
+        "input": {"name": INPUT_NAME, "type": dtype, "shape": shape, "layout": images},
+        "normalisation_inside": {"mean": mean, "std": std},
+        "output": {"name": OUTPUT_NAME, "type": "float32", "shape": [1, 2, *shape[2:]], "layout": logits},
     }
 
 
 def _refusal(module: FrozenQuery, what: str, error: BaseException) -> str:
-    """One line with the innermost reason."""
     while error.__cause__ is not None:
         error = error.__cause__
     reason = str(error).strip().partition("\n")[0][:200]
@@ -226,35 +190,27 @@ def _refusal(module: FrozenQuery, what: str, error: BaseException) -> str:
     )
 
 
-# -- formats ---------------------------------------------------------------------------------------------
-
-
-def _write_torch_export(program: ExportedProgram, image: Tensor, path: Path) -> None:
+def _write_torch_export(program: ExportedProgram, _image: Tensor, path: Path) -> None:
     with open(path, "wb") as file:
         torch.export.save(program, file)
 
 
 def _write_torchscript(program: ExportedProgram, image: Tensor, path: Path) -> None:
-    # Of the captured graph, in which sizes are numbers: in the method itself tracing makes them tensors.
+    # The captured graph is traced, because its sizes are numbers; in the method, tracing makes them tensors.
     torch.jit.save(torch.jit.trace(program.module(), (image,), check_trace=False), path)
 
 
-def _write_onnx(program: ExportedProgram, image: Tensor, path: Path) -> None:
+def _write_onnx(program: ExportedProgram, _image: Tensor, path: Path) -> None:
     from onnxscript import opset18 as op
 
-    # Without numbers that are none these are plain Max and Min; torch has no translation of them yet.
+    # Without NaN these are Max and Min; torch does not translate them yet.
     table = {
         torch.ops.prims.fmax.default: lambda a, b: op.Max(a, b),
         torch.ops.prims.fmin.default: lambda a, b: op.Min(a, b),
     }
+    names = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME]}
     exported = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
-        custom_translation_table=table,
-        verbose=False,
+        program, (), dynamo=True, custom_translation_table=table, verbose=False, **names
     )
     exported.save(path, external_data=False)
 

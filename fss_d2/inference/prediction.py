@@ -1,4 +1,4 @@
-"""What a predictor says of an image."""
+"""The result of segmenting an image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ import numpy as np
 
 __all__ = ["Instance", "Prediction"]
 
-_USUAL = 0.5  # the threshold at which labels are made
-_LEAST_SHARE = 2000  # of an image that an instance covers at least: one part in so many
+_USUAL = 0.5  # the threshold that the labels have
+_LEAST_SHARE = 2000  # an instance covers at least 1/2000 of the image
 
 
 class Instance(NamedTuple):
@@ -27,10 +27,10 @@ class Prediction:
 
     Attributes:
         names: of the classes, in the order in which their supports were given.
-        probability: (N, H, W) float32 in [0, 1], of each class against its own background. Softmax of the
-            method's scores, which are not calibrated: MM-Former's stay between 0.2 and 0.8, for example.
-        labels: (H, W), unsigned integers: 0 background, i + 1 the class names[i]. The class with the highest
-            probability, background where none exceeds one half.
+        probability: (N, H, W) float32 in [0, 1], each class against its own background: the softmax of the
+            method's scores, which are not calibrated (MM-Former's stay between 0.2 and 0.8, for example).
+        labels: (H, W), unsigned integers: i + 1 for the class names[i] with the highest probability; 0,
+            background, where no probability exceeds 0.5.
     """
 
     names: tuple[str, ...]
@@ -52,14 +52,7 @@ class Prediction:
         }
 
     def at(self, threshold: float) -> "Prediction":
-        """The prediction with the class of highest probability wherever that exceeds a threshold.
-
-        Args:
-            threshold: in [0, 1); at 0.5 the labels stay as they are.
-
-        Raises:
-            ValueError: another threshold.
-        """
+        """The prediction with another threshold in [0, 1) for the highest probability, instead of 0.5."""
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold {threshold}: give a number from 0 to below 1")
         if threshold == _USUAL:
@@ -69,17 +62,14 @@ class Prediction:
         return replace(self, labels=labels.astype(self.labels.dtype))
 
     def instances(self, min_area: int | None = None) -> list[Instance]:
-        """As `iter_instances`, all at once: each holds a mask of the size of the image."""
+        """`iter_instances` as a list; each mask has the size of the image."""
         return list(self.iter_instances(min_area))
 
     def iter_instances(self, min_area: int | None = None) -> Iterator[Instance]:
         """The 8-connected parts of the masks, class by class, the largest first.
 
         Args:
-            min_area: pixels that a part must have; None takes a two-thousandth of the image.
-
-        Raises:
-            ValueError: an area below 0.
+            min_area: pixels that a part must have; None takes 1/2000 of the image.
         """
         if min_area is None:
             min_area = self.labels.size // _LEAST_SHARE

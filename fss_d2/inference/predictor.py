@@ -1,4 +1,4 @@
-"""From a few annotated pictures to masks of many: supports are encoded once, then image after image."""
+"""Segment many images with a few annotated ones, which are encoded once."""
 
 import os
 from collections import defaultdict
@@ -28,18 +28,19 @@ from .support_file import ClassSupport, Frame, encoding_settings, load_classes, 
 
 __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 
-Supports = Mapping[str, tuple[Picture | Sequence[Picture], Annotation | Sequence[Annotation]]]
+Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
+Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image that `FewShotPredictor.encode_image` has encoded, for any number of support sets.
+    """An image encoded by `FewShotPredictor.encode_image`, for any number of support sets.
 
     Attributes:
         size: (height, width) of the image.
-        queries: one for each size at which the model runs.
-        valid_sizes: for each of them (height, width) of the part that is not padding.
+        queries: one per size at which the model runs.
+        valid_sizes: (height, width) of the part of each query that is not padding.
     """
 
     size: Size
@@ -51,13 +52,16 @@ class FewShotPredictor:
     """Segment images with supports that are encoded once.
 
     Images go through the same steps as in an evaluation with TEST.FRAME "original", TEST.SCALES included.
-    An image passes the backbone once for all classes, which compete by score.
+    An image passes the backbone once for all classes, which compete by score. ``model`` is the method, in
+    evaluation mode.
 
-    Several threads may use one predictor at the same time: every method works on the supports that are set
-    when it is called, and gives the same result as alone.
+    Several threads may use one predictor at the same time: each call works on the supports that are set when
+    it starts, and its result equals that of a call alone to the bit.
 
-    Attributes:
-        model: the method, in evaluation mode.
+    Wherever an image or annotation is given, `read_picture` and `read_annotation` of
+    `fss_d2.inference.annotations` say in which forms, and raise FileNotFoundError or ValueError if they
+    cannot be read. Methods that use supports raise RuntimeError if none are set, and KeyError for a class
+    that has none. After an error, earlier supports stay.
 
     Example:
         >>> from fss_d2.inference.annotations import Box
@@ -75,15 +79,12 @@ class FewShotPredictor:
         support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """
-        Args:
-            model: is put into evaluation mode.
-            resizes: bring an image to the size or the sizes at which the model runs.
-            support_views: in which each support is shown (`fss_d2.data.views`).
-            settings: what encoded supports depend on besides the weights, for files of supports.
+        """Wrap a model, which is put into evaluation mode.
 
-        Raises:
-            ValueError: a model that takes no supports, or no resize.
+        Args:
+            resizes: bring an image to each size at which the model runs; at least one.
+            support_views: in which each support is shown (`fss_d2.data.views`).
+            settings: what encoded supports depend on besides the weights, for support files.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -107,14 +108,10 @@ class FewShotPredictor:
         """Build a predictor from a config file.
 
         Args:
-            config_file: YAML; by default that of the trained model that comes with the package.
+            config_file: YAML; by default that of the trained model in the package.
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
-            opts: further config keys and values, in turn.
+            opts: config keys and values, alternating.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
-
-        Raises:
-            FileNotFoundError: there is no such config or checkpoint.
-            ValueError: settings that do not go together, a method that takes no supports, or no such device.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
@@ -125,13 +122,13 @@ class FewShotPredictor:
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
-        """Build a predictor from a config that is loaded already; MODEL.WEIGHTS and MODEL.DEVICE count."""
+        """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
         views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
         return cls(load_model(cfg), resizes, support_views=views, settings=encoding_settings(cfg))
 
     def another(self) -> "FewShotPredictor":
-        """A predictor over the same model at the same sizes, without supports."""
+        """A predictor without supports that shares the model and its settings."""
         views, settings = self._support_views, self._settings
         return FewShotPredictor(self.model, self._resizes, support_views=views, settings=settings)
 
@@ -144,34 +141,17 @@ class FewShotPredictor:
 
     @property
     def supports(self) -> dict[str, ClassSupport]:
-        """The encoded supports by class name; raises RuntimeError if there are none yet."""
+        """The encoded supports by class name."""
         if not self._classes:
             raise RuntimeError("no supports yet: call set_support or load_support first")
         return self._classes
 
-    def set_support(
-        self,
-        images: Picture | Sequence[Picture],
-        masks: Annotation | Sequence[Annotation],
-        *,
-        name: str = "object",
-    ) -> None:
-        """Encode the supports of one class; they replace all earlier supports.
-
-        Args:
-            images: one or K; `fss_d2.inference.annotations.read_picture` says what may be given.
-            masks: one for each image; see `fss_d2.inference.annotations.read_annotation`.
-            name: of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: images and masks that do not go together, or cannot be read, or show no object. The
-                earlier supports then stay.
-        """
+    def set_support(self, images: Pictures, masks: Annotations, *, name: str = "object") -> None:
+        """Encode one or more supports of one class, each with its mask; they replace all earlier supports."""
         self.set_support_classes({name: (images, masks)})
 
     def set_support_classes(self, classes: Supports) -> None:
-        """Encode the supports of several classes, {name: (images, masks)}; otherwise as `set_support`."""
+        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones."""
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
         if not all(isinstance(name, str) and name for name in classes):
@@ -181,50 +161,38 @@ class FewShotPredictor:
         }
 
     def add_support(self, image: Picture, mask: Annotation, *, name: str = "object") -> None:
-        """Encode one more support of a class, or the first of a new class; the others stay as they are.
-
-        Raises:
-            FileNotFoundError, ValueError: as `set_support`.
-        """
+        """Encode one more support of a class, or the first of a new class; the others stay."""
         old = self._classes.get(name)
         added = self._encode_class(name, (image, mask), after=old)
         self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
-        """Forget one support of a class, counted from 0; the last one takes the class with it.
+        """Remove one support of a class, counted from 0; with its last one, the class is removed.
 
         Raises:
-            KeyError: there is no such class.
             IndexError: the class has no such support.
         """
         old = self._of_class(name)
         if not 0 <= index < len(old.frames):
             raise IndexError(f"{name} has {len(old.frames)} supports, none with index {index}")
         kept = [i for i in range(len(old.frames)) if i != index]
-        classes = {**self._classes, name: self._select(old, kept)} if kept else dict(self._classes)
-        if not kept:
-            del classes[name]
-        self._classes = classes
+        if kept:
+            self._classes = {**self._classes, name: self._select(old, kept)}
+        else:
+            self._classes = {key: value for key, value in self._classes.items() if key != name}
 
     def reset(self) -> None:
-        """Forget all supports."""
+        """Remove all supports."""
         self._classes = {}
 
     def save_support(self, path: str | os.PathLike[str]) -> None:
-        """Write the encoded supports to a file, which replaces an earlier one.
-
-        Raises:
-            RuntimeError: before `set_support`.
-            OSError: it cannot be written.
-        """
+        """Write the encoded supports to a file; an existing one is replaced."""
         save_classes(path, self.supports, self.model, self._settings)
 
     def load_support(self, path: str | os.PathLike[str]) -> None:
-        """Read the supports that `save_support` wrote; they replace all earlier supports.
+        """Read the supports that `save_support` wrote, with the same method, config and weights.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is none, or of another method, config or weights. The earlier supports then stay.
+        They replace all earlier supports; another file raises ValueError.
         """
         classes = load_classes(path, self.model, self._settings)
         self._classes = {
@@ -236,12 +204,7 @@ class FewShotPredictor:
 
     @torch.no_grad()
     def encode_image(self, image: Picture) -> EncodedImage:
-        """Run the backbone on an image, to segment it with several support sets.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the image cannot be read.
-        """
+        """Run the backbone on an image, to segment it with several support sets."""
         pixels, _ = read_picture(image)
         samples = self._at_each_size(pixels)
         queries = tuple(self.model.encode_query(sample.image[None]) for sample in samples)
@@ -251,16 +214,8 @@ class FewShotPredictor:
     def predict(self, image: Picture | EncodedImage) -> Prediction:
         """Segment an image.
 
-        Args:
-            image: see `fss_d2.inference.annotations.read_picture`, or what `encode_image` gave.
-
-        Returns:
-            The masks at the image's own resolution; of one class exactly those that an evaluation scores.
-
-        Raises:
-            RuntimeError: before `set_support`.
-            FileNotFoundError: there is no such file.
-            ValueError: the image cannot be read.
+        The masks have the resolution of the image; with one class they are exactly those that an evaluation
+        scores.
         """
         supports = self.supports
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
@@ -269,9 +224,9 @@ class FewShotPredictor:
 
     @torch.no_grad()
     def predict_batch(self, images: Sequence[Picture]) -> list[Prediction]:
-        """Segment several images; those of one size at the network's input run as one batch.
+        """Segment several images; those with the same network input size run as one batch.
 
-        The results equal those of `predict` but for rounding, and use the memory of all images at once.
+        The results equal those of `predict` except for rounding. All images are in memory at once.
         """
         supports = self.supports
         samples, sizes, groups = [], [], defaultdict(list)
@@ -298,17 +253,16 @@ class FewShotPredictor:
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
-        A support passes the backbone once (and once more for each further view of it). All are encoded at
+        A support passes the backbone once, and once more for each further view of it. All are encoded at
         the size of the first.
 
         Args:
-            images: (H, W, 3) uint8, K of them.
-            masks: (H, W) in {0, 1, 255}, one for each.
-            left_out: groups of indices into them; a group leaves at least one support.
+            images: K of (H, W, 3) uint8.
+            masks: K of (H, W) in {0, 1, 255}.
+            left_out: groups of indices; a group leaves at least one support.
 
         Yields:
-            For each group and in its order, the masks (H, W) bool of the supports in it, segmented with
-            those that are not in it.
+            For each group the masks (H, W) bool of its supports, segmented with the supports outside it.
         """
         encoded: list[ClassSupport] = []
         queries: list[EncodedImage] = []
@@ -326,20 +280,10 @@ class FewShotPredictor:
     def attention(
         self, image: Picture, point: tuple[float, float], *, name: str = ""
     ) -> tuple[np.ndarray, ...]:
-        """Where in the supports of a class a point of an image looks, for methods that have such maps.
+        """The attention of a pixel (x, y) of an image to the supports of a class ("": the first class).
 
-        Args:
-            image: the query.
-            point: (x, y) in pixels of the image.
-            name: of the class; "" takes the first.
-
-        Returns:
-            One map (h, w) float32 for each support, at the support's own resolution, not negative.
-
-        Raises:
-            RuntimeError: before `set_support`.
-            KeyError: there is no such class.
-            ValueError: the method has no such maps, or the point lies outside the image.
+        Returns one map (h, w) float32 per support, at the support's own resolution, not negative. A method
+        without such maps raises ValueError.
         """
         supports = self.supports
         self.check_attention()
@@ -374,7 +318,7 @@ class FewShotPredictor:
     def _encode_class(
         self, name: str, *pairs: tuple[Picture, Annotation], after: ClassSupport | None = None
     ) -> ClassSupport:
-        """Encode supports of a class, which come after those that it has; all at the sizes of the first."""
+        """Encode supports of a class, after those that it has; all at the sizes of the first."""
         parts = [after] if after else []
         count = len(after.frames) if after else 0
         for number, pair in enumerate(pairs, start=count + 1):
@@ -389,12 +333,9 @@ class FewShotPredictor:
         sizes: Sequence[Size] | None,
         features: Sequence[Mapping[str, Tensor]] = (),
     ) -> ClassSupport:
-        """Encode the views of one support.
+        """Encode the views of one support at ``sizes`` of the network input (None: those of the first view).
 
-        Args:
-            views: the support's views at each size, and where they lie in it.
-            sizes: of the network's inputs; None takes those of the first view.
-            features: of the first view at each size, where they are known; they save its backbone passes.
+        Known ``features`` of the first view at each size save its backbone passes.
         """
         sets = []
         for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
@@ -423,20 +364,20 @@ class FewShotPredictor:
         return query, self._encode_views(views, sizes, features if whole else ())
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
-        """The supports of several as those of one class; all at the sizes of the first."""
+        """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
         return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
-        """Keep some supports of a class with all their views."""
+        """Some supports of a class, each with all its views."""
         ends = np.cumsum([len(views) for views in support.frames])
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
         return replace(support, sets=sets, frames=tuple(support.frames[i] for i in kept))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[list[Sample], Frame]]:
-        """Those views of a support that still show its object at every size, and where each lies."""
+        """The views of a support that still show its object at every size, and where each lies."""
         views = []
         for view, samples in shown_views(self._support_views, pixels, mask, self._at_each_size):
             if all(sample.shows(1) for sample in samples):
@@ -446,7 +387,7 @@ class FewShotPredictor:
             (height, width), (h, w) = mask.shape, samples[0].image.shape[1:]
             raise ValueError(
                 f"{name}: its object of {np.count_nonzero(mask == 1)} pixels is lost when the image of "
-                f"{width}x{height} is resized to {w}x{h}; cut the image out round the object"
+                f"{width}x{height} is resized to {w}x{h}; crop the image around the object"
             )
         return views
 
@@ -456,12 +397,12 @@ class FewShotPredictor:
         images: Sequence[EncodedImage],
         supports: Mapping[str, ClassSupport],
     ) -> list[Prediction]:
-        """Segment a batch of images, whose queries at each size are given as one batch."""
+        """Segment images whose ``queries`` at each size are one batch."""
         names = tuple(supports)
         shapes = [(len(names), *image.size) for image in images]
         probability = [np.empty(shape, np.float32) for shape in shapes]
         labels = [np.zeros(image.size, np.min_scalar_type(len(names))) for image in images]
-        best = [np.zeros(image.size, np.float32) for image in images]  # the winner's lead over its background
+        best = [np.zeros(image.size, np.float32) for image in images]  # lead of the winner
         for i, support in enumerate(supports.values()):
             logits = [self.model.match(q, s).logits for q, s in zip(queries, support.sets, strict=True)]
             for row, image in enumerate(images):
@@ -472,7 +413,7 @@ class FewShotPredictor:
         return [Prediction(names, *arrays) for arrays in zip(probability, labels, strict=True)]
 
     def _lead(self, logits: Sequence[Tensor], image: EncodedImage) -> Tensor:
-        """(height, width) on the CPU: the object's score minus the background's, of logits at each size."""
+        """Object score minus background score, (height, width) on the CPU, from the logits at each size."""
         (height, width), scores = image.size, []
         for at_size, valid_size in zip(logits, image.valid_sizes, strict=True):
             frame = {"height": height, "width": width, "valid_size": valid_size}

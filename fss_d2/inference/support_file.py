@@ -1,4 +1,4 @@
-"""Encoded supports on disk: tensors and plain numbers, and what they were encoded with."""
+"""Encoded supports, and their file: tensors, plain numbers and the settings of the encoding."""
 
 import hashlib
 import os
@@ -20,51 +20,38 @@ from fss_d2.state_dict import UNREADABLE, load_plain
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
 _KIND, _VERSION = "fss_d2 encoded support", 3
-# Keys that leave the encoding as it is, or that the digest of the weights stands for.
+# Keys that do not change the encoding, or that the digest of the weights covers.
 _NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
 
+Filename = str | os.PathLike[str]
+
+
 @dataclass(frozen=True)
 class Frame:
-    """Where a view of a support lies in it.
+    """Where a view of a support lies in it; sizes are (height, width)."""
 
-    Attributes:
-        size: height and width of the support image, in pixels.
-        window: of its pixels, what the view shows.
-        mirrored: left and right.
-        valid_size: height and width of the part of the network's input that is not padding.
-    """
-
-    size: tuple[int, int]
-    window: Window
-    mirrored: bool = False
-    valid_size: tuple[int, int] | None = None
+    size: tuple[int, int]  # of the support image
+    window: Window  # the pixels of it that the view shows
+    mirrored: bool = False  # left and right are swapped
+    valid_size: tuple[int, int] | None = None  # of the part of the network input that is not padding
 
 
 @dataclass(frozen=True)
 class ClassSupport:
-    """The supports of one class.
+    """The supports of one class."""
 
-    Attributes:
-        sets: what the method keeps of them, one set for each size at which images run.
-        frames: for each support image one for each of its views; together the shots of each set.
-    """
-
-    sets: tuple[SupportSet, ...]
-    frames: tuple[tuple[Frame, ...], ...]
+    sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
+    frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of the network's inputs."""
+        """(height, width) of each network input."""
         return [support_set.size for support_set in self.sets]
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
-        """Bring maps of the shots (shots, H, W) to the supports' own sizes, adding up those of its views.
-
-        Returns:
-            One (h, w) float32 for each support image.
-        """
+        """Maps of the shots (shots, H, W) -> one (h, w) float32 per support image, the sum of its views."""
         shots = iter(maps)
         joined = []
         for views in self.frames:
@@ -78,10 +65,7 @@ class ClassSupport:
 
 
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
-    """The config keys that encoded supports depend on, with their values as text.
-
-    Sections of MODEL that belong to other methods are left out.
-    """
+    """The config keys that encoded supports depend on, without those of other methods; values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
     settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
@@ -96,39 +80,24 @@ def encoding_settings(cfg: CfgNode) -> dict[str, str]:
 
 
 def save_classes(
-    path: str | os.PathLike[str],
-    classes: Mapping[str, ClassSupport],
-    model: nn.Module,
-    settings: Mapping[str, str],
+    path: Filename, classes: Mapping[str, ClassSupport], model: nn.Module, settings: Mapping[str, str]
 ) -> None:
-    """Write supports as `torch.load` reads them with ``weights_only``; whole or not at all."""
-    content = {
-        "kind": _KIND,
-        "version": _VERSION,
-        "method": type(model).__name__,
-        "settings": dict(settings),
-        "weights": weights_digest(model),
-        "classes": {
-            name: {
-                "sets": [support_set.state() for support_set in support.sets],
-                "frames": [[_numbers(frame) for frame in views] for views in support.frames],
-            }
-            for name, support in classes.items()
-        },
+    """Write supports atomically, in the form that `torch.load` reads with ``weights_only``."""
+    method = {"method": type(model).__name__, "settings": dict(settings), "weights": weights_digest(model)}
+    states = {
+        name: {
+            "sets": [support_set.state() for support_set in support.sets],
+            "frames": [[_numbers(frame) for frame in views] for views in support.frames],
+        }
+        for name, support in classes.items()
     }
+    content = {"kind": _KIND, "version": _VERSION, **method, "classes": states}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
-def load_classes(
-    path: str | os.PathLike[str], model: nn.Module, settings: Mapping[str, str]
-) -> dict[str, ClassSupport]:
-    """Read what `save_classes` wrote, for the same method, settings and weights; tensors on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or of something else; says which setting differs.
-    """
+def load_classes(path: Filename, model: nn.Module, settings: Mapping[str, str]) -> dict[str, ClassSupport]:
+    """Read what `save_classes` wrote with the same method, settings and weights; tensors on the CPU."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"support file {path} does not exist; write one with save_support")
     try:
@@ -149,7 +118,7 @@ def load_classes(
 
 
 def _without_padding(shot: Tensor, frame: Frame, size: Sequence[int]) -> np.ndarray:
-    """A map (H, W) of the network's input at a view's own size."""
+    """A map (H, W) of the network input, at the size of the view."""
     h, w = frame.valid_size or shot.shape
     return resize(shot[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()
 
@@ -174,7 +143,7 @@ def _frame(numbers: Sequence[int]) -> Frame:
 
 
 def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[str, str]) -> str:
-    """What a file's supports were encoded with that is not so here, and the mend; "" if all is the same."""
+    """How a file's encoding differs from that of the model here, and the fix; "" if it does not."""
     method, there = type(model).__name__, content["settings"]
     if content["method"] != method:
         return f"is of {content['method']}, the model here is {method}: take its config"

@@ -33,15 +33,7 @@ _SUPPORT = """annotated images: a folder of <class>/images and <class>/masks, or
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
-    """Run the command.
-
-    Args:
-        arguments: of the command line; None takes those of the process.
-        program: the name in the usage message.
-
-    Raises:
-        ValueError, FileNotFoundError: as `read_supports`, `load_config`, `FewShotPredictor` and `run_job`.
-    """
+    """Run the command; ``program`` is its name in the usage message."""
     parser = _parser(program)
     add_launch_arguments(parser)
     args = parse_command_line(parser, arguments)
@@ -74,13 +66,9 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     predictor = FewShotPredictor.from_cfg(cfg)
     summary = run_job(job, predictor, supports, _model(cfg, predictor))
     if summary:
-        logger.info(
-            "Labelled %d images (%d to review, %d unreadable); look at %s",
-            summary["labelled"],
-            summary["needs_review"],
-            len(summary["unreadable"]),
-            printable(job.output / "report.html"),
-        )
+        counts = summary["labelled"], summary["needs_review"], len(summary["unreadable"])
+        page = printable(job.output / "report.html")
+        logger.info("Labelled %d images (%d to review, %d unreadable); look at %s", *counts, page)
 
 
 def _model(cfg: "CfgNode", predictor: "FewShotPredictor") -> dict[str, str]:
@@ -95,36 +83,19 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
-    parser.add_argument("--support", required=True, metavar="PATH", help=_SUPPORT)
-    parser.add_argument(
-        "--support-images", metavar="FOLDER", help="images of a COCO JSON; default: the folder of the JSON"
-    )
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="images to label, with subfolders")
-    parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="a new folder, or that of a run to go on with"
-    )
-    parser.add_argument("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")
-    parser.add_argument(
-        "--review-below",
-        type=float,
-        default=0.6,
-        metavar="P",
-        help="list images of less confidence in needs_review.txt; default: %(default)s",
-    )
-    parser.add_argument(
-        "--min-area",
-        type=int,
-        metavar="N",
-        help="pixels of the smallest object; default: a two-thousandth of the image",
-    )
-    parser.add_argument(
-        "--no-check",
-        dest="check",
-        action="store_false",
-        help="do not check the supports first",
-    )
+    add, folder = parser.add_argument, {"required": True, "metavar": "FOLDER"}
+    zoo = str(DEFAULT_CONFIG)
+    add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
+    add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
+    add("--support", required=True, metavar="PATH", help=_SUPPORT)
+    images = "images of a COCO JSON; default: the folder of the JSON"
+    add("--support-images", metavar="FOLDER", help=images)
+    add("--images", **folder, help="images to label, with subfolders")
+    add("--output", **folder, help="a new folder, or that of a run to resume")
+    add("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")
+    review = "list images of less confidence in needs_review.txt; default: %(default)s"
+    add("--review-below", type=float, default=0.6, metavar="P", help=review)
+    area = "pixels of the smallest object; default: 1/2000 of the image"
+    add("--min-area", type=int, metavar="N", help=area)
+    add("--no-check", dest="check", action="store_false", help="do not check the supports first")
     return parser

@@ -1,12 +1,13 @@
-"""Label a folder: a job can be interrupted at any time and goes on where it stopped."""
+"""Label a folder; a job can be interrupted at any time and resumed."""
 
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from tqdm import tqdm
 
 from fss_d2.data.images import is_image_name, read_image
 from fss_d2.files import printable, write_atomic
+from fss_d2.inference.predictor import FewShotPredictor
 
-from .leave_one_out import ClassCheck, Predictor, SupportCheck, check_supports, describe
-from .output import Journal, OutputFile, OutputFolder, json_bytes, record_of
+from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
-from .supports import Support
+from .supports import ClassCheck, Support, SupportCheck, check_supports, describe
 from .writers import FORMATS, LabelSet
 
 __all__ = ["Job", "find_images", "run_job"]
@@ -35,26 +36,14 @@ State = tuple[int, int]  # of a file: size in bytes, time of the last change in 
 
 @dataclass(frozen=True)
 class Job:
-    """What to do.
+    """What to do; values that cannot be used raise ValueError."""
 
-    Attributes:
-        images: folder of the images to label, with its subfolders.
-        output: folder for the results and nothing else.
-        formats: keys of `FORMATS`. Run the job again to write more formats later.
-        review_below: images of less confidence are listed in needs_review.txt.
-        min_area: pixels that a connected object must have; None takes a two-thousandth of the image.
-        check: segment each support with the others first.
-
-    Raises:
-        ValueError: an unknown format, a number out of its range, or images that lie in the output folder.
-    """
-
-    images: Path
-    output: Path
-    formats: tuple[str, ...] = tuple(FORMATS)
-    review_below: float = 0.6
-    min_area: int | None = None
-    check: bool = True
+    images: Path  # folder of the images to label, with its subfolders
+    output: Path  # folder for the results and nothing else
+    formats: tuple[str, ...] = tuple(FORMATS)  # run the job again to write more formats later
+    review_below: float = 0.6  # images of less confidence are listed in needs_review.txt
+    min_area: int | None = None  # pixels that a connected object must have; None takes 1/2000 of the image
+    check: bool = True  # segment each support with the others first
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -70,33 +59,23 @@ class Job:
 
 
 def run_job(
-    job: Job, predictor: Predictor, supports: Supports, model: Mapping[str, str] | None = None
+    job: Job, predictor: FewShotPredictor, supports: Supports, model: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Label every image of a folder, and write the labels in all formats asked for.
+    """Label every image of a folder, write the labels in all formats, and return the content of summary.json.
 
     ``output`` gets ``records/<image>.json`` and ``thumbnails/<image>.jpg`` as images are finished; at the end
     the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the records
-    alone. After an interruption the same call goes on and ends with the same files.
+    alone. After an interruption the same call resumes and ends with the same files.
 
-    A finished record is kept while its image file, the supports, ``min_area`` and ``model`` stay the same;
-    everything else may change, also the places of both folders. Files that somebody has edited are left as
-    they are; labels of images that are gone are deleted. Images that are supports are skipped, and images
-    that cannot be read are listed in the summary. In several processes (`fss_d2.engine.launch`) each labels
-    its share.
-
-    Args:
-        job: what to do.
-        predictor: gets the supports; several classes compete.
-        supports: of each class, from `read_supports`.
-        model: config keys and digests that the predictions depend on.
-
-    Returns:
-        The content of ``summary.json``.
+    A finished record is kept while its image file, the supports, ``min_area`` and ``model`` (config keys and
+    digests that the predictions depend on) stay the same; everything else may change, also the paths of both
+    folders. Edited files are kept; labels of images that are gone are deleted. Images that are supports are
+    skipped, and images that cannot be read are listed in the summary. In several processes
+    (`fss_d2.engine.launch`) each labels its share.
 
     Raises:
-        FileNotFoundError: there is no such folder of images.
-        ValueError: it has no image, or none that can be labelled; too many classes; or an output folder that
-            belongs to another job.
+        FileNotFoundError, ValueError: no folder, no image, or none that can be labelled; too many classes; or
+            an output folder that belongs to another job.
     """
     names, skipped = _to_label(job, supports)
     classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
@@ -121,7 +100,9 @@ def run_job(
         raise ValueError(f"none of {len(names)} images could be labelled; {next(iter(failed.values()))}")
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
     summary = summarize(labels, job.review_below, skipped, failed)
-    for name in output.write(_final_files(job, labels, checks, summary)):
+    formats = [FORMATS[name](labels) for name in FORMATS if name in job.formats]
+    report = report_files(labels, job.review_below, checks, summary)
+    for name in output.write(chain(*formats, report)):
         logger.warning("%s was edited after it was written; it stays as it is", printable(job.output / name))
     return summary
 
@@ -129,15 +110,8 @@ def run_job(
 def find_images(folder: Path, leave_out: Path) -> list[str]:
     """The names of all images in a folder and its subfolders, sorted: paths relative to it, with "/".
 
-    Images are recognized by their ending. Names that start with a dot are left out.
-
-    Args:
-        folder: where to look.
-        leave_out: a folder, inside of it or not, whose files are left out.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no image.
+    Images are recognised by their ending. Names that start with a dot, and the files of the folder
+    ``leave_out``, are skipped. Without a folder or an image, FileNotFoundError or ValueError is raised.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the folder of the images to label")
@@ -201,8 +175,8 @@ def _settings(job: Job, supports: Supports) -> dict[str, Any]:
     return {"supports": digest.hexdigest(), "min_area": job.min_area}
 
 
-def _checks(job: Job, predictor: Predictor, supports: Supports) -> list[ClassCheck]:
-    """The leave-one-out check, from the file of an earlier run where there is one; [] on other processes."""
+def _checks(job: Job, predictor: FewShotPredictor, supports: Supports) -> list[ClassCheck]:
+    """The leave-one-out check, from the file of an earlier run if there is one; [] on other processes."""
     file, main = job.output / _CHECK_FILE, comm.is_main_process()
     checks: list[ClassCheck] | None = comm.all_gather(_read_checks(file) if main else None)[0]
     if checks is None:
@@ -216,7 +190,7 @@ def _checks(job: Job, predictor: Predictor, supports: Supports) -> list[ClassChe
 
 
 def _read_checks(file: Path) -> list[ClassCheck] | None:
-    """None where the file is not there, or damaged."""
+    """None if the file does not exist or is damaged."""
     try:
         return [
             ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"]), c["total"])
@@ -232,7 +206,7 @@ def _state(path: Path) -> State:
 
 
 def _label(
-    job: Job, predictor: Predictor, class_names: tuple[str, ...], states: Mapping[str, State]
+    job: Job, predictor: FewShotPredictor, class_names: tuple[str, ...], states: Mapping[str, State]
 ) -> dict[str, str]:
     """Label what is not finished; on the main process, return the images that failed and why."""
     journal = Journal(job.output / "records")
@@ -253,13 +227,3 @@ def _label(
         journal.write(record, states[name])
     gathered: list[dict[str, str]] = comm.gather(failed)
     return dict(sorted((name, text) for part in gathered for name, text in part.items()))
-
-
-def _final_files(
-    job: Job, labels: LabelSet, checks: Sequence[ClassCheck], summary: Mapping[str, Any]
-) -> Iterator[OutputFile]:
-    """All files that are written at the end."""
-    for name in FORMATS:
-        if name in job.formats:
-            yield from FORMATS[name](labels)
-    yield from report_files(labels, job.review_below, checks, summary)

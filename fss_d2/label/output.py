@@ -1,4 +1,4 @@
-"""What a job keeps: a record of each labelled image, and a folder whose edited files stay as they are."""
+"""The record of each labelled image, and the output folder, whose edited files are never overwritten."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,8 @@ import pycocotools.mask as coco_mask
 from fss_d2.files import check_writable, is_half_written, read_json_object, write_atomic
 from fss_d2.inference.prediction import Instance, Prediction
 
-__all__ = [
-    "ImageRecord",
-    "Journal",
-    "LabelledObject",
-    "OutputFile",
-    "OutputFolder",
-    "json_bytes",
-    "record_of",
-]
+__all__ = ["ImageRecord", "Journal", "LabelledObject", "OutputFile", "OutputFolder", "json_bytes"]
+__all__ += ["record_of"]
 
 _VERSION = 2  # of job.json
 _MOST_NAMED = 6  # settings that an error lists
@@ -39,38 +32,23 @@ def json_bytes(content: Any) -> bytes:
 
 @dataclass(frozen=True)
 class LabelledObject:
-    """One connected object.
-
-    Attributes:
-        class_name: a class of the supports.
-        counts: of COCO's compressed run-length encoding.
-        area: pixels.
-        bbox: x, y, width, height in pixels.
-        score: mean probability of the class over the object's pixels.
-    """
+    """One connected object."""
 
     class_name: str
-    counts: str
-    area: int
-    bbox: tuple[int, int, int, int]
-    score: float
+    counts: str  # of COCO's compressed run-length encoding
+    area: int  # pixels
+    bbox: tuple[int, int, int, int]  # x, y, width, height in pixels
+    score: float  # mean probability of the class over the object's pixels
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """The labels of one image, as it is seen upright.
+    """The labels of one image, upright."""
 
-    Attributes:
-        image: path relative to the folder of images, with "/".
-        height, width: pixels.
-        confidence: see `record_of`.
-        objects: empty where nothing was found.
-    """
-
-    image: str
+    image: str  # path relative to the folder of images, with "/"
     height: int
     width: int
-    confidence: float
+    confidence: float  # see `record_of`
     objects: tuple[LabelledObject, ...]
 
     def rle(self, item: LabelledObject) -> dict[str, Any]:
@@ -78,7 +56,7 @@ class ImageRecord:
         return {"size": [self.height, self.width], "counts": item.counts}
 
     def mask(self, item: LabelledObject) -> np.ndarray:
-        """The mask (H, W) bool of an object."""
+        """(H, W) bool."""
         return coco_mask.decode(self.rle(item)).astype(bool)
 
     def class_map(self, class_names: Sequence[str]) -> np.ndarray:
@@ -95,15 +73,11 @@ class ImageRecord:
 
 
 def record_of(image: str, prediction: Prediction, min_area: int | None) -> ImageRecord:
-    """Make the record of a prediction.
+    """Make the record of a prediction, without parts below ``min_area`` (as `Prediction.iter_instances`).
 
     The confidence of a class is its mean probability over the pixels that it won; the confidence of an image
-    is the lowest of its classes. Where nothing of ``min_area`` is found, it is 1 minus the largest
-    probability of any class at any pixel, so that a near miss is reviewed.
-
-    Args:
-        image: its name, see `ImageRecord`.
-        min_area: pixels; smaller connected parts become background. None: see `Prediction.iter_instances`.
+    is the lowest of its classes. If nothing is found, it is 1 minus the largest probability of any class at
+    any pixel, so that a near miss is reviewed.
     """
     objects = []
     sums: dict[str, tuple[float, int]] = {}  # per class: sum of the probability over its pixels, pixels
@@ -119,10 +93,8 @@ def record_of(image: str, prediction: Prediction, min_area: int | None) -> Image
 
 def _labelled(instance: Instance) -> LabelledObject:
     rle = coco_mask.encode(np.asfortranarray(instance.mask, dtype=np.uint8))
-    x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
-    counts = rle["counts"].decode("ascii")
-    box = (x, y, width, height)
-    return LabelledObject(instance.name, counts, int(coco_mask.area(rle)), box, round(instance.score, 6))
+    box, area = tuple(int(v) for v in coco_mask.toBbox(rle)), int(coco_mask.area(rle))
+    return LabelledObject(instance.name, rle["counts"].decode("ascii"), area, box, round(instance.score, 6))
 
 
 class Journal:
@@ -132,16 +104,12 @@ class Journal:
         self.folder = folder
 
     def write(self, record: ImageRecord, state: Sequence[int]) -> None:
-        """Record an image as finished.
-
-        Args:
-            state: size and time of the image file; `read` compares it to see whether the file has changed.
-        """
+        """Record an image as finished; `read` compares ``state``, size and time of the image file."""
         content = {"state": list(state), **dataclasses.asdict(record)}
         write_atomic(self._file(record.image), json_bytes(content))
 
     def read(self, image: str, state: Sequence[int]) -> ImageRecord | None:
-        """The record of an image; None where there is none, it is damaged, or the image file has changed."""
+        """The record of an image; None if there is none, it is damaged, or the image file has changed."""
         try:
             content = json.loads(self._file(image).read_bytes())
             return _parsed(content) if content["state"] == list(state) else None
@@ -167,7 +135,8 @@ class OutputFolder:
 
     ``job.json`` has the job's settings and ``written.json`` the digest of each file that was written, so that
     a file that somebody has edited since is never overwritten. While files are written, ``writing.jsonl``
-    gets the digest of each before the file itself appears: files of a killed run are known as the job's own.
+    gets the digest of each before the file itself appears, so that a later run recognises the files of a
+    killed one.
     """
 
     def __init__(self, root: Path) -> None:
@@ -176,18 +145,15 @@ class OutputFolder:
         self._log = root / "writing.jsonl"
 
     def claim(self, settings: Mapping[str, Any], model: Mapping[str, str] | None = None) -> bool:
-        """Start a job in the folder or go on with it; delete what a killed run left half-written.
+        """Start a job in the folder or resume it, and return whether it was started before.
+
+        What a killed run left half-written is deleted. A folder with another job, with other files or without
+        write permission raises ValueError.
 
         Args:
             settings: what the labels depend on, as JSON values; the same for every version of this package.
             model: config keys and values that they depend on, too. A key that only one of the two runs knows
                 comes from another version of this package, and does not count.
-
-        Returns:
-            Whether the job was started before.
-
-        Raises:
-            ValueError: the folder holds a job with other settings or other things, or cannot be written to.
         """
         file, settings, model = self.root / "job.json", dict(settings), dict(model or {})
         started = file.is_file()
@@ -205,7 +171,6 @@ class OutputFolder:
         return started
 
     def _compare(self, job: Mapping[str, Any], settings: Mapping[str, Any], model: Mapping[str, str]) -> None:
-        """Raise ValueError where a job.json is not that of the settings."""
         before, model_before = job.get("settings"), job.get("model")
         whole = isinstance(before, dict) and isinstance(model_before, dict)
         if job.get("version") != _VERSION or not whole:
@@ -220,12 +185,9 @@ class OutputFolder:
             )
 
     def write(self, files: Iterable[OutputFile]) -> list[str]:
-        """Write files, replacing only what this job wrote before.
+        """Write files, replacing only what this job wrote; return the names of edited files, which are kept.
 
-        Files of an earlier run that do not come again are deleted, in the subfolders that files come for.
-
-        Returns:
-            The names of the files that were left as they are, because somebody has edited them.
+        In the subfolders of the new files, files of an earlier run that are not among them are deleted.
         """
         own, come, kept = self._own_digests(), set(), []
         written: dict[str, str] = {}
@@ -253,7 +215,7 @@ class OutputFolder:
         return kept
 
     def _own_digests(self) -> dict[str, set[str]]:
-        """The digests of each file when the job wrote it; several after a run that was killed."""
+        """The digests of each file when the job wrote it; several after a killed run."""
         own: dict[str, set[str]] = defaultdict(set)
         if self._manifest.is_file():
             for name, digest in read_json_object(self._manifest, _FIX).items():

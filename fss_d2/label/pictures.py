@@ -33,19 +33,12 @@ Supports = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]  # images and annot
 
 @dataclass(frozen=True)
 class PictureJob:
-    """What to segment and what to write.
-
-    Attributes:
-        output: folder of the results.
-        save: some of "mask" (class maps), "overlay" (pictures), "coco" and "attention".
-        folder: contains all pictures, perhaps in folders below it.
-        work: name, relative to `folder`, and stem of the output files, by picture.
-    """
+    """What to segment and what to write."""
 
     output: Path
-    save: tuple[str, ...]
-    folder: Path
-    work: Mapping[Path, tuple[str, str]]
+    save: tuple[str, ...]  # some of "mask" (class maps), "overlay" (pictures), "coco" and "attention"
+    folder: Path  # contains all pictures, also in subfolders
+    work: Mapping[Path, tuple[str, str]]  # by picture: name relative to `folder`, stem of the output files
 
     def output_files(self) -> list[str]:
         """Names, relative to the output folder, of all files that will be written."""
@@ -59,13 +52,8 @@ def plan_pictures(
 ) -> PictureJob:
     """Find the pictures and check the output folder; all processes must call it.
 
-    Args:
-        patterns: files, folders, or patterns such as "photos/*.jpg".
-        overwrite: replace files of an earlier run.
-
-    Raises:
-        FileNotFoundError: a pattern matches no picture.
-        ValueError: the folder cannot be written to, or a file exists and ``overwrite`` is False.
+    ``patterns`` are files, folders, or patterns such as "photos/*.jpg"; ``overwrite`` replaces files of an
+    earlier run. FileNotFoundError or ValueError: no picture, a read-only folder, or an existing file.
     """
     files = find_pictures(patterns, output)
     absolute = [Path(os.path.abspath(file)) for file in files]
@@ -83,11 +71,7 @@ def plan_pictures(
 
 
 def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
-    """The files that are named, that lie in named folders (except ``output``), or match a pattern; each once.
-
-    Raises:
-        FileNotFoundError: a pattern matches nothing.
-    """
+    """The files that are named, lie in named folders (except ``output``), or match a pattern; each once."""
     files: dict[str, Path] = {}  # by absolute path
     for pattern in patterns:
         path = Path(pattern)
@@ -106,11 +90,7 @@ def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
 def segment_pictures(job: PictureJob, predictor: FewShotPredictor, supports: Supports) -> None:
     """Segment all pictures, each process its share, and write the results; all processes must call it.
 
-    Args:
-        predictor: has no supports yet.
-
-    Raises:
-        ValueError: "attention" with a method that has none; or, at the end, pictures that cannot be read.
+    A method without "attention" and, at the end, pictures that cannot be read raise ValueError.
     """
     if "attention" in job.save:
         predictor.check_attention()

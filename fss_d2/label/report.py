@@ -1,4 +1,4 @@
-"""What a person looks at after a job: one page with all labels, the images to review, a summary."""
+"""The report of a job: one page with all labels, the images to review, a summary."""
 
 import html
 import io
@@ -14,8 +14,8 @@ from PIL import Image
 
 from fss_d2.visualization.tiles import Color, draw_regions
 
-from .leave_one_out import ClassCheck, describe
 from .output import ImageRecord, OutputFile, json_bytes
+from .supports import ClassCheck, describe
 from .writers import LabelSet
 
 __all__ = ["THUMBNAILS", "report_files", "summarize", "thumbnail"]
@@ -48,14 +48,7 @@ def thumbnail(image: np.ndarray, record: ImageRecord, class_names: Sequence[str]
 def summarize(
     labels: LabelSet, review_below: float, skipped: Sequence[str], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The content of ``summary.json``.
-
-    Args:
-        labels: at least one record.
-        review_below: images of less confidence need a review.
-        skipped: images that are supports.
-        failed: images that could not be labelled, and why.
-    """
+    """The content of ``summary.json``; ``failed`` are images that could not be labelled, and why."""
     found = [name for record in labels.records for name in record.class_names]
     return {
         "labelled": len(labels.records),
@@ -73,11 +66,8 @@ def report_files(
 ) -> Iterator[OutputFile]:
     """``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``.
 
-    Args:
-        labels: their thumbnails lie in `THUMBNAILS`, at the path of their image + ".jpg".
-        review_below: images of less confidence need a review and get a red frame.
-        checks: of the supports; none where they were not checked.
-        summary: see `summarize`.
+    Images with a confidence below ``review_below`` need a review. The thumbnails lie in `THUMBNAILS`, at the
+    path of their image + ".jpg".
     """
     ordered = sorted(labels.records, key=lambda record: (record.confidence, record.image))
     review = [record for record in ordered if record.confidence < review_below]

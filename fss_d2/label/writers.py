@@ -27,19 +27,12 @@ _LABELME_VERSION = "5.4.1"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What the writers write.
+    """What the writers write."""
 
-    Attributes:
-        class_names: in the order of the class numbers.
-        records: in the order of the image names.
-        images: the folder that image names are relative to.
-        output: the folder that the files are written to.
-    """
-
-    class_names: tuple[str, ...]
-    records: tuple[ImageRecord, ...]
-    images: Path
-    output: Path
+    class_names: tuple[str, ...]  # in the order of the class numbers
+    records: tuple[ImageRecord, ...]  # in the order of the image names
+    images: Path  # the folder that image names are relative to
+    output: Path  # the folder that the files are written to
 
 
 def file_stems(images: Sequence[str]) -> dict[str, str]:
@@ -65,18 +58,9 @@ def _coco(labels: LabelSet) -> Iterator[OutputFile]:
         size = {"height": record.height, "width": record.width}
         images.append({"id": image_id, "file_name": record.image, **size, "confidence": record.confidence})
         for item in record.objects:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category[item.class_name],
-                    "segmentation": record.rle(item),
-                    "area": item.area,
-                    "bbox": list(item.bbox),
-                    "iscrowd": 0,
-                    "score": item.score,
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category[item.class_name]}
+            box = {"area": item.area, "bbox": list(item.bbox), "iscrowd": 0, "score": item.score}
+            annotations.append({**ids, "segmentation": record.rle(item), **box})
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in category.items()]
     content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
     yield "coco/annotations.json", json_bytes({**content, "categories": categories})
@@ -123,53 +107,35 @@ def _labelme(labels: LabelSet) -> Iterator[OutputFile]:
     for record in labels.records:
         name = f"labelme/{stems[record.image]}.json"
         path = os.path.relpath(labels.images / record.image, (labels.output / name).parent)
-        content = {
-            "version": _LABELME_VERSION,
-            "flags": {},
-            "shapes": list(_labelme_shapes(record)),
-            "imagePath": path.replace(os.sep, "/"),
-            "imageData": None,
-            "imageHeight": record.height,
-            "imageWidth": record.width,
-        }
-        yield name, json_bytes(content)
+        content = {"version": _LABELME_VERSION, "flags": {}, "shapes": list(_labelme_shapes(record))}
+        content |= {"imagePath": path.replace(os.sep, "/"), "imageData": None}
+        yield name, json_bytes({**content, "imageHeight": record.height, "imageWidth": record.width})
 
 
 def _labelme_shapes(record: ImageRecord) -> Iterator[dict[str, Any]]:
     for item in record.objects:
         tolerance = max(_LEAST_TOLERANCE, min(_MOST_TOLERANCE, _LABELME_TOLERANCE * item.area**0.5))
         for polygon in mask_polygons(record.mask(item), tolerance):
-            yield {
-                "label": item.class_name,
-                "points": (polygon.astype(np.float64) + _INSIDE).tolist(),
-                "group_id": None,
-                "description": f"confidence {item.score:.3f}",
-                "shape_type": "polygon",
-                "flags": {},
-            }
+            points = (polygon.astype(np.float64) + _INSIDE).tolist()
+            shape = {"label": item.class_name, "points": points, "group_id": None}
+            shape |= {"description": f"confidence {item.score:.3f}", "shape_type": "polygon", "flags": {}}
+            yield shape
 
 
-FORMATS: Mapping[str, Callable[[LabelSet], Iterator[OutputFile]]] = {
-    "coco": _coco,
-    "png": _png,
-    "yolo": _yolo,
-    "labelme": _labelme,
-}
+Writer = Callable[[LabelSet], Iterator[OutputFile]]
+FORMATS: Mapping[str, Writer] = {"coco": _coco, "png": _png, "yolo": _yolo, "labelme": _labelme}
 
 
 def mask_polygons(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
-    """Trace a mask: one closed polygon per 8-connected component, in time linear in pixels and corners.
+    """Trace a mask (H, W) bool: one closed polygon per 8-connected component, in linear time.
 
     Corners are pixels of the mask, as OpenCV traces and fills them: with ``tolerance`` 0, `cv2.fillPoly` of
     all polygons gives the mask back. A hole is joined to the outline on its left by a bridge (the same edge
     forth and back), so that one polygon holds it all under the even-odd and the non-zero rule alike.
 
-    Args:
-        mask: (H, W) bool.
-        tolerance: how far a simplified outline may be from the true one, in pixels.
-
     Returns:
-        (N, 2) int64 corners x, y per component. N is at least 3; corners repeat where a component is thinner.
+        (N, 2) int64 corners x, y per component; simplified outlines are off by ``tolerance`` pixels at most.
+        N is at least 3; corners repeat where a component is thinner.
     """
     image = mask.astype(np.uint8)
     left, top, width, height = cv2.boundingRect(image)

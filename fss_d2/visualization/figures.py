@@ -154,10 +154,8 @@ def tsne_figure(
         side: of the square picture, pixels.
     """
     if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
-        raise ValueError(
-            f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}: give each "
-            f"point a label and one of {', '.join(_MARKERS)}"
-        )
+        counts = f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}"
+        raise ValueError(f"{counts}: give each point a label and one of {', '.join(_MARKERS)}")
     figure = Figure(figsize=(side / 96, side / 96), dpi=96, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(xticks=[], yticks=[])
     names, kinds = np.asarray(labels), np.asarray(roles)

@@ -47,9 +47,8 @@ def proposal_grid(
         height: of each tile, pixels.
     """
     if not masks or len(masks) != len(captions):
-        raise ValueError(
-            f"{len(masks)} proposals and {len(captions)} captions: give at least one, and one caption each"
-        )
+        counts = f"{len(masks)} proposals and {len(captions)} captions"
+        raise ValueError(f"{counts}: give at least one, and one caption each")
     tiles = [
         draw_tile(caption, image, height, mask, color, framed=i in marked)
         for i, (caption, mask, color) in enumerate(zip(captions, masks, itertools.cycle(colors)))
@@ -128,6 +127,4 @@ def _rank(aux: Mapping[str, torch.Tensor]) -> tuple[list[int], list[str], list[C
 
 def _oracle(masks: torch.Tensor, target: torch.Tensor | np.ndarray | None) -> int | None:
     """Index of the proposal (N, h, w) with the highest soft IoU with the truth (h, w); None without truth."""
-    if target is None:
-        return None
-    return int(soft_iou(masks[None], torch.as_tensor(target)[None])[0].argmax())
+    return None if target is None else int(soft_iou(masks[None], torch.as_tensor(target)[None])[0].argmax())

@@ -125,7 +125,7 @@ def picture_grid(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG in one step; its folder is created."""
+    """Write a picture as PNG; its folder is created."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())

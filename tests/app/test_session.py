@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.app.session import MethodPool, Session
-from fss_d2.app.supports import SupportList
+from fss_d2.app.uploads import SupportList
 from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 from tests.inference.predictors import overlap

@@ -1,4 +1,4 @@
-"""Pictures and annotations as people give them: every kind of pixels, every kind of mark, clear refusals."""
+"""Pictures and annotations as users give them: every pixel type, every annotation type, clear errors."""
 
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def test_boxes_are_a_union() -> None:
     assert mask.sum() == 4 + 4 - 1
 
 
-def test_a_scribble_leaves_the_rest_open() -> None:
+def test_a_scribble_ignores_all_other_pixels() -> None:
     mask = mask_of(Scribble([(1, 1), (6, 1)], background=[[(1, 5), (6, 5)]], width=1))
     expected = np.full((6, 8), 255, np.uint8)
     expected[1, 1:7] = 1
@@ -157,10 +157,10 @@ def test_strokes_are_as_wide_as_the_image_needs() -> None:
         (lambda: Scribble([(1, 2)], width=40_000), "from 1 to 32767"),
         (lambda: Scribble([[(1, 2, 3)]]), r"points \(x, y\)"),
         (lambda: Scribble([[]]), r"points"),
-        (lambda: Scribble([[(1, float("inf"))]]), "no number"),
+        (lambda: Scribble([[(1, float("inf"))]]), "not a finite number"),
     ],
 )
-def test_what_is_no_mark_is_refused(build: Any, message: str) -> None:
+def test_wrong_boxes_and_scribbles_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -225,7 +225,7 @@ def test_a_mask_is_turned_with_its_photograph(tmp_path: Path) -> None:
     ("annotation", "message"),
     [
         (np.zeros((6, 8), bool), "no pixel of the image shows the object; mark it$"),
-        (np.full((6, 8), 255), "mark it by 1; 255 means neither"),
+        (np.full((6, 8), 255), "mark it with 1; 255 means ignored"),
         (Image.new("L", (8, 6)), "no pixel"),
         (Box(8, 0, 20, 3), "no pixel"),
         (Box(-9, -9, -1, -1), "no pixel"),
@@ -238,7 +238,7 @@ def test_a_mask_is_turned_with_its_photograph(tmp_path: Path) -> None:
         ([1, 2, 3, 4], "is a list: give a path"),
     ],
 )
-def test_masks_that_tell_nothing_are_refused(annotation: Any, message: str) -> None:
+def test_masks_without_an_object_are_refused(annotation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^mask (file )?of cat, support 1.*{message}") as caught:
         read_support(IMAGE, annotation, "cat, support 1")
     assert "\n" not in str(caught.value)

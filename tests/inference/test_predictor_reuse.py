@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fss_d2.inference.predictor import FewShotPredictor
 from tests.inference.predictors import METHODS, count_backbone_passes, glyph, make_predictor, square
@@ -155,6 +156,20 @@ def test_threads_do_not_disturb_each_other(method: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         for number, found in enumerate(pool.map(job, range(40))):
+            np.testing.assert_array_equal(found, expected[number % 4])
+
+
+def test_threads_share_the_shipped_kind_of_backbone() -> None:
+    """Four threads on one predictor over timm's EfficientNet-Lite0 give the serial results to the bit."""
+    torch.manual_seed(0)
+    options = ["MODEL.WEIGHTS", "", "INPUT.TEST_RESIZE", "shortest_edge", "INPUT.MAX_SIZE_TEST", 128]
+    predictor = FewShotPredictor.from_config(opts=[*options, "INPUT.FEW_SHOT_SIZE", (64, 64)], device="cpu")
+    predictor.set_support(IMAGES[0], MASKS[0])
+    sizes = [(64, 64), (64, 96), (100, 70), (50, 90)]
+    images = [glyph(index, *size)[0] for index, size in enumerate(sizes)]
+    expected = [probability(predictor, image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(lambda n: probability(predictor, images[n % 4]), range(48))):
             np.testing.assert_array_equal(found, expected[number % 4])
 
 

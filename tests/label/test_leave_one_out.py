@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.label.leave_one_out import check_supports, describe
-from fss_d2.label.supports import Support
+from fss_d2.label.supports import Support, check_supports, describe
 from tests.label.fakes import ColourPredictor, Ranks, disc, picture
 
 

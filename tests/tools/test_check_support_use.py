@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fss_d2.checkpoint.checkpointer import load_model
-from fss_d2.engine.support_use import check_support_use, format_support_use
+from fss_d2.engine.evaluate import check_support_use, format_support_use
 from fss_d2.evaluation import read_rows
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
 from tests.modeling.episodes import TINY, make_cfg, make_model

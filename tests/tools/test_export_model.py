@@ -79,6 +79,14 @@ def test_what_the_file_leaves_out_is_said(folder: Path, caplog: pytest.LogCaptur
     assert torch.equal(load_exported(path, "torch_export")(image), network)
 
 
+def test_views_of_a_support_are_no_shots(folder: Path) -> None:
+    words = ["FEW_SHOT.TEST.SUPPORT_VIEWS", "('whole', 'flip', 'cut')"]
+    pictures = [f"{folder}/{i}.png" for i in range(2)]
+    masks = [f"{folder}/{i}_mask.png" for i in range(2)]
+    _, content = _export(folder, "--support", *pictures, "--support-mask", *masks, *words)
+    assert content["shots"] == 2 and content["support_views"] == ["whole", "flip", "cut"]
+
+
 def test_size_and_weights_can_be_given(folder: Path) -> None:
     torch.manual_seed(3)
     state = torch.load(folder / "weights.pth", weights_only=True)["model"]

@@ -9,7 +9,7 @@ from PIL import Image
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor, annotated_folder
-from tools.score_autolabel import draw_supports, iou, label_and_score, mean_of_classes, parse, run
+from tools.score_autolabel import draw_supports, iou, label_and_score, main, mean_of_classes, parse
 
 
 def test_iou_by_hand(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_configs_of_one_folder_have_columns_of_their_own(
 ) -> None:
     annotated_folder(tmp_path, ("red",))
     monkeypatch.setattr(FewShotPredictor, "from_config", lambda *args, **options: ColourPredictor())
-    run(parse(["--data", str(tmp_path), "--config-file", "configs/a.yaml", "configs/b.yaml", "DEFAULT"]))
+    main(["--data", str(tmp_path), "--config-file", "configs/a.yaml", "configs/b.yaml", "DEFAULT"])
     header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| class"))
     assert [cell.strip() for cell in header.strip("|").split("|")[1:]] == [
         "configs/a.yaml 1-shot",

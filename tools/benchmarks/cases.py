@@ -47,10 +47,9 @@ def dcama(setting: Setting, shots: Sequence[int]) -> Report:
         case = replace(setting, shots=k)
         seconds = measure(prepare_dcama, case).seconds
         for name in ("plain", "fused"):
-            peak_mib = measure(prepare_dcama, case, name, repeats=0).peak_mib
-            times = {"": seconds[name], "query_": seconds[f"{name} query"], "backbone_": seconds["backbone"]}
-            row = {"shots": k, "attention": name, **{f"{key}seconds": value for key, value in times.items()}}
-            rows.append(row | {"peak_mib": peak_mib})
+            row: dict[str, Any] = {"shots": k, "attention": name, "seconds": seconds[name]}
+            row |= {"query_seconds": seconds[f"{name} query"], "backbone_seconds": seconds["backbone"]}
+            rows.append(row | {"peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib})
     return Report(dcama_table(rows), {"results": rows})
 
 
@@ -92,25 +91,21 @@ def dcama_table(rows: Rows) -> str:
         **{"query alone, s": "{query_seconds:.2f}", "peak MiB": "{peak_mib:.0f}"},
         **{f"{n} ratio": f"{{{key}_ratio:.2f}}" for n, key in ratio_keys.items()},
     }
-    shares = [{"share": row["backbone_seconds"] / row["seconds"]} for row in rows]
-    ratios = [with_ratios(row, plain[row["shots"]]) for row in rows]
-    return table(columns, [one | two for one, two in zip(ratios, shares, strict=True)])
+    shares = ({"share": row["backbone_seconds"] / row["seconds"]} for row in rows)
+    return table(columns, [with_ratios(r, plain[r["shots"]]) | s for r, s in zip(rows, shares, strict=True)])
 
 
 def proposals(setting: Setting) -> Report:
     """The proposal segmenter and one deformable attention, with ``grid_sample`` and with gathered rows."""
     segmenter, attention = measure(prepare_segmenter, setting), measure(prepare_attention, setting)
-    rows = [
-        {
-            "sampling": name,
-            **segmenter.details[name],
-            "peak_mib": measure(prepare_segmenter, setting, name, repeats=0).peak_mib,
-            "attention_seconds": attention.seconds[name],
-            "training_seconds": attention.seconds[f"{name} training"],
-            "training_peak_mib": measure(prepare_attention, setting, f"{name} training", repeats=0).peak_mib,
-        }
-        for name in SAMPLERS
-    ]
+    rows = []
+    for name in SAMPLERS:
+        training = f"{name} training"
+        row = {"sampling": name, **segmenter.details[name]}
+        row["peak_mib"] = measure(prepare_segmenter, setting, name, repeats=0).peak_mib
+        row["attention_seconds"], row["training_seconds"] = (attention.seconds[n] for n in (name, training))
+        row["training_peak_mib"] = measure(prepare_attention, setting, training, repeats=0).peak_mib
+        rows.append(row)
     numbers = {"results": rows, "differences": attention.details}
     return Report(proposal_tables(rows, numbers["differences"]), numbers)
 
@@ -124,15 +119,10 @@ def prepare_segmenter(setting: Setting) -> Prepared:
     image = torch.rand(1, 3, setting.size, setting.size, device=setting.device)
     with torch.inference_mode():
         model(image[..., :32, :32])  # loads libraries, which are not memory of the image
-    watch = Stopwatch(
-        {
-            "backbone": [backbone],
-            "attention core": attentions,
-            "its projections": [child for attention in attentions for child in attention.children()],
-            "rest of pixel decoder": [head.pixel_decoder],
-            "transformer decoder": [head.predictor],
-        }
-    )
+    projections = [child for attention in attentions for child in attention.children()]
+    parts = {"backbone": [backbone], "attention core": attentions, "its projections": projections}
+    parts |= {"rest of pixel decoder": [head.pixel_decoder], "transformer decoder": [head.predictor]}
+    watch = Stopwatch(parts)
 
     @torch.inference_mode()
     def segment(sampling: str) -> None:
@@ -201,10 +191,8 @@ def proposal_tables(rows: Rows, differences: dict[str, float]) -> str:
         shares = {n: f"{s:.3f} ({s / row['seconds']:.0%})" for n, s in row["part_seconds"].items()}
         thousand = {f"{name}_ms": 1e3 * row[f"{name}_seconds"] for name in ("attention", "training")}
         shown.append(with_ratios(row, rows[0]) | thousand | {"parts": shares})
-    difference = (
-        f"Largest difference between the two: {differences['output']:.1e} in the output, "
-        f"{differences['gradients_relative']:.1e} of the largest gradient in the gradients."
-    )
+    gaps = "{output:.1e} in the output, {gradients_relative:.1e} of the largest gradient in the gradients"
+    difference = f"Largest difference between the two: {gaps.format(**differences)}."
     return "\n\n".join([table(segmenter, shown), table(attention, shown), difference])
 
 
@@ -238,11 +226,7 @@ def prepare_model(setting: Setting) -> Prepared:
         with EventStorage():
             step()()
 
-    def infer() -> None:
-        with torch.inference_mode():
-            built(batch)
-
-    return Prepared({TRAINING: train, INFERENCE: infer})
+    return Prepared({TRAINING: train, INFERENCE: torch.inference_mode()(partial(built, batch))})
 
 
 def config_of(setting: Setting, *opts: str, device: str = "") -> CfgNode:
@@ -262,13 +246,9 @@ def make_episode(size: int, shots: int) -> dict[str, Any]:
     mask = torch.zeros(size, size, dtype=torch.uint8)
     mask[size // 4 : -(size // 4), size // 4 : -(size // 4)] = 1
     images = torch.randint(0, 256, (shots + 1, 3, size, size), dtype=torch.uint8)
-    return {
-        "image": images[0],
-        "sem_seg": mask,
-        "segments": mask[None] == 1,
-        "segment_labels": torch.zeros(1, dtype=torch.int64),
-        "support": [{"image": image, "mask": mask} for image in images[1:]],
-    }
+    segments = {"segments": mask[None] == 1, "segment_labels": torch.zeros(1, dtype=torch.int64)}
+    support = [{"image": image, "mask": mask} for image in images[1:]]
+    return {"image": images[0], "sem_seg": mask, "support": support, **segments}
 
 
 def training_step(cfg: CfgNode, built: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:
@@ -292,10 +272,9 @@ def written_out(built: nn.Module, setting: Setting) -> str:
     positions = (-(-setting.size // built.backbone.available[feature].stride)) ** 2
     pairs = setting.batch * setting.shots
     mib = positions**2 * 4 / 2**20
-    return (
-        f"Written out, a map of {name} of {positions} x {positions} positions would take {mib:.1f} MiB "
-        f"(float32): {pairs * maps * mib:.1f} MiB for {pairs} pairs of a query and a support, {maps} each."
-    )
+    one = f"a map of {name} of {positions} x {positions} positions would take {mib:.1f} MiB (float32)"
+    every = f"{pairs * maps * mib:.1f} MiB for {pairs} pairs of a query and a support, {maps} each"
+    return f"Written out, {one}: {every}."
 
 
 def predictor(setting: Setting, shots: Sequence[int]) -> Report:
@@ -310,8 +289,7 @@ def prepare_predictor(setting: Setting) -> Prepared:
     cfg = config_of(setting, "TEST.REFINEMENT", "", "INPUT.FEW_SHOT_SIZE", size)
     views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
     predict = FewShotPredictor(_build(cfg), [build_resize(cfg)], support_views=views)
-    noise = np.random.default_rng(0)
-    *images, query = noise.integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
+    *images, query = np.random.default_rng(0).integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
     masks = [np.pad(np.ones((setting.size // 2,) * 2, bool), setting.size // 4)] * setting.shots
 
     encode, segment = partial(predict.set_support, images, masks), partial(predict.predict, query)

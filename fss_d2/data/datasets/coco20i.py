@@ -23,17 +23,17 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from .preparation import prepared_dir, read_index, require
+from .preparation import list_path, prepared_dir, read_index, require
 from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
 
 __all__ = [
     "CATEGORY_IDS",
     "CLASS_NAMES",
     "class_map_path",
+    "drawn_classes",
     "image_finder",
     "index_path",
     "large_classes",
-    "list_path",
     "load_records",
     "metadata",
     "names",
@@ -73,6 +73,12 @@ def novel_classes(variant: str, fold: int) -> list[int]:
     return held_out_classes(len(CLASS_NAMES), fold, interleaved=variant != "coco20i_contiguous")
 
 
+def drawn_classes(variant: str, fold: int, split: str) -> set[int]:
+    """Return the classes that a split samples."""
+    novel = set(novel_classes(variant, fold))
+    return novel if split == "val" else set(range(len(CLASS_NAMES))) - novel
+
+
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split; ``image_id`` is COCO's own number in every variant.
 
@@ -86,11 +92,21 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     spec = FoldName.parse(name, VARIANTS)
     root = Path(root)
     image_set = spec.split + ("2017" if spec.variant == "coco20i_2017" else "2014")
-    flat = spec.variant in ("coco20i_flat", HSNET)
     if spec.variant == HSNET:
-        records = records_of(root, image_set, _listed_chooser(root, spec), flat=flat)
-        return _in_list_order(records, _read_class_lists(root, spec))
-    return records_of(root, image_set, _rule_chooser(spec), flat=flat, shown=_drawn_classes(spec))
+        lists, listed = _read_class_lists(root, spec), dict[int, list[int]]()
+        for class_id, image_ids in sorted(lists.items()):
+            for image_id in image_ids:
+                listed.setdefault(image_id, []).append(class_id)
+        records = records_of(root, image_set, lambda row: listed.get(row["image_id"], []), flat=True)
+        return _in_list_order(records, lists)
+    wanted = drawn_classes(spec.variant, spec.fold, spec.split)
+    excluded = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
+
+    def choose(row: Mapping[str, Any]) -> list[int]:
+        shows_excluded = any(o["class"] in excluded for o in (*row["objects"], *row["crowds"]))
+        return [] if shows_excluded else large_classes(row, wanted)
+
+    return records_of(root, image_set, choose, flat=spec.variant == "coco20i_flat", shown=wanted)
 
 
 def records_of(
@@ -120,7 +136,11 @@ def records_of(
         if classes:
             record = {key: row[key] for key in ("image_id", "height", "width")}
             record |= {"file_name": str(image_path(row)), "classes": classes}
-            record |= _flat_mask(root, image_set, row) if flat else _joined_masks(row)
+            if flat:
+                path = str(class_map_path(root, image_set, row["file_name"]))
+                record |= {"sem_seg_file_name": path, "mask_encoding": "class_map"}
+            else:
+                record |= _joined_masks(row)
             if shown is not None:
                 record["query_classes"] = large_classes(row, shown, pixels=1)
             records.append(record)
@@ -144,11 +164,6 @@ def class_map_path(root: Path, image_set: str, file_name: str) -> Path:
     return prepared_dir(root, "coco20i") / "class_maps" / image_set / f"{Path(file_name).stem}.png"
 
 
-def list_path(root: Path, name: str) -> Path:
-    """Return the path of a prepared list, such as ``hsnet/val_fold0.json``."""
-    return prepared_dir(root, "coco20i") / "lists" / name
-
-
 def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
     """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` of ``source`` into image ids."""
     try:
@@ -167,35 +182,9 @@ def _image_number(path: str) -> int:
     return int(match[1])
 
 
-def _drawn_classes(spec: FoldName) -> set[int]:
-    """Return the classes that a split samples."""
-    novel = set(novel_classes(spec.variant, spec.fold))
-    return novel if spec.split == "val" else set(range(len(CLASS_NAMES))) - novel
-
-
-def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
-    wanted = _drawn_classes(spec)
-    excluded = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
-
-    def choose(row: Mapping[str, Any]) -> list[int]:
-        if excluded and any(o["class"] in excluded for o in (*row["objects"], *row["crowds"])):
-            return []
-        return large_classes(row, wanted)
-
-    return choose
-
-
-def _listed_chooser(root: Path, spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
-    listed: dict[int, list[int]] = {}
-    for class_id, image_ids in sorted(_read_class_lists(root, spec).items()):
-        for image_id in image_ids:
-            listed.setdefault(image_id, []).append(class_id)
-    return lambda row: listed.get(row["image_id"], [])
-
-
 def _read_class_lists(root: Path, spec: FoldName) -> dict[int, list[int]]:
     split = "trn" if spec.split == "train" else "val"
-    path = list_path(root, f"hsnet/{split}_fold{spec.fold}.json")
+    path = list_path(root, "coco20i", f"hsnet/{split}_fold{spec.fold}.json")
     fix = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER"
     return parse_class_lists(require(path, fix).read_text(), str(path))
 
@@ -244,8 +233,3 @@ def _joined_masks(row: Mapping[str, Any]) -> dict[str, Any]:
         for o in regions
     ]
     return {"annotations": annotations, "objects_joined": True}
-
-
-def _flat_mask(root: Path, image_set: str, row: Mapping[str, Any]) -> dict[str, str]:
-    path = str(class_map_path(root, image_set, row["file_name"]))
-    return {"sem_seg_file_name": path, "mask_encoding": "class_map"}

@@ -27,12 +27,8 @@ VARIANTS = (VARIANT, *TRANSFER)
 SUBSET_IMAGES = 6000
 # COCO's names that differ from PASCAL's.
 _COCO_NAMES = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
+    **{"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle"},
+    **{"pottedplant": "potted plant", "sofa": "couch", "tvmonitor": "tv"},
 }
 # COCO class id of each PASCAL class.
 _COCO_CLASSES = tuple(coco20i.CLASS_NAMES.index(_COCO_NAMES.get(name, name)) for name in pascal5i.CLASS_NAMES)
@@ -57,7 +53,7 @@ def metadata(name: str) -> dict[str, Any]:
             return pascal5i.metadata(_pascal_name(spec))
         return fold_metadata(coco20i.CLASS_NAMES, _withheld(spec), fold=spec.fold, train=True)
     if spec.split == "train":
-        return coco20i.metadata(_coco_name(name))
+        return coco20i.metadata(name.replace(VARIANT, "coco20i"))
     return fold_metadata(pascal5i.CLASS_NAMES, pascal_novel_classes(spec.fold), fold=spec.fold, train=False)
 
 
@@ -69,7 +65,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
             return pascal5i.load_records(_pascal_name(spec), root)
         return _transfer_records(spec, Path(root))
     if spec.split == "train":
-        return coco20i.load_records(_coco_name(name), root)
+        return coco20i.load_records(name.replace(VARIANT, "coco20i"), root)
     return pascal5i.val_records(Path(root), pascal_novel_classes(spec.fold))
 
 
@@ -93,7 +89,3 @@ def _withheld(spec: FoldName) -> list[int]:
 
 def _pascal_name(spec: FoldName) -> str:
     return f"pascal5i_fold{spec.fold}_val"
-
-
-def _coco_name(name: str) -> str:
-    return name.replace(VARIANT, "coco20i")

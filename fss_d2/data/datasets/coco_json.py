@@ -31,9 +31,8 @@ class CocoSettings:
     def __post_init__(self) -> None:
         name, split = self.division.dataset, self.division.split
         if not self.json_file.is_file():
-            raise FileNotFoundError(
-                f"{name}: annotation file {self.json_file} does not exist; correct json_file"
-            )
+            fault = f"{name}: annotation file {self.json_file} does not exist; correct json_file"
+            raise FileNotFoundError(fault)
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"{name}: val_fraction {self.val_fraction} must be at least 0 and less than 1")
         if self.min_area < 0:
@@ -75,9 +74,8 @@ def _load(settings: CocoSettings) -> list[dict[str, Any]]:
             if record["classes"]:
                 records.append(record)
     if not records:
-        raise ValueError(
-            f"{name}: no image of {settings.json_file} shows a class of split {settings.division.split!r}"
-        )
+        fault = f"{name}: no image of {settings.json_file} shows a class of split {settings.division.split!r}"
+        raise ValueError(fault)
     if not Path(records[0]["file_name"]).is_file():
         raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; correct image_root")
     MetadataCatalog.get(name).set(**metadata)
@@ -132,9 +130,8 @@ def _by_image(
         if row["image_id"] not in grouped:
             raise ValueError(f"{path}: annotation {label} is of image {row['image_id']}, not in 'images'")
         if row["category_id"] not in class_of:
-            raise ValueError(
-                f"{path}: annotation {label} has category {row['category_id']}, not in 'categories'"
-            )
+            fault = f"{path}: annotation {label} has category {row['category_id']}, not in 'categories'"
+            raise ValueError(fault)
         class_id, outline = class_of[row["category_id"]], row.get("segmentation")
         if class_id is not None and outline:
             kept = {"category_id": class_id, "segmentation": outline, "iscrowd": int(row.get("iscrowd", 0))}

@@ -34,7 +34,8 @@ def register_folder(
     """Register a folder of one subfolder per class, `<class>/images/*` and `<class>/masks/<same stem>.png`.
 
     A mask shows one class only, so a photograph in two class folders gives two records, with the image ids
-    "<class>/<stem>". Files are read when the dataset is first used.
+    "<class>/<stem>". Wrong arguments are refused at once; files are read, and an image without mask or a mask
+    without image refused, when the dataset is first used.
 
     Args:
         name: of the dataset in `cfg.DATASETS.TRAIN` and `.TEST`.
@@ -45,11 +46,6 @@ def register_folder(
         fold, num_folds: in place of names: hold out class ids with `id % num_folds == fold`.
         split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
         mask_encoding: "binary" (see `fss_d2.data.masks.binary_mask`) or "trimap" (0, 1, 255 ignored).
-
-    Raises:
-        FileNotFoundError: `root` or a class folder does not exist (at once).
-        ValueError: the arguments contradict each other, or the name is taken (at once); an image without
-            mask, a mask without image, an empty class folder, an unreadable image (at first use).
 
     Example:
         >>> import pathlib, tempfile
@@ -92,20 +88,17 @@ def register_coco_json(
     """Register instance annotations in COCO's format: polygons, RLE (compressed or not), crowd regions.
 
     Class ids count the categories by rising category id. The mask of a class in an image is the union of its
-    objects; its crowd regions are ignored (255). The file is read when the dataset is first used; from then
-    on the metadata (class names and ids) are complete.
+    objects; its crowd regions are ignored (255). Wrong arguments are refused at once. The file is read when
+    the dataset is first used; from then on the metadata (class names and ids) are complete.
 
     Training and validation classes differ, so both splits may share one pool of images; but then training
-    images show novel objects, as background. Choose by the claim of your evaluation:
+    images show novel objects, as background: the common protocol with one pool. Training never sees labels of
+    novel classes, but it sees their pixels, even in the test images. Against that, alone or together:
 
-    - neither of the options below: the common protocol with one pool. Training never sees labels of novel
-      classes, but it sees their pixels, even in the test images;
     - `exclude_images_with_novel`: "train" drops every image with an object or crowd region of a novel class.
       No image is in both splits and novel classes are unseen; this costs the most training images;
     - `val_fraction`: this share of all images, chosen by a hash of their ids, is for "val" only and the rest
       for "train" only. No image is in both splits; adding images does not move others.
-
-    Both can be combined: unseen classes on images that training could not use.
 
     Args:
         name, base_classes, novel_classes, split: as in `register_folder`.
@@ -117,11 +110,6 @@ def register_coco_json(
         min_area: least number of pixels of a class for an image to count for it; 0 counts every class that
             has an object, without drawing its mask. COCO-20i uses 2048.
         exclude_images_with_novel, val_fraction: see above; the fraction is in [0, 1).
-
-    Raises:
-        FileNotFoundError: no such JSON (at once), or no such images (at first use).
-        ValueError: the arguments contradict each other, or the name is taken (at once); the JSON is broken
-            (at first use).
 
     Example:
         >>> import json, pathlib, tempfile
@@ -177,18 +165,15 @@ def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
     if not images:
         raise ValueError(f"{folder / 'images'} holds no image: add images or remove the class folder")
     if (twice := first_duplicate(p.stem for p in images)) is not None:
-        raise ValueError(
-            f"{folder / 'images'}: two images have the name {twice!r} with different suffixes; rename one"
-        )
+        fault = f"two images have the name {twice!r} with different suffixes"
+        raise ValueError(f"{folder / 'images'}: {fault}; rename one")
     for image in images:
         if image.stem not in masks:
-            raise ValueError(
-                f"image {image} has no mask: add {folder / 'masks' / image.stem}.png or remove the image"
-            )
+            fix = f"add {folder / 'masks' / image.stem}.png or remove the image"
+            raise ValueError(f"image {image} has no mask: {fix}")
     if orphans := sorted(masks.keys() - {p.stem for p in images}):
-        raise ValueError(
-            f"mask {masks[orphans[0]]} has no image in {folder / 'images'}: add it or remove the mask"
-        )
+        mask = masks[orphans[0]]
+        raise ValueError(f"mask {mask} has no image in {folder / 'images'}: add it or remove the mask")
     return [(image, masks[image.stem]) for image in images]
 
 

@@ -49,11 +49,6 @@ def metadata(name: str) -> dict[str, Any]:
     return ids | {"class_ids": _class_ids(split)}
 
 
-def class_names(root: Path) -> list[str]:
-    """Return the 1000 class names, index = class id; FileNotFoundError without prepared lists."""
-    return [name for s in SPLIT_SIZES for name in read_ids(require(list_path(root, s), PREPARE))]
-
-
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split, ``image_id`` "<class>/<number>" ("bus/10").
 
@@ -62,7 +57,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """
     split = _split(name)
     root = Path(root)
-    all_names = class_names(root)
+    all_names = [name for s in SPLIT_SIZES for name in read_ids(require(list_path(root, s), PREPARE))]
     path = prepared_dir(root, "fss1000") / "index.jsonl"
     images = {row["class"]: row["images"] for row in read_index(path, PREPARE)}
     records = []
@@ -76,7 +71,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 
 
 def list_path(root: Path, split: str) -> Path:
-    """Return the path of the prepared list of a split's class names."""
+    """Return the path of the prepared list of a split's class names, in the order of their ids."""
     return prepared_dir(root, "fss1000") / "lists" / f"{split}.txt"
 
 
@@ -120,9 +115,8 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     if lists is not None:
         _install_lists(root, lists, {path.name for path in classes})
     elif not all(list_path(root, split).is_file() for split in SPLIT_SIZES):
-        raise FileNotFoundError(
-            "the data do not contain the splits: give --lists FOLDER with trn.txt, val.txt, test.txt"
-        )
+        fault = "the data do not contain the splits: give --lists FOLDER with trn.txt, val.txt, test.txt"
+        raise FileNotFoundError(fault)
 
 
 def check(root: Path) -> tuple[list[Count], list[str]]:

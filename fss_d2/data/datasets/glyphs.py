@@ -134,9 +134,8 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
     if not path.exists():
         write_text_if_changed(path, json.dumps(settings))
     elif (found := _read_json(path)) != settings:
-        raise ValueError(
-            f"{folder} holds glyphs made with {found}, not {settings}: remove it or choose another root"
-        )
+        fault = f"{folder} holds glyphs made with {found}, not {settings}: remove it or choose another root"
+        raise ValueError(fault)
 
 
 def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[int]:

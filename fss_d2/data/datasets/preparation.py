@@ -23,6 +23,7 @@ __all__ = [
     "find_fold_lists",
     "find_list",
     "format_counts",
+    "list_path",
     "parallel_map",
     "png_is_whole",
     "prepared_dir",
@@ -43,6 +44,11 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 def prepared_dir(root: Path, dataset: str) -> Path:
     """Return the folder into which the preparation of ``dataset`` writes."""
     return Path(root) / "fss_d2" / dataset
+
+
+def list_path(root: Path, dataset: str, name: str) -> Path:
+    """Return the path of a prepared list, such as ``hsnet/val_fold0.json`` of ``coco20i``."""
+    return prepared_dir(root, dataset) / "lists" / name
 
 
 def require(path: Path, fix: str) -> Path:

@@ -16,6 +16,7 @@ from .coco20i import CATEGORY_IDS, CLASS_NAMES
 from .preparation import (
     Count,
     find_fold_lists,
+    list_path,
     parallel_map,
     png_is_whole,
     read_index,
@@ -146,9 +147,8 @@ class _Instances:
             raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it again") from error
         used = {a["category_id"] for task in tasks for a in task.annotations} - set(coco20i.CATEGORY_IDS)
         if used or [categories.get(i) for i in coco20i.CATEGORY_IDS] != list(coco20i.CLASS_NAMES):
-            raise ValueError(
-                f"{self.path}: categories are not COCO's 80; use `register_coco_json` for other sets"
-            )
+            fault = f"{self.path}: categories are not COCO's 80; use `register_coco_json` for other sets"
+            raise ValueError(fault)
         return tasks
 
 
@@ -243,8 +243,7 @@ def _light_rows(root: Path, image_set: str) -> list[dict[str, Any]]:
 def _classes_by_row(
     rows: Sequence[Mapping[str, Any]], variant: str, fold: int, split: str
 ) -> list[list[int]]:
-    novel = set(coco20i.novel_classes(variant, fold))
-    wanted = novel if split == "val" else set(range(len(coco20i.CLASS_NAMES))) - novel
+    wanted = coco20i.drawn_classes(variant, fold, split)
     return [coco20i.large_classes(row, wanted) for row in rows]
 
 
@@ -258,7 +257,7 @@ def _write_lists(root: Path) -> None:
                 for row, classes in zip(rows, _classes_by_row(rows, variant, fold, split), strict=True):
                     for class_id in classes:
                         lists[str(class_id)].append(f"{split}2014/{row['file_name']}")
-                path = coco20i.list_path(root, f"{variant}/fold{fold}_{split}.json")
+                path = list_path(root, "coco20i", f"{variant}/fold{fold}_{split}.json")
                 write_text_if_changed(path, json.dumps(lists))
 
 
@@ -273,8 +272,7 @@ def _install_hsnet_lists(root: Path, folder: Path) -> None:
             if image_ids and (class_id in novel) != (split == "val"):
                 raise ValueError(f"{folder}/{name}: class {class_id} is not for {split} of fold {fold}")
             if unknown := set(image_ids) - known[split]:
-                raise ValueError(
-                    f"{folder}/{name}: image {min(unknown)} is not in {sets[split]}: check the list"
-                )
+                fault = f"{folder}/{name}: image {min(unknown)} is not in {sets[split]}: check the list"
+                raise ValueError(fault)
     for name, text in texts.items():
-        write_text_if_changed(coco20i.list_path(root, f"hsnet/{name}"), text)
+        write_text_if_changed(list_path(root, "coco20i", f"hsnet/{name}"), text)

@@ -129,31 +129,26 @@ class ClassDivision:
         named = self.base_classes is not None or self.novel_classes is not None
         for key, choices in (("split", SPLITS), ("fold_rule", FOLD_RULES)):
             if getattr(self, key) not in choices:
-                raise ValueError(f"{self.dataset}: {key} {getattr(self, key)!r} is not one of {choices}")
+                raise self._error(f"{key} {getattr(self, key)!r} is not one of {choices}")
         if self.fold is not None and not 0 <= self.fold < self.num_folds:
-            raise ValueError(
-                f"{self.dataset}: fold {self.fold} does not exist, use 0 to {self.num_folds - 1} "
-                f"or change num_folds {self.num_folds}"
-            )
+            folds = f"use 0 to {self.num_folds - 1} or change num_folds {self.num_folds}"
+            raise self._error(f"fold {self.fold} does not exist, {folds}")
         if self.fold is not None and named:
-            raise ValueError(f"{self.dataset}: give either fold or base_classes/novel_classes, not both")
+            raise self._error("give either fold or base_classes/novel_classes, not both")
         if self.split != "all" and self.fold is None and not named:
-            raise ValueError(
-                f"{self.dataset}: split {self.split!r} needs fold, base_classes or novel_classes"
-            )
+            raise self._error(f"split {self.split!r} needs fold, base_classes or novel_classes")
+
+    def _error(self, fault: str) -> ValueError:
+        return ValueError(f"{self.dataset}: {fault}")
 
     def metadata(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the metadata of the split; ValueError if `class_names` (by class id) lack the named ones."""
         base, novel = self._base_and_novel(class_names)
         if both := sorted(set(base) & set(novel)):
-            raise ValueError(
-                f"{self.dataset}: class {class_names[both[0]]!r} is in base_classes and novel_classes"
-            )
+            raise self._error(f"class {class_names[both[0]]!r} is in base_classes and novel_classes")
         drawn = {"all": list(range(len(class_names))), "train": base, "val": novel}[self.split]
         if not drawn:
-            raise ValueError(
-                f"{self.dataset}: no class is left for split {self.split!r} of {len(class_names)} classes"
-            )
+            raise self._error(f"no class is left for split {self.split!r} of {len(class_names)} classes")
         fields = fold_metadata(class_names, novel, fold=self.fold, train=self.split == "train")
         return fields | {"base_class_ids": base, "class_ids": drawn}
 
@@ -191,10 +186,9 @@ def register_once(
     if name in DatasetCatalog:
         before = MetadataCatalog.get(name).get("registered_as")
         if before != dict(arguments):
-            keys = [k for k in arguments if before is None or before.get(k) != arguments[k]]
-            raise ValueError(
-                f"dataset {name!r} is registered already with another {', '.join(keys)}: choose another name"
-            )
+            keys = ", ".join(k for k in arguments if before is None or before.get(k) != arguments[k])
+            fault = f"dataset {name!r} is registered already with another {keys}: choose another name"
+            raise ValueError(fault)
         return
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**(metadata or {}), registered_as=dict(arguments))

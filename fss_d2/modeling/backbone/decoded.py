@@ -85,6 +85,6 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str
     if odd:
         raise ValueError(
             f"{KEY} {path}: {prefix}{odd[0]} is missing, unknown or of another shape than in this model "
-            f"(and so are {len(odd) - 1} other tensors). Check {keys}"
+            f"({len(odd) - 1} other tensors as well). Check {keys}"
         )
     module.load_state_dict(found)

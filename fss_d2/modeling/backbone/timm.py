@@ -27,6 +27,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
 
 
+_SEQUENCES = (nn.Sequential, nn.ModuleList)
 _PROBE_SIDE = 65  # ceil(65 / stride) and floor(65 / stride) differ for every stride from 2 to 64
 
 # Names of the blocks that the forward pass of this thread wants, and their outputs in order of execution.
@@ -264,8 +265,10 @@ def candidate_units(model: nn.Module) -> list[str]:
     for root, is_member in roots.items():
         module = modules[root]
         children = [(f"{root}.{key}", child) for key, child in module.named_children()]
-        found = [unit for key, child in children if _is_sequence(child) for unit in _flatten(key, child)]
-        if _is_sequence(module) or (not found and not is_member):
+        found = [
+            unit for key, child in children if isinstance(child, _SEQUENCES) for unit in _flatten(key, child)
+        ]
+        if isinstance(module, _SEQUENCES) or (not found and not is_member):
             found = [unit for key, child in children for unit in _flatten(key, child)]
         units += found or ([root] if children else [])
     return units
@@ -273,13 +276,9 @@ def candidate_units(model: nn.Module) -> list[str]:
 
 def _flatten(name: str, module: nn.Module) -> list[str]:
     """Return the names of the composite modules in nested sequences, or of the module itself."""
-    if _is_sequence(module):
+    if isinstance(module, _SEQUENCES):
         return [unit for key, child in module.named_children() for unit in _flatten(f"{name}.{key}", child)]
     return [name] if any(True for _ in module.children()) else []
-
-
-def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
 
 
 def neighbours(model: nn.Module, first: str, last: str) -> list[str]:

@@ -25,17 +25,11 @@ _LITE0_MODEL = "tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors of a file were loaded.
+    """Which tensors of a file were loaded."""
 
-    Attributes:
-        matched: number of tensors loaded into the backbone.
-        missing: keys of the backbone that the source lacks, other than batch-norm counters.
-        unexpected: keys of the source that the backbone does not have, for instance a classifier.
-    """
-
-    matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    matched: int  # number of tensors loaded into the backbone
+    missing: tuple[str, ...]  # keys of the backbone that the source lacks, other than batch-norm counters
+    unexpected: tuple[str, ...]  # keys of the source that the backbone does not have, such as a classifier
 
 
 def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool = True) -> LoadReport | None:

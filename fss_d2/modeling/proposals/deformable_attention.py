@@ -212,13 +212,10 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """Attend to ``value``: (B, N, C) float32.
+        """Attend from queries (B, N, C) to values (B, T, C), the pixels of all levels, row by row.
 
-        Args:
-            query: (B, N, C).
-            reference: (N, 2), the centre of each query's points, as (x, y) in [0, 1].
-            value: (B, T, C), the pixels of all levels, row by row.
-            shapes: (height, width) of each level; their areas add up to T.
+        ``reference`` (N, 2) is the centre of each query's points, as (x, y) in [0, 1]. ``shapes`` are the
+        (height, width) of the levels; their areas add up to T. Returns (B, N, C) float32.
         """
         with torch.autocast(query.device.type, enabled=False):
             B, N, C = query.shape

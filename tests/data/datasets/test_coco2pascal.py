@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.data.datasets import coco2pascal, coco20i, pascal5i, prepare_coco20i, prepare_pascal5i
+from fss_d2.data.datasets import coco2pascal, coco20i, pascal5i, prepare_coco20i
 from tests.data.datasets.archives import write_coco
 
 # PASCAL classes that COCO-20i's interleaved folds hold out: 6, 4, 6 and 4 of them.
@@ -32,7 +32,7 @@ def test_every_name_has_metadata_of_its_fold() -> None:
 
 def test_records(voc_root: Path) -> None:
     write_coco(voc_root)
-    prepare_pascal5i.prepare(voc_root, workers=0, lists=None)
+    pascal5i.prepare(voc_root, workers=0, lists=None)
     prepare_coco20i.prepare(voc_root, year=2014, workers=0, class_maps=False, lists=None)
     train = coco2pascal.load_records("coco2pascal_fold3_train", voc_root)
     assert [(r["image_id"], r["classes"]) for r in train] == [(4, [2]), (9, [1])]
@@ -57,7 +57,7 @@ def test_transfer_variants() -> None:
 
 def test_transfer_records(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(voc_root)
-    prepare_pascal5i.prepare(voc_root, workers=0, lists=None)
+    pascal5i.prepare(voc_root, workers=0, lists=None)
     prepare_coco20i.prepare(voc_root, year=2014, workers=0, class_maps=False, lists=None)
     many = coco2pascal.load_records("coco75sub_fold1_train", voc_root)
     few = coco2pascal.load_records("coco15_fold1_train", voc_root)

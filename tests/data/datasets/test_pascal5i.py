@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.data.datasets import pascal5i, prepare_pascal5i
+from fss_d2.data.datasets import pascal5i
 from fss_d2.data.datasets.splits import held_out_classes
 from fss_d2.data.masks import load_mask
 from fss_d2.data.published_episodes import hsnet_pascal
@@ -17,7 +17,7 @@ def classes(name: str, root: Path) -> dict[str, list[int]]:
 
 @pytest.fixture
 def root(voc_root: Path) -> Path:
-    prepare_pascal5i.prepare(voc_root, workers=0, lists=None)
+    pascal5i.prepare(voc_root, workers=0, lists=None)
     return voc_root
 
 
@@ -101,7 +101,7 @@ def test_hsnet_lists_keep_their_order(root: Path, tmp_path: Path) -> None:
     (lists / "val_fold0.txt").write_text("\n".join(val) + "\n")
     (lists / "trn_fold1.txt").write_text("2008_000005__06\n")
     (lists / "trn_fold3.txt").write_text("2007_000002__16\n")
-    prepare_pascal5i.prepare(root, workers=0, lists=lists)
+    pascal5i.prepare(root, workers=0, lists=lists)
     records = pascal5i.load_records("pascal5i_hsnet_fold0_val", root)
     pairs = pairs_of(records, pascal5i.metadata("pascal5i_hsnet_fold0_val")["class_ids"])
     assert [f"{i}__{c + 1:02d}" for i, c in pairs] == val
@@ -115,7 +115,7 @@ def test_hsnet_lists_keep_their_order(root: Path, tmp_path: Path) -> None:
 def test_missing_preparation_and_lists_name_the_command(voc_root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"val\.txt not found: run `python datasets/prepare_pascal5i"):
         pascal5i.load_records("pascal5i_fold0_val", voc_root)
-    prepare_pascal5i.prepare(voc_root, workers=0, lists=None)
+    pascal5i.prepare(voc_root, workers=0, lists=None)
     with pytest.raises(FileNotFoundError, match=r"val_fold0\.txt not found: .*--lists FOLDER"):
         pascal5i.load_records("pascal5i_hsnet_fold0_val", voc_root)
 
