@@ -29,21 +29,13 @@ _DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"} 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint.
+    """A converted checkpoint."""
 
-    Attributes:
-        architecture: what the checkpoint was recognised as, e.g. "DCAMA ResNet-50".
-        model: our state dict.
-        dropped: official names that have no place in our model.
-        missing: our names that the checkpoint lacks and that are not needed.
-        settings: config keys that this model needs in addition to the method's config file: "KEY value".
-    """
-
-    architecture: str
-    model: dict[str, Tensor]
-    dropped: tuple[str, ...]
-    missing: tuple[str, ...]
-    settings: tuple[str, ...] = ()
+    architecture: str  # what the checkpoint was recognised as, e.g. "DCAMA ResNet-50"
+    model: dict[str, Tensor]  # our state dict
+    dropped: tuple[str, ...]  # official names that have no place in our model
+    missing: tuple[str, ...]  # our names that the checkpoint lacks and that are not needed
+    settings: tuple[str, ...] = ()  # "KEY value", needed in addition to the method's config file
 
     def summary(self) -> str:
         """Describe the conversion in one line."""

@@ -31,19 +31,12 @@ _PUBLISHED_QUERIES = 100
 
 @dataclass(frozen=True)
 class RecognisedBackbone:
-    """A backbone, recognised by its tensors.
+    """A backbone, recognised by its tensors."""
 
-    Attributes:
-        name: e.g. "ResNet-50".
-        build: returns our module.
-        rename: our name of a tensor of it; neither name has a prefix.
-        settings: config keys and values that build it, "KEY value".
-    """
-
-    name: str
-    build: Callable[[], FeatureBackbone]
-    rename: Callable[[str], str | None]
-    settings: tuple[str, ...] = ()
+    name: str  # e.g. "ResNet-50"
+    build: Callable[[], FeatureBackbone]  # returns our module
+    rename: Callable[[str], str | None]  # our name of a tensor of it; neither name has a prefix
+    settings: tuple[str, ...] = ()  # config keys and values that build it, "KEY value"
 
 
 def convert_mask2former(state: State) -> Conversion:

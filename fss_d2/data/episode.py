@@ -113,11 +113,8 @@ def read_manifest(
 ) -> list[Episode]:
     """Read the episodes of a manifest, in order, and check them; errors name file:line.
 
-    Args:
-        path: file written by `write_manifest`.
-        dataset: name that the header must have; None accepts any.
-        records: dataset dicts; every image id must be among them and show the episode's class.
-        class_names: names by class id; the ids and names in the file must match them.
+    The header must name `dataset`, every image be among the dataset dicts `records` and show the episode's
+    class there, and the classes have the names `class_names` (by class id); None checks nothing.
     """
     header = read_manifest_header(path)
     if dataset is not None and header["dataset"] != dataset:

@@ -64,7 +64,6 @@ class EpisodeMapper:
         """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
 
         Args:
-            records: dataset dicts, one for each image.
             resize: brings an image to the network's size if it is not augmented.
             augmentations: replace `resize` in training; empty = none.
             views: resizes, one for each further size of the episode in evaluation.

@@ -68,13 +68,10 @@ class EpisodeSampler:
             seed: not negative.
             repeat_supports: draw supports with replacement. The query is never its own support.
             batch_size: episodes of one training step over all processes.
-            class_names: used in messages only.
             query_pairs: further pairs whose image can be query, but not support, of the class; pairs with an
                 image or a class that `pairs` lacks are ignored. Only rule "pfenet" uses them.
 
-        Raises:
-            ValueError: an option is out of range, or no class has enough images (classes with too few are
-                left out with a warning).
+        Classes with too few images are left out with a warning; ValueError if none is left.
         """
         if rule not in QUERY_RULES:
             raise ValueError(f"unknown query rule {rule!r}; choose one of {', '.join(QUERY_RULES)}")

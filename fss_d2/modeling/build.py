@@ -198,7 +198,7 @@ def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
 def feature_names(
     key: str, names: Sequence[str], backbone: FeatureBackbone, *, least: int = 1, stages: bool = False
 ) -> tuple[str, ...]:
-    """Return the names of backbone outputs that a key lists, of stages only or also of blocks.
+    """Return the names of backbone outputs that a key lists; with ``stages``, none of blocks.
 
     Raises ValueError for fewer than ``least`` names, KeyError for a name that the backbone does not have.
     """
@@ -234,7 +234,7 @@ def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowled
 
 
 def dynamic_convolution_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `DynamicConvolution` from MODEL.DPCN, all but the channels; raises ValueError."""
+    """Arguments of `DynamicConvolution` from MODEL.DPCN, all but the channels."""
     c = cfg.MODEL.DPCN
     names = tuple(c.KERNELS)
     require(c.KERNEL_SIZE > 0 and c.KERNEL_SIZE % 2 == 1, "MODEL.DPCN.KERNEL_SIZE", c.KERNEL_SIZE, "odd")

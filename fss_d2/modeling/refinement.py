@@ -41,11 +41,12 @@ def refine(kind: str, images: Tensor, logits: Tensor, probability: Tensor) -> Te
 
 
 def grabcut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """GrabCut (Rother et al., SIGGRAPH 2004) from a probability map (H, W), by OpenCV: to (H, W) bool.
+    """GrabCut (Rother et al., SIGGRAPH 2004) from a probability map, by OpenCV.
 
-    Of an image (H, W, 3) uint8 RGB. Pixels with a probability above 0.95 stay object and those below 0.05
-    stay background. The colours of both and the edges between them decide about the others. Where object or
-    background have too few pixels to model, probability above 0.5. The same input gives the same mask.
+    Turns an image (H, W, 3) uint8 RGB and the object's probability (H, W) into a mask (H, W) bool. Pixels
+    with a probability above 0.95 stay object and those below 0.05 stay background. The colours of both and
+    the edges between them decide about the others. Where object or background have too few pixels to model,
+    the mask is where the probability is above 0.5. The same input gives the same mask.
     """
     found = probability > 0.5
     if min(np.count_nonzero(found), np.count_nonzero(~found)) < _LEAST_PIXELS:

@@ -8,6 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fss_d2.engine.command_line import run_command
+
 ROOT = Path(__file__).parents[2]
 # Channels of the first stage, blocks of the stages, window, heads of the first stage.
 SWINS = {
@@ -78,3 +80,8 @@ def command() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run(arguments: list[str]) -> int:
+    """Exit code of tools/convert_checkpoint.py."""
+    return run_command(lambda: command().main(arguments))

@@ -12,7 +12,7 @@ from fss_d2.checkpoint.convert import CONVERTERS, convert_dcama, write_converted
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.state_dict import read_state_dict
-from tests.checkpoint.official import command
+from tests.checkpoint.official import command, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,7 +136,7 @@ def test_the_command_writes_what_our_checkpointer_loads(
     source, target = tmp_path / "official.pt", tmp_path / "ours.pth"
     torch.save(state, source)
     arguments = ["--method", "dcama", str(source), str(target)]
-    assert command().main([*arguments, "--verbose"]) == 0
+    assert run([*arguments, "--verbose"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("DCAMA ResNet-50: ")
     assert "dropped feature_extractor.fc.weight" in out
@@ -144,9 +144,9 @@ def test_the_command_writes_what_our_checkpointer_loads(
     FewShotCheckpointer(model).load(str(target))
     assert all((p == 0.5).all() for p in model.parameters())
 
-    assert command().main(arguments) == 1
+    assert run(arguments) == 1
     assert "--force to overwrite" in capsys.readouterr().err
-    assert command().main([*arguments, "--force"]) == 0
+    assert run([*arguments, "--force"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["official.pt", "ours.pth"]
 
 

@@ -16,9 +16,9 @@ from fss_d2.modeling.backbone import ResNetBackbone, SwinBackbone
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from tests.checkpoint.official import (
     SWINS,
-    command,
     on_no_device,
     resnet50_shapes,
+    run,
     swin_shapes,
 )
 
@@ -153,7 +153,7 @@ def test_from_a_pickle_of_arrays_to_a_loaded_model(
     with source.open("wb") as file:
         pickle.dump({"model": arrays, "__author__": "Mask2Former", "matching_heuristics": True}, file)
     arguments = ["--method", "mask2former", "--verbose", str(source), str(target)]
-    assert command().main(arguments) == 0
+    assert run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Mask2Former ResNet-50: 555 tensors matched, 3 dropped, 53 missing; wrote {target}"
     assert "dropped sem_seg_head.predictor.class_embed.bias" in lines
@@ -167,7 +167,7 @@ def test_from_a_pickle_of_arrays_to_a_loaded_model(
 def test_the_other_method_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"layer0.0.weight": torch.ones(1)}, tmp_path / "a.pth")
     for method in ("mask2former", "mmformer", "dcama"):
-        assert command().main(["--method", method, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 1
+        assert run(["--method", method, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 1
         error = capsys.readouterr().err
         assert "check the file and --method" in error
         assert error.count("\n") == 1

@@ -68,14 +68,14 @@ def test_pictures_and_a_support_file_give_the_same(folder: Path) -> None:
     assert not torch.equal(first, load_exported(path, "torch_export")(image))
 
 
-def test_what_the_file_leaves_out_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_file_leaves_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, plain = _export(folder, *_pictures(folder, 1))
     assert plain["left_out"] == {} and plain["support_views"] == ["whole"] and plain["shots"] == 1
     image = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
     network = load_exported(path, "torch_export")(image)
     path, content = _export(folder, "--overwrite", *_pictures(folder, 1), "TEST.REFINEMENT", "grabcut")
     assert content["left_out"] == {"TEST.REFINEMENT": "grabcut"}
-    assert "TEST.REFINEMENT grabcut comes after the network" in caplog.text
+    assert "TEST.REFINEMENT grabcut comes after the network" in capsys.readouterr().out
     assert torch.equal(load_exported(path, "torch_export")(image), network)
 
 

@@ -120,12 +120,10 @@ def records_of(
     """Return the records of the images for which ``choose`` returns a class, in the order of the index.
 
     Args:
-        root: the datasets folder.
-        image_set: for instance "train2014".
+        root, image_set: the datasets folder, and for instance "train2014".
         choose: returns, for an index row, the class ids whose episodes may use the image.
         flat: read the masks from the flattened class maps.
-        shown: classes that a record lists as ``query_classes`` if they have a pixel in the flattened map;
-            None omits the key.
+        shown: classes that a record lists as ``query_classes`` if they have a pixel in the flattened map.
     """
     image_path = image_finder(root, image_set)
     if flat:

@@ -99,11 +99,9 @@ def _publish_names(name: str, all_names: list[str]) -> None:
 def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     """Write the index and the lists under ``<root>/fss_d2/fss1000``; complete files stay.
 
-    Args:
-        root: the datasets folder, with ``fss1000/<class>/<N>.jpg`` and ``<N>.png`` in it.
-        workers: number of processes; 0 works in this one.
-        lists: a folder with ``trn.txt`` (or ``train.txt``), ``val.txt`` and ``test.txt``, one class name
-            per line; needed once, because the data do not contain the splits.
+    ``<root>`` holds ``fss1000/<class>/<N>.jpg`` and ``<N>.png``; ``lists`` is a folder with ``trn.txt`` (or
+    ``train.txt``), ``val.txt`` and ``test.txt``, one class name per line, and is needed once, because the
+    data do not contain the splits.
     """
     folder = require(root / "fss1000", DATA_FIX)
     classes = sorted(path for path in folder.iterdir() if path.is_dir())

@@ -71,11 +71,10 @@ def write_glyphs(
     """Write the set under `root`/glyphs; existing files are kept, and an interrupted run is continued.
 
     Args:
-        root: the data root ($DETECTRON2_DATASETS).
         seed: image i is a pure function of (seed, size, i). A set with another seed or size is refused.
         size: side of the square images, in pixels.
         images_per_class: images of each class as the subject, 80 times as many in all. Can be raised later.
-        workers: further processes; 0 draws in this process. The files do not depend on it.
+        workers: further processes; the files do not depend on it.
     """
     if seed < 0 or size < 32 or images_per_class < 1 or workers < 0:
         raise ValueError(

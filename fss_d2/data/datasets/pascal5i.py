@@ -169,12 +169,9 @@ def _record(root: Path, row: dict[str, Any], classes: list[int]) -> dict[str, An
 def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     """Write class maps, the index of class areas and all lists under ``<root>/fss_d2/pascal5i``.
 
-    Complete files stay, so a second run writes nothing and an interrupted run is continued.
-
-    Args:
-        root: the datasets folder, with ``VOCdevkit/VOC2012`` and ``SBD`` in it.
-        workers: number of processes; 0 works in this one.
-        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.txt``, which do not follow from the data.
+    ``<root>`` holds ``VOCdevkit/VOC2012`` and ``SBD``; ``lists`` is a folder with HSNet's
+    ``{trn,val}_fold{0..3}.txt``, which do not follow from the data. Complete files stay, so a second run
+    writes nothing and an interrupted run is continued.
     """
     voc = require(root / "VOCdevkit/VOC2012", VOC_FIX)
     pools, sources = _pools_and_sources(voc, _find_sbd(root))

@@ -160,7 +160,6 @@ def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Pat
     Args:
         root: the datasets folder, with ``coco/annotations`` in it.
         year: 2014 (the protocol) or 2017.
-        workers: number of processes; 0 works in this one.
         class_maps: also write the class maps that ``coco20i_flat`` and ``coco20i_hsnet`` read.
         lists: a folder with HSNet's ``{trn,val}_fold{0..3}.json``; the same sets of images follow from the
             data, but not the order in which HSNet samples them.

@@ -108,7 +108,7 @@ class FeatureFilter(nn.Module):
     """Refines the pseudo mask and weights the query's features with it (FFM; DPCN, Sec. 3.4)."""
 
     def __init__(self, dim: int, kernel: int = 1) -> None:
-        """Of features with ``dim`` channels; an odd ``kernel`` side (the paper gives none)."""
+        """For features of ``dim`` channels; ``kernel`` is odd, the paper gives none."""
         require(kernel % 2 == 1, "filter_kernel", kernel, "odd")
         super().__init__()
         self.score = nn.Conv2d(dim, 1, kernel, padding=kernel // 2)
@@ -163,8 +163,8 @@ class DPCNHead(nn.Module):
     def encode(self, maps: Sequence[Tensor], masks: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce the supports of B episodes to features (B, K, C, h, w) and soft masks (B, K, h, w).
 
-        ``maps`` are middle features (B*K, C_i, h_i, w_i), the first gives the size; ``masks`` are (B, K, H,
-        W) in {0, 1, 255}.
+        ``maps`` are middle features (B*K, C_i, h_i, w_i), the first gives the size; ``masks`` are
+        (B, K, H, W) in {0, 1, 255}.
         """
         features = self.down_support(maps).unflatten(0, masks.shape[:2])
         return features, soft_mask(masks, features.shape[-2:])

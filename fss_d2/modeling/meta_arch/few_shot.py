@@ -294,8 +294,8 @@ class FewShotSegmentor(ImageModel):
     def to_frame(self, logits: Tensor, episode: Episode) -> Tensor:
         """Crop the padding of logits (2, H, W) of one query and resize them to the frame asked for.
 
-        The episode has "height", "width" and "valid_size", each optional, as in `forward`. Returns (2,
-        height, width) float32.
+        The episode has "height", "width" and "valid_size", each optional, as in `forward`.
+        Returns (2, height, width) float32.
         """
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))

@@ -174,8 +174,8 @@ class MaskMatching(nn.Module):
     def encode(self, features: Maps, masks: Tensor) -> ShotEncoding:
         """Encode N supports.
 
-        Of features level -> (N, C, h, w) and masks (N, H, W), 1 object, anything else (255 too) background;
-        the fields of the result are (N, ...) each.
+        The features are level -> (N, C, h, w); in the masks (N, H, W) 1 is object, anything else (255 too)
+        background. The fields of the result are (N, ...) each.
         """
         masks = (masks == 1).float()[:, None]
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in _ALIGNED}
