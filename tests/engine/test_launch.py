@@ -98,3 +98,36 @@ def test_two_processes_and_the_error_of_one(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: image a.jpg is broken; replace it"
     assert "Traceback" not in done.stderr
+
+
+_EARLY = """
+import sys, time
+from pathlib import Path
+import torch.distributed as dist
+from detectron2.utils import comm
+from fss_d2.engine.launch import LaunchPlan, launch
+
+def work(done, seen):
+    leave = dist.destroy_process_group
+    if comm.get_rank() == 1:
+        time.sleep(2)
+        Path(done).touch()
+    else:
+        dist.destroy_process_group = lambda: (Path(seen).write_text(str(Path(done).exists())), leave())
+
+if __name__ == "__main__":
+    launch(work, LaunchPlan(num_gpus=0, num_processes=2), sys.argv[1:])
+"""
+
+
+def test_no_process_leaves_while_another_works(tmp_path: Path) -> None:
+    """With gloo a process that leaves early may abort one that still sends to it."""
+    (tmp_path / "program.py").write_text(_EARLY)
+    subprocess.run(
+        [sys.executable, "program.py", "done", "seen"],
+        cwd=tmp_path,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+    assert (tmp_path / "seen").read_text() == "True"
