@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ class FewShotPredictor:
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
+        self._changing = Lock()  # one support at a time is added or removed
 
     @classmethod
     def from_config(
@@ -162,9 +164,9 @@ class FewShotPredictor:
 
     def add_support(self, image: Picture, mask: Annotation, *, name: str = "object") -> None:
         """Encode one more support of a class, or the first of a new class; the others stay."""
-        old = self._classes.get(name)
-        added = self._encode_class(name, (image, mask), after=old)
-        self._classes = {**self._classes, name: added}
+        with self._changing:
+            added = self._encode_class(name, (image, mask), after=self._classes.get(name))
+            self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
         """Remove one support of a class, counted from 0; with its last one, the class is removed.
@@ -172,14 +174,15 @@ class FewShotPredictor:
         Raises:
             IndexError: the class has no such support.
         """
-        old = self._of_class(name)
-        if not 0 <= index < len(old.frames):
-            raise IndexError(f"{name} has {len(old.frames)} supports, none with index {index}")
-        kept = [i for i in range(len(old.frames)) if i != index]
-        if kept:
-            self._classes = {**self._classes, name: self._select(old, kept)}
-        else:
-            self._classes = {key: value for key, value in self._classes.items() if key != name}
+        with self._changing:
+            old = self._of_class(name)
+            if not 0 <= index < len(old.frames):
+                raise IndexError(f"{name} has {len(old.frames)} supports, none with index {index}")
+            kept = [i for i in range(len(old.frames)) if i != index]
+            if kept:
+                self._classes = {**self._classes, name: self._select(old, kept)}
+            else:
+                self._classes = {key: value for key, value in self._classes.items() if key != name}
 
     def reset(self) -> None:
         """Remove all supports."""

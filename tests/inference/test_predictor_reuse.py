@@ -159,6 +159,16 @@ def test_threads_do_not_disturb_each_other(method: str) -> None:
             np.testing.assert_array_equal(found, expected[number % 4])
 
 
+def test_supports_that_threads_add_are_all_there() -> None:
+    predictor, pairs = make_predictor(), list(zip(IMAGES, MASKS, strict=True)) * 6
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: predictor.add_support(*pair), pairs))
+    assert len(predictor.supports["object"].frames) == len(pairs)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: predictor.remove_support(0), pairs[1:]))
+    assert len(predictor.supports["object"].frames) == 1
+
+
 def test_threads_share_the_shipped_kind_of_backbone() -> None:
     """Four threads on one predictor over timm's EfficientNet-Lite0 give the serial results to the bit."""
     torch.manual_seed(0)
