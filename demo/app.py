@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""A web page on this machine: mark an object in a few pictures, get its mask in many others.
+"""A web page on this machine: mark an object in a few pictures, and get its mask in many others.
 
     python demo/app.py
 
-Then open the address that is printed in a browser. Without --config-file it runs the trained model that comes
-with the package; several configs make several methods to choose from. Only this machine can reach the page,
-unless --host says otherwise.
+Then open the printed address in a browser. Without --config-file the page uses the trained model that comes
+with the package; with several configs a visitor chooses among their methods. Only this machine can reach the
+page, unless --host says otherwise.
 """
 
 import argparse
@@ -31,26 +31,29 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[str(DEFAULT_CONFIG)],
         metavar="FILE",
-        help="one for each method; default: the model of the package",
+        help="one per method; default: the model of the package",
     )
     parser.add_argument(
-        "--weights", nargs="+", default=[], metavar="FILE", help="one for each config; - is its MODEL.WEIGHTS"
+        "--weights", nargs="+", default=[], metavar="FILE", help="one per config; - takes its MODEL.WEIGHTS"
     )
-    parser.add_argument("--device", default="", metavar="NAME", help="cpu, cuda; default: a GPU if there is")
+    parser.add_argument("--device", default="", metavar="NAME", help="cpu or cuda; default: a GPU if any")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s")
     parser.add_argument("--port", type=int, metavar="N", help="default: a free one from 7860 on")
-    for name, value, text in (
-        ("--max-upload-mb", 20, "of one file"),
-        ("--max-pictures", 20, "of objects, and as many to look through"),
+    for name, text in (
+        ("--max-upload-mb", "megabytes of one file"),
+        ("--max-pictures", "pictures of objects, and as many to search"),
     ):
-        parser.add_argument(name, type=int, default=value, metavar="N", help=f"{text}; default: %(default)s")
+        parser.add_argument(name, type=int, default=20, metavar="N", help=f"{text}; default: %(default)s")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until Ctrl-C, or until the process is told to end."""
+    """Serve the page until Ctrl-C or SIGTERM."""
     args = parse(argv)
-    from fss_d2.app import Limits, MethodPool, check_gradio, serve  # late, so that --help is quick
+
+    from fss_d2.app.server import check_gradio, serve  # after --help, which needs no torch
+    from fss_d2.app.session import MethodPool
+    from fss_d2.app.uploads import Limits
     from fss_d2.engine.setup import start_log
 
     check_gradio()  # before models are loaded

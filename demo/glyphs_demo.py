@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""From nothing to few-shot segmentation: embedded data, training, evaluation, pictures; CPU is enough.
+"""From nothing to few-shot segmentation: embedded data, training, evaluation, pictures; a CPU is enough.
 
-Draws the `glyphs` set, trains DCAMA on the 60 base classes of a fold, and evaluates it on the 20 held-out
-classes beside the training-free baseline, both on the same episodes.
+Draws the `glyphs` set, trains DCAMA on the 60 base classes of a fold, and evaluates it and the training-free
+baseline on the same episodes of the 20 held-out classes.
 
 python demo/glyphs_demo.py [--output DIR] [--fold 0] [KEY VALUE ...]
 """
@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", default="output/demo", help="folder of tables, checkpoint and pictures")
-    parser.add_argument("--fold", type=int, default=0, choices=range(4), help="whose classes are held out")
+    parser.add_argument("--fold", type=int, default=0, choices=range(4), help="its classes are held out")
     parser.add_argument("--iterations", type=int, default=300, help="of training; the config has more")
     parser.add_argument("--episodes", type=int, default=200, help="per evaluation")
     parser.add_argument("--rows", type=int, default=8, help="episodes in the picture grid")

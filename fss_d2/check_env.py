@@ -70,7 +70,7 @@ def wrongs(package: str = "fss_d2") -> Iterator[str]:
 
 def notes() -> Iterator[str]:
     """What is absent and may stay so: compiled operators, a GPU, the demo's weights, data sets."""
-    if compat.operator_state() == "broken":
+    if "detectron2" in sys.modules and compat.operator_state() == "broken":
         yield "Detectron2's compiled operators do not load  ->  rebuild it, or ignore this: none are needed"
     torch = sys.modules.get("torch")
     if torch is not None and not torch.cuda.is_available():

@@ -1,10 +1,10 @@
-"""Bridges Detectron2 0.6 to today's Pillow, numpy, torch and Python; the only module that knows of them.
+"""Bridges Detectron2 0.6 to current Pillow, numpy, torch and Python; the only module that knows of them.
 
-Importing `fss_d2` calls `apply` first of all. Three things are bridged:
+`import fss_d2` calls `apply` before anything else. It bridges three things, without importing torch:
 
 - names that Detectron2 0.6 still uses and that Pillow and numpy have dropped;
 - the compiled operators `detectron2._C`, which several modules import but nothing in fss_d2 calls: where they
-  are absent, or were built for another torch, a stand-in takes their place whose use is a clear error;
+  are absent, or were built for another torch, a stand-in takes their place, whose use is a clear error;
 - a missing Detectron2, which becomes one line that says what to do.
 
 A compiled Detectron2 (its main branch) is left as it is.
@@ -15,6 +15,8 @@ import importlib.util
 import logging
 import sys
 import types
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Literal
 
@@ -30,12 +32,37 @@ _CHECK_ENV = "fss_d2.check_env"
 _NUMPY_ALIASES = {"bool": bool, "int": int, "float": float}
 
 
+def apply() -> None:
+    """Make Detectron2 importable. Calling it again changes nothing.
+
+    Raises:
+        ModuleNotFoundError: Detectron2 is not installed (only fss_d2.check_env continues, to report that).
+    """
+    if not hasattr(PIL.Image, "LINEAR"):
+        PIL.Image.LINEAR = PIL.Image.BILINEAR
+    for name, builtin in _NUMPY_ALIASES.items():
+        if not hasattr(np, name):
+            setattr(np, name, builtin)
+    if not any(isinstance(finder, _OperatorFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OperatorFinder())
+    if importlib.util.find_spec("detectron2") is None and _CHECK_ENV not in sys.orig_argv:
+        raise ModuleNotFoundError(
+            "detectron2 is not installed: run `make setup`, or in an environment of your own "
+            "`python tools/install_detectron2.py` (INSTALL.md)",
+            name="detectron2",
+        )
+
+
+def operator_state() -> OperatorState:
+    """Whether Detectron2's compiled operators are in place, were never built, or do not load."""
+    return getattr(importlib.import_module(_OPERATORS), "state", "compiled")
+
+
 class _NoOperators(types.ModuleType):
     """Stand-in for `detectron2._C`: imports succeed, using an operator is an error with a clear message."""
 
     def __init__(self, state: OperatorState) -> None:
         super().__init__(_OPERATORS, "Stand-in for Detectron2's compiled operators.")
-        self.__spec__ = ModuleSpec(_OPERATORS, None, origin="fss_d2.compat")
         self.state = state
 
     def get_compiler_version(self) -> str:
@@ -57,52 +84,51 @@ class _NoOperators(types.ModuleType):
         )
 
 
-def apply() -> None:
-    """Make Detectron2 importable. Calling it again changes nothing.
+class _OperatorFinder(MetaPathFinder):
+    """Finds the operators, or the stand-in, when they are first imported: a compiled file imports torch."""
 
-    Raises:
-        ModuleNotFoundError: Detectron2 is not installed (fss_d2.check_env alone goes on, to report that).
-    """
-    _restore_dropped_names()
-    spec = importlib.util.find_spec("detectron2")
-    if spec is not None:
-        _ensure_operators(list(spec.submodule_search_locations or []))
-    elif _CHECK_ENV not in sys.orig_argv:
-        raise ModuleNotFoundError(
-            "detectron2 is not installed: run `make setup`, or in an environment of your own "
-            "`python tools/install_detectron2.py` (INSTALL.md)",
-            name="detectron2",
-        )
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See MetaPathFinder."""
+        if fullname != _OPERATORS:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
+            return ModuleSpec(fullname, _OperatorLoader(None), origin="fss_d2.compat")
+        spec.loader = _OperatorLoader(spec.loader)
+        return spec
 
 
-def operator_state() -> OperatorState:
-    """Whether Detectron2's compiled operators are in place, were never built, or do not load."""
-    return getattr(sys.modules.get(_OPERATORS), "state", "compiled")
+class _OperatorLoader(Loader):
+    """Loads the operators; gives the stand-in where there are none or they do not load."""
+
+    def __init__(self, compiled: Loader | None) -> None:
+        self._compiled = compiled
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        """See Loader; opens the compiled file."""
+        if self._compiled is None:
+            return _NoOperators("absent")
+        try:
+            return self._compiled.create_module(spec)
+        except ImportError as error:
+            return _broken(error)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """See Loader."""
+        if self._compiled is None or isinstance(module, _NoOperators):
+            return
+        try:
+            self._compiled.exec_module(module)
+        except ImportError as error:
+            sys.modules[_OPERATORS] = _broken(error)
 
 
-def _restore_dropped_names() -> None:
-    if not hasattr(PIL.Image, "LINEAR"):
-        PIL.Image.LINEAR = PIL.Image.BILINEAR
-    for name, builtin in _NUMPY_ALIASES.items():
-        if not hasattr(np, name):
-            setattr(np, name, builtin)
-
-
-def _ensure_operators(search_path: list[str]) -> None:
-    """Import the operators found in the package's folders, or put the stand-in where they would be."""
-    if _OPERATORS in sys.modules:
-        return
-    # PathFinder rather than importlib.util.find_spec, which would import the package first: a custom
-    # DETECTRON2_ENV_MODULE may import parts of Detectron2 that need the stand-in.
-    if PathFinder.find_spec(_OPERATORS, search_path) is None:
-        sys.modules[_OPERATORS] = _NoOperators("absent")
-        return
-    try:
-        importlib.import_module(_OPERATORS)
-    except ImportError as error:
-        sys.modules[_OPERATORS] = _NoOperators("broken")
-        logging.getLogger(__name__).warning(
-            "Detectron2's compiled operators do not load, going on without them; rebuild Detectron2 for the "
-            "installed torch: %s",
-            error,
-        )
+def _broken(error: ImportError) -> _NoOperators:
+    logging.getLogger(__name__).warning(
+        "Detectron2's compiled operators do not load, continuing without them; rebuild Detectron2 for the "
+        "installed torch: %s",
+        error,
+    )
+    return _NoOperators("broken")

@@ -1,4 +1,4 @@
-"""Pure functions of soft masks and maps, for models and evaluators alike."""
+"""Pure functions of soft masks and maps, shared by models, evaluators and figures."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ __all__ = ["resize", "soft_iou"]
 
 
 def resize(x: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to ``size`` = (height, width); unchanged where it has that size."""
+    """Resize (B, C, h, w) bilinearly to ``size`` = (height, width); unchanged if it has that size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def soft_iou(masks: Tensor, target: Tensor) -> Tensor:
-    """IoU of soft masks with a hard one: sum(m t) / (sum(t) + sum(m) - sum(m t) + 1e-7).
+    """Return the IoU of soft masks with a hard one: sum(m t) / (sum(t) + sum(m) - sum(m t) + 1e-7).
 
     Args:
         masks: (B, N, H, W) in [0, 1].
-        target: (B, H, W), 1 object, anything else (255 too) background.
+        target: (B, H, W), 1 object, anything else (255 as well) background.
 
     Returns:
         (B, N) in [0, 1].

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 from torch import Tensor
 
-import fss_d2.model_zoo  # noqa: F401  (registers fss_d2:// paths)
+from fss_d2.model_zoo import register_paths
 
 __all__ = [
     "UNREADABLE",
@@ -28,6 +28,8 @@ __all__ = [
     "read_state_dict",
     "state_dict_of",
 ]
+
+register_paths()
 
 # What `load_plain` raises for foreign, truncated or code-carrying files; a text file can raise the last six.
 UNREADABLE = (

@@ -1,6 +1,5 @@
 """Settings of every test: one thread, fixed seeds."""
 
-import logging
 import os
 import random
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 import fss_d2  # noqa: F401  (before anything imports detectron2)
+from fss_d2.engine.command_line import closing_log_handlers
 
 torch.set_num_threads(1)
 
@@ -25,15 +25,11 @@ def photographs() -> Path:
     return PHOTOGRAPHS
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def closed_logs() -> Iterator[None]:
-    """A run opens log files; close them after the test."""
-    yield
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
+    """Log handlers of a test end with it: the next one would write to a stream that is closed."""
+    with closing_log_handlers():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Bad inputs of the programs for people's own pictures: auto-labeller, demo, export, figures."""
+"""Bad inputs of the programs for one's own pictures: fss-d2 label, demo, export, figures."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ _OTHER_SIZE = each("masks", partial(mask, side=20, value=255))
 _EMPTY = each("masks", partial(mask, side=32, value=0))
 _CUT = each("images", partial(cut, size=1200))
 _NO_SUPPORTS = "MODEL.META_ARCHITECTURE PotentialObjectsSegmenter"
-_JOB = '{"version": 1, "settings": {"weights": "others"}}'
+_JOB = '{"version": 2, "settings": {"supports": "x", "min_area": 1}, "model": {"weights": "y"}}'
 _COCO = "label --support coco.json --support-images toy/cat/images"
 _LABELME = "label --support labelme"
 _NO_FOLDER = "cannot write to the output folder tiny.yaml"
@@ -38,7 +38,7 @@ _LABEL = [
     Case("label", "is 20x20 pixels but its image", _OTHER_SIZE),
     Case("label", "toy/dog/images/2.png has no mask: add", remove("toy/dog/masks/2.png")),
     Case("label", "toy/dog/masks/2.png has no image", remove("toy/dog/images/2.png")),
-    Case("label", "no pixel shows class 0; mend the mask", _EMPTY),
+    Case("label", "no pixel shows class 0; fix the mask", _EMPTY),
     Case("label", "image file toy/cat/images/0.png cannot be read", _CUT),
     Case("label", "image file toy/cat/images/1.png cannot be read", write("toy/cat/images/1.png", "a text")),
     Case("label", "toy/dog/images holds no image: add images", _class_without_images),
@@ -61,7 +61,8 @@ _LABEL = [
     Case("label --images photos/more --output photos", "photos holds the images", write("photos/more/x", "")),
     Case("label --output tiny.yaml/out", _NO_FOLDER),
     Case("label --output photos", "output photos holds the images to label"),
-    Case("label", "job with other settings (config, images, review_below, supp", write("out/job.json", _JOB)),
+    Case("label", "job with other settings (min_area, supports, weights): give", write("out/job.json", _JOB)),
+    Case("label", "out holds a job of another version", write("out/job.json", '{"version": 1}')),
     Case("label", "out/job.json is not valid JSON", write("out/job.json", "{")),
     # Settings.
     Case("label --formats voc", "formats: there is no 'voc'; choose from coco"),

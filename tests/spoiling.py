@@ -1,4 +1,4 @@
-"""Bad inputs: what is run, what the error must name, and ways for an input to get bad."""
+"""Bad inputs: the command, what its error must name, and ways to spoil an input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Case:
 
     Attributes:
         command: a name of `PROGRAMS` in test_bad_inputs.py, and the words that follow.
-        culprit: must be named by the error.
-        spoil: makes the input bad, run in the folder of the case; None where the command alone is bad.
+        culprit: text that the error must contain.
+        spoil: makes the input bad, in the working folder; None where the command line itself is bad.
     """
 
     command: str
@@ -31,7 +31,7 @@ class Case:
 
 
 class Code:
-    """Pickles into a call that leaves a file behind."""
+    """Pickled code: unpickling it writes a file."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
         return open, ("code_was_run", "w")
@@ -66,5 +66,5 @@ def mask(name: str, side: int, value: int) -> Break:
 
 
 def each(part: str, spoil: Callable[[str], Break]) -> Break:
-    """All images, or all masks: whichever is drawn, it is bad."""
+    """Spoil all images or all masks, so that it does not matter which one is drawn."""
     return lambda: [spoil(str(path))() for path in Path("toy").glob(f"*/{part}/*")]

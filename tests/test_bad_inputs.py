@@ -1,7 +1,6 @@
-"""Every program says in one line what is wrong with its input, fails, and leaves no half-written file."""
+"""On bad input every program fails with one line that says what is wrong, and leaves no half-written file."""
 
 import json
-import logging
 import os
 import pickle
 import re
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 from fss_d2.engine.command_line import TRACEBACK_VARIABLE
@@ -47,7 +45,7 @@ TEST: {EVAL_PERIOD: 0, PICTURES: 0, BOOTSTRAP: 0}
 OUTPUT_DIR: out
 SEED: 0
 """
-# What each program is given before the words of a case; later flags and keys win.
+# The command line of each program; the words of a case follow, and later flags and keys win.
 PROGRAMS = {
     "train": "train_net.py --config-file tiny.yaml --num-gpus 0",
     "eval": "train_net.py --config-file tiny.yaml --num-gpus 0 --eval-only",
@@ -60,7 +58,7 @@ PROGRAMS = {
     "--config-file tiny.yaml MODEL.META_ARCHITECTURE MMFormer MODEL.PROPOSALS.NUM_QUERIES 5 "
     "MODEL.PROPOSALS.DIM 32 MODEL.MM_FORMER.DIM 32 INPUT.FEW_SHOT_SIZE (64,64) MODEL.DEVICE cpu",
     "supports": "tools/check_support_use.py --config-file tiny.yaml --episodes 4 MODEL.DEVICE cpu",
-    "label": "tools/autolabel.py --config-file tiny.yaml --support toy --images photos --output out "
+    "label": "fss_d2/cli.py label --config-file tiny.yaml --support toy --images photos --output out "
     "--num-gpus 0",
     "demo": "demo/demo.py --config-file tiny.yaml --support-dir toy --input photos --output out --num-gpus 0",
     "flat": "demo/demo.py --config-file tiny.yaml --support-dir flat --input photos --output out "
@@ -96,13 +94,13 @@ _MANIFEST = [
     },
     {"class_id": 0, "class_name": "cat", "query": "cat/0", "supports": ["cat/1"]},
 ]
-_STARTED = {"log.txt", "config.yaml", "metrics.json"}  # logs of a run that began, and TensorBoard's
-_ONE_ERROR = re.compile(r"(?:\w+\.py: )?error: (.+)")  # argparse puts the program's name before it
+_STARTED = {"log.txt", "config.yaml", "metrics.json"}  # of a run that started
+_ONE_ERROR = re.compile(r"(?:\w+\.py: |fss-d2 \w+: )?error: (.+)")  # argparse adds the program's name
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of three images, a COCO file of one, a manifest, photographs and configs: all in order."""
+    """Two classes of three images, a COCO file of one class, a manifest, photographs and a config."""
     root = tmp_path_factory.mktemp("pristine")
     generator = np.random.default_rng(0)
     for class_name in ("cat", "dog"):
@@ -129,7 +127,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of `pristine` to work in; catalogs and logs are cleared after it."""
+    """A copy of `pristine` to work in; catalogs are cleared after it."""
     root = shutil.copytree(pristine, tmp_path / "work")
     monkeypatch.chdir(root)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -139,13 +137,6 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     for name in ("toy_fold0_train", "toy_fold0_val", "toy_both", "toy_coco"):
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
-    for name in ("detectron2", "fvcore", "fss_d2"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
-    detectron2_logger.setup_logger.cache_clear()
-    detectron2_logger._cached_log_stream.cache_clear()
 
 
 def _run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
@@ -163,7 +154,7 @@ def _snapshot(root: Path) -> dict[Path, bytes]:
 
 
 def _is_whole(path: Path, content: bytes) -> bool:
-    """Whether a file that a failed run has left is complete: a log, or something it had finished."""
+    """Whether a file that a failed run left is complete: a log, or a result that was finished before."""
     if path.name in _STARTED or path.name.startswith("events.out"):
         return True
     if path.suffix == ".pth":
@@ -174,7 +165,7 @@ def _is_whole(path: Path, content: bytes) -> bool:
         return content.endswith(b"IEND\xaeB`\x82")
     if path.suffix == ".txt":
         return content.endswith(b"\n")
-    # ".partial": an index that the next run goes on with, of whole lines.
+    # ".partial": an index in whole lines, which the next run completes.
     return (
         path.suffix in (".jsonl", ".partial")
         and content.endswith(b"\n")
@@ -198,7 +189,7 @@ def test_bad_input(
     assert case.culprit in found[0]
     assert "Traceback" not in output + errors
     after = _snapshot(place)
-    assert {path: after.get(path) for path in before} == before  # nothing that was there has changed
+    assert {path: after.get(path) for path in before} == before  # no earlier file has changed
     left = [path for path in after.keys() - before.keys() if not _is_whole(path, after[path])]
     assert not left
 
@@ -219,20 +210,20 @@ def test_bad_input(
         "figures",
     ],
 )
-def test_the_input_is_good_before_it_is_spoilt(
+def test_the_input_is_good_before_it_is_spoiled(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _run(command, monkeypatch) in (0, None)
 
 
 def test_the_pickled_code_would_leave_a_file(place: Path) -> None:
-    """That `test_bad_input` finds none shows that the code was not run."""
+    """`test_bad_input` finds no such file: it never runs pickled code."""
     pickle.loads(pickle.dumps(Code())).close()
     assert (place / "code_was_run").is_file()
 
 
 def test_a_batch_that_the_processes_cannot_share(place: Path) -> None:
-    """In processes of its own: the error of a spawned process is told in one line as well."""
+    """In its own processes: the error of a spawned process is one line, too."""
     command = [sys.executable, str(_ROOT / "train_net.py"), "--config-file", "tiny.yaml", "--num-gpus", "0"]
     command += ["--num-processes", "2", "SOLVER.IMS_PER_BATCH", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

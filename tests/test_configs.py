@@ -14,8 +14,8 @@ from fss_d2.config import load_config
 from fss_d2.data import build
 from fss_d2.data.augmentation_registry import build_augmentations
 from fss_d2.engine.solver import build_gradient_clipper
-from fss_d2.engine.step import EpisodeStep
 from fss_d2.engine.tables import Stage, read_tables
+from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer
 from tests.modeling.episodes import make_episode
 
@@ -128,7 +128,7 @@ def _check_step(cfg: CfgNode, model: nn.Module, batch: list[dict[str, Any]]) -> 
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     clip = build_gradient_clipper(cfg)
     with EventStorage() as storage:
-        EpisodeStep(model, [batch], optimizer, clip=clip, amp_dtype=amp_dtype).run_step()
+        AutocastTrainer(model, [batch], optimizer, clip=clip, amp_dtype=amp_dtype).run_step()
     losses = [value for name, (value, _) in storage.latest().items() if "loss" in name]
     assert losses and torch.tensor(losses).isfinite().all()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from fss_d2.engine.command_line import run_command
-from fss_d2.engine.step import EpisodeStep
+from fss_d2.engine.train_loop import AutocastTrainer
 from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
-
-pytestmark = pytest.mark.usefixtures("closed_logs")
 
 _CONFIG = """
 MODEL:
@@ -133,15 +131,15 @@ def test_only_the_head_is_trained(trained: Path) -> None:
 
 def _run_with_a_stop(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the fourth iteration, resumed from the checkpoint after two, without workers."""
-    run_step = EpisodeStep.run_step
+    run_step = AutocastTrainer.run_step
 
-    def stop_at_the_fourth(step: EpisodeStep) -> None:
+    def stop_at_the_fourth(step: AutocastTrainer) -> None:
         if step.iter == 3:
             raise KeyboardInterrupt
         run_step(step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EpisodeStep, "run_step", stop_at_the_fourth)
+        patch.setattr(AutocastTrainer, "run_step", stop_at_the_fourth)
         train(config, folder)
     assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
     assert not (folder / "inference").exists()  # a training that broke off is not evaluated
@@ -175,6 +173,13 @@ def test_proposals_are_trained_resumed_and_judged(
     train(stage_1, again, "--eval-only", "MODEL.WEIGHTS", str(whole / "model_final.pth"))
     files = [f / "inference" / "glyphs_fold0_val_1shot" / "oracle" / "episodes.jsonl" for f in (whole, again)]
     assert files[0].read_text() == files[1].read_text()
+
+
+def test_a_loss_that_became_nan_is_found_before_a_checkpoint(config: Path, tmp_path: Path) -> None:
+    opts = ["SOLVER.BASE_LR", "1e30", "SOLVER.LOG_PERIOD", "100", "TEST.EVAL_PERIOD", "0"]
+    with pytest.raises(FloatingPointError, match="iteration=1"):
+        train(config, tmp_path, *opts)
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_the_checkpoint_holds_the_momentum(trained: Path) -> None:

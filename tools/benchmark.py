@@ -1,20 +1,19 @@
 #!/usr/bin/env python
-"""Time and memory of a method on this machine, with random weights, and noise for images.
+"""Time and memory of a method on this machine, with random weights and images of noise.
 
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json     # DCAMA's attention
     python tools/benchmark.py --method proposals --size 480                      # the proposal segmenter
     python tools/benchmark.py --method model --config-file configs/danet/pascal5i_r50.yaml --batch 4
     python tools/benchmark.py --method predictor --config-file configs/dcama/pascal5i_r50.yaml
 
-DCAMA runs with its attention maps written out, and with fused attention: a whole episode, and a query whose
-supports are encoded already. The proposal segmenter (MM-Former's stage 1, published sizes) runs with its
-deformable attention sampled by ``grid_sample``, and by gathered rows; the table says where the time goes.
-"model" runs the model of a config: a training step and an inference of a batch of episodes. "predictor"
-gives the model of a config supports once and asks it for one image after another, against supports that are
-given anew with every image.
+dcama: attention maps written out, and fused attention; a whole episode, and a query whose supports have been
+encoded before. proposals: the proposal segmenter (stage 1 of MM-Former, published sizes), with its deformable
+attention sampled by ``grid_sample`` and by gathered rows; the table shows the time of each part. model: a
+training step and an inference of the model of a config, for a batch of episodes. predictor: supports that are
+encoded once for many images, and supports that are encoded again for every image.
 
-Times are medians of runs that alternate between what is compared in one process, so that other work on the
-machine weighs on both. Peak memory is what one run adds to a process of its own (CPU: resident set; GPU:
+Times are medians. The runs that are compared alternate in one process, so that other work on the machine
+affects all of them. Peak memory is what the first run adds in a fresh process (CPU: resident set; GPU:
 allocated tensors).
 """
 
@@ -38,7 +37,7 @@ TITLES = {
     "predictor": "Predictor",
 }
 SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
-BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.measure
+BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.cases
 WITH_CONFIG = ("model", "predictor")
 
 
@@ -56,7 +55,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="episodes at once, of model (default: 1)")
     parser.add_argument("--inference-only", action="store_true", help="of model: no training step")
     parser.add_argument("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU, if there is one")
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
@@ -74,14 +73,14 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     if args.output and args.output.is_dir():
-        parser.error(f"--output {args.output} is a folder: name a file")
+        parser.error(f"--output {args.output} is a folder; name a file")
     if args.output and not args.output.parent.is_dir():
-        parser.error(f"--output: folder {args.output.parent} does not exist: make it first")
+        parser.error(f"--output: folder {args.output.parent} does not exist; make it first")
     return args
 
 
 def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse arguments of other methods than the chosen one."""
+    """Refuse arguments that belong to another method."""
     if args.shots and args.method == "proposals":
         parser.error("--shots: proposals need no supports; leave it out, or choose another --method")
     if args.method != "model" and (args.batch is not None or args.inference_only):
@@ -100,16 +99,16 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def measure(args: argparse.Namespace) -> Report:
     """Run the benchmark of a method."""
-    from benchmarks import dcama, predictor, proposals, whole_model
+    from benchmarks import cases
     from benchmarks.measure import Setting
 
-    setting = Setting(args.backbone, args.size, args.device, args.threads, args.repeats)
+    options = {"backbone": args.backbone, "config_file": str(args.config_file or ""), "batch": args.batch}
+    setting = Setting(args.size, args.device, args.threads, args.repeats, shots=args.shots[0], **options)
     if args.method == "model":
-        load = whole_model.Load(str(args.config_file), args.batch, *args.shots)
-        return whole_model.measure(setting, load, training=not args.inference_only)
-    if args.method == "predictor":
-        return predictor.measure(setting, str(args.config_file), args.shots)
-    return proposals.measure(setting) if args.method == "proposals" else dcama.measure(setting, args.shots)
+        return cases.model(setting, training=not args.inference_only)
+    if args.method == "proposals":
+        return cases.proposals(setting)
+    return (cases.dcama if args.method == "dcama" else cases.predictor)(setting, args.shots)
 
 
 def _heading(args: argparse.Namespace) -> str:

@@ -10,8 +10,6 @@ all of its score; a model that segments any salient object keeps it. The episode
 FEW_SHOT.TEST (SEED, QUERY_RULE, MANIFEST), so the scores are the same each time.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -38,7 +38,6 @@ def start(run: Run, args: argparse.Namespace) -> None:
     Raises:
         ValueError: the run failed; the message contains its error.
     """
-
     command = [sys.executable, str(_PROGRAM), "--config-file", run.config_file]
     command += ["--eval-only"] if run.eval_only else ["--resume"]
     command += [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
@@ -90,10 +89,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Run the tool; wrong arguments are reported before the first run."""
     args = parse_arguments()
-    from fss_d2.engine.setup import start_log
-
     plan_from(args)
     from fss_d2.engine.cross_validation import run_all
+    from fss_d2.engine.setup import start_log
 
     start_log()
     run_all(args, start)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Export a method with its supports frozen in: one file that takes an image and gives logits.
+"""Export a method together with its supports: one file that takes an image and gives logits.
 
     python tools/export_model.py --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \\
         --weights output/dcama/model_final.pth --support a.jpg b.jpg --support-mask a.png b.png \\
         --format onnx --output output/dog.onnx
 
 Formats: torch_export (torch.export.load), torchscript (torch.jit.load), onnx (needs the extra "export"). The
-image has a fixed size, INPUT.FEW_SHOT_SIZE or --size, RGB values of 0 to 255, and is normalised inside. The
-file is read back and compared with the method itself on noise and on pictures; --output with ".json" added
-says what goes in and out, and the largest difference.
+image has a fixed size, INPUT.FEW_SHOT_SIZE or --size, and RGB values from 0 to 255; the file normalises it.
+The file is read back and compared with the method on noise and on pictures. A JSON file with the same name
+plus ".json" describes inputs and outputs, and the largest difference.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    zoo = str(DEFAULT_CONFIG)
     parser.add_argument(
-        "--config-file", default=str(DEFAULT_CONFIG), metavar="FILE", help="default: the model of the package"
+        "--config-file", default=zoo, metavar="FILE", help="default: the model of the package"
     )
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     support = parser.add_mutually_exclusive_group(required=True)
@@ -50,9 +51,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--class-name", metavar="NAME", help="of --support-file; default: its only class")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--input-type", choices=INPUT_TYPES, default="uint8")
-    parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image; default: INPUT.FEW_SHOT_SIZE"
-    )
+    shape = {"nargs": 2, "type": int, "metavar": ("H", "W")}
+    parser.add_argument("--size", **shape, help="of the image; default: INPUT.FEW_SHOT_SIZE")
     parser.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="further pictures to compare")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of an earlier run")
@@ -66,45 +66,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Find out before the work that a file is there already.
-
-    Raises:
-        FileExistsError: it or its JSON file exists and ``overwrite`` is False, or it is a folder.
-    """
-    there = [file for file in (path, Path(f"{path}.json")) if file.exists()]
-    if there and (not overwrite or path.is_dir()):
-        raise FileExistsError(f"--output {there[0]} exists: give another name, or add --overwrite for a file")
-
-
 def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tuple[str, SupportSet]:
-    """Name and supports of the class asked for.
+    """Name and supports of the chosen class.
 
     Raises:
-        FileNotFoundError, ValueError: as `FewShotPredictor.load_support` and `set_support`; a file of several
-            classes of which none is named, or a config of several sizes.
-        KeyError: there is no such class in the file.
+        FileNotFoundError, ValueError: the supports cannot be read; or there are several classes or sizes.
+        KeyError: the file has no such class.
     """
     if args.support:
-        predictor.set_support(args.support, args.support_mask, **_named(args))
+        named = {} if args.class_name is None else {"name": args.class_name}
+        predictor.set_support(args.support, args.support_mask, **named)
     else:
         predictor.load_support(args.support_file)
+    known = ", ".join(predictor.names)
     if args.class_name is None and len(predictor.names) > 1:
         raise ValueError(
-            f"{args.support_file} has several classes, a file takes one: give --class-name, one of "
-            f"{', '.join(predictor.names)}"
+            f"{args.support_file} has several classes, but one is exported; give --class-name, one of {known}"
         )
     name = args.class_name or predictor.names[0]
     if name not in predictor.names:
-        raise KeyError(f"no class {name!r} in {args.support_file}: choose from {', '.join(predictor.names)}")
+        raise KeyError(f"no class {name!r} in {args.support_file}; choose from {known}")
     sets = predictor.supports[name].sets
     if len(sets) > 1:
-        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, a file takes one: add TEST.SCALES '()'")
+        raise ValueError(f"TEST.SCALES gives {len(sets)} sizes, but one is exported; add TEST.SCALES '()'")
     return name, sets[0]
-
-
-def _named(args: argparse.Namespace) -> dict[str, str]:
-    return {} if args.class_name is None else {"name": args.class_name}
 
 
 def read_at(path: str, size: Sequence[int]) -> Tensor:
@@ -120,12 +105,7 @@ def read_at(path: str, size: Sequence[int]) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the tool.
-
-    Raises:
-        FileNotFoundError, FileExistsError, ValueError, KeyError: as `check_output`, `encoded_support` and
-            `fss_d2.inference.export.export_query`.
-    """
+    """Run the tool; errors are those of `encoded_support` and `export_query`, and FileExistsError."""
     args = parse_arguments(arguments)
     from fss_d2.config import load_config
     from fss_d2.engine.setup import start_log
@@ -134,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.inference.predictor import FewShotPredictor
 
     start_log()
-    check_output(args.output, overwrite=args.overwrite)
+    there = [file for file in (args.output, Path(f"{args.output}.json")) if file.exists()]
+    if there and (not args.overwrite or args.output.is_dir()):
+        raise FileExistsError(f"--output {there[0]} exists: give another name, or add --overwrite for a file")
     cfg = load_config(args.config_file, args.opts, num_gpus=0)
     predictor = FewShotPredictor.from_cfg(cfg)
     name, support = encoded_support(predictor, args)
@@ -158,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
     )
     if cfg.TEST.REFINEMENT:
-        logger.warning(
-            "TEST.REFINEMENT %s comes after the network and is not in the file", cfg.TEST.REFINEMENT
-        )
+        logger.warning("TEST.REFINEMENT %s comes after the network, not in the file", cfg.TEST.REFINEMENT)
     worst = max(content["max_relative_error"].values())
     logger.info("Wrote %s; it differs from the method by %.1e of the largest logit", args.output, worst)
 

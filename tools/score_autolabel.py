@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How well does the auto-labeller label? Per class, on a folder whose masks are all known.
+"""Score the auto-labeller per class, on a folder whose masks are all known.
 
     python tools/score_autolabel.py --data datasets/voc_coseg --shots 1 3 --draws 3 \\
         --config-file configs/prototype/voc_coseg_efficientnet_lite0.yaml DEFAULT
 
-`--data` holds <class>/images/* and <class>/masks/<same name>.png. Of each class K images are drawn as
-supports, the others are labelled as fss-d2 label does it, and the PNG masks that it writes are compared
-with the true ones. All configs get the same supports. DEFAULT is the model of the package.
+`--data` contains <class>/images/* and <class>/masks/<same name>.png. For each class K images are drawn as
+supports, the others are labelled as `fss-d2 label` does, and its PNG masks are compared with the true ones.
+All configs get the same supports. DEFAULT is the model of the package.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
 
 logger = logging.getLogger("fss_d2.tools.score_autolabel")
 
-Scores = dict[str, list[float]]  # of a class, one IoU for each labelled image of each draw
+Scores = dict[str, list[float]]  # by class: the IoU of each labelled image of each draw
 
 _RESAMPLES = 1000
 
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", type=int, nargs="+", default=[1], metavar="K")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="of supports (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU where there is one")
+    parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU, if there is one")
     parser.add_argument("--output", type=Path, metavar="JSON", help="also write the IoU of every image")
     args = parse_command_line(parser, arguments)
     for name in ("shots", "draws"):
@@ -61,7 +61,7 @@ def draw_supports(supports: Sequence[Support], shots: int, seed: Sequence[int]) 
     """Draw K supports.
 
     Raises:
-        ValueError: that would leave no image to label.
+        ValueError: no image would be left to label.
     """
     if len(supports) <= shots:
         raise ValueError(f"--shots {shots}: {supports[0].files[0].parent} has only {len(supports)} images")
@@ -72,7 +72,7 @@ def draw_supports(supports: Sequence[Support], shots: int, seed: Sequence[int]) 
 def label_and_score(
     predictor: FewShotPredictor, name: str, of_class: Sequence[Support], chosen: Sequence[Support]
 ) -> list[float]:
-    """Label the images of a class that were not chosen; their IoU with the true masks, 0 to 100."""
+    """Label the images of a class that were not chosen; return their IoU with the true masks, 0 to 100."""
     from fss_d2.label.job import Job, run_job
     from fss_d2.label.writers import file_stems
 
@@ -86,14 +86,14 @@ def label_and_score(
 
 
 def iou(file: Path, truth: np.ndarray) -> float:
-    """Of a class map of one class with a mask {0, 1, 255}, 0 to 100; pixels marked 255 do not count."""
+    """IoU of a class map of one class with a mask {0, 1, 255}, 0 to 100; pixels of 255 do not count."""
     found, counts = np.asarray(Image.open(file)) == 1, truth != 255
     union = np.count_nonzero((found | (truth == 1)) & counts)
     return 100 * np.count_nonzero(found & (truth == 1)) / max(union, 1)
 
 
 def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, data: Mapping) -> Scores:
-    """The scores of all draws of all classes."""
+    """Label and score all draws of all classes."""
     from tqdm import tqdm
 
     scores: Scores = {name: [] for name in data}

@@ -1,4 +1,4 @@
-"""The pictures that show a session's objects, and what marks the object in each."""
+"""The pictures that show the objects, and the mask of the object in each."""
 
 import os
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import numpy as np
 from fss_d2.inference.annotations import Box, read_annotation
 
 from .drawing import Point
-from .limits import Limits, Upload, check_upload, read_upload
+from .uploads import Limits, Upload, check_upload, read_upload
 
 __all__ = ["SupportList", "SupportPicture"]
 
-_OPAQUE = 128  # alpha from which on a pixel counts as painted
+_OPAQUE = 128  # least alpha of a painted pixel
 
 
 @dataclass
 class SupportPicture:
-    """A picture with its class and, once it is annotated, its mask (H, W) uint8 in {0, 1, 255}."""
+    """A picture with its class and, once it is marked, the mask (H, W) uint8 in {0, 1, 255}."""
 
     upload: Upload
     class_name: str = "object"
@@ -27,13 +27,13 @@ class SupportPicture:
 
 
 class SupportList:
-    """Pictures of objects, one of which is open for annotation.
+    """The pictures of objects; one of them is open for marking.
 
     Attributes:
-        pictures: all, in the order in which they were given.
-        current: number of the open one; None where there are none.
-        corner: (x, y) of a box that was begun in it, in its pixels.
-        revision: grows with every change that the classes' supports depend on.
+        pictures: all, in the order of their upload.
+        current: index of the open one; None if there are no pictures.
+        corner: (x, y) of the first corner of a box in the open picture, in its pixels.
+        revision: a number that grows with every change of the supports of any class.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -42,17 +42,17 @@ class SupportList:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all pictures."""
         self.pictures: list[SupportPicture] = []
         self.current: int | None = None
         self.corner: Point | None = None
         self.revision += 1
 
     def add(self, paths: Sequence[str | os.PathLike[str]], class_name: str = "object") -> None:
-        """Add uploaded pictures and open the first of them; all or, after an error, none.
+        """Add uploaded pictures and open the first of them; after an error, none is added.
 
         Raises:
-            ValueError: too many, too large, or no pictures.
+            ValueError: too many, too large, or not pictures.
         """
         if len(self.pictures) + len(paths) > self._limits.pictures:
             raise ValueError(f"at most {self._limits.pictures} pictures can show objects: remove some first")
@@ -65,7 +65,7 @@ class SupportList:
         """Open a picture.
 
         Raises:
-            ValueError: there is none of that number.
+            ValueError: there is no picture with that index.
         """
         if not 0 <= number < len(self.pictures):
             raise ValueError(f"there is no picture number {number + 1}: choose one of the gallery")
@@ -89,14 +89,19 @@ class SupportList:
         return self.pictures[self.current]
 
     def remove(self) -> None:
-        """Take the open picture out of the list."""
-        self.pictures.remove(self.open)
+        """Remove the open picture.
+
+        Raises:
+            ValueError: there is none.
+        """
+        removed = self.open
+        self.pictures = [picture for picture in self.pictures if picture is not removed]
         self.current = min(self.current or 0, len(self.pictures) - 1) if self.pictures else None
         self.corner = None
         self.revision += 1
 
     def name_class(self, class_name: str) -> None:
-        """Say what the object of the open picture is.
+        """Name the object of the open picture.
 
         Raises:
             ValueError: no name, a line break in it, or too many classes.
@@ -112,10 +117,10 @@ class SupportList:
             self.revision += self.open.mask is not None
 
     def paint(self, layers: Sequence[np.ndarray]) -> None:
-        """Add what was painted to the object of the open picture; what nobody marked is background.
+        """Add painted pixels to the object of the open picture; pixels that nobody marked are background.
 
         Args:
-            layers: (h, w, 4) uint8 each, over the whole picture, of any size.
+            layers: (h, w, 4) uint8 of any size; each covers the whole picture.
 
         Raises:
             ValueError: nothing is painted.
@@ -130,10 +135,10 @@ class SupportList:
         self._add(painted)
 
     def click(self, point: Point) -> None:
-        """Set a corner (x, y) of a box in the open picture; the second one completes it.
+        """Set a corner (x, y) of a box in the open picture; the second corner completes the box.
 
         Raises:
-            ValueError: both corners lie on a line.
+            ValueError: the box has no area.
         """
         if self.corner is None:
             self.corner = point
@@ -151,23 +156,23 @@ class SupportList:
         self._add(self._read(box) == 1)
 
     def read_mask(self, path: str | os.PathLike[str]) -> None:
-        """Take an uploaded mask of the open picture in place of what marked its object.
+        """Read an uploaded mask of the open picture; it replaces all earlier marks.
 
         Raises:
-            ValueError: it is no mask, or of another size.
+            ValueError: it is not a mask, or has another size.
         """
         check_upload(path, self._limits)
         self._set_mask(self._read(path))
 
     def unmark(self) -> None:
-        """Forget what marks the object in the open picture."""
+        """Remove the mask of the open picture."""
         self._set_mask(None)
 
     def classes(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-        """Pictures and masks by class, of those that have a mask.
+        """Pictures and masks of each class; pictures without a mask are left out.
 
         Raises:
-            ValueError: there are none.
+            ValueError: no picture has a mask.
         """
         found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         for picture in self.pictures:
@@ -176,7 +181,7 @@ class SupportList:
                 pictures.append(picture.upload.pixels)
                 masks.append(picture.mask)
         if not found:
-            raise ValueError("no object is shown yet: add a picture and mark the object in it (step 1)")
+            raise ValueError("no object is marked yet: add a picture and mark the object in it (step 1)")
         return found
 
     def _read(self, annotation: Box | str | os.PathLike[str]) -> np.ndarray:
@@ -190,7 +195,7 @@ class SupportList:
         )
 
     def _add(self, marked: np.ndarray) -> None:
-        """Mark pixels (H, W) bool of the open picture, beside those that are marked."""
+        """Mark pixels (H, W) bool of the open picture, in addition to earlier marks."""
         before = self.open.mask
         self._set_mask(np.where(marked, 1, 0 if before is None else before).astype(np.uint8))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.meta_arch.mm_former import MaskMatching
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import LEVELS
+from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .conversion import Conversion, State, bare, convert, require
 from .convert_mask2former import RecognisedBackbone, count_queries, head_name, recognise_backbone

@@ -28,7 +28,7 @@ def dataset_root() -> Path:
 
 
 def register_all() -> None:
-    """Register every built-in dataset by name; nothing is read, and names already there are left alone."""
+    """Register every built-in dataset by name; no file is read, and registered names stay as they are."""
     for module in _MODULES:
         for name in module.names():
             if name not in DatasetCatalog:
@@ -41,11 +41,11 @@ def _load_builtin(module: ModuleType, name: str) -> list[dict[str, Any]]:
 
 
 def get_records(name: str) -> list[dict[str, Any]]:
-    """Return the dataset dicts of a registered dataset (the last few are remembered; do not change them).
+    """Return the dataset dicts of a registered dataset (the last few are cached; do not change them).
 
     Raises:
-        ValueError: no such name; tells near ones, or which folds there are.
-        FileNotFoundError: the files are not there; names the path and the command that makes them.
+        ValueError: there is no such name; the message lists similar ones, or the folds.
+        FileNotFoundError: the files are missing; names the path and the command that writes them.
     """
     if name not in DatasetCatalog:
         raise ValueError(_unknown(name, DatasetCatalog.list()))
@@ -59,7 +59,7 @@ def _remembered(load: Callable[[], list[dict[str, Any]]], root: Path) -> list[di
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    """Explain a name that is not registered."""
+    """Return the error message for a name that is not registered."""
     match = re.fullmatch(r"(.+_fold)(\d+)(_.+)", name)
     folds = [f for f in range(10) if match and f"{match[1]}{f}{match[3]}" in known]
     if match and folds:
@@ -70,14 +70,14 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def register_datasets_from_cfg(cfg: CfgNode) -> None:
-    """Register the users' own sets that a config lists; calling it again changes nothing.
+    """Register the user's own sets that a config lists; a second call changes nothing.
 
     Args:
         cfg: DATASETS.FOLDERS and DATASETS.COCO_JSON, lists of keyword arguments of `register_folder` and
-            `register_coco_json`. Relative paths are taken from $DETECTRON2_DATASETS.
+            `register_coco_json`. Relative paths start at $DETECTRON2_DATASETS.
 
     Raises:
-        FileNotFoundError, ValueError: as those two; ValueError also for a wrong or missing argument.
+        FileNotFoundError, ValueError: see these functions; ValueError also for a wrong or missing argument.
     """
     for entry in cfg.DATASETS.FOLDERS:
         _register_entry(register_folder, "DATASETS.FOLDERS", entry, ("root",))
@@ -92,5 +92,5 @@ def _register_entry(
         arguments = inspect.signature(register).bind(**entry).arguments
         located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
         register(**{**arguments, **located})
-    except TypeError as error:  # a wrong name, or a value of a wrong type
+    except TypeError as error:  # a wrong name, or a value of the wrong type
         raise ValueError(f"{key}: {error} in {entry}") from error

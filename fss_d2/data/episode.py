@@ -1,4 +1,4 @@
-"""The episode, the unit of work of few-shot segmentation, and the manifest that freezes a list of them."""
+"""The episode, the unit of work of few-shot segmentation, and the manifest, a file of episodes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ImageId = int | str
 
 MANIFEST_VERSION = 1
 _HEADER_KEYS = {"manifest_version": int, "dataset": str, "shots": int, "seed": int, "query_rule": str}
-_SEED_STREAM = 1  # keeps the seeds of augmentations apart from the draws of the sampler
+_SEED_STREAM = 1  # separates the seeds of augmentations from the draws of the sampler
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Episode:
         class_id: 0-based class id of the dataset.
         query: id of the query image.
         supports: ids of the K support images.
-        seed: 32-bit seed of everything random that happens to the episode's pixels.
+        seed: 32-bit seed of all random changes to the episode's pixels.
     """
 
     index: int
@@ -88,14 +88,14 @@ def write_manifest(
     seed: int = 0,
     query_rule: str = "class",
 ) -> None:
-    """Write episodes as JSON lines: a header, then one episode a line. The file appears whole or not at all.
+    """Write episodes as JSON lines: a header, then one episode per line. All or nothing is written.
 
     Raises:
-        ValueError: no episodes, or episodes of different numbers of shots.
+        ValueError: no episodes, or episodes with different numbers of shots.
     """
     shots = {len(episode.supports) for episode in episodes}
     if len(shots) != 1:
-        raise ValueError(f"{path}: a manifest needs episodes of one number of shots, got {sorted(shots)}")
+        raise ValueError(f"{path}: a manifest needs episodes with one number of shots, got {sorted(shots)}")
     header = {
         "manifest_version": MANIFEST_VERSION,
         "dataset": dataset,
@@ -122,7 +122,7 @@ def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the first line is not a header of this version (named file:line).
+        ValueError: the first line is not a header of this version; named as file:line.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -144,13 +144,13 @@ def read_manifest(
 
     Args:
         path: file written by `write_manifest`.
-        dataset: name that the header must carry; None accepts any.
+        dataset: name that the header must have; None accepts any.
         records: dataset dicts; every image id must be among them and show the episode's class.
-        class_names: names by class id; ids and names in the file must agree with them.
+        class_names: names by class id; the ids and names in the file must match them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: anything wrong in it, named file:line.
+        ValueError: anything is wrong in it; named as file:line.
     """
     header = read_manifest_header(path)
     if dataset is not None and header["dataset"] != dataset:
@@ -177,7 +177,7 @@ def _parse_json(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); write the manifest anew") from error
+        raise ValueError(f"{where}: not JSON ({error.msg}); write the manifest again") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row

@@ -1,4 +1,4 @@
-"""Reading image files, with EXIF orientation, any Pillow mode, and errors that name the file."""
+"""Read image files of any Pillow mode, with their EXIF orientation; errors name the file."""
 
 import os
 import struct
@@ -14,7 +14,7 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Imag
 
 
 def is_image_name(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name ends like that of an image that can be read, in letters of any case."""
+    """Whether a file name ends in the suffix of a readable image format, in upper or lower case."""
     return Image.registered_extensions().get(Path(path).suffix.lower()) in Image.OPEN
 
 
@@ -23,7 +23,7 @@ def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image
 
     Args:
         path: the file.
-        what: "image" or "mask", for messages.
+        what: "image" or "mask", for the errors.
 
     Returns:
         The decoded image as stored, and its EXIF orientation (1 to 8; 1 = upright).
@@ -37,7 +37,7 @@ def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image
             orientation = _orientation(image)
             image.load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{what} file {path} does not exist; restore it or mend its path") from None
+        raise FileNotFoundError(f"{what} file {path} does not exist; restore it or fix its path") from None
     except _DECODE_ERRORS as error:
         reason = "it is a folder" if Path(path).is_dir() else " ".join(str(error).split())
         raise ValueError(f"{what} file {path} cannot be read ({reason}); replace it") from error
@@ -48,12 +48,12 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except _DECODE_ERRORS:
-        return 1  # broken metadata do not make the pixels unreadable
+        return 1  # broken metadata does not make the pixels unreadable
     return value if value in range(1, 9) else 1
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an array (H, W, ...) as stored into the upright one that EXIF orientation 1..8 asks for."""
+    """Apply an EXIF orientation, 1 to 8, to an array (H, W, ...) as stored: return it upright."""
     if orientation >= 5:  # stored with rows and columns exchanged
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -64,9 +64,9 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """Read an image upright as (H, W, 3) uint8 RGB; also return the EXIF orientation that was undone.
+    """Read an image upright as (H, W, 3) uint8 RGB; also return the EXIF orientation that was applied.
 
-    Transparent parts are laid on white; 16-bit grey is scaled to 8 bits.
+    Transparent parts become white; 16-bit grey is scaled to 8 bits.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,9 +79,9 @@ def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image but floating-point ones as (H, W, 3) uint8 RGB.
+    """Convert a Pillow image of any mode except floating-point to (H, W, 3) uint8 RGB.
 
-    Transparent parts are laid on white; grey of more than 8 bits is scaled to 8.
+    Transparent parts become white; grey of more than 8 bits is scaled to 8 bits.
     """
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)

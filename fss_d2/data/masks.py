@@ -1,4 +1,4 @@
-"""From a dataset dict to the image and the mask of one class: 1 object, 0 rest, 255 ignored."""
+"""Read the image of a dataset dict and the mask of one class: 1 object, 0 rest, 255 ignored."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -28,8 +28,8 @@ IGNORE = 255
 def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Read a dataset dict's image and its mask of one class, both upright.
 
-    A mask that has the size of the image as stored, before its EXIF orientation is undone, is turned with
-    it; one that already has the upright size is taken as upright.
+    A mask of the size of the stored image, before its EXIF orientation is applied, is rotated with it; a
+    mask that already has the upright size is taken as upright.
 
     Returns:
         Image (H, W, 3) uint8 RGB; mask (H, W) uint8 in {0, 1, 255}.
@@ -47,33 +47,33 @@ def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, n
 def upright_mask(
     mask: np.ndarray, image: np.ndarray, orientation: int, record: Mapping[str, Any]
 ) -> np.ndarray:
-    """Turn a stored mask as its image (H, W, 3) was turned, unless it has the upright size already.
+    """Rotate a stored mask as its image (H, W, 3) was rotated, unless it already has the upright size.
 
     Raises:
-        ValueError: it has the image's size neither way; names the file.
+        ValueError: neither the stored nor the rotated mask has the image's size; names the file.
     """
     if mask.shape != image.shape[:2]:
-        turned = orient(mask, orientation)
-        if turned.shape != image.shape[:2]:
+        rotated = orient(mask, orientation)
+        if rotated.shape != image.shape[:2]:
             raise ValueError(
                 f"{mask_source(record)}: the mask is {_size(mask)} pixels but its image "
                 f"{record['file_name']} is {_size(image)}; make the two sizes equal"
             )
-        mask = turned
+        mask = rotated
     return np.ascontiguousarray(mask)
 
 
 def check_shows(mask: np.ndarray, record: Mapping[str, Any], class_id: int) -> None:
-    """Raise ValueError, naming the file, where no pixel of a class's mask shows the class."""
+    """Raise ValueError, naming the file, if no pixel of the mask shows the class."""
     if not (mask == 1).any():
         raise ValueError(
             f"{mask_source(record)}: no pixel shows class {class_id}; "
-            f"mend the mask or take the class off image {record['image_id']!r}"
+            f"fix the mask or remove the class from image {record['image_id']!r}"
         )
 
 
 def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
-    """Return the mask of one class as (H, W) uint8 in {0, 1, 255}, in the frame the dataset stores it in.
+    """Return the mask of one class as (H, W) uint8 in {0, 1, 255}, as stored (not upright yet).
 
     Raises:
         FileNotFoundError: the mask file is missing.
@@ -83,7 +83,9 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
         return _annotation_mask(record, class_id)
     path = record.get("sem_seg_file_name")
     if path is None:
-        raise ValueError(f"image {record['file_name']} has neither sem_seg_file_name nor annotations")
+        raise ValueError(
+            f"image {record['file_name']} has neither sem_seg_file_name nor annotations: add one of them"
+        )
     encoding = record.get("mask_encoding", "class_map")
     if encoding == "class_map":
         return class_of_map(read_class_map(path), class_id)
@@ -124,10 +126,10 @@ def mask_source(record: Mapping[str, Any]) -> str:
 def binary_mask(image: Image.Image) -> np.ndarray:
     """Return the foreground (H, W) bool of a black-and-white mask in any Pillow mode.
 
-    Foreground is what reaches half of the format's largest value (128 of 8 bits, 32768 of 16); in a file
-    that never does, half of its own largest value, so that masks of 0 and 1 work. Colours count by their
-    strongest channel, transparent pixels are background, and a mask drawn in the alpha channel alone or by
-    palette entries of one colour is understood.
+    Foreground reaches half of the format's largest value (128 of 8 bits, 32768 of 16); in a file without
+    such values, half of its own largest value, so that masks of 0 and 1 work. A colour counts by its
+    strongest channel, transparent pixels are background, and masks drawn in the alpha channel alone or with
+    palette entries of one colour are understood.
     """
     if image.mode == "1":
         return np.array(image)
@@ -151,7 +153,7 @@ def _strongest_channel(image: Image.Image) -> np.ndarray:
 
 
 def _single_channel(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
-    values = np.asarray(image)  # palette images give their entries' numbers
+    values = np.asarray(image)  # of a palette image: the palette indices
     if values.ndim == 2 and image.mode != "F":
         return values
     if values.ndim == 3 and image.mode != "LA" and (values[..., :3] == values[..., :1]).all():
@@ -162,7 +164,7 @@ def _single_channel(image: Image.Image, path: str | os.PathLike[str]) -> np.ndar
 
 
 def _annotation_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
-    """Union of the class's objects; its crowd regions are 255 where no object lies; no other class counts."""
+    """Return the union of the class's objects; its crowd regions without an object are 255."""
     shape = (record["height"], record["width"])
     mine = [a for a in record["annotations"] if a["category_id"] == class_id]
     objects = [a["segmentation"] for a in mine if not a.get("iscrowd", 0)]
@@ -177,7 +179,7 @@ def _annotation_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
 
 
 def _union(segmentations: Iterable[Any], shape: tuple[int, int]) -> np.ndarray:
-    """Rasterise polygons and RLEs together: (H, W) uint8 in {0, 1}."""
+    """Rasterise polygons and RLEs into one mask (H, W) uint8 in {0, 1}."""
     rles: list[Any] = []
     vertices: list[np.ndarray] = []
     for segmentation in segmentations:

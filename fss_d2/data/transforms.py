@@ -26,15 +26,15 @@ __all__ = [
 
 
 class _PixelTransform(Transform):
-    """A transform of pixels; few-shot episodes have no boxes or key points to carry along."""
+    """A transform of pixels; few-shot episodes have no boxes or key points."""
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Refuse; Detectron2 asks for it where there are boxes."""
-        raise NotImplementedError(f"{type(self).__name__} moves pixels, not coordinates")
+        """Raise NotImplementedError; Detectron2 calls this only for boxes and key points."""
+        raise NotImplementedError(f"{type(self).__name__} transforms pixels, not coordinates")
 
 
 class SquashTransform(_PixelTransform):
-    """Resize to (height, width), aspect ratio given up: HSNet's and DCAMA's way.
+    """Resize to (height, width) without keeping the aspect ratio, as HSNet and DCAMA do.
 
     Images: Pillow's antialiased bilinear. Masks: torch "nearest", source index floor(i * in / out).
     """
@@ -44,11 +44,11 @@ class SquashTransform(_PixelTransform):
         self.height, self.width = height, width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) uint8 to (height, width, 3)."""
+        """Return the image (h, w, 3) uint8 as (height, width, 3)."""
         return np.array(Image.fromarray(img).resize((self.width, self.height), Image.Resampling.BILINEAR))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Mask (h, w) uint8 to (height, width), values kept."""
+        """Return the mask (h, w) uint8 as (height, width), with the same values."""
         mask = torch.from_numpy(np.ascontiguousarray(segmentation))[None, None]
         return F.interpolate(mask, size=(self.height, self.width), mode="nearest")[0, 0].numpy()
 
@@ -61,27 +61,27 @@ class ScaleTransform(_PixelTransform):
         self.factor = factor
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) to (round(factor h), round(factor w), 3)."""
+        """Return the image (h, w, 3) as (round(factor h), round(factor w), 3)."""
         return cv2.resize(img, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_LINEAR)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Mask (h, w) to the image's new size, values kept."""
+        """Return the mask (h, w) at the image's new size, with the same values."""
         return cv2.resize(segmentation, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_NEAREST)
 
 
 class RotateTransform(_PixelTransform):
-    """Turn counter-clockwise by `degrees` about (w / 2, h / 2), same canvas (PFENet's RandRotate)."""
+    """Rotate counter-clockwise by `degrees` about (w / 2, h / 2) on the same canvas (PFENet's RandRotate)."""
 
     def __init__(self, degrees: float, fill: Sequence[float]) -> None:
         super().__init__()
         self.degrees, self.fill = degrees, tuple(fill)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) to the same size; corners that open are filled with `fill`."""
+        """Return the image (h, w, 3) at the same size; uncovered corners are filled with `fill`."""
         return self._warp(img, cv2.INTER_LINEAR, self.fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Mask (h, w) to the same size; corners that open are 255."""
+        """Return the mask (h, w) at the same size; uncovered corners are 255."""
         return self._warp(segmentation, cv2.INTER_NEAREST, (IGNORE,))
 
     def _warp(self, array: np.ndarray, interpolation: int, border: Sequence[float]) -> np.ndarray:
@@ -98,37 +98,37 @@ class RotateTransform(_PixelTransform):
 
 
 class BlurTransform(_PixelTransform):
-    """Gaussian blur with a 5x5 kernel whose deviation OpenCV derives from the size (1.1 pixels)."""
+    """Gaussian blur with a 5x5 kernel; OpenCV derives its standard deviation, 1.1 pixels, from the size."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) to the same size and type."""
+        """Return the image (h, w, 3) blurred, with the same type."""
         return cv2.GaussianBlur(img, (5, 5), 0)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The mask as it is."""
+        """Return the mask unchanged."""
         return segmentation
 
 
 class ColorTransform(_PixelTransform):
-    """Brightness, contrast and saturation (Pillow's ImageEnhance), each times a factor, in this order."""
+    """Multiply brightness, contrast and saturation by factors, in this order (Pillow's ImageEnhance)."""
 
     def __init__(self, brightness: float, contrast: float, saturation: float) -> None:
         super().__init__()
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) uint8 RGB to the same."""
+        """Return the image (h, w, 3) uint8 RGB with the new colours."""
         image = ImageEnhance.Brightness(Image.fromarray(img)).enhance(self.brightness)
         image = ImageEnhance.Contrast(image).enhance(self.contrast)
         return np.array(ImageEnhance.Color(image).enhance(self.saturation))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The mask as it is."""
+        """Return the mask unchanged."""
         return segmentation
 
 
 class PadCrop(_PixelTransform):
-    """Cut the window (height, width) at (top, left); what lies outside the image is filled.
+    """Cut out the window (height, width) at (top, left); the part outside the image is filled.
 
     `top` and `left` may be negative. Images are filled with `fill` (RGB, rounded for uint8), masks with 255.
     """
@@ -139,12 +139,12 @@ class PadCrop(_PixelTransform):
         self.fill = tuple(fill)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) uint8 or float to (height, width, 3)."""
+        """Return the image (h, w, 3) uint8 or float as (height, width, 3)."""
         fill = np.round(self.fill) if img.dtype == np.uint8 else self.fill
         return self._cut(img, fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Mask (h, w) to (height, width), 255 outside the image."""
+        """Return the mask (h, w) as (height, width), 255 outside the image."""
         return self._cut(segmentation, IGNORE)
 
     def _cut(self, array: np.ndarray, fill: object) -> np.ndarray:
@@ -158,7 +158,7 @@ class PadCrop(_PixelTransform):
 
 
 class LetterboxTransform(_PixelTransform):
-    """Resize to `valid_size` with OpenCV and put it top left into a black canvas (PFENet's Resize)."""
+    """Resize to `valid_size` with OpenCV and place it top left on a black canvas (PFENet's Resize)."""
 
     def __init__(self, valid_size: tuple[int, int], height: int, width: int) -> None:
         super().__init__()
@@ -166,10 +166,10 @@ class LetterboxTransform(_PixelTransform):
         self._pad = PadCrop(0, 0, height, width, (0, 0, 0))
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Image (h, w, 3) to (height, width, 3), black right of and below `valid_size`."""
+        """Return the image (h, w, 3) as (height, width, 3), black right of and below `valid_size`."""
         return self._pad.apply_image(cv2.resize(img, self.valid_size[::-1], interpolation=cv2.INTER_LINEAR))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Mask (h, w) to (height, width), 255 right of and below `valid_size`."""
+        """Return the mask (h, w) as (height, width), 255 right of and below `valid_size`."""
         small = cv2.resize(segmentation, self.valid_size[::-1], interpolation=cv2.INTER_NEAREST)
         return self._pad.apply_segmentation(small)

@@ -1,4 +1,4 @@
-"""Annotations of a support that cost less than its mask: boxes and scribbles."""
+"""Annotations of a support that are cheaper than its mask: boxes and scribbles."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,14 +12,14 @@ __all__ = ["ANNOTATIONS", "Seed", "annotate", "boxes_of", "scribble_of", "suppor
 
 Seed = int | Sequence[int]  # of numpy's default generator
 
-# Of a scribble, all uniform. Lengths are shares of the longer side of a component's box, widths of the root
-# of its area.
+# Uniform ranges of a stroke: its length over the longer side of the component's box, its width over the
+# square root of the component's area.
 _LENGTH = (0.4, 0.8)
 _WIDTH = (0.02, 0.05)
-_LEAST_WIDTH = 3  # pixels, so that the resize to the network's size leaves something
-_CORNERS = 8  # of the line at most
-_DEPTH = 0.8  # a corner is at least so deep inside, as a share of the deepest pixel beside it
-_SMALL = 0.1  # components below this share of the largest one's area get no stroke
+_LEAST_WIDTH = 3  # pixels, so that the stroke survives the resize to the network's size
+_CORNERS = 8  # of the line, at most
+_DEPTH = 0.8  # least distance of a corner from the edge, over that of the deepest pixel in its column
+_SMALL = 0.1  # components with less than this share of the largest area get no stroke
 
 
 def boxes_of(mask: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def boxes_of(mask: np.ndarray) -> np.ndarray:
         mask: (H, W) uint8 in {0, 1, 255}.
 
     Returns:
-        (H, W) uint8 in {0, 1, 255}: 1 inside the boxes, whatever was there; outside them as it was.
+        (H, W) uint8 in {0, 1, 255}: 1 inside the boxes; unchanged outside.
     """
     boxed = mask.copy()
     for box, _ in _components(mask == 1):
@@ -38,10 +38,10 @@ def boxes_of(mask: np.ndarray) -> np.ndarray:
 
 
 def scribble_of(mask: np.ndarray, seed: Seed) -> np.ndarray:
-    """Replace the annotation by strokes as of a hand, one in each large component of the object, one beside.
+    """Replace the mask by hand-like strokes: one per large component of the object, one in the background.
 
-    A stroke runs near the middle of its component along a random part of the longer side, a little unsteadily
-    and never beyond the component. Every object has one, be it a pixel; a mask without any 0 has no
+    A stroke follows the middle of its component along a random part of the longer side, slightly unsteady and
+    never outside the component. Every object gets a stroke of at least a pixel; a mask without any 0 gets no
     background stroke.
 
     Args:
@@ -71,7 +71,7 @@ ANNOTATIONS = tuple(_KINDS)
 
 
 def annotate(mask: np.ndarray, kind: str, seed: Seed) -> np.ndarray:
-    """Return a mask (H, W) in {0, 1, 255} as a kind of `ANNOTATIONS` tells it; the seed is the scribble's.
+    """Reduce a mask (H, W) in {0, 1, 255} to a kind of annotation; the seed is for scribbles.
 
     Raises:
         ValueError: unknown kind.
@@ -81,7 +81,7 @@ def annotate(mask: np.ndarray, kind: str, seed: Seed) -> np.ndarray:
 
 
 def support_annotation(cfg: CfgNode, is_train: bool) -> str:
-    """Read how supports are annotated in training or evaluation; both are checked.
+    """Return the annotation of supports in training or evaluation from the config; both are checked.
 
     Raises:
         ValueError: FEW_SHOT.TRAIN.SUPPORT_ANNOTATION or FEW_SHOT.TEST.SUPPORT_ANNOTATION is unknown.
@@ -98,9 +98,9 @@ def _check(kind: str, key: str) -> None:
 
 
 def _components(region: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-    """Boxes of the 8-connected components of a region (H, W) bool, each with its part (h, w) bool of it.
+    """Return the box and the pixels (h, w) bool of each 8-connected component of a region (H, W) bool.
 
-    The largest comes first.
+    The largest component comes first.
     """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
     found = []
@@ -112,19 +112,19 @@ def _components(region: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarra
 
 
 def _stroke(component: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a line inside a component (h, w) bool, at least one pixel: (h, w) bool."""
+    """Draw a line of at least one pixel inside a component (h, w) bool; return its pixels (h, w) bool."""
     height, width = component.shape
     if height > width:
         return _stroke(component.T, rng).T
     length = rng.uniform(*_LENGTH) * (width - 1)
     start = rng.uniform(0, width - 1 - length)
     x = np.unique(np.linspace(start, start + length, _CORNERS).astype(int))
-    # A connected component has a pixel in every column of its box. The edge of the image is one of its own.
+    # A connected component has a pixel in every column of its box. The box's edge counts as the component's.
     depth = cv2.distanceTransform(np.pad(component, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1]
     deep = [np.flatnonzero(column >= _DEPTH * column.max()) for column in depth[:, 1:-1].T[x]]
     y = np.array([rng.choice(rows) for rows in deep])
     stroke = np.zeros(component.shape, np.uint8)
     thickness = max(round(rng.uniform(*_WIDTH) * np.count_nonzero(component) ** 0.5), _LEAST_WIDTH)
     cv2.polylines(stroke, [np.stack([x, y], axis=1).astype(np.int32)], False, 1, thickness)
-    stroke[y, x] = 1  # a line of one corner is not drawn
+    stroke[y, x] = 1  # polylines draws nothing for a single corner
     return (stroke == 1) & component

@@ -144,6 +144,7 @@ def closing_log_handlers() -> Iterator[None]:
                 handler.close()
         if detectron2_logger := sys.modules.get("detectron2.utils.logger"):
             detectron2_logger.setup_logger.cache_clear()  # otherwise the next call adds no handlers
+            detectron2_logger._cached_log_stream.cache_clear()
 
 
 def _loggers() -> list[logging.Logger]:

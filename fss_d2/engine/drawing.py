@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from fss_d2.data import build_few_shot_test_loader
+from fss_d2.files import check_writable
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.layers import area_fraction, weighted_sum
 from fss_d2.visualization import (
@@ -64,9 +65,6 @@ def draw_test_episodes(
     Raises:
         ValueError: the method has no such figure, or the folder cannot be written to.
     """
-
-    from fss_d2.files import check_writable
-
     check_writable(output)
     names = MetadataCatalog.get(dataset).get("stuff_classes", ())
     loader = build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=num)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fss_d2.data.build import build_few_shot_test_loader
@@ -49,11 +48,11 @@ EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = 
 
 
 def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
-    """Find out before anything runs that TEST.EVALUATORS cannot be had.
+    """Check TEST.EVALUATORS before anything runs.
 
     Raises:
-        ValueError: it is empty, or names an evaluator that is unknown, repeated, or not for this model or
-            not for several TEST.SCALES.
+        ValueError: it is empty, or an evaluator is unknown, repeated, or does not work for this model or for
+            several TEST.SCALES.
     """
     names = list(cfg.TEST.EVALUATORS)
     if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
@@ -91,17 +90,17 @@ def build_evaluators(
 def evaluate(cfg: CfgNode, model: nn.Module, *, folder: str = "inference") -> Results:
     """Evaluate on all of DATASETS.TEST with each of FEW_SHOT.TEST.SHOTS supports.
 
-    All processes must call it. Under ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` lie afterwards the scores, the
-    counts of each episode, pictures, and the manifest of the episodes that were scored. With TEST.SCALES the
-    model runs at each of these sizes and its probabilities are averaged.
+    All processes must call it. ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` receives the scores, the counts of
+    each episode, pictures, and the manifest of the scored episodes. With TEST.SCALES the model runs at each
+    of these sizes and its probabilities are averaged.
 
     Args:
         cfg: the config.
-        model: of episodes or of proposals, also inside DistributedDataParallel; left in the mode it was in.
+        model: segments episodes or makes proposals, also inside DistributedDataParallel; its mode is kept.
         folder: of the files, under OUTPUT_DIR.
 
     Returns:
-        Scores by "<dataset>/<K>shot"; empty but for the names on every process except the main one.
+        Scores by "<dataset>/<K>shot"; every process except the main one gets only the names.
     """
     return _evaluate_all(cfg, model, folder)
 
@@ -110,7 +109,7 @@ def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
 
     The episodes are the same each time. Pictures go to the event storage of the training (TensorBoard), files
-    to ``OUTPUT_DIR/periodic``. Confidence intervals are left out.
+    to ``OUTPUT_DIR/periodic``. There are no confidence intervals.
     """
     small = cfg.clone()
     small.defrost()
@@ -140,14 +139,14 @@ def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
 
 
 class EpisodePictures(DatasetEvaluator):
-    """Put pictures of the first episodes into the event storage, from where TensorBoard's writer takes them.
+    """Put pictures of the first episodes into the event storage, for TensorBoard.
 
     Args:
-        count: episodes with an index below this are drawn, by the main process those that it sees.
-        predict: the mask (h, w) to draw, of an episode and the model's output.
+        count: the main process draws those of its episodes that have an index below this.
+        predict: the mask (h, w) to draw, for an episode and the model's output.
     """
 
-    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], np.ndarray]) -> None:
+    def __init__(self, count: int, predict: Callable[[dict[str, Any], dict[str, Any]], Tensor]) -> None:
         self._count = count
         self._predict = predict
 
@@ -157,7 +156,8 @@ class EpisodePictures(DatasetEvaluator):
             return
         for episode, output in zip(inputs, outputs, strict=True):
             if episode["episode_index"] < self._count:
-                panel = torch.from_numpy(episode_panel(episode, self._predict(episode, output)))
+                mask = self._predict(episode, output).cpu().numpy()
+                panel = torch.from_numpy(episode_panel(episode, mask))
                 name = f"episodes/{episode['episode_index']:04d}"
                 get_event_storage().put_image(name, panel.permute(2, 0, 1))
 
@@ -192,9 +192,9 @@ def _evaluate_all(
 
 
 def _report(results: Results) -> None:
-    """Log the scores for copying, and where there are several evaluations one table a task."""
+    """Log the scores in CSV form, and for several evaluations one table per task."""
     for name, scores in results.items():
-        logger.info("Scores of %s for copying:", name)
+        logger.info("Scores of %s as CSV:", name)
         print_csv_format(OrderedDict((task, _without_classes(s)) for task, s in scores.items()))
     for task in EVALUATORS if len(results) > 1 else ():
         of_task = {name: scores[task] for name, scores in results.items() if task in scores}
@@ -203,7 +203,7 @@ def _report(results: Results) -> None:
 
 
 def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], output_dir: Path) -> None:
-    """Write the manifest of what is scored; each process gives its share of the episodes."""
+    """Write the manifest of the scored episodes; each process gives its share of them."""
     shares = comm.gather(list(share))
     if not comm.is_main_process():
         return

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +32,11 @@ from .evaluate import (
 )
 from .hooks import KeepBest, SeedIterations, TellIteration, cut_metrics
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from .step import EpisodeStep
+from .train_loop import AutocastTrainer, EpisodeStream
 
-__all__ = ["EpisodeStream", "Trainer"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
-
-
-class EpisodeStream:
-    """An endless iterable of batches whose start can still be moved while nothing has been read from it.
-
-    Args:
-        build: makes the loader that starts at the iteration it is given.
-    """
-
-    def __init__(self, build: Callable[[int], Iterable[list[dict[str, Any]]]]) -> None:
-        self._build = build
-        self._loader: Iterable[list[dict[str, Any]]] | None = None
-
-    def start_at(self, iteration: int) -> None:
-        """Build the loader that goes on after so many iterations."""
-        self._loader = self._build(iteration)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        if self._loader is None:
-            self.start_at(0)
-        yield from self._loader
 
 
 class Trainer(DefaultTrainer):
@@ -66,6 +45,9 @@ class Trainer(DefaultTrainer):
     Where ``cfg.SEED`` is 0 or more, N + M iterations give the same weights, optimizer state and losses as N
     iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
     seed and i alone, and a checkpoint holds the rest.
+
+    Losses are copied from the device every LOG_PERIOD iterations. A loss that is infinite or NaN ends the
+    training then, and in any case before a checkpoint or an evaluation.
 
     Args:
         cfg: the config; MODEL.WEIGHTS is not loaded before `resume_or_load`.
@@ -86,12 +68,13 @@ class Trainer(DefaultTrainer):
             check_evaluators(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self._trainer = EpisodeStep(
+        self._trainer = AutocastTrainer(
             _distribute(model),
             EpisodeStream(lambda start_iter: self.build_train_loader(cfg, start_iter=start_iter)),
             optimizer,
             clip=build_gradient_clipper(cfg),
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            reads_losses=_reads_losses(cfg),
         )
         self.checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
@@ -213,6 +196,18 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module) -> Results:
         """See `fss_d2.engine.evaluate.evaluate`."""
         return evaluate(cfg, model)
+
+
+def _reads_losses(cfg: CfgNode) -> Callable[[int], bool]:
+    """Whether an iteration copies the losses from the device: before what is logged, saved or evaluated."""
+    periods = (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
+    last = cfg.SOLVER.MAX_ITER
+
+    def reads(iteration: int) -> bool:
+        done = iteration + 1
+        return done >= last or any(period > 0 and done % period == 0 for period in periods)
+
+    return reads
 
 
 def _distribute(model: nn.Module) -> nn.Module:

@@ -1,20 +1,24 @@
-"""Building what every method needs from a config."""
+"""Building models, and the parts that several methods share, from a config."""
 
 import difflib
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling import build_model as build_meta_arch
 from torch import nn
 
 from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
 from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import BaseKnowledge
-from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
+from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
+from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
+from fss_d2.modeling.proposals.deformable_attention import SAMPLINGS
+from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
 from fss_d2.state_dict import is_head_file
 
 __all__ = [
@@ -24,10 +28,54 @@ __all__ = [
     "build_without_weights",
     "check_base_knowledge",
     "dynamic_convolution_arguments",
+    "feature_names",
     "has_base_knowledge",
+    "pixel_decoder_arguments",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the backbone's weights; log its size.
+
+    MODEL.WEIGHTS is not loaded.
+
+    Raises:
+        ValueError: no meta-architecture of that name, or settings that do not go together.
+        KeyError: a key names a feature that the backbone lacks.
+        FileNotFoundError: there are no such backbone weights.
+    """
+    model = _method(cfg)(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, requires_grad in counts if requires_grad)
+    total = sum(number for number, _ in counts)
+    name = cfg.MODEL.META_ARCHITECTURE
+    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
+    return model
+
+
+def build_without_weights(cfg: CfgNode) -> nn.Module:
+    """Build the method of a config on the CPU with random weights, to ask what it has.
+
+    No file is read, and the random state stays as it was. Raises as `build_model`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
+    with torch.random.fork_rng(devices=[]):
+        return _method(cfg)(cfg)
+
+
+def _method(cfg: CfgNode) -> Callable[[CfgNode], nn.Module]:
+    """The meta-architecture that a config names."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [key for key, _ in META_ARCH_REGISTRY]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
+    return META_ARCH_REGISTRY.get(name)
 
 
 @config_keys
@@ -65,35 +113,6 @@ def add_backbone_keys(cfg: CfgNode) -> None:
 
 
 FEATURES = ("backbone", "pixel_decoder")  # of MODEL.BACKBONE.FEATURES
-
-
-def build_model(cfg: CfgNode) -> nn.Module:
-    """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE, with the weights of MODEL.BACKBONE.WEIGHTS.
-
-    Raises:
-        ValueError: no meta-architecture of that name, or settings that do not go together.
-    """
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY:
-        known = [key for key, _ in META_ARCH_REGISTRY]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-        raise ValueError(f"MODEL.META_ARCHITECTURE {name!r} does not exist; {hint}")
-    model = build_meta_arch(cfg)
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    trained = sum(number for number, requires_grad in counts if requires_grad)
-    total = sum(number for number, _ in counts)
-    logger.info("%s: %s parameters, of which %s are trained", name, f"{total:,}", f"{trained:,}")
-    return model
-
-
-def build_without_weights(cfg: CfgNode) -> nn.Module:
-    """Build the method of a config on the CPU with random weights, to ask what it has; reads no file."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = cfg.MODEL.BACKBONE.WEIGHTS = cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
-    return build_meta_arch(cfg)
 
 
 def has_base_knowledge(model: nn.Module) -> bool:
@@ -136,9 +155,7 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Featu
         known = sorted(key for key, _ in BACKBONE_REGISTRY)
         near = difflib.get_close_matches(name, known, n=3) or known
         raise ValueError(f"MODEL.BACKBONE.NAME {name!r} does not exist; choose from {', '.join(near)}")
-    if features not in FEATURES:
-        raise ValueError(f"unknown MODEL.BACKBONE.FEATURES {features!r}: choose from {', '.join(FEATURES)}")
-    decoded = features == "pixel_decoder"
+    decoded = choose("MODEL.BACKBONE.FEATURES", features, FEATURES) == "pixel_decoder"
     if decoded and own_decoder:
         raise ValueError(
             f"{cfg.MODEL.META_ARCHITECTURE} has a pixel decoder of its own: set MODEL.BACKBONE.FEATURES to "
@@ -160,48 +177,104 @@ def _build_decoded_backbone(cfg: CfgNode) -> PixelDecoderBackbone:
             "MODEL.BACKBONE.FEATURES 'pixel_decoder' stays as it was trained: set MODEL.BACKBONE.FREEZE True "
             "and MODEL.BACKBONE.BN_TRAIN_STATS False, or FEATURES to 'backbone'"
         )
-    c, backbone = cfg.MODEL.PROPOSALS, adapt_backbone(cfg, build_backbone(cfg))
+    c, sizes = cfg.MODEL.PROPOSALS, pixel_decoder_arguments(cfg)
+    backbone = adapt_backbone(cfg, build_backbone(cfg))
     backbone.select(STAGES)
+    channels = {stage: shape.channels for stage, shape in backbone.output_shape().items()}
     decoder = MSDeformAttnPixelDecoder(
-        {stage: shape.channels for stage, shape in backbone.output_shape().items()},
-        dim=c.DIM,
-        num_heads=c.NUM_HEADS,
-        num_layers=c.ENCODER_LAYERS,
-        feedforward=c.ENCODER_FEEDFORWARD,
-        sampling=c.SAMPLING,
+        channels,
+        num_layers=sizes.pop("encoder_layers"),
+        feedforward=sizes.pop("encoder_feedforward"),
+        **sizes,
     )
     decoded = PixelDecoderBackbone(backbone, decoder, c.DIM, resize_dilated=c.RESIZE_DILATED)
     load_stage1_weights(decoded, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS)
     return decoded
 
 
-def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
-    """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE, its prototypes not built yet.
+def pixel_decoder_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments from MODEL.PROPOSALS that `ProposalHead` hands to its pixel decoder."""
+    c = cfg.MODEL.PROPOSALS
+    at_least("MODEL.PROPOSALS.NUM_HEADS", c.NUM_HEADS, 1)
+    require(
+        c.DIM > 0 and c.DIM % GROUPS == 0 and c.DIM % c.NUM_HEADS == 0,
+        "MODEL.PROPOSALS.DIM",
+        c.DIM,
+        f"a multiple of {GROUPS} (norm groups) and of MODEL.PROPOSALS.NUM_HEADS {c.NUM_HEADS}",
+    )
+    return {
+        "dim": c.DIM,
+        "num_heads": c.NUM_HEADS,
+        "encoder_layers": at_least("MODEL.PROPOSALS.ENCODER_LAYERS", c.ENCODER_LAYERS, 0),
+        "encoder_feedforward": at_least("MODEL.PROPOSALS.ENCODER_FEEDFORWARD", c.ENCODER_FEEDFORWARD, 1),
+        "sampling": choose("MODEL.PROPOSALS.SAMPLING", c.SAMPLING, SAMPLINGS),
+    }
+
+
+def feature_names(
+    key: str, names: Sequence[str], backbone: FeatureBackbone, *, least: int = 1, stages: bool = False
+) -> tuple[str, ...]:
+    """Return the names of backbone outputs that a key lists.
+
+    Args:
+        key: for the error.
+        names: the value of the key.
+        backbone: a `FeatureBackbone`.
+        least: how many names there must be.
+        stages: names of stages are meant, not of blocks.
 
     Raises:
-        ValueError: a backbone that changes while training, for which prototypes built once do not hold.
+        ValueError: too few names.
+        KeyError: the backbone has no such output.
+    """
+    known = [name for name in backbone.available if "." not in name or not stages]
+    require(len(names) >= least, key, tuple(names), f"at least {least} of the backbone's outputs")
+    for name in names:
+        if name not in known:
+            have = ", ".join(name for name in known if "." not in name)
+            raise KeyError(f"no backbone output {name!r} of {key}; have {have}")
+    return tuple(names)
+
+
+def build_base_knowledge(cfg: CfgNode, backbone: FeatureBackbone) -> BaseKnowledge:
+    """Build the class-agnostic knowledge of MODEL.BASE_KNOWLEDGE; its prototypes are not filled in yet.
+
+    Raises:
+        ValueError: a wrong value, or a backbone that changes while training, so that prototypes that were
+            built once do not hold.
         KeyError: the backbone lacks an output of MODEL.BASE_KNOWLEDGE.IN_FEATURES.
     """
     c = cfg.MODEL.BASE_KNOWLEDGE
     if cfg.MODEL.BACKBONE.BN_TRAIN_STATS or not cfg.MODEL.BACKBONE.FREEZE:
         raise ValueError(
-            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that stays as it is: set "
+            "the prototypes of MODEL.BASE_KNOWLEDGE are built once, for a backbone that does not change: set "
             "MODEL.BACKBONE.BN_TRAIN_STATS False and MODEL.BACKBONE.FREEZE True, or the method's CKMM off"
         )
-    available = backbone.available
-    for name in c.IN_FEATURES:
-        if name not in available:
-            stages = ", ".join(n for n in available if "." not in n)
-            raise KeyError(f"no backbone output {name!r} of MODEL.BASE_KNOWLEDGE.IN_FEATURES; have {stages}")
+    names = feature_names("MODEL.BASE_KNOWLEDGE.IN_FEATURES", c.IN_FEATURES, backbone)
     return BaseKnowledge(
-        {name: available[name].channels for name in c.IN_FEATURES},
-        c.NUM_CLASSES,
-        similarity=c.SIMILARITY,
-        normalization=c.NORMALIZATION,
+        {name: backbone.available[name].channels for name in names},
+        at_least("MODEL.BASE_KNOWLEDGE.NUM_CLASSES", c.NUM_CLASSES, 1),
+        similarity=choose("MODEL.BASE_KNOWLEDGE.SIMILARITY", c.SIMILARITY, SIMILARITIES),
+        normalization=choose("MODEL.BASE_KNOWLEDGE.NORMALIZATION", c.NORMALIZATION, NORMALIZATIONS),
+        hint="give a trained checkpoint in MODEL.WEIGHTS, or train, which builds them from DATASETS.TRAIN",
     )
 
 
 def dynamic_convolution_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `DynamicConvolution` from MODEL.DPCN, but for the channels."""
+    """Arguments of `DynamicConvolution` from MODEL.DPCN, all but the channels.
+
+    Raises:
+        ValueError: a wrong value, or kernels that the way of generation cannot make.
+    """
     c = cfg.MODEL.DPCN
+    names = tuple(c.KERNELS)
+    require(c.KERNEL_SIZE > 0 and c.KERNEL_SIZE % 2 == 1, "MODEL.DPCN.KERNEL_SIZE", c.KERNEL_SIZE, "odd")
+    fits = bool(names) and set(names) <= set(KERNELS) and len(set(names)) == len(names)
+    require(fits, "MODEL.DPCN.KERNELS", names, f"some of {', '.join(KERNELS)}, each once")
+    choose("MODEL.DPCN.KERNEL_GENERATION", c.KERNEL_GENERATION, GENERATIONS)
+    if c.KERNEL_GENERATION == "serial_kernels" and names == ("square",):
+        raise ValueError(
+            "MODEL.DPCN.KERNEL_GENERATION 'serial_kernels' makes the square kernel from the others: add "
+            "'vertical' or 'horizontal' to MODEL.DPCN.KERNELS"
+        )
     return {"kernel_size": c.KERNEL_SIZE, "kernels": c.KERNELS, "generation": c.KERNEL_GENERATION}

@@ -1,4 +1,4 @@
-"""After the network: masks moved to the outlines that the colours of an image show."""
+"""After the network: masks are moved to the outlines that the colours of an image show."""
 
 import cv2
 import numpy as np
@@ -10,9 +10,9 @@ __all__ = ["REFINEMENTS", "grabcut", "refine"]
 REFINEMENTS = ("", "grabcut")
 
 _SURE = 0.95  # probability above which a pixel keeps its label
-_LEAST_PIXELS = 50  # of object and of background, needed to model their colours
+_LEAST_PIXELS = 50  # of the object and of the background, needed to model their colours
 _ROUNDS = 3
-_MARGIN = 0.04  # lead of a changed label: a probability of 0.51
+_MARGIN = 0.04  # lead of a changed label's logit: a probability of 0.51
 
 
 def refine(kind: str, images: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
@@ -25,32 +25,33 @@ def refine(kind: str, images: Tensor, logits: Tensor, probability: Tensor) -> Te
         probability: (B, H, W) of the object; above 0.5 where its logit is the larger one.
 
     Returns:
-        (B, 2, H, W). Pixels that change their label get a probability of 0.51 for the new one, the others
-        keep theirs: confidence is low where image and network disagree.
+        (B, 2, H, W). A pixel that changes its label gets a lead of 0.04 for the new one, which is a
+        probability of 0.51: confidence is low where image and network disagree. Other pixels keep their
+        scores, and the two scores of a pixel keep their sum.
     """
     if not kind:
         return logits
     pictures = images.detach().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    background, lead = logits[:, 0], logits[:, 1] - logits[:, 0]
+    lead = logits[:, 1] - logits[:, 0]
     certainty = probability.detach().float().cpu().numpy()
     masks = np.stack([grabcut(*pair) for pair in zip(pictures, certainty, strict=True)])
     inside = torch.from_numpy(masks).to(lead.device)
-    lead = torch.where(inside, lead.clamp(min=_MARGIN), lead.clamp(max=-_MARGIN))
-    return torch.stack([background, background + lead], dim=1)
+    change = torch.where(inside, lead.clamp(min=_MARGIN), lead.clamp(max=-_MARGIN)) - lead
+    return logits + torch.stack([-change, change], dim=1) / 2
 
 
 def grabcut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """GrabCut (Rother et al., SIGGRAPH 2004) from a probability map, by OpenCV.
 
-    Pixels of a probability above 0.95 stay object, those below 0.05 background; the others are decided by
-    the colours of both and the edges between them. The same input gives the same mask.
+    Pixels with a probability above 0.95 stay object and those below 0.05 stay background. The colours of
+    both and the edges between them decide about the others. The same input gives the same mask.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         probability: (H, W) of the object.
 
     Returns:
-        (H, W) bool; probability above 0.5 where object or background have too few pixels to model.
+        (H, W) bool; where object or background have too few pixels to model, probability above 0.5.
     """
     found = probability > 0.5
     if min(np.count_nonzero(found), np.count_nonzero(~found)) < _LEAST_PIXELS:

@@ -35,13 +35,13 @@ class Screen:
 
     def open(self, url: str) -> None:
         """Load the page as a new visitor."""
-        self.requests()  # forget those of the last page
+        self.requests()  # drop those of the last page
         self._driver.get(url)
         self.wait_for("#find")
         self.wait_for("#editor canvas")
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Wait; what is drawn anew meanwhile counts as not there yet."""
+        """Wait; elements that are replaced in the meantime count as missing."""
         wait = WebDriverWait(self._driver, _PATIENCE, ignored_exceptions=[StaleElementReferenceException])
         wait.until(lambda _: condition())
 
@@ -51,7 +51,7 @@ class Screen:
         return self._seen(selector)[0]
 
     def wait_for_text(self, selector: str, text: str) -> None:
-        """Wait until an element says just that."""
+        """Wait until the whole text of an element is this."""
         self.wait_until(lambda: [e for e in self._seen(selector) if e.text == text])
 
     def sees(self, selector: str) -> bool:
@@ -75,7 +75,7 @@ class Screen:
         ActionChains(self._driver).move_to_element_with_offset(element, round(x), round(y)).click().perform()
 
     def paint(self, point: tuple[int, int], size: tuple[int, int]) -> None:
-        """Touch a pixel (x, y) of the picture in the editor, of (width, height), with the brush."""
+        """Paint a dot at a pixel (x, y) of the picture of (width, height) in the editor."""
         self.wait_until(lambda: re.search(r"\d+%", self._editor_text()))
         found = re.search(r"(\d+)%", self._editor_text())
         zoom = int(found.group(1)) / 100 if found else 1.0
@@ -91,7 +91,7 @@ class Screen:
                 button.click()
 
     def choose(self, elem_id: str, choice: str) -> None:
-        """Take an entry of a drop-down."""
+        """Choose an entry of a drop-down list."""
         self.click(f"#{elem_id} input")
         entries = "ul[role=listbox] li"
         self.wait_for(entries)
@@ -104,7 +104,7 @@ class Screen:
         field.send_keys(number, Keys.TAB)
 
     def areas(self) -> list[int]:
-        """Pixels of each mask, as the table has them."""
+        """The area of each mask in the table, pixels."""
         rows = self._driver.find_elements(By.CSS_SELECTOR, "#table tr[data-pixels]")
         return [int(row.get_attribute("data-pixels") or 0) for row in rows]
 
@@ -116,13 +116,13 @@ class Screen:
         return np.asarray(image.convert("RGB"))
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Addresses of all requests since the last call."""
         events = [json.loads(entry["message"])["message"] for entry in self._driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [params["request"]["url"] for params in sent]
 
     def errors(self) -> list[str]:
-        """What the browser complained of since the last call."""
+        """Error messages of the browser since the last call."""
         return [entry["message"] for entry in self._driver.get_log("browser")]
 
     def save(self, path: Path) -> None:

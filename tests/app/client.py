@@ -1,4 +1,4 @@
-"""A visitor of the page without a browser, who may also mean harm."""
+"""A visitor without a browser, who may be an attacker."""
 
 import http.client
 import itertools
@@ -11,7 +11,7 @@ _sessions = itertools.count()
 
 
 class Visitor:
-    """Sends requests to a page just as they are given."""
+    """Sends requests to a page exactly as they are given."""
 
     def __init__(self, url: str) -> None:
         self._address = urlsplit(url).netloc
@@ -22,8 +22,8 @@ class Visitor:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """Status and body of the answer; the path is not put in order first."""
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        """Status and body of the answer; the path is sent as it is."""
+        connection = http.client.HTTPConnection(self._address, timeout=120)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -40,20 +40,20 @@ class Visitor:
         return self.request("POST", path, json.dumps(content).encode(), {"content-type": "application/json"})
 
     def upload(self, name: str, content: bytes) -> tuple[int, bytes]:
-        """Send a file as the page does."""
+        """Upload a file like the page."""
         head = f'--XX\r\ncontent-disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
         body = head.encode() + content + b"\r\n--XX--\r\n"
         form = {"content-type": "multipart/form-data; boundary=XX"}
         return self.request("POST", "/gradio_api/upload", body, form)
 
     def give(self, path: str | Path) -> dict[str, Any]:
-        """Upload a file, and return what stands for it in an event."""
+        """Upload a file; return its value in an event."""
         status, answer = self.upload(Path(path).name, Path(path).read_bytes())
         assert status == 200, answer
         return file_value(json.loads(answer)[0])
 
     def join(self, event: str, data: list[Any], picked: Any = None) -> tuple[int, bytes]:
-        """Set off an event, with the values of its components but the session."""
+        """Trigger an event with the values of its components, without the session."""
         body = {
             "data": [None, *data],
             "event_data": None if picked is None else {"index": picked, "value": None},
@@ -63,17 +63,17 @@ class Visitor:
         return self.post("/gradio_api/queue/join", body)
 
     def do(self, event: str, *data: Any, picked: Any = None) -> tuple[list[Any], list[str]]:
-        """Set off an event and wait for it; values of its outputs, and what the visitor is told."""
+        """Trigger an event and wait for it; values of its outputs, and the messages that are shown."""
         status, answer = self.join(event, list(data), picked)
         assert status == 200, answer
         status, stream = self.get(f"/gradio_api/queue/data?session_hash={self._session}")
         messages = [json.loads(line[6:]) for line in stream.decode().splitlines() if line.startswith("data:")]
-        told = [message["log"] for message in messages if message["msg"] == "log"]
+        shown = [message["log"] for message in messages if message["msg"] == "log"]
         (done,) = (message["output"] for message in messages if message["msg"] == "process_completed")
-        told += [done["error"] or "unknown error"] if "error" in done else []
-        return done.get("data", []), told
+        shown += [done["error"] or "unknown error"] if "error" in done else []
+        return done.get("data", []), shown
 
 
 def file_value(path: str) -> dict[str, Any]:
-    """What stands for a file in an event."""
+    """The value of a file in an event."""
     return {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}

@@ -1,4 +1,4 @@
-"""Pictures with a known answer, and a page to give them to."""
+"""Pictures with a known answer, and a page that gets them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fss_d2.app import Limits, MethodPool, serve
+from fss_d2.app.server import serve
+from fss_d2.app.session import MethodPool
+from fss_d2.app.uploads import Limits
 from tests.inference.predictors import make_predictor
 
 SIZE = (90, 120)  # height and width
@@ -23,13 +25,13 @@ def disc(x: int, y: int, radius: int = 24, color: tuple[int, int, int] = (240, 2
 
 
 def disc_mask(x: int, y: int, radius: int = 24) -> np.ndarray:
-    """Where `disc` draws it, (90, 120) bool."""
+    """The mask (90, 120) bool of `disc`."""
     rows, columns = np.ogrid[: SIZE[0], : SIZE[1]]
     return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
 
 
 def save(path: Path, picture: np.ndarray) -> str:
-    """Write a picture, and return its path."""
+    """Write a picture; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     return str(path)

@@ -103,7 +103,7 @@ def test_from_a_painted_object_to_the_zip_file(
     assert 0 < fewer[0] < areas[0]
 
     screen.click("#chosen img")
-    assert "Prototype keeps no record of where a pixel looks" in screen.wait_for("#said").text
+    assert "Prototype cannot show where a pixel looks" in screen.wait_for("#said").text
     screen.click("#pack")
     archive = download(screen.wait_for("#zip a[href*='masks.zip']").get_attribute("href"))
     labels = np.asarray(Image.open(io.BytesIO(archive.read("mask/query.png"))))
@@ -160,7 +160,7 @@ def test_an_error_is_one_line(screen: Screen, pictures: dict[str, str], tmp_path
     (tmp_path / "no.png").write_text("no picture")
     screen.give("support-upload", str(tmp_path / "no.png"))
     toast = screen.wait_for("[data-testid=toast-body]").text
-    assert "no.png is no picture: give JPEG" in toast and "Traceback" not in toast
+    assert "no.png is not a picture: give JPEG" in toast and "Traceback" not in toast
     screen.give("support-upload", pictures["left"])  # the page goes on
     screen.wait_for_text("#status", "Picture 1 of 1 is not marked yet; 0 marked in all.")
 

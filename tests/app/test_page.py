@@ -13,7 +13,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra app")
 
-from fss_d2.app import Session, server
+from fss_d2.app import server
+from fss_d2.app.session import Session
 from tests.app.client import Visitor, file_value
 from tests.app.pages import SIZE, disc, disc_mask, page, save
 
@@ -35,7 +36,7 @@ def visitor(url: str) -> Visitor:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file in the folder for temporary files, from which Gradio may show what a program returns."""
+    """A file in the system's temporary folder; Gradio serves what a program returns from there."""
     path = tmp_path / "secret.txt"
     path.write_text(SECRET)
     return path
@@ -49,15 +50,15 @@ def show_and_ask(visitor: Visitor, folder: Path) -> None:
     """A support with its mask, a query."""
     visitor.do("add_supports", "disc", [picture(visitor, folder, 40, 40)])
     mask = visitor.give(save(folder / "mask.png", disc_mask(40, 40)))
-    _, told = visitor.do("read_mask", "disc", mask)
-    assert told == []
+    _, shown = visitor.do("read_mask", "disc", mask)
+    assert shown == []
     visitor.do("add_queries", "Prototype", 0.5, [picture(visitor, folder, 75, 50)])
 
 
 def test_masks(visitor: Visitor, tmp_path: Path) -> None:
     show_and_ask(visitor, tmp_path)
-    (gallery, table, chosen, *_), told = visitor.do("find", "Prototype", 0.5)
-    assert told == [] and "disc75.png" in table
+    (gallery, table, chosen, *_), shown = visitor.do("find", "Prototype", 0.5)
+    assert shown == [] and "disc75.png" in table
     area = int(table.split('data-pixels="')[1].split('"')[0])
     assert abs(area - disc_mask(75, 50).sum()) < 0.2 * area
     status, content = visitor.get(f"/gradio_api/file={chosen['path']}")
@@ -71,12 +72,12 @@ def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
     show_and_ask(visitor, tmp_path)
     (_, _, _, _, status), _ = visitor.do("click_corner", "disc", picked=[16, 16])
     assert status == "Now click the opposite corner of the box."
-    (gallery, name, *_, status), told = visitor.do("click_corner", "disc", picked=[64, 64])
-    assert told == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+    (gallery, name, *_, status), shown = visitor.do("click_corner", "disc", picked=[64, 64])
+    assert shown == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
     (attention, said), _ = visitor.do("attend", "Prototype", picked=[75, 50])
-    assert said["value"].startswith("**Prototype** keeps no record") and said["visible"]
-    (attention, said), told = visitor.do("attend", "DCAMA", picked=[75, 50])
-    assert told == [] and attention["visible"] and attention["value"]["path"].endswith("jpg")
+    assert said["value"].startswith("**Prototype** cannot show") and said["visible"]
+    (attention, said), shown = visitor.do("attend", "DCAMA", picked=[75, 50])
+    assert shown == [] and attention["visible"] and attention["value"]["path"].endswith("jpg")
 
 
 def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) ->
     assert "data-pixels" in table and len(same) == 6
     assert not any({"value", "visible"} & update.keys() for update in same)
     visitor.do("add_box", "disc", 100, 70, 110, 80)
-    (gallery, table, _, *hidden), told = visitor.do("drop_outdated", *settings)
-    assert told == [] and "Nothing was looked for" in table and len(gallery["value"]) == 1
+    (gallery, table, _, *hidden), shown = visitor.do("drop_outdated", *settings)
+    assert shown == [] and "No masks yet" in table and len(gallery["value"]) == 1
     assert gallery["value"][0]["image"]["path"] != found["value"][0]["image"]["path"]
     assert [update["visible"] for update in hidden] == [False] * 3
 
@@ -102,9 +103,9 @@ def test_two_visitors_at_once(url: str, tmp_path: Path) -> None:
         visitor.do("add_queries", "DCAMA", 0.5, [picture(visitor, tmp_path, x, 50) for x in (50, 75)])
     with ThreadPoolExecutor() as pool:
         together = list(pool.map(lambda visitor: visitor.do("find", "DCAMA", 0.5), visitors))
-    for number, (visitor, (values, told)) in enumerate(zip(visitors, together, strict=True)):
-        assert told == [] and values[1].count(f"thing {number}") == values[1].count("thing") == 2
-        visitor.do("add_box", f"thing {number}", 100, 70, 110, 80)  # the same once more, now alone
+    for number, (visitor, (values, shown)) in enumerate(zip(visitors, together, strict=True)):
+        assert shown == [] and values[1].count(f"thing {number}") == values[1].count("thing") == 2
+        visitor.do("add_box", f"thing {number}", 100, 70, 110, 80)  # the same again, now alone
         visitor.do("unmark")
         mask = visitor.give(save(tmp_path / f"{number}.png", disc_mask(40, 40, 8 + 8 * number)))
         visitor.do("read_mask", f"thing {number}", mask)
@@ -116,12 +117,12 @@ def test_visitors_are_apart(url: str, tmp_path: Path) -> None:
     show_and_ask(one, tmp_path)
     one.do("find", "Prototype", 0.5)
     (gallery, table, chosen, *_), _ = other.do("query_view", "Prototype", 0.5)
-    assert gallery["value"] == [] and "Nothing was looked for" in table and chosen is None
-    _, told = other.do("find", "Prototype", 0.5)
-    assert told == ["no picture to look through yet: add some (step 2)"]
+    assert gallery["value"] == [] and "No masks yet" in table and chosen is None
+    _, shown = other.do("find", "Prototype", 0.5)
+    assert shown == ["no picture to search yet: add some (step 2)"]
     other.do("add_queries", "Prototype", 0.5, [picture(other, tmp_path, 75, 50)])
-    _, told = other.do("find", "Prototype", 0.5)
-    assert told[0].startswith("no object is shown yet")
+    _, shown = other.do("find", "Prototype", 0.5)
+    assert shown[0].startswith("no object is marked yet")
 
 
 def fetch_paths(target: str) -> Iterator[str]:
@@ -170,7 +171,7 @@ def test_files_cannot_be_given_as_uploads(visitor: Visitor, target: str) -> None
             assert visitor.post(f"/gradio_api/{way}/{name}", body)[0] == 404, name
 
 
-def test_a_form_is_looked_through_as_well(visitor: Visitor) -> None:
+def test_a_form_is_checked_too(visitor: Visitor) -> None:
     event = visitor.events["add_supports"]["id"]
     body = {"data": [None, "disc", [file_value("/etc/passwd")]], "fn_index": event, "session_hash": "x"}
     form = {"content-type": "multipart/form-data; boundary=XX"}
@@ -179,23 +180,23 @@ def test_a_form_is_looked_through_as_well(visitor: Visitor) -> None:
         assert status in (403, 404), path
 
 
-def test_gradio_refuses_them_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: Path) -> None:
-    from fss_d2.app.guard import Guard
+def test_gradio_refuses_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: Path) -> None:
+    from fss_d2.app.server import Guard
 
     monkeypatch.setattr(Guard, "_holds", lambda self, path: True)
     with page("Prototype") as url:
         visitor = Visitor(url)
         for target in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(secret)):
             assert visitor.get(f"/gradio_api/file={target}")[0] == 403
-            values, told = visitor.do("add_supports", "disc", [file_value(target)])
-            assert values == [] and told == ["unknown error"]
+            values, shown = visitor.do("add_supports", "disc", [file_value(target)])
+            assert values == [] and shown == ["unknown error"]
 
 
 def test_an_upload_that_is_gone(visitor: Visitor, tmp_path: Path) -> None:
     given = picture(visitor, tmp_path, 40, 40)
     Path(given["path"]).unlink()
-    _, told = visitor.do("add_supports", "disc", [given])
-    assert len(told) == 1 and "Traceback" not in told[0] and str(Path(given["path"]).parent) not in told[0]
+    _, shown = visitor.do("add_supports", "disc", [given])
+    assert len(shown) == 1 and "Traceback" not in shown[0] and str(Path(given["path"]).parent) not in shown[0]
 
 
 def test_no_event_is_an_interface_for_programs(visitor: Visitor) -> None:
@@ -208,7 +209,7 @@ def test_no_event_is_an_interface_for_programs(visitor: Visitor) -> None:
     assert visitor.request("PUT", "/")[0] == 404
 
 
-def test_the_page_tells_no_folders(visitor: Visitor) -> None:
+def test_the_page_names_no_folders(visitor: Visitor) -> None:
     for path in ("/", "/config"):
         content = visitor.get(path)[1].decode()
         assert not any(folder in content for folder in (str(ROOT), str(Path.home()) + "/", "fss_d2_app_"))
@@ -221,17 +222,17 @@ def test_uploads_are_limited(visitor: Visitor, tmp_path: Path) -> None:
     assert visitor.post("/gradio_api/queue/join", "x" * 4_100_000)[0] in (403, 413)
     assert visitor.request("POST", "/gradio_api/queue/join", b"[" * 100_000)[0] == 400
     given = [picture(visitor, tmp_path, 40, 40)] * 4
-    _, told = visitor.do("add_queries", "Prototype", 0.5, given)
-    assert told == ["at most 3 pictures at a time: remove some first"]
-    _, told = visitor.do("add_supports", "disc", given)
-    assert told == ["at most 3 pictures can show objects: remove some first"]
+    _, shown = visitor.do("add_queries", "Prototype", 0.5, given)
+    assert shown == ["at most 3 pictures at a time: remove some first"]
+    _, shown = visitor.do("add_supports", "disc", given)
+    assert shown == ["at most 3 pictures can show objects: remove some first"]
     bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))
-    _, told = visitor.do("add_supports", "disc", [visitor.give(bomb)])
-    assert told == ["bomb.png has 1000x1000 pixels: 0.5 million are allowed"]
+    _, shown = visitor.do("add_supports", "disc", [visitor.give(bomb)])
+    assert shown == ["bomb.png has 1000x1000 pixels: at most 0.5 million are allowed"]
 
 
 def paint(visitor: Visitor, index: str, content: bytes) -> tuple[list, list[str]]:
-    """Send a painted layer as the page does, and use it."""
+    """Send a painted layer like the page, and use it."""
     component = visitor.events["paint"]["inputs"][-1]
     fields = {"type": "layer", "index": index, "id": "one", "component_id": component}
     fields |= {"fn_name": "accept_blobs", "session_hash": "x"}
@@ -258,8 +259,8 @@ def test_paintings_are_limited(visitor: Visitor, tmp_path: Path) -> None:
         assert paint(visitor, "0", content) == ([], ["unknown error"])
     assert paint(visitor, "99999999999", good)[1] == ["500"]  # a list of that length
     assert paint(visitor, "0", bytes(4_100_000))[1] == ["413"]
-    (*_, status), told = paint(visitor, "0", good)
-    assert told == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+    (*_, status), shown = paint(visitor, "0", good)
+    assert shown == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
@@ -271,15 +272,15 @@ def test_pages_of_other_sites_send_nothing(visitor: Visitor, site: str) -> None:
 
 def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
-    values, told = visitor.do("add_supports", "disc", [visitor.give(tmp_path / "no.png")])
-    assert told == ["no.png is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
+    values, shown = visitor.do("add_supports", "disc", [visitor.give(tmp_path / "no.png")])
+    assert shown == ["no.png is not a picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
     assert values[-1] is None or values[-1] == {"__type__": "update", "value": None}  # the field is emptied
     visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
     wrong = visitor.give(save(tmp_path / "m.png", np.ones((5, 5), bool)))
-    _, told = visitor.do("read_mask", "disc", wrong)
-    assert len(told) == 1 and "m.png" in told[0] and tempfile.gettempdir() not in told[0]
-    _, told = visitor.do("paint", "<img src=x>", None)
-    assert told == ["nothing is painted yet: draw over the object first"]
+    _, shown = visitor.do("read_mask", "disc", wrong)
+    assert len(shown) == 1 and "m.png" in shown[0] and tempfile.gettempdir() not in shown[0]
+    _, shown = visitor.do("paint", "<img src=x>", None)
+    assert shown == ["nothing is painted yet: draw over the object first"]
 
 
 def test_messages_are_no_html(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,14 +327,14 @@ def test_files_go_with_the_server(tmp_path: Path) -> None:
 
 
 def test_uploads_are_deleted_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_KEPT", 1)  # second
+    monkeypatch.setattr(server, "_KEPT", 4)  # seconds
     with page("Prototype") as url:
         visitor = Visitor(url)
         given = Path(picture(visitor, tmp_path, 40, 40)["path"])
         values, _ = visitor.do("add_supports", "disc", [file_value(str(given))])
         shown = Path(values[0]["value"][0]["image"]["path"])
         assert given.exists() and shown.exists()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while (given.exists() or shown.exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not given.exists() and not shown.exists()

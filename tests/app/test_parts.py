@@ -10,14 +10,9 @@ import pycocotools.mask as coco_mask
 import pytest
 from PIL import Image
 
-from fss_d2.app import Limits, MethodPool
-from fss_d2.app.archive import pack
-from fss_d2.app.drawing import draw_prediction, draw_support, on_screen, to_picture
-from fss_d2.app.limits import check_upload, free_name, read_upload
-from fss_d2.app.messages import public_message
-from fss_d2.app.session import Finding
-from fss_d2.app.texts import findings_table
-from fss_d2.app.visitor_files import VisitorFiles
+from fss_d2.app.drawing import VisitorFiles, draw_prediction, draw_support, on_screen, to_picture
+from fss_d2.app.session import Finding, MethodPool, pack
+from fss_d2.app.uploads import Limits, check_upload, free_name, read_upload
 from fss_d2.inference.prediction import Prediction
 from fss_d2.label.writers import class_list
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
@@ -30,7 +25,7 @@ def two_classes() -> Prediction:
 
 
 class TestLimits:
-    """What is refused before it is read."""
+    """Files that are refused before they are read."""
 
     def test_a_picture_is_read(self, tmp_path: Path) -> None:
         upload = read_upload(save(tmp_path / "a.png", disc(40, 40)), LIMITS)
@@ -39,7 +34,7 @@ class TestLimits:
 
     def test_pixels(self, tmp_path: Path) -> None:
         path = save(tmp_path / "bomb.png", np.zeros((1000, 1000), bool))  # a few bytes
-        with pytest.raises(ValueError, match=r"^bomb\.png has 1000x1000 pixels: 0\.5 million are allowed"):
+        with pytest.raises(ValueError, match=r"^bomb\.png has 1000x1000 pixels: at most 0\.5 million are"):
             check_upload(path, LIMITS)
 
     def test_bytes(self, tmp_path: Path) -> None:
@@ -52,7 +47,7 @@ class TestLimits:
     )
     def test_other_files(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^a\.png is no picture: give JPEG"):
+        with pytest.raises(ValueError, match=r"^a\.png is not a picture: give JPEG"):
             check_upload(tmp_path / "a.png", LIMITS)
 
     def test_numbers(self) -> None:
@@ -79,13 +74,16 @@ class TestLimits:
 )
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
 def test_messages_have_no_folders(message: str, shown: str, kind: type[Exception]) -> None:
-    text = public_message(kind(message))
+    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
+    text = events.public_message(kind(message))
     assert text.startswith(shown) and "\n" not in text and "/tmp" not in text and "Users" not in text
 
 
 def test_messages_of_the_system() -> None:
-    assert public_message(FileNotFoundError(2, "No such file", "/srv/secret/x.png")) == "x.png: No such file"
-    assert public_message(RuntimeError()) == "RuntimeError"
+    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
+    missing = FileNotFoundError(2, "No such file", "/srv/secret/x.png")
+    assert events.public_message(missing) == "x.png: No such file"
+    assert events.public_message(RuntimeError()) == "RuntimeError"
 
 
 def test_points_on_the_screen() -> None:
@@ -133,7 +131,7 @@ def test_files_of_a_visitor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     path = files.picture(disc(40, 40))
     inode = Path(path).stat().st_ino
-    assert files.picture(disc(40, 40)) == path and Path(path).stat().st_ino == inode  # not written anew
+    assert files.picture(disc(40, 40)) == path and Path(path).stat().st_ino == inode  # not written again
     assert np.abs(np.asarray(Image.open(path)).astype(int) - disc(40, 40)).mean() < 2
     packed = Path(files.file(b"zip", "/masks.zip"))
     assert packed.name == "masks.zip" and packed.read_bytes() == b"zip"
@@ -143,13 +141,14 @@ def test_files_of_a_visitor(tmp_path: Path) -> None:
 
 
 def test_the_table_escapes_names() -> None:
+    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
     finding = Finding(
         "<b>.png", np.zeros((1, 1, 3), np.uint8), 200, {"<i>": 50, "x": 0}, {"<i>": 0.9, "x": 0.0}
     )
-    table = findings_table([finding])
+    table = events.findings_table([finding])
     assert "&lt;b&gt;.png" in table and "&lt;i&gt;" in table and "<b>.png" not in table
     assert "25.0 %" in table and "0.90" in table and "not found" in table
-    assert "Nothing was looked for" in findings_table([])
+    assert "No masks yet" in events.findings_table([])
 
 
 class TestMethodPool:

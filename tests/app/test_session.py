@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.app import MethodPool, Session
+from fss_d2.app.session import MethodPool, Session
 from fss_d2.app.supports import SupportList
 from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
@@ -35,7 +35,7 @@ def ask(session: Session, folder: Path, *names: str) -> None:
 
 
 def encodings(pool: MethodPool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever the Prototype encodes supports."""
+    """The number of supports in each call in which the Prototype encodes some."""
     calls: list[int] = []
     model = pool.predictor("Prototype").model
     encode = model.encode_support
@@ -58,7 +58,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
     assert finding.confidence == expected.confidence
     assert overlap(expected.masks["object"], disc_mask(75, 50)) > 0.85
     changed = (finding.picture != disc(75, 50)).any(axis=2)
-    assert overlap(changed, disc_mask(75, 50)) > 0.7  # drawn where it was found, with a contour
+    assert overlap(changed, disc_mask(75, 50)) > 0.7  # the mask with its contour
 
 
 def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch
     show(session, tmp_path, x=60)
     assert session.findings("Prototype", 0.5)[0].areas is None  # of other supports
     session.find("Prototype")
-    assert calls == [1, 2]
+    assert calls == [1, 1, 1]  # both, one by one
 
 
 def test_a_threshold_needs_no_network(
@@ -114,13 +114,13 @@ def test_attention(session: Session, tmp_path: Path) -> None:
         session.attention("DCAMA", 1, (75, 50))
 
 
-def test_what_is_missing_is_said(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no picture to look through yet: add some \(step 2\)"):
+def test_errors_name_what_is_missing(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no picture to search yet: add some \(step 2\)"):
         session.find("Prototype")
     ask(session, tmp_path, "q.png")
-    with pytest.raises(ValueError, match=r"no object is shown yet: .* \(step 1\)"):
+    with pytest.raises(ValueError, match=r"no object is marked yet: .* \(step 1\)"):
         session.find("Prototype")
-    with pytest.raises(ValueError, match=r"no masks to pack yet: look for the object first \(step 2\)"):
+    with pytest.raises(ValueError, match=r"no masks yet: press Find the object first \(step 2\)"):
         session.zip_file("Prototype", 0.5)
     show(session, tmp_path)
     with pytest.raises(ValueError, match="no method 'other': choose from Prototype, DCAMA"):
@@ -141,7 +141,7 @@ def test_pictures_are_limited(session: Session, tmp_path: Path) -> None:
 
 
 def odd_pictures() -> dict[str, Image.Image]:
-    """What phones, scanners and other programs write, by file name."""
+    """Files of phones, scanners and other programs, by name."""
     plain = Image.fromarray(disc(40, 40))
     clear = plain.convert("RGBA")
     clear.putalpha(Image.fromarray(np.where(disc_mask(40, 40), np.uint8(255), np.uint8(0))))
@@ -230,7 +230,7 @@ class TestSupportList:
     def test_paint_of_another_size(self, supports: SupportList) -> None:
         small = np.zeros((45, 60, 4), np.uint8)
         small[10:20, 30:40, 3] = 255
-        small[10:20, 40:50, 3] = 100  # hardly covers
+        small[10:20, 40:50, 3] = 100  # mostly transparent
         supports.paint([small])
         expected = np.zeros((90, 120), np.uint8)
         expected[20:40, 60:80] = 1
@@ -270,6 +270,12 @@ class TestSupportList:
         with pytest.raises(ValueError, match="10x10"):
             supports.read_mask(save(tmp_path / "n.png", np.ones((10, 10), bool)))
         np.testing.assert_array_equal(supports.open.mask, disc_mask(40, 40))
+
+    def test_removing_one_of_two_with_the_same_name(self, supports: SupportList, tmp_path: Path) -> None:
+        supports.add([save(tmp_path / "other/a.png", disc(60, 40))])
+        supports.remove()
+        assert [p.upload.name for p in supports.pictures] == ["a.png", "b.png"] and supports.current == 1
+        np.testing.assert_array_equal(supports.pictures[0].upload.pixels, disc(40, 40))
 
     def test_removing(self, supports: SupportList) -> None:
         supports.remove()

@@ -13,8 +13,6 @@ import train_net
 from fss_d2.engine.command_line import run_command
 from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 
-pytestmark = pytest.mark.usefixtures("closed_logs")
-
 _CONFIG = """
 MODEL:
   META_ARCHITECTURE: JC2A

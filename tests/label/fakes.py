@@ -16,7 +16,7 @@ from fss_d2.inference.prediction import Prediction
 
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 GREY = (120, 120, 120)
-_REACH = 60.0  # sum of the differences of the three channels at which a pixel is as likely as not
+_REACH = 60.0  # colour difference, summed over the channels, at which the probability is one half
 
 
 class ColourPredictor:
@@ -29,8 +29,12 @@ class ColourPredictor:
         predicted: images that were labelled.
     """
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def __init__(self, stop_after: int | None = None) -> None:
+        """
+        Args:
+            stop_after: images that are labelled; the next one takes for ever.
+        """
+        self.stop_after = stop_after
         self.encoded: list[dict[str, int]] = []
         self.passes = 0
         self.left_out: list[tuple[int, ...]] = []
@@ -48,7 +52,8 @@ class ColourPredictor:
         }
 
     def predict(self, image: np.ndarray) -> Prediction:
-        time.sleep(self.seconds)
+        while self.predicted == self.stop_after:
+            time.sleep(1)
         self.predicted += 1
         probability = np.stack([_probability(image, colour) for colour in self._colours.values()])
         labels = np.where(probability.max(axis=0) > 0.5, 1 + probability.argmax(axis=0), 0)
@@ -74,7 +79,7 @@ class Ranks:
     """Processes that are threads: takes the place of Detectron2's `comm` in a test.
 
     ``Ranks(2).run(monkeypatch, function)`` calls ``function(rank)`` in two threads at once and returns what
-    both return. A rank that waits for another one that never comes fails after ten seconds.
+    both return. A rank that waits for another one that never comes fails after a minute.
     """
 
     def __init__(self, count: int) -> None:
@@ -96,7 +101,7 @@ class Ranks:
             patch.setattr(comm, "get_world_size", lambda: self.count)
             patch.setattr(comm, "get_rank", lambda: self._here.rank)
             patch.setattr(comm, "is_main_process", lambda: self._here.rank == 0)
-            patch.setattr(comm, "synchronize", lambda: self._barrier.wait(10))
+            patch.setattr(comm, "synchronize", lambda: self._barrier.wait(60))
             patch.setattr(comm, "all_gather", self._all_gather)
             patch.setattr(comm, "gather", self._gather)
             return list(pool.map(call, range(self.count)))
@@ -107,9 +112,9 @@ class Ranks:
 
     def _all_gather(self, data: Any) -> list[Any]:
         self._given[self._here.rank] = data
-        self._barrier.wait(10)
+        self._barrier.wait(60)
         given = list(self._given)
-        self._barrier.wait(10)  # nobody gives anew before all have taken
+        self._barrier.wait(60)  # the next gather starts after all ranks have read this one
         return given
 
 
@@ -145,7 +150,7 @@ def annotated_folder(root: Path, classes: Sequence[str] = ("red",), count: int =
 
 
 def image_folder(root: Path, count: int) -> Path:
-    """PNG images, in the second half with a blue disc beside the red one, the first without any."""
+    """PNG images, in the second half with a blue disc next to the red one, the first without any."""
     for i in range(count):
         regions = {"red": disc((40, 50), (20, 10 + i % 5), 6)} if i else {}
         if i >= count // 2:

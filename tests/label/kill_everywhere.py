@@ -30,7 +30,7 @@ def _work(root: Path, output: str, kill_at: int) -> None:
 
 
 def _in_child(root: Path, output: str, kill_at: int = 0) -> int:
-    """Do it in a process of its own; its exit code, negative for a signal."""
+    """Do it in another process; return its exit code, negative for a signal."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -43,7 +43,7 @@ def _in_child(root: Path, output: str, kill_at: int = 0) -> int:
 
 
 def main(root: Path) -> int:
-    """Kill at one write after the other, until there is none more."""
+    """Kill at each write, until a run has no more of them."""
     late, place = root / "late.png", root / "images/late.png"
     for number in itertools.count(1):
         ended = _in_child(root, f"killed {number}", kill_at=number)

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.utils import logger as detectron2_logger
 from pycocotools.coco import COCO
 
 from fss_d2 import cli
@@ -30,14 +28,13 @@ SEED: 0
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two supports each of two classes, four images, and a config; the working folder."""
     annotated_folder(tmp_path / "supports", ("red", "blue"))
     image_folder(tmp_path / "images", 4)
     (tmp_path / "tiny.yaml").write_text(_CONFIG)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    detectron2_logger.setup_logger.cache_clear()
+    return tmp_path
 
 
 def words(*more: str) -> list[str]:

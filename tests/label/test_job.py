@@ -1,4 +1,4 @@
-"""The run over a folder: what it labels, keeps, leaves alone, and how it goes on after it was killed."""
+"""A job over a folder: what it labels, what it keeps, and how it goes on after it was killed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
 root, output = map(Path, sys.argv[1:3])
-run_job(Job(root / "images", output), ColourPredictor(float(sys.argv[3])), read_supports(root / "supports"))
+run_job(Job(root / "images", output), ColourPredictor(stop_after=4), read_supports(root / "supports"))
 """
 
 
@@ -66,8 +66,8 @@ def test_every_image_gets_its_labels(place: Path) -> None:
     assert [[s["iou"] for s in c["supports"]] for c in checks] == [[1.0, 1.0], [1.0, 1.0]]
 
 
-def test_unsure_images_are_listed_the_least_sure_first(place: Path) -> None:
-    """A disc half way to grey is found with little confidence; the page shows it first, in red."""
+def test_images_of_low_confidence_are_listed_the_lowest_first(place: Path) -> None:
+    """A disc of a greyish colour is found with low confidence; the page shows it first, in red."""
     faint = picture({"red": disc((40, 50), (20, 20), 6)}).astype(float)
     for name, share in (("faint", 0.85), ("fainter", 0.81)):
         save(place / f"images/sub/{name} & <b>.png", (share * faint + (1 - share) * 120).astype(np.uint8))
@@ -84,7 +84,7 @@ def test_unsure_images_are_listed_the_least_sure_first(place: Path) -> None:
 
 
 def test_supports_among_the_images_are_skipped(place: Path) -> None:
-    """Also a copy of one by another name, and masks; the output folder is not looked into."""
+    """Also a copy with another name, and masks; images in the output folder do not count."""
     original = place / "supports/red/images/0.png"
     (place / "images/copy.png").write_bytes(original.read_bytes())
     (place / "supports").rename(place / "images/annotated")
@@ -104,14 +104,14 @@ def test_unreadable_images_do_not_stop_the_run(place: Path) -> None:
     (row,) = summary["unreadable"]
     assert row["image"] == "broken.jpg" and "cannot be read" in row["error"]
     assert "broken.jpg could not be labelled" in (place / "out/report.html").read_text()
-    save(place / "images/broken.jpg", picture({}))  # mended: the next run labels it
+    save(place / "images/broken.jpg", picture({}))  # repaired: the next run labels it
     predictor = ColourPredictor()
     summary = run(place, predictor)
     assert summary["labelled"] == 7 and summary["unreadable"] == [] and predictor.predicted == 1
 
 
 def test_names_survive_every_format(place: Path) -> None:
-    """Non-ASCII names, bytes that are no UTF-8, equal names in subfolders, one stem twice."""
+    """Non-ASCII names, bytes that are not UTF-8, equal names in subfolders, one stem twice."""
     region = {"red": disc((40, 50), (20, 20), 6)}
     names = ["日本 é.png", "a/x.png", "b/x.png", "b/x.bmp", os.fsdecode(b"bad\xff.png"), "a'\"#?%.png"]
     for i, name in enumerate(names):
@@ -150,7 +150,7 @@ def test_changed_and_new_images_are_labelled(place: Path) -> None:
 
 
 def test_labels_of_images_that_are_gone_go_too(place: Path) -> None:
-    """A second image of the same stem, too, renames files; nothing of the old name stays behind."""
+    """A second image with the same stem renames files, too; no file with the old name stays."""
     run(place)
     (place / "images/photo 001.png").unlink()
     save(place / "images/photo 002.bmp", picture({}, seed=8))
@@ -207,9 +207,9 @@ def test_another_threshold_of_review_goes_on(place: Path) -> None:
     predictor = ColourPredictor()
     summary = run(place, predictor, review_below=1.0)
     assert predictor.predicted == 0
-    run(place, review_below=1.0, output=place / "anew")
+    run(place, review_below=1.0, output=place / "fresh")
     assert summary["needs_review"] == 6 == (place / "out/report.html").read_text().count('class="review"')
-    assert contents(place / "out") == contents(place / "anew")
+    assert contents(place / "out") == contents(place / "fresh")
 
 
 def test_the_folders_may_be_moved(place: Path) -> None:
@@ -283,8 +283,9 @@ def test_processes_share_the_job(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(p.predicted, p.left_out) for p in again] == [(0, []), (0, [])]
 
 
-def start(place: Path, output: str, seconds: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _PROGRAM, str(place), str(place / output), str(seconds)]
+def start(place: Path, output: str) -> subprocess.Popen[bytes]:
+    """Label four images in another process, which then waits to be killed."""
+    command = [sys.executable, "-c", _PROGRAM, str(place), str(place / output)]
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(command, cwd=_ROOT, env={**os.environ, "PYTHONPATH": path})
 
@@ -294,26 +295,26 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     image_folder(tmp_path / "images", 12)
     (tmp_path / "images/broken.jpg").write_bytes(b"no image")
     supports = read_supports(tmp_path / "supports")
-    killed = start(tmp_path, "killed", 0.3)
+    killed = start(tmp_path, "killed")
     records = tmp_path / "killed/records"
-    deadline = time.monotonic() + 120
-    while len(list(records.glob("*.json"))) < 3:
+    deadline = time.monotonic() + 300
+    while len(list(records.glob("*.json"))) < 4:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     finished = contents(records)
-    assert 3 <= len(finished) < 12 and not (tmp_path / "killed/report.html").exists()
+    assert len(finished) == 4 and not (tmp_path / "killed/report.html").exists()
     (records / f".x.json.{killed.pid}.tmp").write_bytes(b"half")  # killed while it wrote
     predictor = ColourPredictor()
     run_job(Job(tmp_path / "images", tmp_path / "killed"), predictor, supports)
-    assert predictor.predicted == 12 - len([name for name in finished if name.endswith(".json")])
+    assert predictor.predicted == 12 - 4
     run_job(Job(tmp_path / "images", tmp_path / "whole"), ColourPredictor(), supports)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_killed_at_any_write_it_ends_with_the_same_files(place: Path) -> None:
-    """Though an image came before it went on, which changes files that the killed run had written."""
+    """An image is added in between, so that files of the killed run change."""
     for path in sorted((place / "images").iterdir())[2:-1]:
         path.unlink()
     save(place / "late.png", picture({"red": disc((40, 50), (20, 20), 6)}, seed=7))
@@ -338,7 +339,7 @@ def test_refused_supports_leave_no_folder(place: Path) -> None:
     assert not (place / "out").exists()
 
 
-def test_a_damaged_check_is_made_anew(place: Path) -> None:
+def test_a_damaged_check_is_made_again(place: Path) -> None:
     run(place)
     before = contents(place / "out")
     for damage in ("[", "[{}]", "3"):

@@ -1,4 +1,4 @@
-"""Images as cameras and scanners make them, and classes of any name, from the supports to the labels."""
+"""Images of cameras and scanners, and classes with any name, from the supports to the labels."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ Save = Callable[[Image.Image, Path], None]
 
 
 def _exif(image: Image.Image, path: Path) -> None:
-    """Stored lying on its side, as a camera held upright does."""
+    """Stored sideways with an EXIF orientation, like a camera that is held upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95, subsampling=0)
@@ -81,7 +81,7 @@ def test_labels_lie_on_the_upright_image(name: str, labelled: Path) -> None:
 
 
 def test_labels_serve_as_supports(labelled: Path) -> None:
-    """COCO's to the pixel; LabelMe's polygons but for half a pixel of their rim."""
+    """COCO's are exact; LabelMe's polygons are off by up to half a pixel at the rim."""
     coco = read_supports(labelled / "out/coco/annotations.json", labelled / "images")["red"]
     labelme = read_supports(labelled / "out/labelme")["red"]
     assert len(coco) == len(labelme) == len(IMAGES)
@@ -94,7 +94,7 @@ def test_labels_serve_as_supports(labelled: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 def test_masks_of_any_mode(mode: str, tmp_path: Path) -> None:
-    """... of a photograph that is turned, in whose stored frame they are."""
+    """The photograph has an EXIF orientation, and the masks fit its stored frame."""
     for part in ("images", "masks"):
         (tmp_path / "red" / part).mkdir(parents=True)
     _exif(Image.fromarray(picture({"red": OBJECT})), tmp_path / "red/images/a.JPG")
@@ -109,7 +109,7 @@ def test_masks_of_any_mode(mode: str, tmp_path: Path) -> None:
 
 
 def test_classes_of_any_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No file is named after a class, and no format or page is broken by one."""
+    """No file is named after a class, and no class name breaks a format or the page."""
     names = ["a/b", "../x", "<b>&\"'", "two\nlines", "日本", os.fsdecode(b"bad\xff"), "0: {x}", "# no"]
     images, annotations = [], []
     for number, _ in enumerate(names, start=1):

@@ -1,4 +1,4 @@
-"""The folder of a job: whose it is, and what in it is the job's own."""
+"""The folder of a job: which job owns it, and which files are the job's own."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_kill_before_the_first_file_leaves_the_folder_free(tmp_path: Path) -> 
 
 
 def test_what_a_killed_run_wrote_is_the_jobs_own(tmp_path: Path) -> None:
-    """It was killed after a file that changed; before it goes on, the labels change once more."""
+    """It was killed after it replaced a file; before it goes on, the labels change again."""
     folder = OutputFolder(tmp_path)
     folder.write([("png/a", b"1"), ("png/b", b"1")])
 
@@ -50,8 +50,8 @@ def test_what_others_wrote_or_edited_stays(tmp_path: Path) -> None:
     assert (tmp_path / "png/a").read_text() == "2"
 
 
-def test_files_that_do_not_come_again_go_away(tmp_path: Path) -> None:
-    """... but for those of other formats, which were not asked for, and for what was edited."""
+def test_files_that_do_not_come_again_are_deleted(tmp_path: Path) -> None:
+    """Files of formats that were not asked for stay, and so do edited files."""
     folder = OutputFolder(tmp_path)
     names = ("png/a", "png/b", "png/edited", "yolo/labels/a", "page")
     folder.write([(name, b"1") for name in names])
@@ -64,7 +64,7 @@ def test_files_that_do_not_come_again_go_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["job.json", "written.json"])
-def test_a_damaged_folder_is_told(name: str, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(name: str, tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path)
     folder.claim({})
     (tmp_path / name).write_text("[")

@@ -11,7 +11,7 @@ from tests.label.fakes import disc
 
 
 def fill(polygons: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Each polygon by itself, as programs do that read one a line; (H, W) bool."""
+    """Fill each polygon by itself, as programs do that read one per line; (H, W) bool."""
     filled = np.zeros(shape, np.uint8)
     for polygon in polygons:
         one = np.zeros(shape, np.uint8)

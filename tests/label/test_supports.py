@@ -1,4 +1,4 @@
-"""Annotations in every form that people have them in."""
+"""Annotations in all their forms."""
 
 import base64
 import io

@@ -21,7 +21,7 @@ SIZE = (90, 120)
 
 
 def record(image: str, *masks: np.ndarray) -> ImageRecord:
-    """A record of one mask (H, W) a class."""
+    """A record with one mask (H, W) per class."""
     shape = masks[0].shape if masks else SIZE
     full = [masks[i] if i < len(masks) else np.zeros(shape, bool) for i in range(2)]
     probability = np.stack(full).astype(np.float32) * 0.8 + 0.1
@@ -36,7 +36,7 @@ DOG = disc(SIZE, (60, 80), 20) & ~disc(SIZE, (60, 80), 8) & ~CAT
 
 @pytest.fixture
 def labels(tmp_path: Path) -> LabelSet:
-    """Two objects of a class and one with a hole; nothing; subfolders with equal names; one stem twice."""
+    """Two objects of a class, one with a hole; an empty image; equal names in subfolders; a stem twice."""
     records = (
         record("a/photo.jpg", CAT_PIECES, DOG & ~CAT_PIECES),
         record("b/photo.jpg"),
@@ -103,7 +103,7 @@ def test_png_by_pillow_and_opencv(labels: LabelSet, out: Path) -> None:
 
 @pytest.mark.parametrize("to_pixels", [np.trunc, np.rint])
 def test_yolo_by_opencv(labels: LabelSet, out: Path, to_pixels: np.ufunc) -> None:
-    """Filled line by line, they are the masks, holes included."""
+    """Filling line by line gives the masks back, holes included."""
     listing = yaml.safe_load((out / "yolo/data.yaml").read_text(encoding="utf-8"))
     assert listing["names"] == dict(enumerate(NAMES))
     stems = file_stems([r.image for r in labels.records])
@@ -148,7 +148,7 @@ def check_fields(content: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 def test_labelme_by_its_schema_and_its_own_drawing(labels: LabelSet, out: Path) -> None:
-    """LabelMe draws a polygon with Pillow; its image is found from the file."""
+    """LabelMe draws polygons with Pillow; the file leads to its image."""
     stems = file_stems([r.image for r in labels.records])
     for item in labels.records:
         path = out / f"labelme/{stems[item.image]}.json"
@@ -179,7 +179,7 @@ def test_labelme_outline_of_a_large_object_is_close(tmp_path: Path) -> None:
     assert overlap(np.array(drawn), mask) > 0.99
 
 
-def test_stems_never_meet() -> None:
+def test_stems_are_unique() -> None:
     names = ["a.jpg", "a.png", "a.jpg.png", "b.jpg", "sub/a.jpg"]
     stems = file_stems(names)
     assert stems["b.jpg"] == "b" and stems["sub/a.jpg"] == "sub/a"
@@ -187,7 +187,7 @@ def test_stems_never_meet() -> None:
     assert len(set(stems.values())) == len(names)
 
 
-def test_confidence_is_that_of_the_least_sure_class_over_its_pixels() -> None:
+def test_confidence_is_the_lowest_of_the_classes_over_their_pixels() -> None:
     probability = np.full((2, 4, 4), 0.1, np.float32)
     probability[0, 0, :2] = 0.9, 0.7  # cat: mean 0.8
     probability[1, 2, :3] = 0.6, 0.6, 0.9  # dog: mean 0.7
@@ -196,7 +196,7 @@ def test_confidence_is_that_of_the_least_sure_class_over_its_pixels() -> None:
     prediction = Prediction(NAMES, probability, labels)
     assert record_of("x", prediction, 0).confidence == pytest.approx(0.7)
     assert record_of("x", prediction, 3).class_names == (NAMES[1],)
-    nothing = record_of("x", prediction, 4)  # dropped for its size: the image asks for a look
+    nothing = record_of("x", prediction, 4)  # too small: the image needs a review
     assert nothing.objects == () and nothing.confidence == pytest.approx(0.1)
     empty = Prediction(NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8))
     assert record_of("x", empty, 0).confidence == pytest.approx(0.8)

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
 from fss_d2.config import get_cfg
 from fss_d2.modeling import FewShotSegmentor, Output
+from fss_d2.modeling.build import build_model
 from fss_d2.modeling.meta_arch.contract import stack_supports
 from tests.modeling.fake_backbone import register_fake_backbone
 

@@ -79,36 +79,37 @@ def test_a_tiny_run_of_the_predictor(tmp_path: Path) -> None:
 
 def test_the_predictor_encodes_where_it_says(load: Import, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round is set_support, two queries, and both again; the clock here counts the encodings."""
-    predictor, measure = load("benchmarks.predictor"), load("benchmarks.measure")
-    encoded = []
+    cases, measure = load("benchmarks.cases"), load("benchmarks.measure")
+    encoded, build = [], cases._build
 
-    def counted(setting: object, config_file: str) -> object:
-        made = make(setting, config_file)
-        inner = made.model.encode_support
-        monkeypatch.setattr(made.model, "encode_support", lambda *x: (encoded.append(1), inner(*x))[1])
-        return made
+    def counted(cfg: object) -> nn.Module:
+        model = build(cfg)
+        inner = model.encode_support
+        monkeypatch.setattr(model, "encode_support", lambda *x: (encoded.append(1), inner(*x))[1])
+        return model
 
-    make = predictor.make_predictor
-    monkeypatch.setattr(predictor, "make_predictor", counted)
-    monkeypatch.setattr(measure, "_now", lambda device: float(len(encoded)))
+    monkeypatch.setattr(cases, "_build", counted)
+    monkeypatch.setattr(measure, "timer", lambda: float(len(encoded)))
     config = str(ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml")
-    result = predictor._measure(measure.Setting("", 32, "cpu", 1, 2), config, 2)
-    assert result == predictor.Result(2, 1.0, 0.0, 0.0, 1.0)
-    assert predictor.table([result]).splitlines()[-1] == (
+    setting = measure.Setting(32, "cpu", 1, 2, shots=2, config_file=config)
+    seconds = measure.measure_here(cases.prepare_predictor, setting).seconds
+    expected = {"encode_seconds": 1.0, "first_seconds": 0.0, "later_seconds": 0.0, "anew_seconds": 1.0}
+    assert seconds == expected
+    assert cases.predictor_table([{"shots": 2} | seconds]).splitlines()[-1] == (
         "| 2 | 1.000 | 1.000 | 0.000 | 0.000 | 1.00 | 0.00 | 0.00 |"
     )
 
 
 def test_the_step_of_a_whole_model_trains_it(load: Import) -> None:
-    whole_model = load("benchmarks.whole_model")
-    job = whole_model.Load(str(ROOT / "configs/mmformer/stage1_glyphs.yaml"), batch=2, shots=1)
-    cfg = whole_model._config(job, "cpu")
-    model = whole_model.Trainer.build_model(cfg)
+    cases, measure = load("benchmarks.cases"), load("benchmarks.measure")
+    config = str(ROOT / "configs/mmformer/stage1_glyphs.yaml")
+    cfg = cases.config_of(measure.Setting(64, "cpu", 1, 1, config_file=config, batch=2))
+    model = cases.Trainer.build_model(cfg)
     learning = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learning]
-    batch = [whole_model.make_episode(64, shots=1) for _ in range(2)]
-    with whole_model.EventStorage():
-        step = whole_model._training_step(cfg, model, batch)
+    batch = [cases.make_episode(64, shots=1) for _ in range(2)]
+    with cases.EventStorage():
+        step = cases.training_step(cfg, model, batch)
         step()
         step()
     assert model.training and model.iteration == cfg.SOLVER.MAX_ITER - 1
@@ -119,24 +120,23 @@ def test_the_step_of_a_whole_model_trains_it(load: Import) -> None:
 def test_a_training_free_model_and_one_that_shall_not_train(
     method: str, training: bool, load: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole_model, measure = load("benchmarks.whole_model"), load("benchmarks.measure")
-    monkeypatch.setattr(whole_model, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    path = ROOT / f"configs/{method}/glyphs_efficientnet_lite0.yaml"
-    job = whole_model.Load(str(path), batch=1, shots=2)
-    report = whole_model.measure(measure.Setting("", 32, "cpu", 1, 1), job, training=training)
+    cases, measure = load("benchmarks.cases"), load("benchmarks.measure")
+    monkeypatch.setattr(cases, "measure", lambda prepare, *x: measure.measure_here(prepare, x[0], x[1:]))
+    config = str(ROOT / f"configs/{method}/glyphs_efficientnet_lite0.yaml")
+    setting = measure.Setting(32, "cpu", 1, 1, shots=2, config_file=config)
+    report = cases.model(setting, training=training)
     assert [row["run"] for row in report.numbers["results"]] == ["inference"]
     assert len(report.tables.splitlines()) == (5 if method == "danet" else 3)  # a note, after a blank line
 
 
 def test_the_size_of_what_is_not_written_out_by_hand(load: Import) -> None:
     """473 pixels at stride 8: 60 x 60 positions; their pairs take 3600**2 * 4 bytes = 49.4 MiB."""
-    whole_model = load("benchmarks.whole_model")
+    cases, measure = load("benchmarks.cases"), load("benchmarks.measure")
     notes = {}
     for method in ("dpcn", "danet", "dcama"):
-        path = ROOT / f"configs/{method}/pascal5i_r50.yaml"
-        job = whole_model.Load(str(path), batch=4, shots=2)
-        model = whole_model.Trainer.build_model(whole_model._config(job, "cpu"))
-        notes[method] = whole_model.written_out(model, 473, job)
+        config = str(ROOT / f"configs/{method}/pascal5i_r50.yaml")
+        setting = measure.Setting(473, "cpu", 1, 1, shots=2, batch=4, config_file=config)
+        notes[method] = cases.written_out(cases.Trainer.build_model(cases.config_of(setting)), setting)
     assert "cosines of 3600 x 3600 positions would take 49.4 MiB" in notes["dpcn"]
     assert "1186.5 MiB for 8 pairs of a query and a support, 3 each" in notes["dpcn"]
     assert "395.5 MiB for 8 pairs of a query and a support, 1 each" in notes["danet"]
@@ -144,10 +144,23 @@ def test_the_size_of_what_is_not_written_out_by_hand(load: Import) -> None:
 
 
 def test_proposal_tables_by_hand(load: Import) -> None:
-    proposals = load("benchmarks.proposals")
-    slow = proposals.Result("grid", 2.0, {"backbone": 0.5, "rest": 1.5}, 100.0, 0.1, 0.4, 80.0)
-    fast = proposals.Result("gather", 1.0, {"backbone": 0.5, "rest": 0.5}, 50.0, 0.02, 0.1, 20.0)
-    text = proposals.tables([slow, fast], {"output": 1e-6, "gradients_relative": 2e-6}).splitlines()
+    keys = (
+        "seconds",
+        "part_seconds",
+        "peak_mib",
+        "attention_seconds",
+        "training_seconds",
+        "training_peak_mib",
+    )
+    rows = [
+        {"sampling": name} | dict(zip(keys, values, strict=True))
+        for name, values in (
+            ("grid", (2.0, {"backbone": 0.5, "rest": 1.5}, 100.0, 0.1, 0.4, 80.0)),
+            ("gather", (1.0, {"backbone": 0.5, "rest": 0.5}, 50.0, 0.02, 0.1, 20.0)),
+        )
+    ]
+    differences = {"output": 1e-6, "gradients_relative": 2e-6}
+    text = load("benchmarks.cases").proposal_tables(rows, differences).splitlines()
     assert text[0].startswith("| sampling | image, s | backbone | rest | peak MiB |")
     assert text[3] == "| gather | 1.000 | 0.500 (50%) | 0.500 (50%) | 50 | 0.50 | 0.50 |"
     assert text[8] == "| gather | 20.0 | 0.20 | 100.0 | 0.25 | 20 | 0.25 |"
@@ -172,7 +185,7 @@ class _Slow(nn.Module):
 def test_the_stopwatch_counts_a_part_within_a_part_once(load: Import) -> None:
     inner = _Slow(0.1)
     model = _Slow(0.04, inner)
-    watch = load("benchmarks.measure").Stopwatch({"outer": [model], "inner": [inner]}, "cpu")
+    watch = load("benchmarks.measure").Stopwatch({"outer": [model], "inner": [inner]})
     for name in ("first", "first", "second", "second"):
         with watch.lap(name):
             model(torch.zeros(1))
@@ -186,12 +199,16 @@ def test_the_stopwatch_counts_a_part_within_a_part_once(load: Import) -> None:
 def test_runs_alternate_and_the_first_round_is_left_out(
     load: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock advances by 10 in the first round, then by 1, 2, 6 in runs of "a": median 2."""
+    """The clock advances by 1, 2, 6 in the later runs of "a": median 2; the first one only adds memory."""
     measure = load("benchmarks.measure")
-    calls, clock = [], iter([0, 10, 10, 20, 20, 21, 21, 21, 21, 23, 23, 24, 24, 30, 30, 35])
-    monkeypatch.setattr(measure, "_now", lambda device: next(clock))
+    calls, clock = [], iter([20, 21, 21, 21, 21, 23, 23, 24, 24, 30, 30, 35])
+    peaks = iter([2**20, 5 * 2**20])
+    monkeypatch.setattr(measure, "timer", lambda: next(clock))
+    monkeypatch.setattr(measure, "_peak_bytes", lambda device: next(peaks))
     runs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    assert measure.alternate(runs, repeats=3, device="cpu") == {"a": 2, "b": 1}
+    prepared = measure.Prepared(runs, lambda: len(calls))
+    measured = measure.measure_here(lambda setting: prepared, measure.Setting(32, "cpu", 1, 3))
+    assert measured == measure.Measured({"a": 2, "b": 1}, 4.0, 8)
     assert calls == list("abababab")
 
 
@@ -236,6 +253,7 @@ def test_each_method_has_its_own_size_and_help_lists_them(
     assert benchmark.parse_args([]).size == 384
     assert benchmark.parse_args([]).shots == [1, 5]
     assert benchmark.parse_args(["--method", "proposals"]).size == 480
+    assert tuple(load("benchmarks.cases").BACKBONES) == benchmark.BACKBONES
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     assert "384" in capsys.readouterr().out

@@ -1,12 +1,11 @@
-"""What the benchmarks share: fresh processes, alternating runs, the time of a model's parts, peak memory."""
+"""The loop of all benchmarks: runs alternate in a fresh process; their median seconds and peak memory."""
 
 import multiprocessing
 import resource
 import statistics
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,84 +13,125 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, SwinBackbone
-
-BACKBONES: dict[str, Callable[[], FeatureBackbone]] = {
-    "resnet50": lambda: ResNetBackbone(depth=50),
-    "resnet101": lambda: ResNetBackbone(depth=101),
-    "swin_base": lambda: SwinBackbone(size="base"),
-}
+from torch.utils.benchmark import timer  # waits for the GPU, if there is one
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and how often."""
+    """What is measured; each benchmark uses what it needs."""
 
-    backbone: str
-    size: int
+    size: int  # side of the square images, pixels
     device: str
     threads: int
     repeats: int
+    backbone: str = "resnet50"
+    config_file: str = ""
+    shots: int = 1
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The runs to compare, and a function that returns further numbers after they have been measured."""
+
+    runs: Mapping[str, Callable[[], object]]
+    details: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds of each run, MiB that the first run added at its peak, and the details."""
+
+    seconds: dict[str, float]
+    peak_mib: float
+    details: Any
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark prints (Markdown), and its numbers for a JSON file."""
+    """Tables to print (Markdown), and their numbers for a JSON file."""
 
     tables: str
     numbers: dict[str, Any]
 
 
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return ``function(*arguments)``, computed in a process that has done nothing before.
+def measure(
+    prepare: Callable[[Setting], Prepared], setting: Setting, *names: str, repeats: int | None = None
+) -> Measured:
+    """Measure runs in a fresh process.
+
+    Args:
+        prepare: builds the runs; a module's function, as the process imports it.
+        names: of the runs; none means all.
+        repeats: rounds after the first one; None takes those of the setting, 0 measures memory only.
 
     Raises:
-        BrokenProcessPool: the process died, of too little memory for example.
+        BrokenProcessPool: the process died, for example because the memory was full.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(measure_here, prepare, setting, names, repeats).result()
 
 
-def start(setting: Setting) -> None:
-    """Set threads and seed, as every measuring process does first."""
+def measure_here(
+    prepare: Callable[[Setting], Prepared],
+    setting: Setting,
+    names: Sequence[str] = (),
+    repeats: int | None = None,
+) -> Measured:
+    """As `measure`, in this process."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
+    prepared = prepare(setting)
+    runs = {name: prepared.runs[name] for name in names or prepared.runs}
+    first, *others = runs.values()
+    peak_mib = added_peak_mib(first, setting.device)
+    for run in others:
+        run()
+    rounds = setting.repeats if repeats is None else repeats
+    return Measured(alternate(runs, rounds) if rounds else {}, peak_mib, prepared.details())
 
 
-def alternate(
-    runs: Mapping[str, Callable[[], object]], *, repeats: int, device: str, warm_up: bool = True
-) -> dict[str, float]:
-    """Median seconds of each run over ``repeats`` rounds of all runs in turn, after one to warm up."""
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each run over ``rounds`` rounds of all runs in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(-warm_up, repeats):
+    for _ in range(rounds):
         for name, run in runs.items():
-            begin = _now(device)
+            begin = timer()
             run()
-            end = _now(device)
-            if repeat >= 0:
-                seconds[name].append(end - begin)
+            seconds[name].append(timer() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-class Stopwatch:
-    """Seconds that runs spend in parts of a model, taken by hooks on its modules.
+def added_peak_mib(run: Callable[[], object], device: str) -> float:
+    """MiB by which ``run`` raises the peak of this process (CPU: resident set; GPU: allocated tensors)."""
+    before = _peak_bytes(device)
+    run()
+    return (_peak_bytes(device) - before) / 2**20
 
-    A part inside another counts for itself alone. On a GPU each part is waited for.
+
+def _peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Stopwatch:
+    """Seconds that runs spend in parts of a model, measured by hooks on its modules.
+
+    A part inside another part counts only for itself. On a GPU every part is waited for.
 
     Args:
-        parts: the modules of each part; they must be called as modules, not by ``forward``.
-        device: "cpu" or "cuda".
+        parts: the modules of each part; hooks work only for modules that are called, not their ``forward``.
     """
 
-    REST = "rest"  # what is in none of the parts
+    REST = "rest"  # time outside all parts
 
-    def __init__(self, parts: Mapping[str, Iterable[nn.Module]], device: str) -> None:
-        self._device = device
+    def __init__(self, parts: Mapping[str, Iterable[nn.Module]]) -> None:
         self._names = (*parts, self.REST)
         self._laps: dict[str, list[dict[str, float]]] = defaultdict(list)
         self._lap = dict.fromkeys(self._names, 0.0)
-        self._open = [self.REST]  # the parts being run, innermost last
+        self._open = [self.REST]  # the running parts, innermost last
         self._last = 0.0
         for name, modules in parts.items():
             for module in modules:
@@ -100,17 +140,17 @@ class Stopwatch:
 
     @contextmanager
     def lap(self, run: str) -> Iterator[None]:
-        """Time the parts of one run; ``run`` names the kind of run that it belongs to."""
+        """Measure the parts of one run; ``run`` names its kind."""
         self._lap = dict.fromkeys(self._names, 0.0)
-        self._last = _now(self._device)
+        self._last = timer()
         yield
         self._charge()
         self._laps[run].append(self._lap)
 
     def medians(self, run: str) -> dict[str, float]:
-        """Median seconds of each part, and of the "rest", over all laps of ``run`` but the first."""
+        """Median seconds of each part, and of the "rest", over all laps of ``run`` except the first."""
         laps = self._laps[run][1:]
-        return {name: statistics.median(lap[name] for lap in laps) for name in self._names}
+        return {name: statistics.median(lap[name] for lap in laps) for name in self._names} if laps else {}
 
     def _enter(self, name: str) -> None:
         self._charge()
@@ -121,26 +161,18 @@ class Stopwatch:
         self._open.pop()
 
     def _charge(self) -> None:
-        now = _now(self._device)
+        now = timer()
         self._lap[self._open[-1]] += now - self._last
         self._last = now
 
 
-def added_peak_mib(run: Callable[[], object], device: str) -> float:
-    """MiB by which ``run`` raises this process's peak (CPU: resident set; GPU: allocated tensors)."""
-    before = _peak_bytes(device)
-    run()
-    return (_peak_bytes(device) - before) / 2**20
+def with_ratios(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, and for each number "<key>_ratio", its ratio to the one of ``base``."""
+    numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+    return {**row, **{f"{key}_ratio": value / max(base[key], 1e-9) for key, value in numbers.items()}}
 
 
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown. ``columns`` has the headers, and how to format a cell from the row's entries."""
+    lines = [columns, ["---"] * len(columns), *([c.format(**row) for c in columns.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)

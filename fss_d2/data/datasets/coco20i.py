@@ -1,14 +1,14 @@
 """COCO-20i: COCO in four folds of 20 classes.
 
-Variants (``train`` and ``val`` images are those of the 2014 split unless said otherwise):
+Variants, on the images of the 2014 split unless noted otherwise:
 
-- ``coco20i``: interleaved folds, class masks from each object's own outline, so overlaps are not lost;
-- ``coco20i_contiguous``: the same with contiguous folds (PANet's);
-- ``coco20i_flat``: as ``coco20i``, masks read off one flattened class map as the published protocols do;
-- ``coco20i_hsnet``: as ``coco20i_flat``, images in the order of HSNet's lists, which the user supplies;
-- ``coco20i_2017``: as ``coco20i`` on the 2017 split (the same images, divided anew; not the protocol).
+- ``coco20i``: interleaved folds, class masks from each object's own outline, so that overlaps are kept;
+- ``coco20i_contiguous``: the same with PANet's contiguous folds;
+- ``coco20i_flat``: as ``coco20i``, with masks from one flattened class map as in the published protocols;
+- ``coco20i_hsnet``: as ``coco20i_flat``, with images in the order of HSNet's lists, which the user supplies;
+- ``coco20i_2017``: as ``coco20i`` on the 2017 split (the same images in another division; not the protocol).
 
-All but ``coco20i_hsnet`` also come as ``..._train_no_novel``, without the images that show a novel class.
+All except ``coco20i_hsnet`` also exist as ``..._train_no_novel``, without images that show a novel class.
 """
 
 import graphlib
@@ -53,7 +53,7 @@ DERIVED = ("coco20i", "coco20i_contiguous", "coco20i_flat", "coco20i_2017")
 VARIANTS = (*DERIVED, HSNET)
 PREPARE = "run `python datasets/prepare_coco20i.py`"
 PREPARE_MAPS = "run `python datasets/prepare_coco20i.py --class-maps`"
-IMAGE_MEND = "download the COCO images and extract them there"
+IMAGE_FIX = "download the COCO images and extract them there"
 
 
 def names() -> list[str]:
@@ -77,11 +77,11 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split; ``image_id`` is COCO's own number in every variant.
 
     ``classes`` holds the split's classes that cover at least 2048 pixels of the flattened class map
-    (``coco20i_hsnet``: those whose list has the image), also where the masks are not flattened, so
-    that all variants draw from the same image sets, meant to be the published ones; ``query_classes`` (not
-    ``coco20i_hsnet``) holds those that cover any of it. ``annotations``
-    has one RLE per class (the union of its objects) and one per class of crowd regions; the flat
-    variants have ``sem_seg_file_name`` instead.
+    (``coco20i_hsnet``: those whose list has the image). The flattened map counts in all variants, so that
+    they share their sets of images, which are meant to be the published ones. ``query_classes`` (not
+    ``coco20i_hsnet``) holds the classes that cover any pixel of it. ``annotations`` has one RLE per class
+    (the union of its objects) and one per class of crowd regions; the flat variants have
+    ``sem_seg_file_name`` instead.
 
     Raises:
         KeyError: unknown name.
@@ -105,15 +105,15 @@ def records_of(
     flat: bool = False,
     shown: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Records of the images for which ``choose`` names a class, in the order of the index.
+    """Return the records of the images for which ``choose`` returns a class, in the order of the index.
 
     Args:
-        root: of the data.
-        image_set: "train2014" or the like.
-        choose: from an index row to the class ids that the image may be drawn for.
-        flat: take masks off the flattened class maps.
-        shown: classes that a record lists as ``query_classes`` where the flattened map shows them at all;
-            None leaves the key out.
+        root: the datasets folder.
+        image_set: for instance "train2014".
+        choose: returns, for an index row, the class ids whose episodes may use the image.
+        flat: read the masks from the flattened class maps.
+        shown: classes that a record lists as ``query_classes`` if they have a pixel in the flattened map;
+            None omits the key.
 
     Raises:
         FileNotFoundError: images or prepared files are missing.
@@ -137,12 +137,12 @@ def records_of(
 def large_classes(
     row: Mapping[str, Any], class_ids: Collection[int], pixels: int = MIN_CLASS_PIXELS
 ) -> list[int]:
-    """Classes of an index row, out of ``class_ids``, with so many pixels or more in the flattened map."""
+    """Return the classes in ``class_ids`` that have at least ``pixels`` in the flattened map of an image."""
     return [o["class"] for o in row["objects"] if o["class"] in class_ids and o["flat_area"] >= pixels]
 
 
 def index_path(root: Path, image_set: str) -> Path:
-    """Return the path of the prepared index of ``train2014`` or the like."""
+    """Return the path of the prepared index of an image set, for instance ``train2014``."""
     return prepared_dir(root, "coco20i") / f"{image_set}.jsonl"
 
 
@@ -160,7 +160,7 @@ def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
     """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` into image ids.
 
     Raises:
-        ValueError: the text is something else; the message names ``source``.
+        ValueError: the text has another form; the message names ``source``.
     """
     try:
         lists = {int(c): [_image_number(path) for path in paths] for c, paths in json.loads(text).items()}
@@ -179,18 +179,18 @@ def _image_number(path: str) -> int:
 
 
 def _drawn_classes(spec: FoldName) -> set[int]:
-    """The classes whose episodes a split draws."""
+    """Return the classes that a split samples."""
     novel = set(novel_classes(spec.variant, spec.fold))
     return novel if spec.split == "val" else set(range(len(CLASS_NAMES))) - novel
 
 
 def _rule_chooser(spec: FoldName) -> Callable[[Mapping[str, Any]], list[int]]:
     wanted = _drawn_classes(spec)
-    shunned = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
+    excluded = set(novel_classes(spec.variant, spec.fold)) if spec.no_novel else set()
 
     def choose(row: Mapping[str, Any]) -> list[int]:
-        """The classes of an image's episodes; none where it shows a class to be shunned."""
-        if shunned and any(o["class"] in shunned for o in (*row["objects"], *row["crowds"])):
+        """Return the classes of an image's episodes; none if it shows an excluded class."""
+        if excluded and any(o["class"] in excluded for o in (*row["objects"], *row["crowds"])):
             return []
         return large_classes(row, wanted)
 
@@ -208,14 +208,14 @@ def _listed_chooser(root: Path, spec: FoldName) -> Callable[[Mapping[str, Any]],
 def _read_class_lists(root: Path, spec: FoldName) -> dict[int, list[int]]:
     split = "trn" if spec.split == "train" else "val"
     path = list_path(root, f"hsnet/{split}_fold{spec.fold}.json")
-    mend = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER"
-    return parse_class_lists(require(path, mend).read_text(), str(path))
+    fix = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER"
+    return parse_class_lists(require(path, fix).read_text(), str(path))
 
 
 def _in_list_order(
     records: Sequence[dict[str, Any]], lists: Mapping[int, Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """Order records so that the images of each class stand as in its list.
+    """Sort records so that the images of each class have the order of its list.
 
     HSNet's episodes depend on these orders; its lists agree with one order of all images.
     """
@@ -226,28 +226,26 @@ def _in_list_order(
     try:
         order = list(graphlib.TopologicalSorter(before).static_order())
     except graphlib.CycleError:
-        logger.warning(
-            "the lists order images differently: the episodes of HSNet cannot be repeated from them"
-        )
+        logger.warning("the lists order images differently: HSNet's episodes cannot be reproduced from them")
         return list(records)
     place = {image_id: i for i, image_id in enumerate(order)}
     return sorted(records, key=lambda record: place[record["image_id"]])
 
 
 def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Path]:
-    """Where an index row's image lies: in the folder of its set, else (2014) in the folders of 2017."""
+    """Return a function from an index row to its image: in the folder of its set, or (2014) of 2017."""
     folder = root / "coco" / image_set
     train, val = root / "coco/train2017", root / "coco/val2017"
     if image_set.endswith("2014") and not folder.is_dir() and train.is_dir() and val.is_dir():
         in_val = set(os.listdir(val))
 
         def find(row: Mapping[str, Any]) -> Path:
-            """The 2017 file of an image: its number alone, in either folder."""
+            """Return the 2017 file of an image, which is named by its number, in either folder."""
             name = f"{row['image_id']:012d}.jpg"
             return (val if name in in_val else train) / name
 
         return find
-    require(folder, IMAGE_MEND)
+    require(folder, IMAGE_FIX)
     return lambda row: folder / row["file_name"]
 
 

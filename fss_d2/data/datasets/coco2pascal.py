@@ -1,4 +1,4 @@
-"""COCO -> PASCAL: train on COCO, test on PASCAL classes that the training never showed.
+"""COCO -> PASCAL: train on COCO, test on PASCAL classes that were not in the training.
 
 Ids and names of a ``train`` split are COCO's, those of a ``val`` split PASCAL's. Variants:
 
@@ -7,8 +7,9 @@ Ids and names of a ``train`` split are COCO's, those of a ``val`` split PASCAL's
   segmentation ``val``;
 - ``coco15`` (MM-Former's Table 6): fold i trains on the 15 base classes of PASCAL-5i's fold i, on COCO's
   images, and tests as ``pascal5i_fold<i>_val``;
-- ``coco75sub`` (the same table): fold i trains on the 75 COCO classes apart from the five test classes, on
-  6000 images drawn at random (by the fold's number: the paper's own draw was not released), and tests alike.
+- ``coco75sub`` (the same table): fold i trains on the COCO classes other than the five test classes, on 6000
+  random images (seeded by the fold's number: the paper's own selection was not released), and tests in the
+  same way.
 """
 
 import random
@@ -24,7 +25,7 @@ VARIANT = "coco2pascal"
 TRANSFER = ("coco15", "coco75sub")
 VARIANTS = (VARIANT, *TRANSFER)
 SUBSET_IMAGES = 6000
-# COCO's name where it is not PASCAL's.
+# COCO's names that differ from PASCAL's.
 _COCO_NAMES = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -61,7 +62,7 @@ def metadata(name: str) -> dict[str, Any]:
 
 
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
-    """Load the dataset dicts of one split; errors as those of `coco20i` and `pascal5i`."""
+    """Load the dataset dicts of one split; errors as in `coco20i` and `pascal5i`."""
     spec = FoldName.parse(name, VARIANTS)
     if spec.variant in TRANSFER:
         if spec.split == "val":
@@ -82,7 +83,7 @@ def _transfer_records(spec: FoldName, root: Path) -> list[dict[str, Any]]:
 
 
 def _withheld(spec: FoldName) -> list[int]:
-    """COCO class ids that a fold of a transfer variant does not train on."""
+    """Return the COCO class ids that a fold of a transfer variant does not train on."""
     fold = pascal5i.metadata(_pascal_name(spec))
     if spec.variant == "coco75sub":
         return sorted(_COCO_CLASSES[c] for c in fold["novel_class_ids"])

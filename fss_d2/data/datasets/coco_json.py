@@ -1,4 +1,4 @@
-"""Reads instance annotations in COCO's JSON format into dataset dicts."""
+"""Instance annotations in COCO's JSON format as dataset dicts."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ __all__ = ["CocoSettings", "load_coco_json"]
 
 @dataclass(frozen=True)
 class CocoSettings:
-    """What `register_coco_json` was asked for; its docstring explains each. Checks what needs no reading."""
+    """The arguments of `register_coco_json`, which explains them; checks those that need no reading."""
 
     json_file: Path
     image_root: Path
@@ -32,7 +32,7 @@ class CocoSettings:
         name, split = self.division.dataset, self.division.split
         if not self.json_file.is_file():
             raise FileNotFoundError(
-                f"{name}: annotation file {self.json_file} does not exist; mend json_file"
+                f"{name}: annotation file {self.json_file} does not exist; correct json_file"
             )
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"{name}: val_fraction {self.val_fraction} must be at least 0 and less than 1")
@@ -40,10 +40,10 @@ class CocoSettings:
             raise ValueError(f"{name}: min_area {self.min_area} must not be negative")
         for option in ("val_fraction", "exclude_images_with_novel"):
             if split == "all" and getattr(self, option):
-                raise ValueError(f"{name}: {option} sets train apart from val; give split 'train' or 'val'")
+                raise ValueError(f"{name}: {option} separates train from val; give split 'train' or 'val'")
 
     def has_image(self, image_id: int | str) -> bool:
-        """Whether an image is on the split's side of the `val_fraction` cut."""
+        """Whether an image belongs to the split by the rule of `val_fraction`."""
         if self.val_fraction == 0:
             return True
         digest = hashlib.sha256(str(image_id).encode()).digest()
@@ -55,13 +55,13 @@ def load_coco_json(settings: CocoSettings) -> list[dict[str, Any]]:
     """Read the file, complete the dataset's metadata and return its records, in the order of "images".
 
     Raises:
-        FileNotFoundError: the first image is not where it should be.
-        ValueError: the JSON is broken or contradicts itself, or nothing of the split is in it.
+        FileNotFoundError: the first image does not exist.
+        ValueError: the JSON is broken or inconsistent, or has no image of the split.
     """
     try:
         return _load(settings)
-    except (AttributeError, TypeError) as error:  # a number where there should be a list, and the like
-        raise ValueError(f"{settings.json_file} is not in COCO's format ({error}); mend it") from error
+    except (AttributeError, TypeError) as error:  # for instance a number in place of a list
+        raise ValueError(f"{settings.json_file} is not in COCO's format ({error}); fix it") from error
 
 
 def _load(settings: CocoSettings) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def _load(settings: CocoSettings) -> list[dict[str, Any]]:
             f"{name}: no image of {settings.json_file} shows a class of split {settings.division.split!r}"
         )
     if not Path(records[0]["file_name"]).is_file():
-        raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; mend image_root")
+        raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; correct image_root")
     MetadataCatalog.get(name).set(**metadata)
     return records
 
@@ -93,11 +93,11 @@ def _drops_novel(settings: CocoSettings) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Parse the file; its three lists must be there and have distinct ids."""
+    """Parse the file; its three lists must exist and have distinct ids."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it anew") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); write it again") from error
     needs = {
         "images": {"id", "file_name", "height", "width"},
         "categories": {"id", "name"},
@@ -106,23 +106,23 @@ def _read(path: Path) -> dict[str, Any]:
     for part, keys in needs.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
-            raise ValueError(f"{path}: there is no list {part!r}; COCO's format has one")
+            raise ValueError(f"{path}: there is no list {part!r}; add it as in COCO's format")
         for number, row in enumerate(rows):
             if missing := keys - row.keys():
                 raise ValueError(f"{path}: {part}[{number}] has no {sorted(missing)[0]!r}; add it")
         if part != "annotations" and (twice := first_duplicate(row["id"] for row in rows)) is not None:
-            raise ValueError(f"{path}: id {twice} comes twice in {part!r}; ids must differ")
+            raise ValueError(f"{path}: id {twice} occurs twice in {part!r}; make ids distinct")
     return content
 
 
 def _classes(
     settings: CocoSettings, categories: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[int, int | None], list[str]]:
-    """Class id of every category id (None: left out), and the class names."""
+    """Return the class id of every category id (None: not used) and the class names."""
     ordered = sorted(categories, key=lambda category: category["id"])
     all_names = [category["name"] for category in ordered]
     if (twice := first_duplicate(all_names)) is not None:
-        raise ValueError(f"{settings.json_file}: two categories are called {twice!r}; rename one")
+        raise ValueError(f"{settings.json_file}: two categories have the name {twice!r}; rename one")
     where = f"{settings.division.dataset}: classes"
     kept = ids_of(settings.classes, all_names, where) if settings.classes is not None else range(len(ordered))
     class_of: dict[int, int | None] = {category["id"]: None for category in ordered}
@@ -133,14 +133,12 @@ def _classes(
 def _by_image(
     path: Path, content: Mapping[str, Any], class_of: Mapping[int, int | None]
 ) -> dict[int | str, list[dict[str, Any]]]:
-    """Annotations that have an outline, of each image, with class ids for category ids."""
+    """Return the annotations of each image that have an outline, with class ids in place of category ids."""
     grouped: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for number, row in enumerate(content["annotations"]):
         label = row.get("id", f"number {number}")
         if row["image_id"] not in grouped:
-            raise ValueError(
-                f"{path}: annotation {label} is of image {row['image_id']}, which is not in 'images'"
-            )
+            raise ValueError(f"{path}: annotation {label} is of image {row['image_id']}, not in 'images'")
         if row["category_id"] not in class_of:
             raise ValueError(
                 f"{path}: annotation {label} has category {row['category_id']}, not in 'categories'"
@@ -165,7 +163,7 @@ def _record(
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],
-        "annotations": list(annotations),  # of every class: what is held out is no background either
+        "annotations": list(annotations),  # of every class: held-out objects are not background either
     }
     classes = sorted({a["category_id"] for a in mine if not a["iscrowd"]})
     if settings.min_area:

@@ -1,4 +1,4 @@
-"""Users' own data: folders of images and masks, and JSON files in COCO's format."""
+"""The user's own data: folders of images and masks, and JSON files in COCO's format."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,24 +33,24 @@ def register_folder(
 ) -> None:
     """Register a folder of one subfolder per class, `<class>/images/*` and `<class>/masks/<same stem>.png`.
 
-    Each mask knows its own class alone, so that a photograph that stands under two classes makes two
-    records, of image ids "<class>/<stem>". Files are looked at when the dataset is first used.
+    A mask shows one class only, so a photograph in two class folders gives two records, with the image ids
+    "<class>/<stem>". Files are read when the dataset is first used.
 
     Args:
-        name: what `cfg.DATASETS.TRAIN` and `.TEST` shall call it.
+        name: of the dataset in `cfg.DATASETS.TRAIN` and `.TEST`.
         root: the folder of the class folders.
-        classes: the class folders to take, in the order of their ids; None takes all, by name.
-        base_classes, novel_classes: names of the classes to train on and to hold out; where only one is
-            given, the other is the rest.
-        fold, num_folds: instead of names: hold out class ids with `id % num_folds == fold`.
-        split: whose episodes to draw: "train" the base classes, "val" the novel ones, "all" every class.
+        classes: the class folders to use, in the order of their ids; None = all, by name.
+        base_classes, novel_classes: names of the classes to train on and to hold out; if only one is given,
+            the other is the rest.
+        fold, num_folds: in place of names: hold out class ids with `id % num_folds == fold`.
+        split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
         mask_encoding: "binary" (foreground from half of the file's or format's largest value on) or
-            "trimap" (0, 1, and 255 for pixels to leave out).
+            "trimap" (0, 1, and 255 for ignored pixels).
 
     Raises:
         FileNotFoundError: `root` or a class folder does not exist (at once).
-        ValueError: contradictory arguments, or a name that is taken (at once); an image without mask, a
-            mask without image, an empty class folder, an unreadable image (at first use).
+        ValueError: the arguments contradict each other, or the name is taken (at once); an image without
+            mask, a mask without image, an empty class folder, an unreadable image (at first use).
 
     Example:
         >>> import pathlib, tempfile
@@ -95,39 +95,40 @@ def register_coco_json(
     """Register instance annotations in COCO's format: polygons, RLE (compressed or not), crowd regions.
 
     Class ids count the categories by rising category id. The mask of a class in an image is the union of its
-    objects; its crowd regions are ignored (255). The file is read when the dataset is first used, and the
-    metadata (class names and ids) are complete from then on.
+    objects; its crowd regions are ignored (255). The file is read when the dataset is first used; from then
+    on the metadata (class names and ids) are complete.
 
-    Training and validation classes differ, so both splits may draw from one pool of images; but then
-    training images show novel objects, as background. Choose what your evaluation shall claim:
+    Training and validation classes differ, so both splits may share one pool of images; but then training
+    images show novel objects, as background. Choose by the claim of your evaluation:
 
-    - neither of the options below: the common protocol of one pool. Labels of novel classes are never seen,
-      their pixels are, even of the very images that are tested on;
+    - neither of the options below: the common protocol with one pool. Training never sees labels of novel
+      classes, but it sees their pixels, even in the test images;
     - `exclude_images_with_novel`: "train" drops every image with an object or crowd region of a novel class.
-      No image is in both splits and novel classes are unseen; costs the most training images;
-    - `val_fraction`: that part of all images, chosen by a hash of their ids, is for "val" alone and the rest
-      for "train" alone. No image is in both splits; new images keep the old ones' places.
+      No image is in both splits and novel classes are unseen; this costs the most training images;
+    - `val_fraction`: this share of all images, chosen by a hash of their ids, is for "val" only and the rest
+      for "train" only. No image is in both splits; adding images does not move others.
 
-    Both may be combined: unseen classes on images apart from those that training could use.
+    Both can be combined: unseen classes on images that training could not use.
 
     Args:
-        name: what `cfg.DATASETS.TRAIN` and `.TEST` shall call it.
+        name: of the dataset in `cfg.DATASETS.TRAIN` and `.TEST`.
         json_file: file with "images", "annotations" and "categories".
-        image_root: the folder that the "file_name" of each image starts from.
-        classes: names of the categories to take; None takes all. The rest counts as background.
-        base_classes, novel_classes: names of the classes to train on and to hold out; where only one is
-            given, the other is the rest.
-        fold, num_folds, fold_rule: instead of names: hold out the class ids with `id % num_folds == fold`
+        image_root: the folder to which the "file_name" of each image is relative.
+        classes: names of the categories to use; None = all. Others are background.
+        base_classes, novel_classes: names of the classes to train on and to hold out; if only one is given,
+            the other is the rest.
+        fold, num_folds, fold_rule: in place of names: hold out the class ids with `id % num_folds == fold`
             ("interleaved") or the fold-th of `num_folds` blocks ("contiguous").
-        split: whose episodes to draw: "train" the base classes, "val" the novel ones, "all" every class.
-        min_area: pixels of its mask that an image must have for a class to be listed; 0 lists every class
-            that has an object and draws no mask to find out. COCO-20i's own rule is 2048.
+        split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
+        min_area: least number of pixels of a class for an image to count for it; 0 counts every class that
+            has an object, without drawing its mask. COCO-20i uses 2048.
         exclude_images_with_novel: see above.
         val_fraction: see above; in [0, 1).
 
     Raises:
         FileNotFoundError: no such JSON (at once), or no such images (at first use).
-        ValueError: contradictory arguments, or a name that is taken (at once); a broken JSON (at first use).
+        ValueError: the arguments contradict each other, or the name is taken (at once); the JSON is broken
+            (at first use).
 
     Example:
         >>> import json, pathlib, tempfile
@@ -161,12 +162,12 @@ def register_coco_json(
 
 
 def _class_folders(name: str, root: Path, classes: Sequence[str] | None) -> list[str]:
-    """Names of the class folders, index = class id."""
+    """Return the names of the class folders, index = class id."""
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: folder {root} does not exist; give the folder of the class folders")
     found = sorted(path.parent.name for path in root.glob("[!.]*/images") if path.is_dir())
     if not found:
-        raise FileNotFoundError(f"{name}: there is no <class>/images folder in {root}; arrange the files so")
+        raise FileNotFoundError(f"{name}: {root} has no <class>/images folder; arrange the files so")
     if classes is None:
         return found
     if (twice := first_duplicate(classes)) is not None:
@@ -195,14 +196,14 @@ def _folder_records(root: Path, drawn: dict[str, int], mask_encoding: str) -> li
 
 
 def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Images of a class folder by name, each with its mask; every file must have its partner."""
+    """Return the images of a class folder by name, each with its mask; every file must have its partner."""
     images = [p for p in sorted((folder / "images").glob("[!.]*")) if is_image_name(p)]
     masks = {p.stem: p for p in (folder / "masks").glob("[!.]*") if p.suffix.lower() == ".png"}
     if not images:
         raise ValueError(f"{folder / 'images'} holds no image: add images or remove the class folder")
     if (twice := first_duplicate(p.stem for p in images)) is not None:
         raise ValueError(
-            f"{folder / 'images'}: two images are called {twice!r} but for their ending; rename one"
+            f"{folder / 'images'}: two images have the name {twice!r} with different suffixes; rename one"
         )
     for image in images:
         if image.stem not in masks:
@@ -217,10 +218,10 @@ def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) by the file's header, after its EXIF orientation."""
+    """Return (height, width) from the file's header, after its EXIF orientation."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size if turned else image.size[::-1]
+            is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size if is_rotated else image.size[::-1]
     except (OSError, SyntaxError) as error:
         raise ValueError(f"image file {path} cannot be read ({error}); replace it") from error

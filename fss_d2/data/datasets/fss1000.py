@@ -1,7 +1,7 @@
 """FSS-1000 (Li et al., CVPR 2020): 1000 classes of 10 images, 520 to train, 240 to validate, 240 to test.
 
-There are no folds: a split's classes are its own. The names of each split's classes come from lists that the
-user supplies; class ids count the sorted names of ``train``, then ``val``, then ``test``.
+There are no folds; each split has classes of its own, whose names come from lists that the user supplies.
+Class ids count the sorted names of ``train``, then ``val``, then ``test``.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def names() -> list[str]:
 def metadata(name: str) -> dict[str, Any]:
     """Return the metadata of a split, without ``stuff_classes``; KeyError for an unknown name.
 
-    The class names stand in the prepared lists: `load_records` adds them to the MetadataCatalog.
+    `load_records` adds the class names from the prepared lists to the MetadataCatalog.
     """
     split = _split(name)
     novel = [c for other in ("val", "test") for c in _class_ids(other)]
@@ -43,8 +43,8 @@ def class_names(root: Path) -> list[str]:
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split, ``image_id`` "<class>/<number>" ("bus/10").
 
-    They stand in the order of HSNet's test: classes by name, then images by number as text (1, 10, 2).
-    Masks are grey levels, foreground from half of the range on. Also sets ``stuff_classes`` of the
+    The order is that of HSNet's test: classes by name, then images by number as text (1, 10, 2). Masks are
+    grey levels, foreground from half of the range on. Also sets ``stuff_classes`` of the
     dataset's metadata.
 
     Raises:
@@ -94,7 +94,7 @@ def _class_ids(split: str) -> list[int]:
 
 
 def _publish_names(name: str, all_names: list[str]) -> None:
-    """Set ``stuff_classes``; the catalog forbids to change a value, so another root's names are removed."""
+    """Set ``stuff_classes``; the catalog refuses to change a value, so names of another root are removed."""
     catalog = MetadataCatalog.get(name)
     if getattr(catalog, "stuff_classes", all_names) != all_names:
         MetadataCatalog.remove(name)

@@ -1,4 +1,4 @@
-"""Draws the images of `glyphs`: each a pure function of (seed, size, index); 80 symbols in many fonts."""
+"""Draws the images of `glyphs` (80 symbols in many fonts), each a pure function of (seed, size, index)."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +15,8 @@ from .splits import NUM_FOLDS
 
 __all__ = ["CLASS_NAMES", "SYMBOLS", "GlyphGenerator", "fonts_of", "glyph_bitmap"]
 
-# No two of these are taken for each other under a turn of 40 degrees in any font: of O 0 o, I l 1, X x,
-# 5 S, 8 B, 9 g, y Y, A Α and the like at most one is listed.
+# No two of these look alike in any font, rotated by up to 40 degrees: of O 0 o, I l 1, X x, 5 S, 8 B, 9 g,
+# y Y, A Α and similar ones at most one is listed.
 SYMBOLS: dict[str, str] = {
     **{f"upper_{c}": c for c in "ABEGHKMNQRSTWY"},
     **{f"lower_{c}": c for c in "adefghirt"},
@@ -42,7 +42,7 @@ _WIDE_FONTS = (
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
-# TeX's own encodings: only letters and digits stand at their Unicode places.
+# TeX's own encodings: only letters and digits have their Unicode code points.
 _TEX_FONTS = ("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10")
 _FONT_PIXELS = 128
 
@@ -77,22 +77,22 @@ def glyph_bitmap(class_id: int, font: str) -> np.ndarray:
 _NUM_CLASSES = len(CLASS_NAMES)
 _OBJECT_COUNTS = (0.25, 0.4, 0.25, 0.1)  # probability of 1, 2, 3, 4 objects
 _OBJECT_SIDE = (0.4, 0.75)  # longer side of a symbol over the image's side
-_MAX_TURN = 40.0  # degrees
-_MAX_CLUTTER = 3  # shapes on the ground that are no symbols
-_MAX_BOLDNESS = 0.045  # strokes grow by up to this part of the symbol's longer side, all round
-_MAX_HIDDEN = 0.12  # of a symbol's pixels, by one other symbol
-_PLACEMENTS = 12  # tries, ever smaller, before a distractor is left out
+_MAX_TURN = 40.0  # degrees of rotation
+_MAX_CLUTTER = 3  # background shapes that are no symbols
+_MAX_BOLDNESS = 0.045  # growth of strokes on each side, over the symbol's longer side
+_MAX_HIDDEN = 0.12  # share of a symbol's pixels that another symbol may hide
+_PLACEMENTS = 12  # tries, each smaller, before a distractor is left out
 _MIN_CONTRAST = 0.25  # distance in RGB (0..1) between a symbol's mean colour and the background's
 _STAGES = {"plan": 0, "background": 1, "objects": 2, "finish": 3}
 
 
 @dataclass(frozen=True)
 class GlyphGenerator:
-    """Draws image `index` of the set that belongs to a seed.
+    """Draws image `index` of the set of a seed.
 
-    Image `index` is about class `index % 80`, of fold `f = class % 4`. Its other symbols come from
-    fold f and one partner fold, `(f + index // 80) % 4`, so that every image leaves at least two
-    folds out and can serve their training sets.
+    The subject of image `index` is class `index % 80`, of fold `f = class % 4`. Its other symbols come from
+    fold f and one partner fold, `(f + index // 80) % 4`, so that every image is in the training sets of at
+    least two folds.
 
     >>> image, class_map = GlyphGenerator(seed=0, size=64).generate(5)
     >>> image.shape, class_map.shape, 5 + 1 in class_map
@@ -117,7 +117,7 @@ class GlyphGenerator:
         return self.finish(image, index), class_map
 
     def classes(self, index: int) -> list[int]:
-        """Return the distinct class ids that image `index` sets out to show, its own class first."""
+        """Return the distinct class ids planned for image `index`, its subject first."""
         rng, main = self._rng(index, "plan"), index % _NUM_CLASSES
         fold = main % NUM_FOLDS
         partner = (fold + index // _NUM_CLASSES) % NUM_FOLDS
@@ -126,7 +126,7 @@ class GlyphGenerator:
         return [main, *(int(c) for c in rng.choice(others, count - 1, replace=False))]
 
     def background(self, index: int) -> np.ndarray:
-        """Return the textured and cluttered ground (size, size, 3) float32, 0..1, of image `index`."""
+        """Return the textured and cluttered background (size, size, 3) float32, 0..1, of image `index`."""
         rng = self._rng(index, "background")
         image = _texture(rng, self.size, rng.uniform(0.1, 0.9, 3), amplitude=0.25)
         for _ in range(rng.integers(_MAX_CLUTTER + 1)):
@@ -135,7 +135,7 @@ class GlyphGenerator:
         return image
 
     def finish(self, image: np.ndarray, index: int) -> np.ndarray:
-        """Light a float image (size, size, 3) unevenly, blur it, add noise; return it as uint8."""
+        """Return a float image (size, size, 3) with uneven light, blur and noise, as uint8."""
         rng = self._rng(index, "finish")
         light = 1 + rng.uniform(0, 0.35) * _ramp(rng, self.size)
         image = cv2.GaussianBlur(image * light[..., None], (0, 0), rng.uniform(0.3, 1.0))
@@ -146,7 +146,7 @@ class GlyphGenerator:
         return np.random.default_rng((self.seed, index, _STAGES[stage]))
 
     def _place(self, rng: Generator, class_id: int, class_map: np.ndarray) -> np.ndarray | None:
-        """Return a coverage (size, size) float32 that hides little of what is drawn, or None."""
+        """Return a coverage (size, size) float32 that hides little of the drawn symbols, or None."""
         areas = np.bincount(class_map.ravel(), minlength=_NUM_CLASSES + 1)
         for attempt in range(_PLACEMENTS):
             side = rng.uniform(*_OBJECT_SIDE) * self.size * (1 - 0.5 * attempt / _PLACEMENTS)
@@ -159,7 +159,7 @@ class GlyphGenerator:
 
 
 def _symbol(rng: Generator, class_id: int, size: int, side: float) -> np.ndarray:
-    """Return the coverage (size, size) float32, 0..1, of a turned symbol about `side` pixels long."""
+    """Return the coverage (size, size) float32, 0..1, of a rotated symbol about `side` pixels long."""
     fonts = fonts_of(class_id)
     glyph = glyph_bitmap(class_id, fonts[rng.integers(len(fonts))])
     scale = side / max(glyph.shape) * np.exp(rng.uniform(-0.15, 0.15, 2))  # (x, y)
@@ -187,7 +187,7 @@ def _contrasting_colour(rng: Generator, ground: np.ndarray) -> np.ndarray:
 
 
 def _clutter(rng: Generator, size: int) -> np.ndarray:
-    """Return the coverage (size, size) float32 of one shape that is no symbol: a line, disc or polygon."""
+    """Return the coverage (size, size) float32 of a line, ellipse or polygon."""
     canvas = np.zeros((size, size), np.uint8)
     kind = rng.integers(3)
     points = rng.integers(0, size, (2, 2))
@@ -203,7 +203,7 @@ def _clutter(rng: Generator, size: int) -> np.ndarray:
 
 
 def _texture(rng: Generator, size: int, colour: np.ndarray, amplitude: float) -> np.ndarray:
-    """Return a texture (size, size, 3) float32 about a colour: stripes, blobs, noise, checks or a ramp."""
+    """Return a texture (size, size, 3) float32 around a colour: stripes, blobs, clouds, checks or a ramp."""
     pattern = _PATTERNS[rng.integers(len(_PATTERNS))](rng, size)  # -1..1
     grain = 0.25 * _noise(rng, size, size // 2)
     tint = rng.uniform(-amplitude, amplitude, 3).astype(np.float32)

@@ -8,15 +8,13 @@ Layout under the data root::
     glyphs/index.json             the images and the classes that each shows; written last
 
 Class c belongs to fold `c % 4`. All folds share the images: those that show a class of fold f are its
-`val` split, all others its `train` split, so that held-out classes are never seen in training, not even
-as distractors. An image draws its symbols from at most two folds, which leaves each fold 9/16 of the
-images for training.
+`val` split, all others its `train` split, so that training never shows held-out classes, not even as
+distractors. The symbols of an image come from at most two folds, which leaves each fold 9/16 of the images
+for training.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,18 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from fss_d2.files import atomic_path
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
-from .preparation import png_is_whole, require, write_class_map, write_text_if_changed
+from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
 from .splits import NUM_FOLDS, fold_metadata, held_out_classes
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the drawings; another number, other pixels
+_VERSION = 1  # of the drawings; a change of pixels needs a new number
 _JPEG_QUALITY = 92
 _PREPARE = "python datasets/prepare_glyphs.py"
 _SPLITS = {f"glyphs_fold{f}_{split}": (f, split) for f in range(NUM_FOLDS) for split in ("train", "val")}
@@ -55,9 +52,10 @@ def metadata(name: str) -> dict[str, Any]:
 
 
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
-    """Return the records of a split from `root`/glyphs (`root` is what `write_glyphs` was given).
+    """Return the records of a split from `root`/glyphs, with the `root` of `write_glyphs`.
 
-    Raises FileNotFoundError where the set has not been prepared.
+    Raises:
+        FileNotFoundError: the set is not prepared.
     """
     folder, (_, split) = root / "glyphs", _SPLITS[name]
     index = _read_json(folder / "index.json", "seed", "size", "images")
@@ -81,17 +79,17 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
 def write_glyphs(
     root: Path, *, seed: int = 0, size: int = 160, images_per_class: int = 30, workers: int = 0
 ) -> None:
-    """Write the set under `root`/glyphs; what is there already is kept, and a stopped run goes on.
+    """Write the set under `root`/glyphs; existing files are kept, and an interrupted run is continued.
 
     Args:
         root: the data root ($DETECTRON2_DATASETS).
         seed: image i is a pure function of (seed, size, i).
         size: side of the square images, in pixels.
-        images_per_class: images whose subject is a class; 80 times as many in all. May be raised later.
-        workers: processes besides this one; 0 draws in this process. The files do not depend on it.
+        images_per_class: images of each class as the subject, 80 times as many in all. Can be raised later.
+        workers: further processes; 0 draws in this process. The files do not depend on it.
 
     Raises:
-        ValueError: a number out of range, or `root`/glyphs holds a set of another seed or size.
+        ValueError: a number is out of range, or `root`/glyphs holds a set of another seed or size.
     """
     if seed < 0 or size < 32 or images_per_class < 1 or workers < 0:
         raise ValueError(
@@ -102,7 +100,7 @@ def write_glyphs(
     _claim(folder, {"version": _VERSION, "seed": seed, "size": size})
     write = partial(_write_image, folder, GlyphGenerator(seed, size))
     indices = range(images_per_class * len(CLASS_NAMES))
-    shown = tqdm(_map(write, indices, workers), "glyphs", len(indices), unit="image", disable=None)
+    shown = parallel_map(write, indices, workers=workers, progress="glyphs")
     images = [{"id": i, "classes": classes} for i, classes in zip(indices, shown, strict=True)]
     index = {"seed": seed, "size": size, "classes": list(CLASS_NAMES), "images": images}
     write_text_if_changed(folder / "index.json", json.dumps(index))
@@ -111,8 +109,11 @@ def write_glyphs(
 def check_glyphs(root: Path) -> dict[str, tuple[int, int]]:
     """Verify the set under `root`/glyphs; return (images, classes drawn) of each split by its name.
 
-    Every listed file must exist and be of the listed size, and each class's first image must be what the
-    generator draws. Raises FileNotFoundError or ValueError naming the first file that is wrong.
+    Every listed file must exist and have the listed size, and each class's first image must equal the
+    generator's.
+
+    Raises:
+        FileNotFoundError, ValueError: names the first file that is wrong.
     """
     folder = Path(root) / "glyphs"
     index = _read_json(folder / "index.json", "seed", "size", "images")
@@ -143,7 +144,7 @@ def _shown(class_map: np.ndarray) -> list[int]:
 
 
 def _claim(folder: Path, settings: dict[str, int]) -> None:
-    """Make the folder and note in it what its images depend on, or fail if it holds others."""
+    """Create the folder and its settings file, or raise ValueError if it holds images of other settings."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
@@ -155,17 +156,8 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
         )
 
 
-def _map(function: Any, items: Iterable[int], workers: int) -> Iterator[list[int]]:
-    if workers == 0:
-        yield from map(function, items)
-        return
-    # OpenCV's own threads would not survive a fork.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield from pool.map(function, items, chunksize=16)
-
-
 def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[int]:
-    """Draw and write one image unless it is there; return the class ids that it shows."""
+    """Draw and write one image unless it exists; return the class ids that it shows."""
     image_path, mask_path = _paths(folder, index)
     if image_path.exists() and png_is_whole(mask_path):
         class_map = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)

@@ -6,8 +6,8 @@ Three variants, all tested on VOC 2012's segmentation ``val``:
 - ``pascal5i_trainaug``: trained on all VOC and SBD images outside ``val`` (10582);
 - ``pascal5i_hsnet``: the (image, class) pairs of HSNet's lists, which the user supplies.
 
-The first two also come as ``..._train_no_novel``: without the images that show a novel class (BAM's
-rule). Elsewhere such images stay, and their novel pixels are background of every episode.
+The first two also exist as ``..._train_no_novel``, without images that show a novel class (BAM's rule). In
+the other variants such images stay, and their novel pixels are background in every episode.
 """
 
 from collections.abc import Collection, Iterable
@@ -49,12 +49,12 @@ def metadata(name: str) -> dict[str, Any]:
 
 
 def load_records(name: str, root: Path) -> list[dict[str, Any]]:
-    """Load the dataset dicts of one split, ``image_id`` as VOC has it ("2007_000033").
+    """Load the dataset dicts of one split, with VOC's ``image_id`` ("2007_000033").
 
     Masks are class maps (0 background, class id + 1, 255 ignore). ``classes`` holds the split's
-    classes that cover at least 2048 pixels (the ``hsnet`` variant: those that the list pairs with
-    the image), so that reading (image, class) pairs in order repeats the order of HSNet's ``val`` lists;
-    ``query_classes`` (not ``hsnet``) holds those that cover any pixel.
+    classes that cover at least 2048 pixels (the ``hsnet`` variant: those that the list pairs with the image).
+    The (image, class) pairs of the records have the order of HSNet's ``val`` lists. ``query_classes`` (not
+    ``hsnet``) holds the classes that cover any pixel.
 
     Raises:
         KeyError: unknown name.
@@ -69,7 +69,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
         return val_records(root, novel)
     base = set(range(len(CLASS_NAMES))) - set(novel)
     pool = read_ids(require(list_path(root, f"{TRAIN_POOLS[spec.variant]}.txt"), PREPARE))
-    return _select(root, pool, base, shun=novel if spec.no_novel else ())
+    return _select(root, pool, base, exclude=novel if spec.no_novel else ())
 
 
 def val_records(root: Path, class_ids: Collection[int]) -> list[dict[str, Any]]:
@@ -88,16 +88,16 @@ def hsnet_pairs(root: Path, fold: int, split: str) -> list[tuple[str, int]]:
     ``val``: the fold's own list; ``train``: the ``trn`` lists of the other folds, joined in fold order.
     """
     files = [f"val_fold{fold}"] if split == "val" else [f"trn_fold{i}" for i in range(NUM_FOLDS) if i != fold]
-    mend = "run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER"
+    fix = "run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER"
     paths = [list_path(root, f"hsnet/{file}.txt") for file in files]
-    return [pair for path in paths for pair in parse_pairs(require(path, mend).read_text(), str(path))]
+    return [pair for path in paths for pair in parse_pairs(require(path, fix).read_text(), str(path))]
 
 
 def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
     """Parse lines ``<image id>__<class, 1 to 20>`` into (image id, class id 0 to 19).
 
     Raises:
-        ValueError: a line that does not read so; the message names ``source`` and the line.
+        ValueError: a line has another form; the message names ``source`` and the line.
     """
     pairs = []
     for number, line in enumerate(text.split(), start=1):
@@ -113,17 +113,17 @@ def _novel(fold: int) -> list[int]:
 
 
 def _select(
-    root: Path, pool: Iterable[str], class_ids: Collection[int], shun: Iterable[int] = ()
+    root: Path, pool: Iterable[str], class_ids: Collection[int], exclude: Iterable[int] = ()
 ) -> list[dict[str, Any]]:
-    """Records of ``pool`` with a class of ``class_ids`` that is large enough and no pixel of ``shun``."""
+    """Return records of ``pool`` with a large enough class of ``class_ids`` and no pixel of ``exclude``."""
     index = _read_areas(root)
-    shunned = set(shun)
+    excluded = set(exclude)
     records = []
     for image_id in pool:
         row = index[image_id]
         areas = {int(c): pixels for c, pixels in row["areas"].items()}
         classes = [c for c in sorted(areas) if c in class_ids and areas[c] >= MIN_CLASS_PIXELS]
-        if classes and not shunned.intersection(areas):
+        if classes and not excluded.intersection(areas):
             shown = [c for c in sorted(areas) if c in class_ids and areas[c] > 0]
             records.append(_record(root, row, classes) | {"query_classes": shown})
     return records

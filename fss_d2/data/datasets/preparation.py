@@ -1,15 +1,16 @@
-"""Files of prepared sets, and what the preparations share: worker pool, tables of counts, published lists."""
+"""Files of prepared sets, and the worker pool, tables of counts and published lists of preparations."""
 
 import gzip
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -39,19 +40,19 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def prepared_dir(root: Path, dataset: str) -> Path:
-    """Return the folder that holds what the preparation of ``dataset`` writes."""
+    """Return the folder into which the preparation of ``dataset`` writes."""
     return Path(root) / "fss_d2" / dataset
 
 
-def require(path: Path, mend: str) -> Path:
-    """Return ``path`` if it exists, else raise FileNotFoundError with one line that tells the mend."""
+def require(path: Path, fix: str) -> Path:
+    """Return ``path`` if it exists, else raise FileNotFoundError with the path and the fix in one line."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} not found: {mend}")
+        raise FileNotFoundError(f"{path} not found: {fix}")
     return path
 
 
 def write_text_if_changed(path: Path, text: str) -> bool:
-    """Write ``text`` atomically unless the file holds it already; return whether it was written."""
+    """Write ``text`` atomically unless the file already contains it; return whether it was written."""
     if path.is_file() and path.read_text() == text:
         return False
     with atomic_path(path) as temporary:
@@ -66,7 +67,7 @@ def write_class_map(path: Path, class_map: np.ndarray) -> None:
 
 
 def png_is_whole(path: Path) -> bool:
-    """Return whether ``path`` is there and ends as a PNG must; a truncated file does not."""
+    """Return whether ``path`` exists and ends with the last chunk of a PNG, so that it is not truncated."""
     if not path.is_file() or path.stat().st_size < len(_PNG_END):
         return False
     with path.open("rb") as file:
@@ -80,25 +81,25 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_index_header(path: Path) -> dict[str, Any] | None:
-    """Return the header of an index file, or None where there is no such file or it has no header."""
+    """Return the header of an index file, or None if the file does not exist or has no header."""
     if not path.is_file():
         return None
     with path.open() as file:
         return _parse(file.readline())
 
 
-def read_index(path: Path, mend: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an index file (its header left out).
+def read_index(path: Path, fix: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an index file, without its header.
 
     Raises:
-        FileNotFoundError: no such file; the message ends with ``mend``.
+        FileNotFoundError: no such file; the message ends with ``fix``.
         ValueError: a row is not JSON; the message names file and line.
     """
-    with require(path, mend).open() as file:
+    with require(path, fix).open() as file:
         for number, line in enumerate(file, start=1):
             row = _parse(line)
             if row is None:
-                raise ValueError(f"{path}:{number}: not a JSON row; delete the file, then {mend}")
+                raise ValueError(f"{path}:{number}: not a JSON row; delete the file, then {fix}")
             if number > 1:
                 yield row
 
@@ -106,11 +107,11 @@ def read_index(path: Path, mend: str) -> Iterator[dict[str, Any]]:
 def write_index(
     path: Path, header: dict[str, Any], rows_from: Callable[[int], Iterable[dict[str, Any]]]
 ) -> bool:
-    """Write a JSON-lines index under ``header``; return False if one with that header is there already.
+    """Write a JSON-lines index with ``header``; return False if a file with that header exists.
 
-    ``rows_from(n)`` yields the rows from the n-th on. Rows go to ``<name>.partial``, which takes
-    the final name when complete; a partial file of an earlier, interrupted run with the same
-    header is continued after its last whole row.
+    ``rows_from(n)`` yields the rows from the n-th on. They are written to ``<name>.partial``, which is
+    renamed when complete; the partial file of an interrupted run with the same header is continued after its
+    last whole row.
     """
     if read_index_header(path) == header:
         return False
@@ -124,7 +125,7 @@ def write_index(
 
 
 def _keep_whole_rows(partial: Path, header: dict[str, Any]) -> int:
-    """Cut a partial index after its last whole row (start it anew if of another header); count rows."""
+    """Truncate a partial index after its last whole row, or restart one of another header; count its rows."""
     if read_index_header(partial) != header:
         with atomic_path(partial) as temporary:
             temporary.write_text(json.dumps(header) + "\n")
@@ -149,7 +150,7 @@ def _parse(line: str | bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Count:
-    """One line of a check: what was counted, the number found, the published one (None: unknown)."""
+    """One line of a check: what was counted, the number found, the published number (None: unknown)."""
 
     what: str
     found: int
@@ -157,14 +158,14 @@ class Count:
 
     @property
     def verdict(self) -> str:
-        """ "same" or "DIFFERS" from the published number; empty where there is none."""
+        """Return "same" or "DIFFERS" from the published number; "" if there is none."""
         if self.published is None:
             return ""
         return "same" if self.found == self.published else "DIFFERS"
 
 
 def format_counts(counts: Sequence[Count]) -> str:
-    """Return a plain table: what, found, published, verdict."""
+    """Return a text table: what, found, published, verdict."""
     width = max([len(c.what) for c in counts] + [4])
     lines = [f"{'what':<{width}}  {'found':>8}  {'published':>9}"]
     for c in counts:
@@ -178,27 +179,28 @@ def parallel_map(
 ) -> Iterator[_Out]:
     """Yield ``function(item)`` in the order of ``items``, from ``workers`` processes (0: this one).
 
-    ``function`` must be importable by name (a pool pickles it); its errors are raised here.
+    ``function`` must be importable by name, because it is pickled; its errors are raised here.
     """
-    with tqdm(total=len(items), desc=progress, file=sys.stderr, disable=not items) as bar:
-        if workers == 0 or not items:
-            yield from _counted(map(function, items), bar)
-        else:
-            with Pool(workers) as pool:
-                yield from _counted(pool.imap(function, items, chunksize=_CHUNK), bar)
+    with tqdm(total=len(items), desc=progress, file=sys.stderr, disable=None if items else True) as bar:
+        for result in _map(function, items, workers):
+            bar.update()
+            yield result
 
 
-def _counted(results: Iterable[_Out], bar: "tqdm") -> Iterator[_Out]:
-    for result in results:
-        bar.update()
-        yield result
+def _map(function: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    if workers == 0 or not items:
+        yield from map(function, items)
+        return
+    # OpenCV's own threads do not survive a fork.
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield from pool.map(function, items, chunksize=_CHUNK)
 
 
 def find_list(folder: Path, stems: Sequence[str], suffix: str) -> str:
-    """Return the text of a published list: ``<stem><suffix>`` in ``folder``, plain or with .gz; first match.
+    """Return the text of a published list: the first ``<stem><suffix>`` in ``folder``, plain or with .gz.
 
     Raises:
-        FileNotFoundError: none of the files is there.
+        FileNotFoundError: none of the files exists.
     """
     for stem in stems:
         path = folder / f"{stem}{suffix}"

@@ -28,7 +28,7 @@ from .splits import NUM_FOLDS
 
 __all__ = ["ImageTask", "check", "draw_class_map", "index_row", "prepare"]
 
-JSON_MEND = "download the COCO train/val annotations of that year and extract them to <root>/coco"
+JSON_FIX = "download the COCO train/val annotations of that year and extract them to <root>/coco"
 # Images with an annotation in COCO 2014.
 ANNOTATED_IMAGES = {"train2014": 82081, "val2014": 40137}
 # (images, pairs) of HSNet's published lists, folds 0 to 3; for the contiguous folds the same lists regrouped.
@@ -42,7 +42,7 @@ _MIN_POLYGON = 6  # numbers: three corners
 
 
 class ImageTask(NamedTuple):
-    """One image's entry of the instances JSON, its annotations in file order, and a class map to write."""
+    """An image in the instances JSON: its entry, its annotations in file order, and its class map's path."""
 
     image: Mapping[str, Any]
     annotations: Sequence[Mapping[str, Any]]
@@ -52,12 +52,12 @@ class ImageTask(NamedTuple):
 def draw_class_map(
     height: int, width: int, annotations: Sequence[Mapping[str, Any]], where: str = ""
 ) -> np.ndarray:
-    """Flatten annotations into one (height, width) uint8 map: 0 background, class id + 1.
+    """Draw annotations into one (height, width) uint8 class map: 0 background, class id + 1.
 
     Later annotations overwrite earlier ones, crowd regions are left out, and polygons are filled by
-    OpenCV, border included, with their corners truncated to whole pixels. With the 2048-pixel rule
-    this gives the membership in HSNet's published lists on every photograph of the sample it was
-    found on; pycocotools' thinner rendering does not (datasets/README.md).
+    OpenCV, border included, with their corners truncated to whole pixels. With the 2048-pixel rule this
+    reproduces HSNet's published lists on every photograph of the sample on which the rule was found;
+    pycocotools' thinner rendering does not (datasets/README.md).
     """
     canvas = np.zeros((height, width), dtype=np.uint8)
     for annotation in annotations:
@@ -74,9 +74,9 @@ def draw_class_map(
 
 
 def index_row(task: ImageTask) -> dict[str, Any]:
-    """Summarise one image: per class the union of its objects (RLE, pixels), crowd regions apart.
+    """Return the index row of an image: per class the union of its objects (RLE, pixels), and its crowds.
 
-    ``area`` counts the union, ``flat_area`` what the flattened class map leaves of it.
+    ``area`` counts the pixels of the union, ``flat_area`` those that remain in the flattened class map.
 
     Raises:
         ValueError: an annotation cannot be read; the message names its id.
@@ -114,11 +114,11 @@ def _polygons(shape: Sequence[Sequence[float]]) -> list[Sequence[float]]:
 
 
 def _to_rle(annotation: Mapping[str, Any], height: int, width: int, where: str) -> Any:
-    """Compressed RLE of one annotation: the union of its polygons, or its RLE, compressed if it is not."""
+    """Return the compressed RLE of one annotation: the union of its polygons, or its own RLE."""
     shape = annotation["segmentation"]
     try:
         if isinstance(shape, list):
-            polygons = _polygons(shape) or [[0.0] * _MIN_POLYGON]  # no polygon at all: an empty mask
+            polygons = _polygons(shape) or [[0.0] * _MIN_POLYGON]  # without polygons: an empty mask
             return rle.merge(rle.frPyObjects(polygons, height, width))
         if list(shape["size"]) != [height, width]:
             raise ValueError(f"its size is {shape['size']}, the image's {[height, width]}")
@@ -129,13 +129,13 @@ def _to_rle(annotation: Mapping[str, Any], height: int, width: int, where: str) 
 
 
 class _Instances:
-    """An instances JSON, parsed when first needed."""
+    """An instances JSON, parsed on first use."""
 
     def __init__(self, path: Path) -> None:
-        self.path = require(path, JSON_MEND)
+        self.path = require(path, JSON_FIX)
 
     def header(self) -> dict[str, Any]:
-        """What the index says of its source: a changed JSON makes the index out of date."""
+        """Return the header of the index, which identifies its source: a changed JSON outdates the index."""
         checksum = 0
         with self.path.open("rb") as file:
             while block := file.read(1 << 24):
@@ -144,10 +144,10 @@ class _Instances:
 
     @cached_property
     def tasks(self) -> list[ImageTask]:
-        """The images that have annotations, by rising id.
+        """Return the images that have annotations, by rising id.
 
         Raises:
-            ValueError: the file is not an instances JSON of COCO's 80 classes.
+            ValueError: the file is not an instances JSON with COCO's 80 classes.
         """
         try:
             content = json.loads(self.path.read_bytes())
@@ -158,7 +158,7 @@ class _Instances:
                 grouped.setdefault(annotation["image_id"], []).append(annotation)
             tasks = [ImageTask(images[i], grouped[i]) for i in sorted(grouped)]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it anew") from error
+            raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it again") from error
         used = {a["category_id"] for task in tasks for a in task.annotations} - set(coco20i.CATEGORY_IDS)
         if used or [categories.get(i) for i in coco20i.CATEGORY_IDS] != list(coco20i.CLASS_NAMES):
             raise ValueError(
@@ -170,15 +170,15 @@ class _Instances:
 def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Path | None) -> None:
     """Write the indexes, lists and (``class_maps``) flattened maps under ``<root>/fss_d2/coco20i``.
 
-    What is there and whole is left alone, so a second run writes nothing and an interrupted one goes on.
+    Complete files stay, so a second run writes nothing and an interrupted run is continued.
 
     Args:
         root: the datasets folder, with ``coco/annotations`` in it.
         year: 2014 (the protocol) or 2017.
-        workers: processes; 0 works in this one.
+        workers: number of processes; 0 works in this one.
         class_maps: also write the class maps that ``coco20i_flat`` and ``coco20i_hsnet`` read.
-        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.json``; the data give the same sets of
-            images, but not the order in which HSNet draws from them.
+        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.json``; the same sets of images follow from the
+            data, but not the order in which HSNet samples them.
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -189,7 +189,7 @@ def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Pat
         instances = _Instances(root / "coco/annotations" / f"instances_{image_set}.json")
 
         def rows_from(start: int, source: _Instances = instances) -> Iterator[dict[str, Any]]:
-            """Rows of the index from a place on, in order."""
+            """Return the rows of the index from the given one on, in order."""
             todo = source.tasks[start:]
             return parallel_map(index_row, todo, workers=workers, progress=f"index {source.path.stem}")
 
@@ -203,7 +203,7 @@ def prepare(root: Path, *, year: int, workers: int, class_maps: bool, lists: Pat
 
 
 def check(root: Path, *, year: int) -> tuple[list[Count], list[str]]:
-    """Count images and pairs per fold beside the published numbers, and list missing or broken files."""
+    """Count images and pairs per fold next to the published numbers, and list missing or broken files."""
     counts, faults = [], []
     for split in ("train", "val"):
         image_set = f"{split}{year}"
@@ -223,14 +223,14 @@ def check(root: Path, *, year: int) -> tuple[list[Count], list[str]]:
 
 
 def _faults(root: Path, image_set: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Images that are missing, and class maps (if there are any) that are missing or broken."""
+    """List missing images and, if there are class maps, those that are missing or broken."""
     try:
         find = coco20i.image_finder(root, image_set)
     except FileNotFoundError as error:
         faults = [str(error)]
     else:
         paths = (find(row) for row in rows)
-        faults = [f"{path} not found: {coco20i.IMAGE_MEND}" for path in paths if not path.is_file()]
+        faults = [f"{path} not found: {coco20i.IMAGE_FIX}" for path in paths if not path.is_file()]
     maps = [coco20i.class_map_path(root, image_set, row["file_name"]) for row in rows]
     if maps and maps[0].parent.is_dir():
         broken = (path for path in maps if not png_is_whole(path))
@@ -260,7 +260,7 @@ def _write_class_maps(root: Path, image_set: str, instances: _Instances, workers
 
 
 def _light_rows(root: Path, image_set: str) -> list[dict[str, Any]]:
-    """Index rows without their RLEs."""
+    """Return the index rows without their RLEs."""
     rows = []
     for row in read_index(coco20i.index_path(root, image_set), coco20i.PREPARE):
         objects = [{"class": o["class"], "flat_area": o["flat_area"]} for o in row["objects"]]
@@ -277,7 +277,7 @@ def _classes_by_row(
 
 
 def _write_lists(root: Path) -> None:
-    """Write ``lists/<variant>/fold<i>_<split>.json``, in HSNet's form, for use outside this project."""
+    """Write ``lists/<variant>/fold<i>_<split>.json`` in HSNet's format, for use outside this project."""
     for split in ("train", "val"):
         rows = _light_rows(root, f"{split}2014")
         for variant in ("coco20i", "coco20i_contiguous"):

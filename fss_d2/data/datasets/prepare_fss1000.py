@@ -1,4 +1,4 @@
-"""Preparation of FSS-1000: an index of its images, and the class lists of its splits."""
+"""Preparation of FSS-1000: an index of its images and the class lists of its splits."""
 
 import zlib
 from collections.abc import Iterator
@@ -22,31 +22,31 @@ from .preparation import (
 
 __all__ = ["check", "prepare"]
 
-MEND = "download FSS-1000 and extract it so that its class folders lie in <root>/fss1000"
+FIX = "download FSS-1000 and extract it so that its class folders lie in <root>/fss1000"
 IMAGES = 10000
 _LIST_NAMES = {"train": ("trn", "train"), "val": ("val",), "test": ("test",)}
 
 
 def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
-    """Write the index and the lists under ``<root>/fss_d2/fss1000``; what is there already is left alone.
+    """Write the index and the lists under ``<root>/fss_d2/fss1000``; complete files stay.
 
     Args:
         root: the datasets folder, with ``fss1000/<class>/<N>.jpg`` and ``<N>.png`` in it.
-        workers: processes; 0 works in this one.
-        lists: a folder with ``trn.txt`` (or ``train.txt``), ``val.txt`` and ``test.txt``, one class name a
-            line; needed once. The data do not say which class is in which split.
+        workers: number of processes; 0 works in this one.
+        lists: a folder with ``trn.txt`` (or ``train.txt``), ``val.txt`` and ``test.txt``, one class name
+            per line; needed once, because the data do not contain the splits.
 
     Raises:
         FileNotFoundError: the data or, the first time, the lists are missing.
-        ValueError: an image without mask, of another size than its mask, or broken; lists that do not
-            fit the data.
+        ValueError: an image is broken, lacks its mask or differs from it in size; the lists do not match the
+            data.
     """
-    folder = require(root / "fss1000", MEND)
+    folder = require(root / "fss1000", FIX)
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = "\n".join(f"{path.parent.name}/{path.name}" for c in classes for path in sorted(c.iterdir()))
 
     def rows_from(start: int) -> Iterator[dict[str, Any]]:
-        """Rows of the index from a place on, in order."""
+        """Return the rows of the index from the given one on, in order."""
         return parallel_map(_index_row, classes[start:], workers=workers, progress="index")
 
     header = {"index": "fss1000", "version": 1, "files": zlib.crc32(files.encode())}
@@ -55,12 +55,12 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
         _install_lists(root, lists, {path.name for path in classes})
     elif not all(fss1000.list_path(root, split).is_file() for split in fss1000.SPLIT_SIZES):
         raise FileNotFoundError(
-            "the data do not tell the classes of a split: give --lists FOLDER with trn.txt, val.txt, test.txt"
+            "the data do not contain the splits: give --lists FOLDER with trn.txt, val.txt, test.txt"
         )
 
 
 def check(root: Path) -> tuple[list[Count], list[str]]:
-    """Count classes and images per split beside the published numbers, and list missing files."""
+    """Count classes and images per split next to the published numbers, and list missing files."""
     path = prepared_dir(root, "fss1000") / "index.jsonl"
     rows = list(read_index(path, fss1000.PREPARE))
     counts = [
@@ -78,20 +78,20 @@ def check(root: Path) -> tuple[list[Count], list[str]]:
         for number, _, _ in row["images"]
         for suffix in (".jpg", ".png")
     )
-    return counts, [f"{file} not found: {MEND}" for file in files if not file.is_file()]
+    return counts, [f"{file} not found: {FIX}" for file in files if not file.is_file()]
 
 
 def _index_row(folder: Path) -> dict[str, Any]:
-    """``{"class": name, "images": [[number, height, width], ...]}`` by rising number."""
+    """Return ``{"class": name, "images": [[number, height, width], ...]}`` by rising number."""
     stems = sorted(int(path.stem) for path in folder.glob("*.jpg") if path.stem.isdigit())
     images = []
     for stem in stems:
         width, height = _size(folder / f"{stem}.jpg")
-        if _size(require(folder / f"{stem}.png", MEND)) != (width, height):
-            raise ValueError(f"{folder / str(stem)}.png and .jpg differ in size: extract both anew")
+        if _size(require(folder / f"{stem}.png", FIX)) != (width, height):
+            raise ValueError(f"{folder / str(stem)}.png and .jpg differ in size: extract both again")
         images.append([stem, height, width])
     if not images:
-        raise ValueError(f"{folder} holds no images named <number>.jpg: remove it or extract it anew")
+        raise ValueError(f"{folder} holds no images named <number>.jpg: remove it or extract it again")
     return {"class": folder.name, "images": images}
 
 
@@ -100,7 +100,7 @@ def _size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image: extract it anew") from error
+        raise ValueError(f"{path} is not an image: extract it again") from error
 
 
 def _install_lists(root: Path, folder: Path, known: set[str]) -> None:

@@ -27,8 +27,8 @@ from .splits import NUM_FOLDS
 
 __all__ = ["check", "prepare"]
 
-VOC_MEND = "download VOC 2012's trainval archive (VOCtrainval_11-May-2012.tar) and extract it there"
-SBD_MEND = "download SBD (benchmark.tgz) and extract it to <root>/SBD"
+VOC_FIX = "download VOC 2012's trainval archive (VOCtrainval_11-May-2012.tar) and extract it there"
+SBD_FIX = "download SBD (benchmark.tgz) and extract it to <root>/SBD"
 _SBD_PLACES = ("SBD/benchmark_RELEASE/dataset", "benchmark_RELEASE/dataset", "sbd")
 
 _UNREADABLE = (
@@ -67,18 +67,18 @@ class _ImageTask(NamedTuple):
 def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     """Write class maps, the index of class areas and all lists under ``<root>/fss_d2/pascal5i``.
 
-    What is there and whole is left alone, so a second run writes nothing and an interrupted one goes on.
+    Complete files stay, so a second run writes nothing and an interrupted run is continued.
 
     Args:
         root: the datasets folder, with ``VOCdevkit/VOC2012`` and ``SBD`` in it.
-        workers: processes; 0 works in this one.
-        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.txt``, which cannot be derived from the data.
+        workers: number of processes; 0 works in this one.
+        lists: a folder with HSNet's ``{trn,val}_fold{0..3}.txt``, which do not follow from the data.
 
     Raises:
         FileNotFoundError: an archive or a file of it is missing.
         ValueError: a file cannot be read, or a mask and its image differ in size.
     """
-    voc = require(root / "VOCdevkit/VOC2012", VOC_MEND)
+    voc = require(root / "VOCdevkit/VOC2012", VOC_FIX)
     pools, sources = _pools_and_sources(voc, _find_sbd(root))
     out = prepared_dir(root, "pascal5i")
     maps = {i: out / "SegmentationClassAug" / f"{i}.png" for i in sources}
@@ -88,7 +88,7 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     tasks = [_ImageTask(i, voc / "JPEGImages" / f"{i}.jpg", maps[i]) for i in sources]
 
     def rows_from(start: int) -> Iterator[dict[str, Any]]:
-        """Rows of the index from a place on, in order."""
+        """Return the rows of the index from the given one on, in order."""
         return parallel_map(_index_row, tasks[start:], workers=workers, progress="index")
 
     header = {"index": "pascal5i", "version": 1, "ids": zlib.crc32("\n".join(sources).encode())}
@@ -101,7 +101,7 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
 
 
 def check(root: Path) -> tuple[list[Count], list[str]]:
-    """Count images and pairs per fold beside the published numbers, and list missing or broken files."""
+    """Count images and pairs per fold next to the published numbers, and list missing or broken files."""
     counts = []
     for pool, published in POOL_SIZES.items():
         ids = read_ids(require(pascal5i.list_path(root, f"{pool}.txt"), pascal5i.PREPARE))
@@ -115,7 +115,7 @@ def check(root: Path) -> tuple[list[Count], list[str]]:
         counts.append(Count(f"{variant} fold {fold} {split} images", len(records), known[0]))
         counts.append(Count(f"{variant} fold {fold} {split} pairs", pairs, known[1]))
     counts += _hsnet_counts(root)
-    faults = [f"{path} not found: {VOC_MEND}" for path in seen if not Path(path).is_file()]
+    faults = [f"{path} not found: {VOC_FIX}" for path in seen if not Path(path).is_file()]
     faults += [
         f"{p} is missing or broken: {pascal5i.PREPARE}" for p in seen.values() if not png_is_whole(Path(p))
     ]
@@ -123,7 +123,7 @@ def check(root: Path) -> tuple[list[Count], list[str]]:
 
 
 def _derived_splits() -> list[tuple[str, str, int]]:
-    """(variant, split, fold) of what the data alone decide; the variants share their ``val``."""
+    """Return (variant, split, fold) of the splits that follow from the data; the variants share ``val``."""
     splits = [("pascal5i", "train"), ("pascal5i", "val"), ("pascal5i_trainaug", "train")]
     return [(variant, split, fold) for variant, split in splits for fold in range(NUM_FOLDS)]
 
@@ -133,14 +133,14 @@ def _find_sbd(root: Path) -> Path:
         if (root / place / "cls").is_dir():
             return root / place
     looked = ", ".join(str(root / place / "cls") for place in _SBD_PLACES)
-    raise FileNotFoundError(f"none of {looked} found: {SBD_MEND}")
+    raise FileNotFoundError(f"none of {looked} found: {SBD_FIX}")
 
 
 def _pools_and_sources(voc: Path, sbd: Path) -> tuple[dict[str, list[str]], dict[str, Path]]:
-    """Image ids of each pool, and the mask file of each image; VOC's own masks win over SBD's."""
+    """Return the image ids of each pool and the mask file of each image; VOC's masks win over SBD's."""
     voc_lists = voc / "ImageSets/Segmentation"
-    train, val = (set(read_ids(require(voc_lists / f"{s}.txt", VOC_MEND))) for s in ("train", "val"))
-    sbd_ids = {i for s in ("train", "val") for i in read_ids(require(sbd / f"{s}.txt", SBD_MEND))}
+    train, val = (set(read_ids(require(voc_lists / f"{s}.txt", VOC_FIX))) for s in ("train", "val"))
+    sbd_ids = {i for s in ("train", "val") for i in read_ids(require(sbd / f"{s}.txt", SBD_FIX))}
     noval = _sbd_train_noval(voc, sbd, sbd_ids)
     pools = {
         "trainaug": sorted((train | sbd_ids) - val),
@@ -153,19 +153,19 @@ def _pools_and_sources(voc: Path, sbd: Path) -> tuple[dict[str, list[str]], dict
 
 
 def _sbd_train_noval(voc: Path, sbd: Path, sbd_ids: set[str]) -> set[str]:
-    """SBD's ``train_noval.txt`` where the user has it, else SBD without the ``val`` of VOC's main task."""
+    """Return SBD's ``train_noval.txt`` if it exists, else SBD without the ``val`` of VOC's main task."""
     if (sbd / "train_noval.txt").is_file():
         return set(read_ids(sbd / "train_noval.txt"))
-    return sbd_ids - set(read_ids(require(voc / "ImageSets/Main/val.txt", VOC_MEND)))
+    return sbd_ids - set(read_ids(require(voc / "ImageSets/Main/val.txt", VOC_FIX)))
 
 
 def _write_mask(task: _MaskTask) -> None:
-    require(task.source, VOC_MEND if task.source.suffix == ".png" else SBD_MEND)
+    require(task.source, VOC_FIX if task.source.suffix == ".png" else SBD_FIX)
     write_class_map(task.target, _read_mask(task.source))
 
 
 def _read_mask(source: Path) -> np.ndarray:
-    """(H, W) uint8 class map of a palette PNG or of an SBD .mat (GTcls.Segmentation)."""
+    """Return the class map (H, W) uint8 of a palette PNG or of an SBD .mat (GTcls.Segmentation)."""
     try:
         if source.suffix == ".mat":
             class_map = np.asarray(loadmat(source)["GTcls"]["Segmentation"][0, 0])
@@ -173,22 +173,22 @@ def _read_mask(source: Path) -> np.ndarray:
             with Image.open(source) as image:
                 class_map = np.asarray(image)  # palette mode: the indices
     except _UNREADABLE as error:
-        raise ValueError(f"{source} cannot be read as a class map ({error}): extract it anew") from error
+        raise ValueError(f"{source} cannot be read as a class map ({error}): extract it again") from error
     values = set(np.unique(class_map).tolist())
     if class_map.ndim != 2 or not values <= {*range(len(pascal5i.CLASS_NAMES) + 1), 255}:
-        raise ValueError(f"{source} is not a class map with values 0 to 20 and 255: extract it anew")
+        raise ValueError(f"{source} is not a class map with values 0 to 20 and 255: extract it again")
     return class_map.astype(np.uint8)
 
 
 def _index_row(task: _ImageTask) -> dict[str, Any]:
-    with Image.open(require(task.image, VOC_MEND)) as image:
+    with Image.open(require(task.image, VOC_FIX)) as image:
         width, height = image.size
     with Image.open(task.class_map) as image:
         class_map = np.asarray(image)
     if class_map.shape != (height, width):
         found = f"{class_map.shape[1]}x{class_map.shape[0]}"
         raise ValueError(
-            f"{task.class_map} is {found} but {task.image} is {width}x{height}: extract both anew"
+            f"{task.class_map} is {found} but {task.image} is {width}x{height}: extract both again"
         )
     pixels = np.bincount(class_map.ravel(), minlength=256)[1 : len(pascal5i.CLASS_NAMES) + 1]
     areas = {str(c): int(n) for c, n in enumerate(pixels) if n}
@@ -196,7 +196,7 @@ def _index_row(task: _ImageTask) -> dict[str, Any]:
 
 
 def _write_pair_lists(root: Path) -> None:
-    """Write ``lists/<variant>/fold<i>_<split>.txt``, in HSNet's format, for use outside this project."""
+    """Write ``lists/<variant>/fold<i>_<split>.txt`` in HSNet's format, for use outside this project."""
     for variant, split, fold in _derived_splits():
         records = pascal5i.load_records(f"{variant}_fold{fold}_{split}", root)
         pairs = [f"{r['image_id']}__{c + 1:02d}" for r in records for c in r["classes"]]
@@ -220,7 +220,7 @@ def _install_hsnet_lists(root: Path, folder: Path, known: set[str]) -> None:
 
 
 def _hsnet_counts(root: Path) -> list[Count]:
-    """Pairs of the installed HSNet lists; none where the user supplied none."""
+    """Count the pairs of the installed HSNet lists, if there are any."""
     counts = []
     for split, published in HSNET_PAIRS.items():
         for fold, pairs in enumerate(published):

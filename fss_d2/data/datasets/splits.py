@@ -1,4 +1,4 @@
-"""Which classes a split trains on and which it holds out: dataset names, folds, named classes, metadata."""
+"""Base and novel classes of a split: dataset names, folds, named classes, metadata, registration."""
 
 import difflib
 import itertools
@@ -27,7 +27,7 @@ __all__ = [
 SPLITS = ("all", "train", "val")
 FOLD_RULES = ("interleaved", "contiguous")
 NUM_FOLDS = 4
-# A class counts for an image where it covers at least this many pixels of the original label
+# A class counts for an image if it covers at least this many pixels of the original label
 # (PFENet, Tian et al., TPAMI 2020: 2 * 32 * 32).
 MIN_CLASS_PIXELS = 2 * 32 * 32
 IGNORE_LABEL = 255
@@ -37,7 +37,7 @@ _NAME = re.compile(r"(?P<variant>\w+?)_fold(?P<fold>\d+)_(?P<split>train|val)(?P
 
 @dataclass(frozen=True)
 class FoldName:
-    """What ``<variant>_fold<i>_<split>`` says; ``no_novel`` drops images that show a novel class."""
+    """The parts of ``<variant>_fold<i>_<split>``; ``no_novel`` drops images that show a novel class."""
 
     variant: str
     fold: int
@@ -46,7 +46,7 @@ class FoldName:
 
     @classmethod
     def parse(cls, name: str, variants: Iterable[str]) -> "FoldName":
-        """Read a dataset name.
+        """Parse a dataset name.
 
         Raises:
             KeyError: the variant is not one of ``variants``, or the fold is not 0 to 3.
@@ -58,12 +58,12 @@ class FoldName:
         if int(match["fold"]) >= NUM_FOLDS:
             raise KeyError(f"dataset {name!r}: fold {match['fold']} does not exist, use 0 to {NUM_FOLDS - 1}")
         if match["clean"] and match["split"] != "train":
-            raise KeyError(f"dataset {name!r}: {_NO_NOVEL} is for train splits only")
+            raise KeyError(f"dataset {name!r}: {_NO_NOVEL} exists for train splits only")
         return cls(match["variant"], int(match["fold"]), match["split"], match["clean"] is not None)
 
 
 def fold_names(variants: Iterable[str], no_novel: Iterable[str] = ()) -> list[str]:
-    """Return all dataset names of ``variants``; those in ``no_novel`` have a ``_train_no_novel`` too."""
+    """Return all dataset names of ``variants``; those in ``no_novel`` also have a ``_train_no_novel``."""
     names = [f"{v}_fold{i}_{split}" for v in variants for i in range(NUM_FOLDS) for split in ("train", "val")]
     return names + [f"{v}_fold{i}_train{_NO_NOVEL}" for v in no_novel for i in range(NUM_FOLDS)]
 
@@ -83,7 +83,7 @@ def held_out_classes(num_classes: int, fold: int, *, interleaved: bool) -> list[
 def fold_metadata(
     class_names: Sequence[str], novel: Sequence[int], *, fold: int | None, train: bool
 ) -> dict[str, Any]:
-    """Return the metadata of one split: its episodes draw base classes in training, novel ones else."""
+    """Return the metadata of one split: it samples base classes for training, novel classes otherwise."""
     base = [c for c in range(len(class_names)) if c not in set(novel)]
     return {
         "stuff_classes": list(class_names),
@@ -98,10 +98,10 @@ def fold_metadata(
 
 @dataclass(frozen=True)
 class ClassDivision:
-    """How the classes of a dataset divide into base and novel ones, and whose episodes a split draws.
+    """The division of a dataset's classes into base and novel ones, and the classes that a split samples.
 
-    Either by fold, or by names (one list is the complement of the other unless both are given), or
-    not at all: then the split must be "all".
+    Either by fold, or by names (if one list is given, the other is its complement), or not at all: then the
+    split must be "all".
 
     Raises:
         ValueError: the settings contradict each other; the message starts with `dataset`.
@@ -168,7 +168,7 @@ class ClassDivision:
 
 
 def ids_of(wanted: Sequence[str] | None, class_names: Sequence[str], where: str) -> list[int] | None:
-    """Return the rising ids of the named classes (None stays None); ValueError for an unknown name."""
+    """Return the rising ids of the named classes (None for None); ValueError for an unknown name."""
     if wanted is None:
         return None
     for name in wanted:
@@ -184,10 +184,10 @@ def register_once(
     arguments: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Register a dataset in Detectron2's catalogs; the same name with the same arguments may come again.
+    """Register a dataset in Detectron2's catalogs; a second call with the same arguments does nothing.
 
     Raises:
-        ValueError: the name is taken by a dataset of other arguments.
+        ValueError: the name belongs to a dataset with other arguments.
     """
     if name in DatasetCatalog:
         before = MetadataCatalog.get(name).get("registered_as")
@@ -202,5 +202,5 @@ def register_once(
 
 
 def first_duplicate(values: Iterable[Any]) -> Any | None:
-    """Return a value that comes twice, or None."""
+    """Return a value that occurs twice, or None."""
     return next((a for a, b in itertools.pairwise(sorted(values)) if a == b), None)

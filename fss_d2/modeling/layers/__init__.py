@@ -5,17 +5,21 @@ from fss_d2.soft_masks import resize, soft_iou
 from .activation import min_max, support_activations
 from .attention import MaskAggregation
 from .base_knowledge import BaseKnowledge
-from .blocks import FeatureReduction, ResidualPair, classifier, conv_pair, conv_stack
-from .channel_attention import PrototypicalChannelAttention, soft_pool
-from .dual_attention import DenseAttention, LightAttention
+from .blocks import FeatureReduction, PyramidPooling, ResidualPair, classifier, conv_pair, conv_stack
+from .dual_attention import DenseAttention, LightAttention, PrototypicalChannelAttention, soft_pool
 from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_vectors
 from .enrichment import FeatureEnrichment, bin_sizes
 from .losses import dice_loss, two_channel_dice
 from .point_block_attention import PointBlockAttention
-from .pooling import area_fraction, mask_features, shot_prototypes, soft_mask, weighted_sum
-from .position import sine_position_code, sine_position_map
-from .pyramid_pooling import PyramidPooling
-from .sampling import balanced_regions
+from .pooling import (
+    area_fraction,
+    balanced_regions,
+    mask_features,
+    shot_prototypes,
+    soft_mask,
+    weighted_sum,
+)
+from .transformer import sine_position_code, sine_position_map
 
 __all__ = [
     "BaseKnowledge",

@@ -1,4 +1,4 @@
-"""Bringing the features of query and support together: self-alignment and cross-alignment."""
+"""Self-alignment and cross-alignment of query and support features (MM-Former, Sec. 2.3)."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from fss_d2.soft_masks import resize
 
-from .decoder_layers import FeedForwardLayer, MaskedAttentionLayer
-from .position import sine_position_map
+from .transformer import FeedForwardLayer, MaskedAttentionLayer, sine_position_map
 
 __all__ = ["CROSS_ALIGNMENTS", "CrossAlignment", "memory_size", "self_alignment"]
 
@@ -18,10 +17,11 @@ Maps = tuple[Tensor, Tensor]  # features and position codes
 
 
 def self_alignment(features: Tensor) -> Tensor:
-    """Weigh each channel by how well it agrees with the mean channel (MM-Former, Sec. 2.3).
+    """Weight each channel by its agreement with the mean channel (MM-Former, Sec. 2.3).
 
-    ``F * sigmoid(F a^T)``, ``a`` the softmax over the pixels of the mean over the channels; softmax and
-    sigmoid are the reference code's. Nothing is learned and images do not interact.
+    ``F * sigmoid(F a^T)``, where ``a`` is the softmax over the pixels of the mean over the channels. Softmax
+    and sigmoid are from the reference code. Nothing is learned and images do not interact. The weights are
+    computed in float32, also under autocast.
 
     Args:
         features: (B, C, h, w).
@@ -29,13 +29,15 @@ def self_alignment(features: Tensor) -> Tensor:
     Returns:
         (B, C, h, w).
     """
-    attention = features.mean(dim=1).flatten(1).softmax(dim=1)  # (B, h*w)
-    weights = torch.einsum("bcp,bp->bc", features.flatten(2), attention).sigmoid()
-    return features * weights[:, :, None, None]
+    with torch.autocast(features.device.type, enabled=False):
+        maps = features.flatten(2).float()  # (B, C, h*w)
+        attention = maps.mean(dim=1).softmax(dim=1)  # (B, h*w)
+        weights = torch.einsum("bcp,bp->bc", maps, attention).sigmoid()
+    return features * weights[:, :, None, None].to(features.dtype)
 
 
 def memory_size(size: Sequence[int], side: int) -> tuple[int, int]:
-    """Size with shorter side ``side`` and the proportions of ``size``, both (height, width)."""
+    """Return the (height, width) with shorter side ``side`` and the proportions of ``size``."""
     h, w = size
     return (side * h // w, side) if h > w else (side, side * w // h)
 
@@ -43,9 +45,9 @@ def memory_size(size: Sequence[int], side: int) -> tuple[int, int]:
 class CrossAlignment(nn.Module):
     """Each support attends to the query and the query to each support (MM-Former, Eq. 2 and 3).
 
-    Both directions share the weights and see the other's features as they were. What is attended to is first
-    resized, with its position codes, to the shorter side ``memory_side`` (1/32 of 480 pixels, whatever the
-    image's size: reference code), unless a side of the query's map has that length already.
+    Both directions share the weights and read the features of the other before alignment. The maps attended
+    to are first resized, with their position codes, to the shorter side ``memory_side``, unless a side of the
+    query's map has that length already. In the reference code it is 1/32 of 480 pixels for any image size.
     """
 
     def __init__(
@@ -61,21 +63,19 @@ class CrossAlignment(nn.Module):
         """
         Args:
             dim: channels of the features, a multiple of 4.
-            num_heads, feedforward: of a layer; for "learned" only.
-            num_layers: layers one after the other.
+            num_heads, feedforward: heads and hidden channels of a layer; for "learned" only.
+            num_layers: number of layers.
             memory_side: shorter side of the maps attended to, in cells.
             kind: "learned", or "parameter_free" (Table 3a, CA*), see `ParameterFreeLayer`.
 
         Raises:
-            ValueError: unknown kind, or heads that do not divide the channels.
+            ValueError: an unknown kind, or heads that do not divide the channels.
         """
         super().__init__()
         if kind not in CROSS_ALIGNMENTS:
-            raise ValueError(f"unknown cross-alignment {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
+            raise ValueError(f"unknown kind {kind!r}: choose from {', '.join(CROSS_ALIGNMENTS)}")
         if kind == "learned" and dim % num_heads:
-            raise ValueError(
-                f"{num_heads} heads do not divide {dim} channels: change MODEL.MM_FORMER.NUM_HEADS or DIM"
-            )
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change num_heads or dim")
         self.memory_side = memory_side
         self.layers = nn.ModuleList(
             CrossAttentionLayer(dim, num_heads, feedforward) if kind == "learned" else ParameterFreeLayer()
@@ -83,7 +83,7 @@ class CrossAlignment(nn.Module):
         )
 
     def memory(self, features: Tensor, positions: Tensor) -> Maps:
-        """Resize features (B, C, h, w) and position codes (B or 1, C, h, w) for being attended to."""
+        """Resize features (B, C, h, w) and position codes (B or 1, C, h, w) that are attended to."""
         size = memory_size(features.shape[-2:], self.memory_side)
         return resize(features, size, align_corners=False), resize(positions, size, align_corners=False)
 
@@ -98,12 +98,12 @@ class CrossAlignment(nn.Module):
 
         Args:
             query: (B, C, h, w).
-            support: (B*K, C, hs, ws), episodes first; zero outside the object.
-            gate: (B*K, hs, ws) the mask that made it so, in [0, 1].
-            memory: `support_memory` of the two, where it was kept.
+            support: (B*K, C, hs, ws), episode by episode; zero outside the object.
+            gate: (B*K, hs, ws), the mask by which the supports were multiplied, in [0, 1].
+            memory: `support_memory` of the two, if it was kept.
 
         Returns:
-            (B*K, C, h, w) the query as each support aligns it, and (B*K, C, hs, ws) the supports.
+            (B*K, C, h, w) the query aligned with each support, and (B*K, C, hs, ws) the supports.
         """
         shots = support.shape[0] // query.shape[0]
         positions, support_positions = _positions(query), _positions(support) * gate[:, None]
@@ -127,7 +127,7 @@ class CrossAlignment(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Cross-attention, then a feed-forward network; each with a shortcut and a layer norm after it."""
+    """Cross-attention, then a feed-forward network; each has a shortcut, followed by a layer norm."""
 
     def __init__(self, dim: int, num_heads: int, feedforward: int) -> None:
         super().__init__()
@@ -140,10 +140,10 @@ class CrossAttentionLayer(nn.Module):
 
 
 class ParameterFreeLayer(nn.Module):
-    """What is left of `CrossAttentionLayer` without what it learns (MM-Former, Table 3a, CA*).
+    """`CrossAttentionLayer` without parameters (MM-Former, Table 3a, CA*).
 
-    Attention of one head without projections, shortcut, and layer norm without scale and shift; no
-    feed-forward network. The paper gives no formula for it.
+    Attention with one head and no projections, a shortcut, and a layer norm without scale and shift. There is
+    no feed-forward network. The paper gives no formula for it.
     """
 
     def forward(self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The feature enrichment of PFENet and JC2A: a pyramid in which each level learns from the finer one."""
+"""The feature enrichment of PFENet and JC2A: a pyramid in which each level reads the finer one."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ __all__ = ["FeatureEnrichment", "bin_sizes"]
 def bin_sizes(bins: Sequence[float], side: int) -> list[int]:
     """Sides of the pyramid's levels, in cells, on a map of ``side`` cells.
 
-    A bin above 1 is a number of cells (which may exceed the map's); one up to 1.0 is a fraction of the
-    side, rounded down but to no less than one cell.
+    A bin above 1 is a number of cells, which may exceed that of the map. A bin up to 1.0 is a fraction of the
+    side, rounded down but at least one cell.
 
     Raises:
         ValueError: a bin that is neither.
@@ -22,25 +22,25 @@ def bin_sizes(bins: Sequence[float], side: int) -> list[int]:
     for b in bins:
         if b <= 0 or (b > 1 and b != int(b)):
             raise ValueError(
-                f"BINS {tuple(bins)}: {b} is neither a fraction (0 to 1.0) nor a number of cells"
+                f"bins {tuple(bins)}: {b} is neither a fraction (0 to 1.0) nor a number of cells"
             )
     return [max(1, int(side * b)) if b <= 1 else int(b) for b in bins]
 
 
 class FeatureEnrichment(nn.Module):
-    """Merges each level of a pyramid, hands it on to the next, and joins them (PFENet, Sec. 4.2).
+    """Merges each level of a pyramid, passes it on to the next, and joins all (PFENet, Sec. 4.2).
 
-    A level is what a query is told by its supports at one scale: pooled features, prototype, prior, ...
-    From the second level on it takes over from the level before, which has been resized to the full size
-    on the way, as in the reference code. No convolution has a bias but the classifiers' last.
+    A level holds the query's features at one scale with the guidance of its supports: pooled features,
+    prototype, prior, ... From the second level on, a level also reads the one before, which was resized to
+    the full size first, as in the reference code. Only the last convolution of a classifier has a bias.
     """
 
     def __init__(self, in_channels: int, dim: int = 256, num_levels: int = 4) -> None:
         """
         Args:
-            in_channels: of every level.
-            dim: channels inside and out.
-            num_levels: of the pyramid.
+            in_channels: channels of every level.
+            dim: inner and output channels.
+            num_levels: number of levels.
         """
         super().__init__()
         self.merge = nn.ModuleList(_mix(in_channels, dim) for _ in range(num_levels))
@@ -57,7 +57,7 @@ class FeatureEnrichment(nn.Module):
             size: (h, w) of the result.
 
         Returns:
-            (B, dim, h, w), and of each level its own logits (B, 2, b_j, b'_j): background, object.
+            (B, dim, h, w), and the logits (B, 2, b_j, b'_j) of each level: background, object.
         """
         logits: list[Tensor] = []
         enriched: list[Tensor] = []

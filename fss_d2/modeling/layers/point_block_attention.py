@@ -1,4 +1,4 @@
-"""Aligning a support's object with the query point by point and block by block (HPAM of JC2A)."""
+"""Attention of the query to points and blocks of a support's object (HPAM of JC2A)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ATTENTIONS", "PointBlockAttention", "split_blocks", "top_blocks"]
+__all__ = ["ATTENTIONS", "MERGES", "PointBlockAttention", "split_blocks", "top_blocks"]
 
 ATTENTIONS = ("linear", "normalized_linear", "softmax", "cosine")
 MERGES = ("add", "multiply", "concat")
@@ -16,17 +16,18 @@ class PointBlockAttention(nn.Module):
     """Hybrid prototype alignment of JC2A (Huang et al., 2022, Sec. 3.3), for all levels of a pyramid.
 
     Point to point (P2P, Eq. 1-3): every query position attends to every support position. Point to block
-    (P2B, Eq. 4-9): the support's square blocks that hold most of the object are kept, and attended to once
-    for each offset inside a block; the responses are averaged. Both use the same projections, on all levels.
+    (P2B, Eq. 4-9): the square blocks of the support that hold most of the object are kept; the query attends
+    to them once for each offset inside a block, and the responses are averaged. Both use the same projections
+    on all levels.
 
     The attention is linear, ReLU(Q) (softmax(K)^T V) with the softmax over the support positions, channel by
-    channel: the bracket is a (C, C) matrix that needs no query. As it is linear in that bracket, the mean
-    over P2B's offsets is taken there, once. The projections have no bias, so a support position outside
-    the object has value 0 and answers nothing in P2P (in P2B it still has its position embedding).
+    channel: the bracket is a (C, C) matrix that needs no query. The result is linear in it, so the mean
+    over the offsets of P2B is taken there, once. The projections have no bias, so a support position outside
+    the object has value 0 and no influence in P2P (in P2B it still has its position embedding).
 
-    Table 4's other kinds: "normalized_linear" has BatchNorm(Q) for ReLU(Q); "softmax" is
+    The other kinds of Table 4: "normalized_linear" has BatchNorm(Q) instead of ReLU(Q); "softmax" is
     softmax(Q K^T / sqrt(C)) V; "cosine" is the mean over the support positions of cos(query, support) V, of
-    the features themselves, so that it has no W_Q and W_K.
+    the features themselves, without W_Q and W_K. Sums over positions are in float32, also under autocast.
     """
 
     def __init__(
@@ -45,29 +46,30 @@ class PointBlockAttention(nn.Module):
         """
         Args:
             dim: channels C.
-            sides: b of each level's maps, (B, C, b, b).
-            p2p, p2b: which of the two there are (Table 3), at least one.
-            block_sides: m of each level, cells; maps are zero-padded right and below to whole blocks.
-            kept_blocks: k of each level, at most all.
+            sides: sides b of the maps (B, C, b, b) of each level.
+            p2p, p2b: use these attentions (Table 3), at least one.
+            block_sides: side m of the blocks of each level, in cells; maps are zero-padded at the right and
+                the bottom to whole blocks.
+            kept_blocks: number k of blocks kept on each level; more than there are keeps all.
             attention: one of `ATTENTIONS` (Table 4).
-            position_embedding: add learned maps (b, b), alike for all channels, before P2B (Eq. 4).
-            merge: of both responses, "add" (Eq. 10), "multiply" or "concat" (Table 6).
+            position_embedding: add learned maps (b, b), the same for all channels, before P2B (Eq. 4).
+            merge: how to merge both responses: "add" (Eq. 10), "multiply" or "concat" (Table 6).
 
         Raises:
-            ValueError: an unknown kind, no attention at all, or numbers that are not positive, one a level.
+            ValueError: an unknown kind, neither attention, or not one positive number per level.
         """
         super().__init__()
         if attention not in ATTENTIONS or merge not in MERGES:
             raise ValueError(
-                f"unknown MODEL.JC2A.ATTENTION {attention!r} or ATTENTION_MERGE {merge!r}: choose from "
-                f"{', '.join(ATTENTIONS)}; {', '.join(MERGES)}"
+                f"unknown attention {attention!r} or merge {merge!r}: choose from {', '.join(ATTENTIONS)}; "
+                f"{', '.join(MERGES)}"
             )
         if not (p2p or p2b):
-            raise ValueError("neither P2P nor P2B: set one of them True, or leave the attention out")
+            raise ValueError("p2p and p2b are both False: set one of them True, or leave the attention out")
         if not len(sides) == len(block_sides) == len(kept_blocks) or min(*block_sides, *kept_blocks) < 1:
             raise ValueError(
-                f"MODEL.JC2A.BINS {tuple(sides)}, BLOCK_SIDES {tuple(block_sides)} and TOP_BLOCKS "
-                f"{tuple(kept_blocks)} must have one positive number a level each"
+                f"sides {tuple(sides)}, block_sides {tuple(block_sides)}, kept_blocks {tuple(kept_blocks)}: "
+                "give one positive number per level in each"
             )
         self.p2p, self.p2b = p2p, p2b
         self.attention, self.merge = attention, merge
@@ -83,16 +85,16 @@ class PointBlockAttention(nn.Module):
         self.out_channels = 2 * dim if p2p and p2b and merge == "concat" else dim
 
     def encode(self, level: int, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Do for a support what needs no query.
+        """Encode a support, independent of any query.
 
         Args:
-            level: of the pyramid.
+            level: index of the pyramid's level.
             features: (B, C, b, b).
             mask: (B, b, b) in [0, 1].
 
         Returns:
-            "p2p" and "p2b", as far as they are on: (B, C, C), or (B, 2, groups, positions, C) keys and
-            values of "softmax".
+            "p2p" and "p2b", if they are used: (B, C, C), or for "softmax" keys and values
+            (B, 2, groups, positions, C).
         """
         masked = features * mask[:, None]
         encoded = {}
@@ -109,7 +111,7 @@ class PointBlockAttention(nn.Module):
         return encoded
 
     def queries(self, level: int, features: Tensor) -> dict[str, Tensor]:
-        """Project query features (B, C, b, b), once for all supports: "p2p", "p2b" (B, b * b, C)."""
+        """Project query features (B, C, b, b), once for all supports, to "p2p" and "p2b" (B, b * b, C)."""
         projected = {}
         if self.p2p:
             projected["p2p"] = self._activate(self.query(_tokens(features)))
@@ -120,11 +122,14 @@ class PointBlockAttention(nn.Module):
         return projected
 
     def forward(self, queries: Mapping[str, Tensor], support: Mapping[str, Tensor]) -> Tensor:
-        """What the query positions are answered: (B, out_channels, b, b).
+        """Attend to a support.
 
         Args:
             queries: from `queries`.
             support: from `encode`, of the same level.
+
+        Returns:
+            (B, out_channels, b, b).
         """
         answers = [self._answer(queries[name], support[name]) for name in queries]
         if len(answers) == 1 or self.merge == "concat":
@@ -135,7 +140,7 @@ class PointBlockAttention(nn.Module):
         return merged.transpose(1, 2).unflatten(2, (side, side))
 
     def _summarise(self, tokens: Tensor) -> Tensor:
-        """Support tokens (B, groups, positions, C); the answers of the groups get averaged."""
+        """Encode support tokens (B, groups, positions, C); responses of the groups are averaged."""
         keys, values = self.key(tokens), self.value(tokens)
         if self.attention == "softmax":
             return torch.stack([keys, values], dim=1)
@@ -143,10 +148,11 @@ class PointBlockAttention(nn.Module):
             weights, count = F.normalize(keys, dim=3), tokens.shape[1] * tokens.shape[2]
         else:
             weights, count = keys.softmax(dim=2), tokens.shape[1]
-        return torch.einsum("bgnc,bgnd->bcd", weights, values) / count
+        with torch.autocast(tokens.device.type, enabled=False):
+            return torch.einsum("bgnc,bgnd->bcd", weights.float(), values.float()) / count
 
     def _activate(self, queries: Tensor) -> Tensor:
-        """Queries (B, N, C) as the kind of attention wants them."""
+        """Apply the query function of the kind of attention to (B, N, C)."""
         if self.norm is not None:
             return self.norm(queries.flatten(0, 1)).view_as(queries)
         if self.attention == "cosine":
@@ -155,7 +161,8 @@ class PointBlockAttention(nn.Module):
 
     def _answer(self, queries: Tensor, support: Tensor) -> Tensor:
         if self.attention != "softmax":
-            return queries @ support
+            with torch.autocast(queries.device.type, enabled=False):
+                return queries.float() @ support.float()
         keys, values = support.unbind(dim=1)  # (B, groups, positions, C)
         queries = queries[:, None].expand(-1, keys.shape[1], -1, -1)
         return F.scaled_dot_product_attention(queries, keys, values).mean(dim=1)
@@ -165,9 +172,9 @@ def top_blocks(mask: Tensor, side: int, count: int) -> Tensor:
     """Indices of the blocks that hold most of the object (Eq. 6), (B, min(count, blocks)).
 
     Args:
-        mask: (B, h, w); cells missing to whole blocks count as 0.
-        side: m, of a block.
-        count: k. Of equally full blocks the first ones, row by row, are taken.
+        mask: (B, h, w); cells added to complete blocks count as 0.
+        side: m, side of a block in cells.
+        count: k, number of blocks. Among equally full blocks the first ones, row by row, are taken.
     """
     importance = split_blocks(mask[:, None], side).mean(dim=(2, 3))
     return importance.sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -181,5 +188,5 @@ def split_blocks(maps: Tensor, side: int) -> Tensor:
 
 
 def _tokens(maps: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, h * w, C)."""
+    """Map (B, C, h, w) to (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2)

@@ -39,7 +39,7 @@ class Encoding:
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Rebuild what `flat` took apart; raises TypeError if a field is unknown or missing."""
+        """Rebuild an encoding from what `flat` gave; raises TypeError for an unknown or a missing field."""
         values: dict[str, Any] = {}
         for name, tensor in tensors.items():
             first, _, key = name.partition(".")
@@ -64,7 +64,7 @@ class Encoding:
 
 
 def _name(encoding: type[Encoding]) -> str:
-    """The name under which files know an encoding, such as "dcama.ShotEncoding"."""
+    """The name of an encoding in files, such as "dcama.ShotEncoding"."""
     return f"{encoding.__module__.rpartition('.')[2]}.{encoding.__name__}"
 
 
@@ -77,7 +77,7 @@ class SupportSet:
         shots: number K of supports of each episode.
         size: (height, width) of the support images.
         encoded: what the method keeps of each support; every tensor is (B, K, ...).
-        joined: what `match` reads: the supports of an episode taken together.
+        joined: what `match` reads: the supports of each episode taken together.
     """
 
     method: str
@@ -98,7 +98,7 @@ class SupportSet:
         return replace(self, encoded=encoded, joined=joined)
 
     def for_queries(self, count: int) -> Encoding:
-        """`joined` for a number of queries: a set of one episode serves them all, without a copy.
+        """`joined` for a number of queries; a set of one episode is repeated for all, without a copy.
 
         Raises:
             ValueError: the set has another number of episodes than 1 or ``count``.
@@ -130,13 +130,13 @@ class SupportSet:
         missing = {"method", "shots", "size", "encoded"} - set(state)
         if missing:
             raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
-        height, width = state["size"]
         try:
+            height, width = state["size"]
             encoded = _encoding(state["encoded"])
             joined = _encoding(state["joined"]) if "joined" in state else encoded
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"support set holds no encoding of ours ({error}): encode it again") from error
-        return cls(state["method"], int(state["shots"]), (int(height), int(width)), encoded, joined)
+            return cls(state["method"], int(state["shots"]), (int(height), int(width)), encoded, joined)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"this is no support set ({error}): encode it again") from error
 
 
 def _encoding(saved: tuple[str, Mapping[str, Tensor]]) -> Encoding:
@@ -146,12 +146,12 @@ def _encoding(saved: tuple[str, Mapping[str, Tensor]]) -> Encoding:
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """An encoded batch of queries, for any number of support sets; made by `encode_query`.
+    """An encoded batch of queries, to be matched with any number of support sets; made by `encode_query`.
 
     Attributes:
         method: class name of the model that made it.
-        images: (B, 3, H, W) RGB, 0 to 255, as they were given.
-        encoded: what the method keeps of them.
+        images: (B, 3, H, W) RGB, 0 to 255, as given.
+        encoded: what the method keeps of each query; every tensor is (B, ...).
     """
 
     method: str
@@ -161,7 +161,7 @@ class QueryFeatures:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
-        return tuple(self.images.shape[-2:])
+        return self.images.shape[-2], self.images.shape[-1]
 
 
 @dataclass(frozen=True)

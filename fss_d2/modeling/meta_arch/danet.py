@@ -10,8 +10,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.keys import at_least, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DenseAttention,
@@ -91,8 +91,8 @@ class DANet(FewShotSegmentor):
     PFENet's prior mask and feature enrichment are absent, as in the paper's figure.
 
     Of K supports, the attention maps (after their softmax) and the prototypes are averaged, so that a model
-    trained on one support runs with any number. Attention compares maps of equal size: where the supports' is
-    another than the query's, what is compared is resized to the query's (bilinear, corners aligned).
+    trained on one support runs with any number. Attention compares maps of equal size: the supports' maps
+    are resized to the query's size (bilinear, corners aligned) if they differ from it.
 
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DANet
@@ -135,15 +135,11 @@ class DANet(FewShotSegmentor):
             ValueError: fewer than two features, or neither of the two attention modules.
             KeyError: the backbone lacks a feature.
         """
-        if len(in_features) < 2:
-            raise ValueError(
-                f"MODEL.DANET.IN_FEATURES {tuple(in_features)}: name the low features and then the high ones"
-            )
+        require(
+            len(in_features) > 1, "in_features", tuple(in_features), "the low features, then the high ones"
+        )
         if not light_dense and channel_attention is None:
-            raise ValueError(
-                "MODEL.DANET.LDA and PCA are both False: set one of them True; the baseline without both is "
-                "MODEL.META_ARCHITECTURE PFENet"
-            )
+            raise ValueError("light_dense is False and channel_attention None: the baseline is PFENet")
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.prior_feature = prior_feature
@@ -171,18 +167,31 @@ class DANet(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DANET, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DANET
+        if not (c.LDA or c.PCA):
+            raise ValueError(
+                "MODEL.DANET.LDA and PCA are both False: set one of them True; the baseline without both is "
+                "MODEL.META_ARCHITECTURE PFENet"
+            )
+        dim = at_least("MODEL.DANET.DIM", c.DIM, 1)
+        ratio, bins = c.PCA_RATIO, tuple(c.PPM_BINS)
+        require(1 <= ratio <= dim, "MODEL.DANET.PCA_RATIO", ratio, f"1 to {dim} (MODEL.DANET.DIM)")
+        fits = bool(bins) and min(bins) > 0 and len(bins) <= 2 * dim
+        require(fits, "MODEL.DANET.PPM_BINS", bins, f"1 to {2 * dim} (twice MODEL.DANET.DIM) numbers above 0")
         backbone = build_few_shot_backbone(cfg)
+        feature_names(
+            "MODEL.DANET.PRIOR_FEATURE", [c.PRIOR_FEATURE] if c.USE_PRIOR else [], backbone, least=0
+        )
         return {
             "backbone": backbone,
-            "in_features": c.IN_FEATURES,
-            "dim": c.DIM,
-            "dropout": c.DROPOUT,
+            "in_features": feature_names("MODEL.DANET.IN_FEATURES", c.IN_FEATURES, backbone, least=2),
+            "dim": dim,
+            "dropout": share("MODEL.DANET.DROPOUT", c.DROPOUT),
             "light_dense": c.LDA,
             "light_scaled": c.LIGHT_SCALE,
-            "channel_attention": {"ratio": c.PCA_RATIO, "masked": c.PCA_MASKED} if c.PCA else None,
+            "channel_attention": {"ratio": ratio, "masked": c.PCA_MASKED} if c.PCA else None,
             "prior_feature": c.PRIOR_FEATURE if c.USE_PRIOR else None,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
-            "ppm_bins": c.PPM_BINS,
+            "ppm_bins": bins,
             "options": SegmentorOptions.from_config(cfg),
         }
 

@@ -10,8 +10,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
-from fss_d2.modeling.keys import at_least, choose, config_keys
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.kshot import FUSIONS, guidance_weights
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -21,6 +21,7 @@ from fss_d2.modeling.layers import (
     conv_stack,
     resize,
 )
+from fss_d2.modeling.layers.attention import PROJECTIONS
 
 from .contract import Encoding, Output, SupportSet
 from .few_shot import FewShotSegmentor, SegmentorOptions
@@ -30,7 +31,8 @@ __all__ = ["DCAMA", "DCAMAHead"]
 Maps = Mapping[str, Tensor]
 
 STRATEGIES = ("one_pass", *FUSIONS)
-AGNOSTIC = "agnostic"  # the class-agnostic map among the extra maps
+NORM_GROUPS = 4  # of the convolutions on masks, see `conv_stack`
+AGNOSTIC = "agnostic"  # the name of the class-agnostic map among the maps
 
 
 @config_keys
@@ -42,7 +44,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DCAMA.SKIP_SUPPORT = True  # Table S5 (a): also skip-connect the support features
     cfg.MODEL.DCAMA.SUPPORT_BACKGROUND = True  # Table 3: False zeroes the support's background
     cfg.MODEL.DCAMA.REGION_PIXELS = 0  # Table S5 (b): pixels of each region kept; 0 keeps all
-    # Aggregate each layer also over the mean object and the mean background token (not in the paper).
+    # Aggregate each layer once more, over the mean tokens of object and background (not in the paper).
     cfg.MODEL.DCAMA.REGION_MEANS = False
     # Table 4: "one_pass", "vote", "average", "normalized_vote" (HSNet), "cross_guided" (SCL).
     cfg.MODEL.DCAMA.KSHOT = "one_pass"
@@ -58,12 +60,8 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DCAMA.FUSED_ATTENTION = True  # False writes the attention maps out
     # True: pixels marked 255 count as background in the loss (reference code); False: left out.
     cfg.MODEL.DCAMA.IGNORE_AS_BACKGROUND = True
-    # JC2A's class-agnostic map beside the aggregated masks (not in the paper; MODEL.BASE_KNOWLEDGE).
+    # JC2A's class-agnostic map next to the aggregated masks (not in the paper; MODEL.BASE_KNOWLEDGE).
     cfg.MODEL.DCAMA.CKMM = False
-
-
-STRATEGIES = ("one_pass", *FUSIONS)
-AGNOSTIC = "agnostic"  # the class-agnostic map among the features
 
 
 @dataclass(frozen=True)
@@ -154,10 +152,9 @@ class DCAMAHead(nn.Module):
             ValueError: no attention level, or a wrong number of widths.
         """
         super().__init__()
-        if not attention:
-            raise ValueError("DCAMA has no attention level: name at least one")
-        if not widths or len(mixer_widths) != 3:
-            raise ValueError(f"widths {widths} must not be empty, mixer_widths {mixer_widths} must be three")
+        require(bool(attention), "attention", dict(attention), "of at least one level")
+        require(bool(widths), "widths", tuple(widths), "at least one number")
+        require(len(mixer_widths) == 3, "mixer_widths", tuple(mixer_widths), "three numbers")
         self.blocks = {level: tuple(blocks) for level, blocks in attention.items()}
         self.skips = tuple(skips)
         self.extras = tuple(extras or ())
@@ -314,7 +311,9 @@ class DCAMAHead(nn.Module):
             ValueError: only some support pixels were kept, so there is no map.
         """
         if self.region_pixels:
-            raise ValueError("no attention map of a subset of the support pixels: set REGION_PIXELS to 0")
+            raise ValueError(
+                "no attention map of some support pixels only: set region_pixels (REGION_PIXELS) to 0"
+            )
         maps = []
         for level, blocks in self.blocks.items():
             grid = support.masks[level].shape[1:]  # (K/S, h, w)
@@ -393,34 +392,23 @@ class DCAMA(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DCAMA, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DCAMA
-        if not c.ATTENTION_LEVELS:
-            raise ValueError("MODEL.DCAMA.ATTENTION_LEVELS is empty: name at least one level")
-        if not c.WIDTHS or len(c.MIXER_WIDTHS) != 3:
-            raise ValueError(
-                f"MODEL.DCAMA.WIDTHS {c.WIDTHS} is empty, or MIXER_WIDTHS {c.MIXER_WIDTHS} not three"
-            )
         backbone = build_few_shot_backbone(cfg)
+        levels = feature_names("MODEL.DCAMA.ATTENTION_LEVELS", c.ATTENTION_LEVELS, backbone, stages=True)
         return {
             "backbone": backbone,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
-            "attention_levels": c.ATTENTION_LEVELS,
-            "skip_levels": c.SKIP_LEVELS,
+            "attention_levels": levels,
+            "skip_levels": feature_names(
+                "MODEL.DCAMA.SKIP_LEVELS", c.SKIP_LEVELS, backbone, least=0, stages=True
+            ),
             "kshot": choose("MODEL.DCAMA.KSHOT", c.KSHOT, STRATEGIES),
             "head": {
                 "skip_support": c.SKIP_SUPPORT,
                 "support_background": c.SUPPORT_BACKGROUND,
                 "region_pixels": at_least("MODEL.DCAMA.REGION_PIXELS", c.REGION_PIXELS, 0),
                 "region_means": c.REGION_MEANS,
-                "widths": c.WIDTHS,
-                "mixer_widths": c.MIXER_WIDTHS,
-                "aggregation": {
-                    "num_heads": at_least("MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, 1),
-                    "projection": c.PROJECTION,
-                    "temperature": c.TEMPERATURE,
-                    "position_encoding": c.POSITION_ENCODING,
-                    "dropout": c.DROPOUT,
-                    "fused": c.FUSED_ATTENTION,
-                },
+                **_widths(c),
+                "aggregation": _aggregation(c, backbone, levels),
             },
             "ignore_as_background": c.IGNORE_AS_BACKGROUND,
             "options": SegmentorOptions.from_config(cfg),
@@ -473,7 +461,7 @@ class DCAMA(FewShotSegmentor):
     def _fuse(
         self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Join K one-shot predictions; a softmax over the logits returned gives the joint probability."""
+        """Join K one-shot predictions; the softmax of the logits returned is the joint probability."""
         K = next(iter(support.keys.values())).shape[1]
         if self.training and K > 1:
             raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
@@ -506,6 +494,37 @@ class DCAMA(FewShotSegmentor):
             self.head.attention_map(query, joined.of_pass(s), point, support.size) for s in range(passes)
         ]
         return torch.cat(looks, dim=1)
+
+
+def _widths(c: CfgNode) -> dict[str, Any]:
+    """The widths of `DCAMAHead` from MODEL.DCAMA."""
+    squeeze, mixers = tuple(c.WIDTHS), tuple(c.MIXER_WIDTHS)
+    fits = bool(squeeze) and all(width > 0 and width % NORM_GROUPS == 0 for width in squeeze)
+    require(fits, "MODEL.DCAMA.WIDTHS", squeeze, f"multiples of {NORM_GROUPS} (norm groups), at least one")
+    require(len(mixers) == 3 and min(mixers) > 0, "MODEL.DCAMA.MIXER_WIDTHS", mixers, "three numbers above 0")
+    return {"widths": squeeze, "mixer_widths": mixers}
+
+
+def _aggregation(c: CfgNode, backbone: FeatureBackbone, levels: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `MaskAggregation` from MODEL.DCAMA."""
+    choose("MODEL.DCAMA.PROJECTION", c.PROJECTION, PROJECTIONS)
+    require(c.TEMPERATURE > 0, "MODEL.DCAMA.TEMPERATURE", c.TEMPERATURE, "above 0")
+    at_least("MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, 1)
+    if c.PROJECTION == "linear":
+        channels = sorted(
+            {backbone.available[b].channels for level in levels for b in backbone.blocks(level)}
+        )
+        fits = all(width % c.NUM_HEADS == 0 for width in channels)
+        rule = f"a divisor of the channels of MODEL.DCAMA.ATTENTION_LEVELS: {', '.join(map(str, channels))}"
+        require(fits, "MODEL.DCAMA.NUM_HEADS", c.NUM_HEADS, rule)
+    return {
+        "num_heads": c.NUM_HEADS,
+        "projection": c.PROJECTION,
+        "temperature": c.TEMPERATURE,
+        "position_encoding": c.POSITION_ENCODING,
+        "dropout": share("MODEL.DCAMA.DROPOUT", c.DROPOUT),
+        "fused": c.FUSED_ATTENTION,
+    }
 
 
 def _foreground(logits: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,
     dynamic_convolution_arguments,
+    feature_names,
 )
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.keys import at_least, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DynamicConvolution,
@@ -62,12 +63,9 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DPCN.ASPP_DILATIONS = (6, 12, 18)
     cfg.MODEL.DPCN.RETURN_WEIGHT = 1.0  # lambda of the query-to-support loss (Fig. A2)
     cfg.MODEL.DPCN.CKMM = False  # JC2A's class-agnostic map as one more activation map
-    cfg.MODEL.DPCN.TRAIN_LAST_STAGE = True  # the stage of SAM_FEATURE learns, although the backbone is frozen
-    cfg.MODEL.DPCN.LAST_STAGE_START = 0  # iteration from which it does
-
-
-Features = dict[str, Tensor]
-DEEP = "deep"  # among the features of images: what is compared for the activation maps
+    # Train the stage of SAM_FEATURE, from the iteration LAST_STAGE_START on, although the backbone is frozen.
+    cfg.MODEL.DPCN.TRAIN_LAST_STAGE = True
+    cfg.MODEL.DPCN.LAST_STAGE_START = 0
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ class FeatureFilter(nn.Module):
         Raises:
             ValueError: an even kernel.
         """
-        if kernel % 2 == 0:
-            raise ValueError(f"filter_kernel {kernel} must be odd")
+        require(kernel % 2 == 1, "filter_kernel", kernel, "odd")
         super().__init__()
         self.score = nn.Conv2d(dim, 1, kernel, padding=kernel // 2)
 
@@ -183,8 +180,7 @@ class DPCNHead(nn.Module):
         Raises:
             ValueError: dilations that are not three, or as `FeatureFilter` and `DynamicConvolution`.
         """
-        if len(dilations) != 3:
-            raise ValueError(f"dilations {tuple(dilations)}: give three numbers")
+        require(len(dilations) == 3, "dilations", tuple(dilations), "three numbers")
         super().__init__()
         self.down_query = FeatureReduction(in_channels, dim, dropout)
         self.down_support = FeatureReduction(in_channels, dim, dropout)
@@ -226,7 +222,7 @@ class DPCNHead(nn.Module):
     def forward(
         self,
         maps: Sequence[Tensor],
-        support: "JoinedSupports",
+        support: JoinedSupports,
         activations: Tensor,
         knowledge: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -261,18 +257,18 @@ class DPCNHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class DPCN(FewShotSegmentor):
-    """The query is convolved with kernels made from the support's object .
+    """Convolve the query with kernels that are made from the object of the supports.
 
-    Training adds "loss_return": the query with its predicted mask is the support, each support in turn the
-    query, all weights shared (Eq. 13). The predicted mask is hard and gives no gradient; an image goes
-    through the reduction of the role that it plays.
+    Training adds "loss_return": the query with its predicted mask is the support and each support in turn
+    the query; all weights are shared (Eq. 13). The predicted mask is hard and gives no gradient. An image
+    goes through the reduction of the role that it has at the time.
 
-    The backbone is frozen, but the stage of ``sam_feature`` learns from an iteration on; what trains the
-    model keeps `iteration` up to date. Its batch norms stay as those of the whole backbone.
+    The backbone is frozen, but the stage of ``sam_feature`` can be trained from an iteration on; whoever
+    trains the model keeps `iteration` up to date. The stage's batch norms keep their statistics.
 
-    There is no code by the authors: what the paper leaves open is settled in `DPCNHead`,
-    `DynamicConvolution` and `support_activations`. K shots: activation maps and prototypes are averaged, the
-    object's vectors joined, in the order of the supports, which therefore makes a difference.
+    The authors published no code. `DPCNHead`, `DynamicConvolution` and `support_activations` state how they
+    fill what the paper leaves open. Of K supports, the activation maps and the prototypes are averaged, and
+    the object's vectors are joined in the order of the supports, which therefore makes a difference.
 
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: DPCN
@@ -302,11 +298,11 @@ class DPCN(FewShotSegmentor):
         Args:
             backbone: the feature extractor.
             in_features: middle features, the first gives the size.
-            sam_feature: the feature compared for the activation maps; a stage where it learns.
+            sam_feature: the feature compared for the activation maps; a stage if it is trained.
             windows: of `support_activations`; ((1, 1),) for PFENet's prior mask.
             mask_before_sam: also mask the supports before the stage of ``sam_feature`` (PFENet's code).
-            train_last_stage: that stage learns although the backbone is frozen.
-            last_stage_start: iteration from which it does.
+            train_last_stage: train that stage although the backbone is frozen.
+            last_stage_start: iteration from which it is trained.
             return_weight: lambda, of the query-to-support loss; 0 leaves it out.
             head: arguments of `DPCNHead`, the channels, number of maps and knowledge apart.
             knowledge: JC2A's class-agnostic map as one more map (not in the paper).
@@ -329,12 +325,10 @@ class DPCN(FewShotSegmentor):
         self.stage_apart = mask_before_sam or self.train_last_stage
         self.deep_feature = sam_feature
         if self.stage_apart:
-            needed_by = "MODEL.DPCN.TRAIN_LAST_STAGE and MODEL.DPCN.MASK_BEFORE_SAM"
-            self.deep_feature = stage_before(backbone, sam_feature, needed_by)
+            self.deep_feature = stage_before(backbone, sam_feature, "train_last_stage and mask_before_sam")
         known = () if knowledge is None else knowledge.in_features
         if self.train_last_stage:
-            self._check_frozen("MODEL.DPCN.IN_FEATURES", self.in_features)
-            self._check_frozen("MODEL.BASE_KNOWLEDGE.IN_FEATURES", known)
+            _check_frozen(backbone, sam_feature, {"in_features": self.in_features, "knowledge": known})
         backbone.select(list(dict.fromkeys([*self.in_features, self.deep_feature, *known])))
         channels = {name: spec.channels for name, spec in backbone.available.items()}
         self.head = DPCNHead(
@@ -352,40 +346,32 @@ class DPCN(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DPCN, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DPCN
-        if c.FFM and c.FFM_KERNEL % 2 == 0:
-            raise ValueError(f"MODEL.DPCN.FFM_KERNEL {c.FFM_KERNEL} must be odd")
-        if len(c.ASPP_DILATIONS) != 3:
-            raise ValueError(f"MODEL.DPCN.ASPP_DILATIONS {tuple(c.ASPP_DILATIONS)}: give three numbers")
         backbone = build_few_shot_backbone(cfg)
+        knowledge = build_base_knowledge(cfg, backbone) if c.CKMM else None
+        names = feature_names("MODEL.DPCN.IN_FEATURES", c.IN_FEATURES, backbone)
+        feature_names("MODEL.DPCN.SAM_FEATURE", [c.SAM_FEATURE], backbone)
+        if c.MASK_BEFORE_SAM or (c.TRAIN_LAST_STAGE and cfg.MODEL.BACKBONE.FREEZE):
+            keys = "MODEL.DPCN.TRAIN_LAST_STAGE and MODEL.DPCN.MASK_BEFORE_SAM"
+            stage_before(backbone, c.SAM_FEATURE, keys)
+        if c.TRAIN_LAST_STAGE and cfg.MODEL.BACKBONE.FREEZE:
+            known = () if knowledge is None else knowledge.in_features
+            read = {"MODEL.DPCN.IN_FEATURES": names, "MODEL.BASE_KNOWLEDGE.IN_FEATURES": known}
+            _check_frozen(
+                backbone, c.SAM_FEATURE, read, ("MODEL.DPCN.SAM_FEATURE", "MODEL.DPCN.TRAIN_LAST_STAGE")
+            )
         return {
             "backbone": backbone,
-            "in_features": c.IN_FEATURES,
+            "in_features": names,
             "sam_feature": c.SAM_FEATURE,
-            "windows": c.WINDOWS if c.SAM else ((1, 1),),
+            "windows": _windows(c.WINDOWS) if c.SAM else ((1, 1),),
             "mask_before_sam": c.MASK_BEFORE_SAM,
             "train_last_stage": c.TRAIN_LAST_STAGE,
-            "last_stage_start": c.LAST_STAGE_START,
-            "return_weight": c.RETURN_WEIGHT,
-            "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
-            "head": {
-                "dim": c.DIM,
-                "dropout": c.DROPOUT,
-                "filter_kernel": c.FFM_KERNEL if c.FFM else None,
-                "dynamic": dynamic_convolution_arguments(cfg) if c.DCM else None,
-                "dilations": c.ASPP_DILATIONS,
-            },
+            "last_stage_start": at_least("MODEL.DPCN.LAST_STAGE_START", c.LAST_STAGE_START, 0),
+            "return_weight": at_least("MODEL.DPCN.RETURN_WEIGHT", c.RETURN_WEIGHT, 0),
+            "knowledge": knowledge,
+            "head": _head_arguments(cfg),
             "options": SegmentorOptions.from_config(cfg),
         }
-
-    def _check_frozen(self, key: str, names: Sequence[str]) -> None:
-        """Find out that a feature of a config key is computed by the stage that learns, or behind it."""
-        order = list(self.backbone.available)
-        for name in names:
-            if name in order and order.index(name) > order.index(self.deep_feature):
-                raise ValueError(
-                    f"{key} {name!r} changes with MODEL.DPCN.SAM_FEATURE {self.sam_feature!r}, which learns: "
-                    "choose features before that stage, or set MODEL.DPCN.TRAIN_LAST_STAGE False"
-                )
 
     def _image(self, features: Maps) -> QueryEncoding:
         """Maps (N, C, h, w) of `extract`, and those that are compared, of an image that is not masked."""
@@ -455,3 +441,53 @@ class DPCN(FewShotSegmentor):
             back = self._match(as_query, joined, mask.shape[-2:])
             losses.append(sum(super().losses(Output(back.logits), Target(mask)).values()))
         return torch.stack(losses).mean()
+
+
+def _windows(windows: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """MODEL.DPCN.WINDOWS, checked."""
+    fits = bool(windows) and all(
+        len(window) == 2 and all(side > 0 and side % 2 == 1 for side in window) for window in windows
+    )
+    require(fits, "MODEL.DPCN.WINDOWS", windows, "pairs (height, width) of odd numbers, at least one pair")
+    return tuple((height, width) for height, width in windows)
+
+
+def _head_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `DPCNHead` from MODEL.DPCN, all but the channels, the number of maps and knowledge."""
+    c = cfg.MODEL.DPCN
+    kernel, dilations = c.FFM_KERNEL, tuple(c.ASPP_DILATIONS)
+    require(not c.FFM or (kernel > 0 and kernel % 2 == 1), "MODEL.DPCN.FFM_KERNEL", kernel, "odd")
+    fits = len(dilations) == 3 and min(dilations) > 0
+    require(fits, "MODEL.DPCN.ASPP_DILATIONS", dilations, "three numbers above 0")
+    return {
+        "dim": at_least("MODEL.DPCN.DIM", c.DIM, 1),
+        "dropout": share("MODEL.DPCN.DROPOUT", c.DROPOUT),
+        "filter_kernel": kernel if c.FFM else None,
+        "dynamic": dynamic_convolution_arguments(cfg) if c.DCM else None,
+        "dilations": dilations,
+    }
+
+
+def _check_frozen(
+    backbone: FeatureBackbone,
+    stage: str,
+    read: Mapping[str, Sequence[str]],
+    settings: tuple[str, str] = ("sam_feature", "train_last_stage"),
+) -> None:
+    """Refuse features that the trained stage, or one behind it, computes.
+
+    Args:
+        backbone: of the features.
+        stage: the one that is trained.
+        read: name of a setting -> features that it lists.
+        settings: names of those that choose the stage and train it.
+    """
+    order = list(backbone.available)
+    first = order.index(stage_before(backbone, stage)) + 1
+    for setting, names in read.items():
+        for name in names:
+            if name in order[first:]:
+                raise ValueError(
+                    f"{setting} {name!r} changes with {settings[0]} {stage!r}, which is trained: choose "
+                    f"features before that stage, or set {settings[1]} False"
+                )

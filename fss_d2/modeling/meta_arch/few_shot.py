@@ -12,7 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling.keys import choose, config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
 from fss_d2.modeling.refinement import REFINEMENTS, refine
 
@@ -48,7 +48,7 @@ class SegmentorOptions(ImageOptions):
         refinement: of the scores, in evaluation mode; see `refine`.
 
     Raises:
-        ValueError: as `ImageOptions`, or an unknown refinement.
+        ValueError: as `ImageOptions`, a negative weight, or an unknown refinement.
     """
 
     foreground_weight: float = 1.0
@@ -60,16 +60,18 @@ class SegmentorOptions(ImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("foreground_weight", "dice_weight", "aux_weight"):
+            at_least(name, getattr(self, name), 0)
         choose("refinement", self.refinement, REFINEMENTS)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SegmentorOptions":
         """Read the keys that all methods share."""
-        image = ImageOptions.from_config(cfg)
+        loss = cfg.MODEL.LOSS
         return cls(
-            **vars(image),
-            foreground_weight=cfg.MODEL.LOSS.FOREGROUND_WEIGHT,
-            dice_weight=cfg.MODEL.LOSS.DICE_WEIGHT,
+            **vars(ImageOptions.from_config(cfg)),
+            foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
+            dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
             refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
         )
 
@@ -83,7 +85,7 @@ class FewShotSegmentor(ImageModel):
     Attributes:
         permutation_invariant: the order of the supports makes no difference.
         shot_by_shot: supports go through the network one by one in training as well.
-        query_first: a batch's queries are encoded before its supports (matters for batch statistics).
+        query_first: queries are encoded before the supports, which matters for batch statistics.
     """
 
     permutation_invariant: bool = True
@@ -173,7 +175,7 @@ class FewShotSegmentor(ImageModel):
             raise ValueError(f"support masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
         B, K = images.shape[:2]
         masks = masks.to(self.device)
-        # One by one takes less memory, and on a CPU no more time.
+        # One by one needs less memory and, on a CPU, no more time.
         one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
         parts = []
         for shots in torch.arange(K).split(1 if one_by_one else K):
@@ -186,15 +188,34 @@ class FewShotSegmentor(ImageModel):
         return SupportSet(type(self).__name__, K, tuple(images.shape[3:]), encoded, self._join(encoded))
 
     def merge_supports(self, sets: Sequence[SupportSet]) -> SupportSet:
-        """Join sets of the same episodes and image size into one; nothing is encoded again."""
-        if len({support.size for support in sets}) > 1:
-            raise ValueError(f"support sets of sizes {[s.size for s in sets]}: encode them at one size")
+        """Join the supports of several sets into one; nothing is encoded again.
+
+        Args:
+            sets: at least one, of the same episodes in the same order, and of one image size.
+
+        Raises:
+            ValueError: sets that do not go together, or of another method.
+        """
+        for support in sets:
+            self._check_own("support set", support.method)
+        sizes = sorted({support.size for support in sets})
+        counts = sorted({support.batch_size for support in sets})
+        if len(sizes) > 1:
+            raise ValueError(f"support sets of sizes {', '.join(map(str, sizes))}: encode them at one size")
+        if len(counts) != 1:
+            numbers = f"support sets of {', '.join(map(str, counts))} episodes" if sets else "no support sets"
+            raise ValueError(f"{numbers} to merge: give sets of the same episodes")
         encoded = type(sets[0].encoded).concatenate([support.encoded for support in sets])
         shots = sum(support.shots for support in sets)
         return replace(sets[0], shots=shots, encoded=encoded, joined=self._join(encoded))
 
     def select_supports(self, support: SupportSet, indices: Sequence[int]) -> SupportSet:
-        """Keep the supports with these indices, at least one; nothing is encoded again."""
+        """Keep the supports with these indices, at least one, in this order; nothing is encoded again.
+
+        Raises:
+            ValueError: an index that no support has, no index, or a set of another method.
+        """
+        self._check_own("support set", support.method)
         if not indices or not all(0 <= i < support.shots for i in indices):
             raise ValueError(f"supports {list(indices)} of {support.shots}: give some of 0 to K - 1")
         encoded = support.encoded.map(lambda t: t[:, list(indices)])
@@ -228,14 +249,17 @@ class FewShotSegmentor(ImageModel):
         Raises:
             ValueError: encoded by another method, or a support set of another number of episodes.
         """
-        for what, made_by in (("support set", support.method), ("query", query.method)):
-            if made_by != type(self).__name__:
-                raise ValueError(f"{what} of {made_by} given to {type(self).__name__}: encode it again")
+        self._check_own("support set", support.method)
+        self._check_own("query", query.method)
         output = self._match(query.encoded, support.for_queries(len(query.images)), query.size)
         if self.training or not self.refinement:
             return output
         refined = refine(self.refinement, query.images, output.logits, output.probability())
         return replace(output, logits=refined)
+
+    def _check_own(self, what: str, made_by: str) -> None:
+        if made_by != type(self).__name__:
+            raise ValueError(f"{what} of {made_by} given to {type(self).__name__}: encode it again")
 
     def segment(self, images: Tensor, support: SupportSet) -> Tensor:
         """Segment images (B, 3, H, W) with encoded supports: logits (B, 2, H, W) of background and object."""
@@ -267,29 +291,32 @@ class FewShotSegmentor(ImageModel):
         if self.training and not self.trainable:
             raise RuntimeError(self._untrainable())
         losses: dict[str, Tensor] = {}
-        outputs: list[Episode] = [{}] * len(batched_inputs)
+        results: list[Episode] = [{}] * len(batched_inputs)
         for indices in _group(batched_inputs):
             episodes = [batched_inputs[i] for i in indices]
             target = self._target(episodes) if self.training else None
-            output = self._run(episodes)
-            if target is not None:
-                share = len(indices) / len(batched_inputs)
-                for name, value in self.losses(output, target).items():
-                    losses[name] = losses.get(name, 0) + value * share
-                continue
-            for row, i in enumerate(indices):
-                scores = self.to_frame(output.logits[row], batched_inputs[i])
-                outputs[i] = {"sem_seg": scores, "aux": {name: m[row] for name, m in output.maps.items()}}
-        return losses if self.training else outputs
+            query, support = self._encode(episodes)
+            output = self.match(query, support)
+            if target is None:
+                for row, i in enumerate(indices):
+                    results[i] = self._result(output, row, batched_inputs[i])
+            else:
+                for name, loss in self.losses(output, target).items():
+                    losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
+        return losses if self.training else results
 
-    def _run(self, episodes: list[Episode]) -> Output:
-        """Encode and match episodes of one shape."""
+    def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
+        """Encode episodes of one shape."""
         images = torch.stack([e["image"] for e in episodes])
         if self.query_first:
             query = self.encode_query(images)
-            return self.match(query, self.encode_support(*stack_supports(episodes)))
+            return query, self.encode_support(*stack_supports(episodes))
         support = self.encode_support(*stack_supports(episodes))
-        return self.match(self.encode_query(images), support)
+        return self.encode_query(images), support
+
+    def _result(self, output: Output, row: int, episode: Episode) -> Episode:
+        scores = self.to_frame(output.logits[row], episode)
+        return {"sem_seg": scores, "aux": {name: maps[row] for name, maps in output.maps.items()}}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):

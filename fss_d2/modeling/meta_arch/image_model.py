@@ -1,6 +1,6 @@
-"""What every meta-architecture here has: a backbone, frozen or not, and the normalisation of its images."""
+"""What every meta-architecture here has: a backbone, frozen or not, and normalised images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from fss_d2.modeling.keys import require
 
 __all__ = ["ImageModel", "ImageOptions"]
 
@@ -24,7 +26,7 @@ class ImageOptions:
         bn_train_stats: keep a frozen backbone in train mode while training (batch statistics).
 
     Raises:
-        ValueError: a normalisation that is not three numbers each, or a deviation that is not above 0.
+        ValueError: a normalisation of other than three numbers, or a deviation that is not above 0.
     """
 
     pixel_mean: Triple = (0.0, 0.0, 0.0)
@@ -33,21 +35,24 @@ class ImageOptions:
     bn_train_stats: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
-            raise ValueError(
-                f"MODEL.PIXEL_MEAN {list(self.pixel_mean)} and PIXEL_STD {list(self.pixel_std)}: give three "
-                f"numbers each (RGB), the deviations above 0"
-            )
+        _check_pixels("pixel_mean", self.pixel_mean, "pixel_std", self.pixel_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "ImageOptions":
         """Read the keys that all models share."""
+        mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+        _check_pixels("MODEL.PIXEL_MEAN", mean, "MODEL.PIXEL_STD", std)
         return cls(
-            pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN),
-            pixel_std=tuple(cfg.MODEL.PIXEL_STD),
+            pixel_mean=tuple(mean),
+            pixel_std=tuple(std),
             freeze_backbone=cfg.MODEL.BACKBONE.FREEZE,
             bn_train_stats=cfg.MODEL.BACKBONE.BN_TRAIN_STATS,
         )
+
+
+def _check_pixels(mean_name: str, mean: Sequence[float], std_name: str, std: Sequence[float]) -> None:
+    require(len(mean) == 3, mean_name, mean, "three numbers (RGB)")
+    require(len(std) == 3 and min(std) > 0, std_name, std, "three numbers above 0 (RGB)")
 
 
 class ImageModel(nn.Module):
@@ -108,6 +113,6 @@ class ImageModel(nn.Module):
         return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """Selected feature maps (N, C, h, w) of normalised images (N, 3, H, W); no gradient if frozen."""
+        """The backbone's maps (N, C, h, w) of normalised images (N, 3, H, W); without gradient if frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             return self.backbone(images)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
+from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.kshot import mean_log_probability
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -24,6 +24,7 @@ from fss_d2.modeling.layers import (
     shot_prototypes,
     soft_mask,
 )
+from fss_d2.modeling.layers.point_block_attention import ATTENTIONS, MERGES
 
 from .contract import Encoding, Output
 from .few_shot import FewShotSegmentor, SegmentorOptions
@@ -52,9 +53,6 @@ def add_keys(cfg: CfgNode) -> None:
     # Of the attention's answer and the class-agnostic map (Table 6): "concat", "add", "multiply".
     cfg.MODEL.JC2A.AGNOSTIC_MERGE = "concat"
     cfg.MODEL.JC2A.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
-
-
-AGNOSTIC_MERGES = ("concat", "add", "multiply")
 
 
 Maps = Mapping[str, Tensor]
@@ -135,16 +133,8 @@ class JC2A(FewShotSegmentor):
             ValueError: unknown kinds, no level, or numbers that do not go together.
             KeyError: the backbone lacks an output.
         """
-        if agnostic_merge not in AGNOSTIC_MERGES:
-            raise ValueError(
-                f"unknown MODEL.JC2A.AGNOSTIC_MERGE {agnostic_merge!r}: choose from "
-                f"{', '.join(AGNOSTIC_MERGES)}"
-            )
-        if not sides or min(sides) < 1 or not in_features:
-            raise ValueError(
-                f"MODEL.JC2A.BINS {tuple(sides)} must be positive numbers of cells, one at least, and "
-                f"MODEL.JC2A.IN_FEATURES {tuple(in_features)} needs a name"
-            )
+        choose("agnostic_merge", agnostic_merge, MERGES)
+        _check_cells("sides", sides)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.sides = tuple(sides)
@@ -163,26 +153,32 @@ class JC2A(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.JC2A, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.JC2A
-        backbone = build_few_shot_backbone(cfg)
+        _check_cells("MODEL.JC2A.BINS", c.BINS)
+        for key in ("BLOCK_SIDES", "TOP_BLOCKS") if c.P2P or c.P2B else ():
+            _check_cells(f"MODEL.JC2A.{key}", c[key])
+            number = f"as many numbers as MODEL.JC2A.BINS {tuple(c.BINS)}"
+            require(len(c[key]) == len(c.BINS), f"MODEL.JC2A.{key}", tuple(c[key]), number)
         attention = {
             "p2p": c.P2P,
             "p2b": c.P2B,
             "block_sides": c.BLOCK_SIDES,
             "kept_blocks": c.TOP_BLOCKS,
-            "attention": c.ATTENTION,
+            "attention": choose("MODEL.JC2A.ATTENTION", c.ATTENTION, ATTENTIONS),
             "position_embedding": c.POSITION_EMBEDDING,
-            "merge": c.ATTENTION_MERGE,
+            "merge": choose("MODEL.JC2A.ATTENTION_MERGE", c.ATTENTION_MERGE, MERGES),
         }
+        backbone = build_few_shot_backbone(cfg)
+        aux_weight = at_least("MODEL.JC2A.AUX_WEIGHT", c.AUX_WEIGHT, 0)
         return {
             "backbone": backbone,
-            "in_features": c.IN_FEATURES,
-            "dim": c.DIM,
-            "dropout": c.DROPOUT,
+            "in_features": feature_names("MODEL.JC2A.IN_FEATURES", c.IN_FEATURES, backbone),
+            "dim": at_least("MODEL.JC2A.DIM", c.DIM, 1),
+            "dropout": share("MODEL.JC2A.DROPOUT", c.DROPOUT),
             "sides": c.BINS,
             "attention": attention if c.P2P or c.P2B else None,
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
-            "agnostic_merge": c.AGNOSTIC_MERGE,
-            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=c.AUX_WEIGHT),
+            "agnostic_merge": choose("MODEL.JC2A.AGNOSTIC_MERGE", c.AGNOSTIC_MERGE, MERGES),
+            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=aux_weight),
         }
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
@@ -236,6 +232,12 @@ class JC2A(FewShotSegmentor):
             first, second = guides
             guides = [first + second if self.agnostic_merge == "add" else first * second]
         return torch.cat([*parts, *guides], dim=1)
+
+
+def _check_cells(name: str, numbers: Sequence[int]) -> None:
+    require(
+        bool(numbers) and min(numbers) > 0, name, tuple(numbers), "numbers of cells above 0, at least one"
+    )
 
 
 def _of_level(tensors: Maps, level: str) -> dict[str, Tensor]:

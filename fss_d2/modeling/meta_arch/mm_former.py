@@ -13,12 +13,13 @@ from typing_extensions import Self
 
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import at_least, choose, config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
+from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
 from .contract import Encoding, Output, Target
 from .few_shot import Episode, FewShotSegmentor, SegmentorOptions
@@ -59,7 +60,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MM_FORMER.NUM_HEADS = 4
     cfg.MODEL.MM_FORMER.NUM_LAYERS = 2
     cfg.MODEL.MM_FORMER.FEEDFORWARD = 512
-    # Not in the paper: similarities reach the matching network with mean 0 and deviation 1 an image.
+    # Not in the paper: similarities reach the matching network with mean 0 and deviation 1 in each image.
     cfg.MODEL.MM_FORMER.STANDARDIZE_SIMILARITY = False
     cfg.MODEL.MM_FORMER.MATCHING_WIDTH = 500  # hidden units of the matching MLP
     cfg.MODEL.MM_FORMER.MEMORY_SIDE = 15  # shorter side of the maps attended to, pixels
@@ -67,9 +68,6 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MM_FORMER.CONTRASTIVE_WEIGHT = 6.0  # lambda_2, of L_co (Eq. 5); 0 leaves it out
     # Table 3c: False freezes the proposal segmenter (stage 2), True trains both together (end to end).
     cfg.MODEL.MM_FORMER.TRAIN_PROPOSALS = False
-
-
-FEATURES = ("backbone", "pixel_decoder")
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class MMFormerOutput(Output):
 
 
 class MaskMatching(nn.Module):
-    """From features and proposals to one coefficient a proposal (MM-Former, Sec. 2.3).
+    """From features and proposals to one coefficient per proposal (MM-Former, Sec. 2.3).
 
     Any map size works, and supports may differ in size from the query. Where neither cross-alignment nor
     matching is learned, features are matched at their own channels, without projection: the paper's heuristic
@@ -219,7 +217,7 @@ class MaskMatching(nn.Module):
             embedded[level] = self.reduce[level](x) if self.reduce else x
         return embedded
 
-    def encode(self, features: Tensors, masks: Tensor) -> "ShotEncoding":
+    def encode(self, features: Tensors, masks: Tensor) -> ShotEncoding:
         """Encode N supports.
 
         Args:
@@ -244,7 +242,7 @@ class MaskMatching(nn.Module):
                 parts[name][level] = tensor
         return ShotEncoding(**parts) if self.align else ShotEncoding(prototype=torch.cat(pooled, dim=1))
 
-    def forward(self, embedded: Tensors, proposals: Tensor, support: "ShotEncoding") -> Matching:
+    def forward(self, embedded: Tensors, proposals: Tensor, support: ShotEncoding) -> Matching:
         """Compare proposals with supports.
 
         Args:
@@ -262,7 +260,7 @@ class MaskMatching(nn.Module):
         return Matching(query, prototypes, similarity, coefficients)
 
     def prototypes(
-        self, embedded: Tensors, proposals: Tensor, support: "ShotEncoding"
+        self, embedded: Tensors, proposals: Tensor, support: ShotEncoding
     ) -> tuple[Tensor, Tensor]:
         """Prototypes of proposals (B, N, levels * dim) and object (B, levels * dim): means over supports."""
         if self.align:
@@ -274,7 +272,7 @@ class MaskMatching(nn.Module):
         pooled = [pool_masks(x, resize(proposals, x.shape[-2:])) for x in embedded.values()]
         return torch.cat(pooled, dim=2), prototype
 
-    def _aligned(self, level: str, query: Tensor, support: "ShotEncoding") -> tuple[Tensor, Tensor]:
+    def _aligned(self, level: str, query: Tensor, support: ShotEncoding) -> tuple[Tensor, Tensor]:
         """Aligned query features (B, dim, h, w) and the object's prototype (B, dim): means over supports.
 
         The mean of the features gives the mean of the prototypes: pooling is linear in them.
@@ -429,27 +427,18 @@ class MMFormer(FewShotSegmentor):
         """Arguments from MODEL.MM_FORMER, MODEL.PROPOSALS, and the backbone's keys."""
         c = cfg.MODEL.MM_FORMER
         check_unused_losses(cfg, "MODEL.MM_FORMER.DICE_WEIGHT and CONTRASTIVE_WEIGHT")
-        alignments = (*CROSS_ALIGNMENTS, "none")
+        weights = [
+            at_least(f"MODEL.MM_FORMER.{k}_WEIGHT", c[f"{k}_WEIGHT"], 0) for k in ("DICE", "CONTRASTIVE")
+        ]
         return {
             "backbone": build_few_shot_backbone(cfg, own_decoder=True),
             "head": proposal_head_arguments(cfg),
             "criterion": proposal_criterion_arguments(cfg),
             "features": choose("MODEL.MM_FORMER.FEATURES", c.FEATURES, FEATURES),
             "train_proposals": c.TRAIN_PROPOSALS,
-            "mask_weight": c.DICE_WEIGHT,
-            "contrastive_weight": c.CONTRASTIVE_WEIGHT,
-            "matching": {
-                "dim": c.DIM,
-                "num_heads": at_least("MODEL.MM_FORMER.NUM_HEADS", c.NUM_HEADS, 1),
-                "num_layers": c.NUM_LAYERS,
-                "feedforward": c.FEEDFORWARD,
-                "width": c.MATCHING_WIDTH,
-                "memory_side": at_least("MODEL.MM_FORMER.MEMORY_SIDE", c.MEMORY_SIDE, 1),
-                "self_alignment": c.SELF_ALIGNMENT,
-                "cross_alignment": choose("MODEL.MM_FORMER.CROSS_ALIGNMENT", c.CROSS_ALIGNMENT, alignments),
-                "learnable_matching": c.LEARNABLE_MATCHING,
-                "standardize": c.STANDARDIZE_SIMILARITY,
-            },
+            "mask_weight": weights[0],
+            "contrastive_weight": weights[1],
+            "matching": _matching_arguments(cfg),
             "options": SegmentorOptions.from_config(cfg),
         }
 
@@ -524,9 +513,34 @@ class MMFormer(FewShotSegmentor):
 
     def _untrainable(self) -> str:
         return (
-            "MMFormer is training-free so: evaluate it, or set MODEL.MM_FORMER.LEARNABLE_MATCHING True, "
-            "or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
+            "MMFormer is training-free with these settings: evaluate it, or set MODEL.MM_FORMER."
+            "LEARNABLE_MATCHING True, or CROSS_ALIGNMENT learned and CONTRASTIVE_WEIGHT above 0"
         )
+
+
+def _matching_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `MaskMatching` from MODEL.MM_FORMER, all but the channels and the number of proposals."""
+    c = cfg.MODEL.MM_FORMER
+    counts = ("DIM", "NUM_HEADS", "NUM_LAYERS", "FEEDFORWARD", "MATCHING_WIDTH", "MEMORY_SIDE")
+    dim, heads, layers, feedforward, width, side = (
+        at_least(f"MODEL.MM_FORMER.{key}", c[key], 1) for key in counts
+    )
+    kind = choose("MODEL.MM_FORMER.CROSS_ALIGNMENT", c.CROSS_ALIGNMENT, (*CROSS_ALIGNMENTS, "none"))
+    if kind == "learned":
+        rule = f"a multiple of 4 (position codes) and of MODEL.MM_FORMER.NUM_HEADS {heads}"
+        require(dim % 4 == 0 and dim % heads == 0, "MODEL.MM_FORMER.DIM", dim, rule)
+    return {
+        "dim": dim,
+        "num_heads": heads,
+        "num_layers": layers,
+        "feedforward": feedforward,
+        "width": width,
+        "memory_side": side,
+        "self_alignment": c.SELF_ALIGNMENT,
+        "cross_alignment": kind,
+        "learnable_matching": c.LEARNABLE_MATCHING,
+        "standardize": c.STANDARDIZE_SIMILARITY,
+    }
 
 
 def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from fss_d2.modeling.build import (
     build_base_knowledge,
     build_few_shot_backbone,
     dynamic_convolution_arguments,
+    feature_names,
 )
-from fss_d2.modeling.keys import choose, config_keys
+from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     DynamicQuery,
@@ -53,7 +54,7 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.PFENET.DROPOUT = 0.5  # of channels of the middle features
     cfg.MODEL.PFENET.AUX_WEIGHT = 1.0  # of the mean loss of the pyramid's levels
     # Plug-ins: "dcm" (DPCN, Table 6: dynamic convolution of the query features; settings in MODEL.DPCN),
-    # "ckmm" (JC2A, Table 5: the class-agnostic map beside the prior; settings in MODEL.BASE_KNOWLEDGE).
+    # "ckmm" (JC2A, Table 5: the class-agnostic map next to the prior; settings in MODEL.BASE_KNOWLEDGE).
     cfg.MODEL.PFENET.PLUG_INS = ()
 
 
@@ -108,7 +109,7 @@ class PFENet(FewShotSegmentor):
     As in the released code the support mask is applied also before the stage of the compared features runs;
     a backbone that cannot run that stage alone needs ``mask_before_prior`` False. Two plug-ins: dynamic
     convolution of the query features (DPCN, Table 6), and the class-agnostic map as one more channel
-    beside the prior (JC2A, Table 5).
+    next to the prior (JC2A, Table 5).
 
     Example:
         >>> model = build_model(cfg)  # MODEL.META_ARCHITECTURE: PFENet
@@ -147,18 +148,18 @@ class PFENet(FewShotSegmentor):
             options: see `SegmentorOptions`; corners are aligned in any case.
 
         Raises:
-            ValueError: a backbone that cannot run the stage ``prior_feature`` alone where that is needed, or
-                a bin that is neither a fraction nor a number of cells.
+            ValueError: a backbone that cannot run the stage ``prior_feature`` alone where that is needed, no
+                bin, or one that is neither a fraction nor a number of cells.
             KeyError: the backbone lacks an output.
         """
-        bin_sizes(bins, 1)
+        _check_bins("bins", bins)
         super().__init__(backbone, replace(options or SegmentorOptions(), align_corners=True))
         self.in_features = tuple(in_features)
         self.prior_feature = prior_feature
         self.mask_before_prior = mask_before_prior
         self.prior_source = prior_feature
         if mask_before_prior:
-            self.prior_source = stage_before(backbone, prior_feature, "MODEL.PFENET.MASK_BEFORE_PRIOR")
+            self.prior_source = stage_before(backbone, prior_feature, "mask_before_prior")
         known = () if knowledge is None else knowledge.in_features
         backbone.select((*self.in_features, self.prior_source, *known))
         shapes = backbone.output_shape()
@@ -179,20 +180,25 @@ class PFENet(FewShotSegmentor):
         c = cfg.MODEL.PFENET
         for name in c.PLUG_INS:
             choose("MODEL.PFENET.PLUG_INS", name, PLUG_INS)
+        _check_bins("MODEL.PFENET.BINS", c.BINS)
+        dim = at_least("MODEL.PFENET.DIM", c.DIM, 1)
         backbone = build_few_shot_backbone(cfg)
+        feature_names("MODEL.PFENET.PRIOR_FEATURE", [c.PRIOR_FEATURE], backbone)
+        if c.MASK_BEFORE_PRIOR:
+            stage_before(backbone, c.PRIOR_FEATURE, "MODEL.PFENET.MASK_BEFORE_PRIOR")
         with_dcm = "dcm" in c.PLUG_INS
-        dynamic = DynamicQuery(c.DIM, **dynamic_convolution_arguments(cfg)) if with_dcm else None
+        aux_weight = at_least("MODEL.PFENET.AUX_WEIGHT", c.AUX_WEIGHT, 0)
         return {
             "backbone": backbone,
-            "in_features": c.IN_FEATURES,
+            "in_features": feature_names("MODEL.PFENET.IN_FEATURES", c.IN_FEATURES, backbone),
             "prior_feature": c.PRIOR_FEATURE,
             "mask_before_prior": c.MASK_BEFORE_PRIOR,
-            "dim": c.DIM,
+            "dim": dim,
             "bins": c.BINS,
-            "dropout": c.DROPOUT,
-            "dynamic": dynamic,
+            "dropout": share("MODEL.PFENET.DROPOUT", c.DROPOUT),
+            "dynamic": DynamicQuery(dim, **dynamic_convolution_arguments(cfg)) if with_dcm else None,
             "knowledge": build_base_knowledge(cfg, backbone) if "ckmm" in c.PLUG_INS else None,
-            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=c.AUX_WEIGHT),
+            "options": replace(SegmentorOptions.from_config(cfg), aux_weight=aux_weight),
         }
 
     def _compared(self, features: Maps, masks: Tensor | None = None) -> Tensor:
@@ -237,3 +243,8 @@ class PFENet(FewShotSegmentor):
             levels.append(torch.cat([pooled, spread, *(resize(g, bin_size) for g in guides.values())], dim=1))
         enriched, level_logits = self.enrichment(levels, cells)
         return Output(resize(self.classifier(enriched), size), maps=guides, levels=level_logits)
+
+
+def _check_bins(name: str, bins: Sequence[float]) -> None:
+    fits = bool(bins) and all(0 < b <= 1 or (b > 1 and b == int(b)) for b in bins)
+    require(fits, name, tuple(bins), "numbers of cells, or fractions above 0 up to 1.0, at least one")

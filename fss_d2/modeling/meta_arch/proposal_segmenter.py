@@ -1,4 +1,4 @@
-"""The class-agnostic proposal segmenter: Mask2Former without classifier (stage 1 of MM-Former)."""
+"""The class-agnostic proposal segmenter: Mask2Former without its classifier (stage 1 of MM-Former)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from fss_d2.modeling.backbone import STAGES, FeatureBackbone
-from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import at_least, config_keys
+from fss_d2.modeling.build import build_few_shot_backbone, pixel_decoder_arguments
+from fss_d2.modeling.keys import at_least, config_keys, require
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import ProposalHead
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
 
 from .image_model import ImageModel, ImageOptions
 
@@ -26,7 +26,7 @@ __all__ = ["PotentialObjectsSegmenter", "proposal_criterion_arguments", "proposa
 def add_keys(cfg: CfgNode) -> None:
     """Add the keys of the class-agnostic proposal segmenter, Mask2Former without classifier (stage 1)."""
     cfg.MODEL.PROPOSALS = CfgNode()
-    cfg.MODEL.PROPOSALS.NUM_QUERIES = 100  # proposals an image (MM-Former, Table 4b: 10, 50, 100)
+    cfg.MODEL.PROPOSALS.NUM_QUERIES = 100  # proposals per image (MM-Former, Table 4b: 10, 50, 100)
     cfg.MODEL.PROPOSALS.DIM = 256  # channels of tokens, queries and mask features
     cfg.MODEL.PROPOSALS.ENCODER_LAYERS = 6  # of the MSDeformAttn pixel decoder
     cfg.MODEL.PROPOSALS.ENCODER_FEEDFORWARD = 1024
@@ -51,41 +51,54 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_WEIGHT = 10.0
     cfg.MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK = 1
     cfg.MODEL.PROPOSALS.LOSS.DEEP_SUPERVISION = True  # the same losses after every decoder layer
-    cfg.MODEL.PROPOSALS.LOSS.NUM_POINTS = 12544  # sampled a mask
-    cfg.MODEL.PROPOSALS.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates a point kept for its uncertainty
+    cfg.MODEL.PROPOSALS.LOSS.NUM_POINTS = 12544  # sampled per mask
+    cfg.MODEL.PROPOSALS.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates per point that is kept for its uncertainty
     cfg.MODEL.PROPOSALS.LOSS.IMPORTANCE_RATIO = 0.75  # share of points kept for their uncertainty
 
 
 def proposal_head_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `ProposalHead` from MODEL.PROPOSALS, but for the input shape."""
+    """Arguments of `ProposalHead` from MODEL.PROPOSALS, all but the input shape."""
     c = cfg.MODEL.PROPOSALS
     return {
-        "dim": c.DIM,
+        **pixel_decoder_arguments(cfg),
         "num_queries": at_least("MODEL.PROPOSALS.NUM_QUERIES", c.NUM_QUERIES, 1),
-        "encoder_layers": c.ENCODER_LAYERS,
-        "encoder_feedforward": c.ENCODER_FEEDFORWARD,
-        "decoder_layers": c.DECODER_LAYERS,
-        "decoder_feedforward": c.DECODER_FEEDFORWARD,
-        "num_heads": c.NUM_HEADS,
-        "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
-        "sampling": c.SAMPLING,
+        "decoder_layers": at_least("MODEL.PROPOSALS.DECODER_LAYERS", c.DECODER_LAYERS, 1),
+        "decoder_feedforward": at_least("MODEL.PROPOSALS.DECODER_FEEDFORWARD", c.DECODER_FEEDFORWARD, 1),
+        "num_classes": _classes(cfg),
         "resize_dilated": c.RESIZE_DILATED,
     }
 
 
+def _classes(cfg: CfgNode) -> int:
+    """Number of classes that proposals are classified among; 0 without classification."""
+    c = cfg.MODEL.PROPOSALS
+    return at_least("MODEL.PROPOSALS.NUM_CLASSES", c.NUM_CLASSES, 1) if c.MASK_CLASSIFICATION else 0
+
+
 def proposal_criterion_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of `ProposalCriterion` from MODEL.PROPOSALS."""
-    c = cfg.MODEL.PROPOSALS
+    key, loss, classes = "MODEL.PROPOSALS.LOSS.", cfg.MODEL.PROPOSALS.LOSS, _classes(cfg)
+    weights = {
+        name: at_least(f"{key}{name}_WEIGHT", loss[f"{name}_WEIGHT"], 0)
+        for name in ("MASK", "DICE", "CLASS", "NO_OBJECT")
+    }
+    class_weight = weights["CLASS"] if classes else 0.0
+    if not max(weights["MASK"], weights["DICE"], class_weight):
+        raise ValueError(
+            f"{key}MASK_WEIGHT and DICE_WEIGHT are 0: set one above 0, proposals are matched by it"
+        )
+    ratio = loss.IMPORTANCE_RATIO
+    require(0 <= ratio <= 1, f"{key}IMPORTANCE_RATIO", ratio, "from 0 to 1")
     return {
-        "mask_weight": c.LOSS.MASK_WEIGHT,
-        "dice_weight": c.LOSS.DICE_WEIGHT,
-        "class_weight": c.LOSS.CLASS_WEIGHT if c.MASK_CLASSIFICATION else 0.0,
-        "no_object_weight": c.LOSS.NO_OBJECT_WEIGHT,
-        "deep_supervision": c.LOSS.DEEP_SUPERVISION,
-        "num_points": at_least("MODEL.PROPOSALS.LOSS.NUM_POINTS", c.LOSS.NUM_POINTS, 1),
-        "oversample_ratio": c.LOSS.OVERSAMPLE_RATIO,
-        "importance_ratio": c.LOSS.IMPORTANCE_RATIO,
-        "num_classes": c.NUM_CLASSES if c.MASK_CLASSIFICATION else 0,
+        "mask_weight": weights["MASK"],
+        "dice_weight": weights["DICE"],
+        "class_weight": class_weight,
+        "no_object_weight": weights["NO_OBJECT"],
+        "deep_supervision": loss.DEEP_SUPERVISION,
+        "num_points": at_least(f"{key}NUM_POINTS", loss.NUM_POINTS, 1),
+        "oversample_ratio": at_least(f"{key}OVERSAMPLE_RATIO", loss.OVERSAMPLE_RATIO, 1),
+        "importance_ratio": ratio,
+        "num_classes": classes,
     }
 
 
@@ -136,12 +149,11 @@ class PotentialObjectsSegmenter(ImageModel):
             ValueError: a rank that no proposal has.
             KeyError: the backbone lacks a stage.
         """
-        queries = (head or {}).get("num_queries", 100)
-        if not 1 <= few_shot_rank <= queries:
-            raise ValueError(f"few_shot_rank {few_shot_rank}: give 1 (the best) to {queries}")
         super().__init__(backbone, options or ImageOptions())
         backbone.select(STAGES)
         self.proposals = ProposalHead(backbone.output_shape(), **(head or {}))
+        queries = self.proposals.predictor.query_feat.num_embeddings
+        require(1 <= few_shot_rank <= queries, "few_shot_rank", few_shot_rank, f"1 (the best) to {queries}")
         self.criterion = ProposalCriterion(**(criterion or {}))
         self.few_shot_weight = few_shot_weight
         self.few_shot_rank = few_shot_rank
@@ -149,25 +161,23 @@ class PotentialObjectsSegmenter(ImageModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.PROPOSALS and the backbone's keys."""
-        loss, queries = cfg.MODEL.PROPOSALS.LOSS, cfg.MODEL.PROPOSALS.NUM_QUERIES
+        loss = cfg.MODEL.PROPOSALS.LOSS
         check_unused_losses(cfg, "the keys of MODEL.PROPOSALS.LOSS")
         if cfg.TEST.REFINEMENT:
             raise ValueError(
                 f"TEST.REFINEMENT {cfg.TEST.REFINEMENT!r}: PotentialObjectsSegmenter gives proposals, no "
                 "scores to refine; set it to ''"
             )
-        if not 1 <= loss.FEW_SHOT_RANK <= queries:
-            raise ValueError(
-                f"MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK {loss.FEW_SHOT_RANK}: give 1 (the best proposal) to "
-                f"{queries}, the number of proposals"
-            )
+        head, rank = proposal_head_arguments(cfg), loss.FEW_SHOT_RANK
+        rule = f"1 (the best) to {head['num_queries']} (MODEL.PROPOSALS.NUM_QUERIES)"
+        require(1 <= rank <= head["num_queries"], "MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK", rank, rule)
         return {
             "options": ImageOptions.from_config(cfg),
             "backbone": build_few_shot_backbone(cfg, own_decoder=True),
-            "head": proposal_head_arguments(cfg),
+            "head": head,
             "criterion": proposal_criterion_arguments(cfg),
-            "few_shot_weight": loss.FEW_SHOT_WEIGHT,
-            "few_shot_rank": loss.FEW_SHOT_RANK,
+            "few_shot_weight": at_least("MODEL.PROPOSALS.LOSS.FEW_SHOT_WEIGHT", loss.FEW_SHOT_WEIGHT, 0),
+            "few_shot_rank": rank,
         }
 
     def propose(self, images: Tensor) -> MaskPredictions:
@@ -184,14 +194,14 @@ class PotentialObjectsSegmenter(ImageModel):
         """Run images, which may differ in size and in number of segments.
 
         Args:
-            batched_inputs: one dict an image; "support" is not read:
+            batched_inputs: one dict per image; "support" is not read:
                 "image": (3, H, W) RGB, 0 to 255, uint8 or float;
                 "segments": (M, H, W) bool masks to propose, training only;
-                "segment_labels": (M,) int64 classes of theirs, training with mask classification only;
+                "segment_labels": (M,) int64 classes of the segments, training with mask classification only;
                 "sem_seg": (H, W) in {0, 1, 255}, the episode's class; in training, optional.
 
         Returns:
-            Training: dict of weighted losses, averaged over the images. Inference: one dict an image, "aux":
+            Training: dict of weighted losses, averaged over the images. Inference: one dict per image, "aux":
             {"proposals": (N, ceil(H/4), ceil(W/4)) in [0, 1]}.
 
         Raises:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
-from fss_d2.modeling.build import build_few_shot_backbone
-from fss_d2.modeling.keys import config_keys
+from fss_d2.modeling.build import build_few_shot_backbone, feature_names
+from fss_d2.modeling.keys import config_keys, require
 from fss_d2.modeling.layers import area_fraction, resize, weighted_sum
 
 from .contract import Encoding, Output
@@ -53,9 +53,9 @@ class UnitFeatures(Encoding):
 
 @META_ARCH_REGISTRY.register()
 class Prototype(FewShotSegmentor):
-    """Cosine similarity to one object prototype and one background prototype; nothing is learned.
+    """Cosine similarity to one object prototype and one background prototype; nothing is trained.
 
-    Feature levels are resized to the first one's size, scaled to unit length each and joined, so that every
+    Feature levels are resized to the first one's size, scaled to unit length and joined, so that every
     level has the same weight. A prototype is the mean over all its pixels in all supports together, not the
     mean of one prototype per support: a support that shows little of the object then adds little noise.
     A cell counts by the share of its pixels in the mask; pixels marked 255 are in neither prototype.
@@ -78,14 +78,10 @@ class Prototype(FewShotSegmentor):
             options: see `SegmentorOptions`.
 
         Raises:
-            ValueError: no backbone output, or a temperature that is not positive.
+            ValueError: no backbone output, or a temperature that is not above 0.
             KeyError: the backbone lacks an output.
         """
-        if not in_features or temperature <= 0:
-            raise ValueError(
-                f"MODEL.PROTOTYPE.IN_FEATURES {tuple(in_features)} needs a name, "
-                f"MODEL.PROTOTYPE.TEMPERATURE {temperature} must be above 0"
-            )
+        require(temperature > 0, "temperature", temperature, "above 0")
         super().__init__(backbone, options or SegmentorOptions())
         self.in_features = tuple(in_features)
         self.temperature = temperature
@@ -94,10 +90,13 @@ class Prototype(FewShotSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.PROTOTYPE and the backbone's keys."""
+        c = cfg.MODEL.PROTOTYPE
+        require(c.TEMPERATURE > 0, "MODEL.PROTOTYPE.TEMPERATURE", c.TEMPERATURE, "above 0")
+        backbone = build_few_shot_backbone(cfg)
         return {
-            "backbone": build_few_shot_backbone(cfg),
-            "in_features": cfg.MODEL.PROTOTYPE.IN_FEATURES,
-            "temperature": cfg.MODEL.PROTOTYPE.TEMPERATURE,
+            "backbone": backbone,
+            "in_features": feature_names("MODEL.PROTOTYPE.IN_FEATURES", c.IN_FEATURES, backbone),
+            "temperature": c.TEMPERATURE,
             "options": SegmentorOptions.from_config(cfg),
         }
 

@@ -13,32 +13,32 @@ from torch.nn import functional as F
 
 from fss_d2.modeling.layers import dice_loss
 
+from .mask_decoder import MaskPredictions
 from .matcher import Assignment, HungarianMatcher
-from .predictions import MaskPredictions
 
 __all__ = ["ProposalCriterion"]
 
 
 class ProposalCriterion(nn.Module):
-    """Losses of Mask2Former (Cheng et al., CVPR 2022) on the proposals that the matcher assigns to segments.
+    """Losses of Mask2Former (Cheng et al., CVPR 2022) on the proposals that are matched to segments.
 
-    Each prediction is matched anew. Cross entropy and Dice of the matched masks are taken at ``num_points``
-    points of each, ``importance_ratio`` of them the most uncertain (logit nearest 0) of ``oversample_ratio``
-    times as many random ones, the rest random. Both are summed over the matches and divided by the number of
-    segments of the batch (mean over the processes, at least 1). Unmatched proposals get no mask loss.
-    All is computed in float32, and nothing at the size of the image but the segments themselves.
+    Every prediction is matched separately. Cross entropy and Dice of a matched mask are computed at
+    ``num_points`` points: a share ``importance_ratio`` of them are the most uncertain (logit nearest 0) of
+    ``oversample_ratio`` times as many random points, the rest are random. Both losses are summed over the
+    matches and divided by the number of segments of the batch (mean over the processes, at least 1).
+    Unmatched proposals get no mask loss. Everything is in float32; only the segments have image size.
 
     Args:
-        mask_weight: of the cross entropy of masks, in the loss and in the matching.
-        dice_weight: of the Dice loss of masks, in the loss and in the matching.
-        class_weight: of the classification, in the loss and in the matching.
-        no_object_weight: of an unmatched proposal against a matched one in the classification.
-        deep_supervision: whether all predictions are trained, or the last alone.
-        num_points: points a mask.
-        oversample_ratio: candidates for a point, at least 1.
-        importance_ratio: share of the points chosen for their uncertainty, in [0, 1].
-        num_classes: of the classification (MM-Former, Table 4a), the background counted, "no object" not;
-            0 for class-agnostic proposals.
+        mask_weight: weight of the cross entropy of masks, in the loss and in the matching.
+        dice_weight: weight of the Dice loss of masks, in the loss and in the matching.
+        class_weight: weight of the classification, in the loss and in the matching.
+        no_object_weight: weight of an unmatched proposal in the classification; a matched one has 1.
+        deep_supervision: train all predictions, not only the last.
+        num_points: points per mask.
+        oversample_ratio: candidates per point, at least 1.
+        importance_ratio: share of the points chosen by uncertainty, in [0, 1].
+        num_classes: classes of the classification (MM-Former, Table 4a) with the background, without
+            "no object"; 0 for class-agnostic proposals.
 
     Raises:
         ValueError: a ratio out of its range, or weights or points that `HungarianMatcher` refuses.
@@ -82,21 +82,21 @@ class ProposalCriterion(nn.Module):
     def forward(
         self, predictions: MaskPredictions, segments: Sequence[Tensor], labels: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Weighted losses, scalars.
+        """Compute the weighted losses.
 
         Args:
             predictions: of B images.
             segments: for each image (M_i, H_i, W_i), 0 or 1 of any dtype and device; M_i may be 0, sizes may
                 differ.
-            labels: for each image (M_i,) integers, 0 background, class id + 1; needed for the classification.
+            labels: for each image (M_i,) integers, 0 for background or class id + 1; for the classification.
 
         Returns:
-            "loss_mask", "loss_dice" and, with classification, "loss_class" of the last prediction, and with
-            deep supervision the same with the suffix "_0", "_1", ... of those before it, from the start
-            queries on. Without segments, mask losses are 0 with gradients of 0.
+            Scalars "loss_mask", "loss_dice" and, with classification, "loss_class" of the last prediction.
+            With deep supervision also those of the predictions before it, with suffix "_0" (start queries),
+            "_1", ... Without segments, mask losses are 0 with gradients of 0.
 
         Raises:
-            ValueError: segments or labels that do not fit the predictions or one another.
+            ValueError: segments or labels that do not fit the predictions or each other.
             FloatingPointError: predictions that are not finite.
         """
         masks = predictions.masks
@@ -120,7 +120,7 @@ class ProposalCriterion(nn.Module):
         """Labels as int64 on the device of the predictions, or None without classification."""
         images = len(predictions.masks[-1])
         if len(segments) != images:
-            raise ValueError(f"{len(segments)} sets of segments for {images} images: give one an image")
+            raise ValueError(f"{len(segments)} sets of segments for {images} images: give one per image")
         if not self.num_classes:
             return None
         if labels is None or len(predictions.classes) != len(predictions.masks):
@@ -129,14 +129,14 @@ class ProposalCriterion(nn.Module):
                 "or num_classes 0"
             )
         if [len(part) for part in labels] != [len(s) for s in segments]:
-            raise ValueError("labels and segments differ in number: give one label a segment")
+            raise ValueError("labels and segments differ in number: give one label per segment")
         # Labels on a GPU are not read back: a transfer at every step would wait for it.
         known = [part for part in labels if part.device.type == "cpu"]
         wrong = [int(label) for part in known for label in part if not 0 <= label < self.num_classes]
         if wrong:
             raise ValueError(
                 f"segment label {wrong[0]} but num_classes is {self.num_classes}: give 0 (background) or "
-                "class id + 1, or raise MODEL.PROPOSALS.NUM_CLASSES"
+                "class id + 1, or raise num_classes"
             )
         return [part.to(predictions.masks[-1].device, torch.int64) for part in labels]
 
@@ -148,7 +148,7 @@ class ProposalCriterion(nn.Module):
         labels: list[Tensor] | None,
         count: Tensor,
     ) -> dict[str, Tensor]:
-        """Unweighted losses of one prediction, (B, Q, h, w) and (B, Q, classes + 1)."""
+        """Unweighted losses of one prediction: masks (B, Q, h, w), classes (B, Q, classes + 1)."""
         matches = self.matcher(masks, segments, classes, labels)
         matched = [segments[i][chosen] for i, (_, chosen) in enumerate(matches)]
         images = torch.cat([torch.full_like(found, i) for i, (found, _) in enumerate(matches)])
@@ -161,7 +161,7 @@ class ProposalCriterion(nn.Module):
     def _mask_losses(self, masks: Tensor, segments: list[Tensor], count: Tensor) -> dict[str, Tensor]:
         """Cross entropy and Dice of R matched masks (R, h, w) with their segments, listed by image."""
         if not len(masks):
-            zero = masks.sum()  # of nothing, but with a gradient: all processes of DDP need one
+            zero = masks.sum()  # an empty sum, but with a gradient, which DDP needs in all processes
             return {"loss_mask": zero, "loss_dice": zero}
         masks = masks[:, None]  # (R, 1, h, w)
         with torch.no_grad():
@@ -180,7 +180,7 @@ class ProposalCriterion(nn.Module):
         return {"loss_mask": cross_entropy.sum() / count, "loss_dice": dice.sum() / count}
 
     def _class_loss(self, classes: Tensor, labels: list[Tensor], matches: list[Assignment]) -> Tensor:
-        """Cross entropy, weighted mean over all proposals; "no object" is right for the unmatched ones."""
+        """Cross entropy, weighted mean over all proposals; the class of unmatched ones is "no object"."""
         target = torch.full(classes.shape[:2], self.num_classes, device=classes.device)  # (B, Q)
         for i, (proposals, segments) in enumerate(matches):
             target[i, proposals] = labels[i][segments]
@@ -188,13 +188,13 @@ class ProposalCriterion(nn.Module):
 
 
 def _uncertainty(logits: Tensor) -> Tensor:
-    """Most uncertain where the logit is 0."""
+    """Uncertainty of logits: largest where they are 0."""
     return -logits.abs()
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:
     """Mean of ``count`` over the processes, at least 1."""
-    total = torch.tensor(float(count), device=device)
+    total = torch.full((), float(count), device=device)  # `torch.tensor` would wait for a GPU
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(total)
     return (total / comm.get_world_size()).clamp(min=1)

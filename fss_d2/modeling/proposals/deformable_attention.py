@@ -3,10 +3,10 @@
 Each head of each token reads a few points of every feature map and takes their weighted sum. That sum has two
 implementations, equal up to rounding. CPU seconds on one thread for a 480 x 480 image (4725 tokens, 8 heads
 of 32 channels, 3 levels, 4 points within a few pixels of the token), the best of 4 repeats in each of two
-runs on a machine in use, and what autograd keeps for the backward pass:
+runs on a machine in use, and the memory that autograd keeps for the backward pass:
 
 ====================  ===========  =====================  =====
-way                   forward      forward and backward   kept
+implementation        forward      forward and backward   kept
 ====================  ===========  =====================  =====
 `sample_by_grid`      0.13, 0.19   0.47, 0.55             68 MB
 `sample_by_gather`    0.03, 0.04   0.15, 0.20             34 MB
@@ -21,19 +21,31 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["MultiScaleDeformableAttention", "reference_points", "sample_by_gather", "sample_by_grid"]
+__all__ = [
+    "SAMPLINGS",
+    "MultiScaleDeformableAttention",
+    "reference_points",
+    "sample_by_gather",
+    "sample_by_grid",
+]
 
 Shapes = Sequence[tuple[int, int]]
 
 
 def reference_points(shapes: Shapes, device: torch.device) -> Tensor:
-    """Centres of the pixels of all levels, row by row: (N, 2) as (x, y) in (0, 1), N the sum of h * w."""
+    """Pixel centres of all levels, row by row: (N, 2) as (x, y) in (0, 1), N is the sum of h * w."""
     points = []
     for height, width in shapes:
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         points.append(torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=2))
     return torch.cat([level.flatten(0, 1) for level in points])
+
+
+def _sizes(shapes: Shapes, like: Tensor) -> Tensor:
+    """(width, height) of each level, (L, 1, 2), made on the device: copying a list there waits for a GPU."""
+    numbers = [like.new_full((), side) for height, width in shapes for side in (width, height)]
+    return torch.stack(numbers).view(-1, 1, 2)
 
 
 def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
@@ -60,10 +72,10 @@ def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sh
 
 
 def sample_by_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
-    """The same as `sample_by_grid`, as one weighted sum of 4 * L * P table rows for a token and head.
+    """The same as `sample_by_grid`, as one weighted sum of 4 * L * P table rows per token and head.
 
-    The values are a table with a row of D numbers for each image, token and head; no sample is ever stored,
-    only the numbers and weights of its 4 rows.
+    The values are a table with a row of D numbers per image, token and head. Samples are not stored,
+    only the indices and weights of their 4 rows.
     """
     B, N, M, L, P = weights.shape
     table = value.flatten(0, 2)  # (B*T*M, D)
@@ -75,7 +87,7 @@ def sample_by_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: 
 
 
 def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: int) -> tuple[Tensor, Tensor]:
-    """Table rows of the 4 pixels about each point, and attention times bilinear weight (0 outside the map).
+    """Table rows of the 4 pixels around each point, and attention times bilinear weight (0 outside the map).
 
     Returns:
         int32 and float (B*N*M, 4*L*P).
@@ -84,9 +96,9 @@ def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: 
     device = locations.device
 
     def per_point(levels: Sequence[int]) -> Tensor:
-        """A number of each level, at every point; a long row, as broadcasting L or P alone is slow."""
-        numbers = torch.tensor(levels, dtype=torch.int32, device=device)
-        return numbers.repeat_interleave(P).repeat(M)  # (M*L*P,)
+        """One number per level, repeated for every point; broadcasting over L or P alone is slow."""
+        parts = [torch.full((P,), number, dtype=torch.int32, device=device) for number in levels]
+        return torch.cat(parts).repeat(M)  # (M*L*P,)
 
     heights, widths = zip(*shapes, strict=True)
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(L)]
@@ -112,23 +124,25 @@ def _corner_rows(locations: Tensor, weights: Tensor, shapes: Shapes, *, tokens: 
 
 
 def _two_pixels(coordinate: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The pixels before and after a coordinate in [0, 1] along one axis: (index in the map, weight) each."""
+    """(Index in the map, weight) of the pixels before and after a coordinate in [0, 1] along one axis."""
     position = coordinate * size - 0.5
     low = position.detach().floor()
     fraction = position - low
     pixels = []
     for pixel, weight in ((low, 1 - fraction), (low + 1, fraction)):
-        inside = pixel.fmax(torch.zeros_like(pixel)).fmin(size - 1.0)  # fmax, fmin: a NaN gives a valid index
+        inside = pixel.fmax(torch.zeros_like(pixel)).fmin(
+            size - 1.0
+        )  # with fmax, fmin a NaN gives a valid index
         pixels.append((inside.int(), weight * (inside == pixel)))
     return pixels
 
 
 class _TableGradient(torch.autograd.Function):
-    """Passes a sum of table rows on, and in the backward pass gives the table its gradient.
+    """Returns a sum of table rows unchanged; its backward pass computes the gradient of the table.
 
-    The gradient of a row is again a weighted sum, of the output's gradients, so ``embedding_bag`` computes it
-    too, once the pairs (output, row) are sorted by row. With its own backward pass instead, forward and
-    backward together take twice as long.
+    The gradient of a row is a weighted sum of the output's gradients. ``embedding_bag`` computes it as well,
+    after the pairs (output, row) are sorted by row. With the backward pass of ``embedding_bag`` instead,
+    forward and backward together take twice as long.
     """
 
     @staticmethod
@@ -141,7 +155,7 @@ class _TableGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """From the gradient (R, C) of the sums to those of ``total`` and ``table``; the rest has none."""
+        """Map the gradient (R, C) of the sums to those of ``total`` and ``table``; the rest have none."""
         rows, weights = ctx.saved_tensors
         ordered, order = rows.flatten().sort(stable=True)
         starts = torch.searchsorted(
@@ -156,6 +170,7 @@ class _TableGradient(torch.autograd.Function):
 
 Sampler = Callable[[Tensor, Tensor, Tensor, Shapes], Tensor]
 SAMPLERS: dict[str, Sampler] = {"grid": sample_by_grid, "gather": sample_by_gather}
+SAMPLINGS = ("auto", *SAMPLERS)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -163,13 +178,13 @@ class MultiScaleDeformableAttention(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: M; head m reads channels m * C / M and on.
+        num_heads: M heads of C / M channels each.
         num_levels: L.
-        num_points: P, points a head reads on each level.
-        sampling: "grid", "gather", or "auto": gather on the CPU, faster there in training too, else grid.
+        num_points: P, points per head on each level.
+        sampling: "grid", "gather", or "auto": gather on a CPU, where it is faster in training too, else grid.
 
     Raises:
-        ValueError: a dim that the heads do not divide, or an unknown way of sampling.
+        ValueError: a dim that the heads do not divide, or unknown sampling.
     """
 
     def __init__(
@@ -183,11 +198,9 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change NUM_HEADS or DIM")
-        if sampling not in ("auto", *SAMPLERS):
-            raise ValueError(
-                f"unknown MODEL.PROPOSALS.SAMPLING {sampling!r}: choose auto, {', '.join(SAMPLERS)}"
-            )
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels: change num_heads or dim")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"unknown sampling {sampling!r}: choose from {', '.join(SAMPLINGS)}")
         self.shape = (num_heads, num_levels, num_points)
         self.sampling = sampling
         points = math.prod(self.shape)
@@ -198,7 +211,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Equal weights, and points at 1 .. P pixels along one direction a head, on the edge of a square."""
+        """Set equal weights, and points at 1 .. P pixels (maximum norm) along one direction per head."""
         M, L, P = self.shape
         angle = torch.arange(M, dtype=torch.float32) * (2 * math.pi / M)
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)  # (M, 2) as (x, y)
@@ -217,7 +230,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
         Args:
             query: (B, N, C).
-            reference: (N, 2), where each query looks, as (x, y) in [0, 1].
+            reference: (N, 2), the centre of each query's points, as (x, y) in [0, 1].
             value: (B, T, C), the pixels of all levels, row by row.
             shapes: (height, width) of each level; their areas add up to T.
 
@@ -229,8 +242,7 @@ class MultiScaleDeformableAttention(nn.Module):
             M, L, P = self.shape
             query, value = query.float(), self.value_proj(value.float())
             offsets = self.sampling_offsets(query).view(B, N, M, L, P, 2)
-            sizes = offsets.new_tensor([(width, height) for height, width in shapes])  # (L, 2)
-            locations = reference[:, None, None, None] + offsets / sizes[:, None]
+            locations = reference[:, None, None, None] + offsets / _sizes(shapes, offsets)
             weights = self.attention_weights(query).view(B, N, M, L * P).softmax(dim=3).view(B, N, M, L, P)
             sample = SAMPLERS[self._choose(query.device)]
             return self.output_proj(sample(value.unflatten(2, (M, -1)), locations, weights, shapes))

@@ -6,9 +6,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from fss_d2.modeling.backbone.base import shrink_factors, shrink_maps
-from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder
+from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder, MaskPredictions
 from fss_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
-from fss_d2.modeling.proposals.predictions import MaskPredictions
 
 __all__ = ["ProposalHead"]
 
@@ -33,15 +32,15 @@ class ProposalHead(nn.Module):
     ) -> None:
         """
         Args:
-            input_shape: channels and stride of res2, res3, res4, res5: the backbone's `output_shape`.
-            dim, num_heads: of both decoders.
+            input_shape: channels and stride of res2, res3, res4, res5 (`output_shape` of the backbone).
+            dim, num_heads: channels and attention heads of both decoders.
             encoder_layers, encoder_feedforward, sampling: see `MSDeformAttnPixelDecoder`.
             num_queries, decoder_layers, decoder_feedforward, num_classes: see `MaskedTransformerDecoder`.
-            resize_dilated: bring res4 and res5 of a dilated backbone to half and a quarter of res3's size
-                (bilinear, corners aligned: second version of MM-Former's code); False takes them as they are.
+            resize_dilated: resize res4 and res5 of a dilated backbone to half and a quarter of res3's size
+                (bilinear, corners aligned: second version of MM-Former's code); False leaves them unchanged.
 
         Raises:
-            ValueError: numbers that do not go together; see the two decoders.
+            ValueError: numbers that do not fit together; see the two decoders.
         """
         super().__init__()
         self.predictor = MaskedTransformerDecoder(
@@ -64,13 +63,10 @@ class ProposalHead(nn.Module):
         self.shrunk = shrink_factors(strides) if resize_dilated else {}
 
     def forward(self, features: Mapping[str, Tensor]) -> MaskPredictions:
-        """
-        Args:
-            features: res2, res3, res4, res5 of the backbone, (B, C, h, w) each; of any size.
-        """
+        """Predict proposals from res2, res3, res4, res5 of the backbone, (B, C, h, w) each, of any size."""
         mask_features, levels = self.decode_pixels(features)
         return self.predictor(levels, mask_features)
 
     def decode_pixels(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The pixel decoder alone: mask features at stride 4 and the maps of `LEVELS`."""
+        """Run the pixel decoder alone: mask features at stride 4 and the maps of `LEVELS`."""
         return self.pixel_decoder(shrink_maps(features, self.shrunk))

@@ -1,25 +1,45 @@
-"""Mask2Former's transformer decoder: queries that look where their own mask is."""
+"""The transformer decoder of Mask2Former: queries that attend within their own mask."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fss_d2.modeling.layers import resize, sine_position_map
-from fss_d2.modeling.layers.decoder_layers import (
+from fss_d2.modeling.layers.transformer import (
     FeedForwardLayer,
     MaskedAttentionLayer,
     SelfAttentionLayer,
 )
-from fss_d2.modeling.proposals.predictions import LEVELS, MaskPredictions
+from fss_d2.modeling.proposals.pixel_decoder import LEVELS
 
-__all__ = ["MaskedTransformerDecoder"]
+__all__ = ["MaskPredictions", "MaskedTransformerDecoder"]
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """Masks of N proposals for each of B images; in training, of every decoder layer.
+
+    Attributes:
+        masks: logits (B, N, h, w) at stride 4: in training of the start queries and then of every layer,
+            otherwise of the last layer alone.
+        queries: (B, N, C), the normalised queries of the last masks.
+        levels: the pixel decoder's maps (B, C, h_l, w_l), in the order of `LEVELS`.
+        classes: with mask classification, logits (B, N, classes + 1) for each of ``masks``; the last class is
+            "no object". Empty otherwise.
+    """
+
+    masks: Sequence[Tensor]
+    queries: Tensor
+    levels: Sequence[Tensor]
+    classes: Sequence[Tensor] = ()
 
 
 class MaskedTransformerDecoder(nn.Module):
     """From the pixel decoder's maps to masks (Cheng et al., CVPR 2022, Sec. 3.2; MM-Former, Sec. 3.2).
 
-    Layer i takes level i mod 3. Parameters are named as in the published checkpoints.
+    Layer i reads level i mod 3. Parameters are named as in the published checkpoints.
     """
 
     def __init__(
@@ -35,12 +55,12 @@ class MaskedTransformerDecoder(nn.Module):
         """
         Args:
             dim: channels C of the maps and queries.
-            num_queries: proposals N an image.
-            num_layers: of cross attention, self attention and feed-forward; any number from 1.
-            num_heads: of both attentions.
-            feedforward: hidden channels of the feed-forward part.
-            num_classes: of a classifier of the queries, "no object" comes on top (MM-Former, Table 4a); 0 has
-                no classifier.
+            num_queries: proposals N per image.
+            num_layers: layers of cross-attention, self-attention and feed-forward network, at least 1.
+            num_heads: heads of both attentions.
+            feedforward: hidden channels of the feed-forward network.
+            num_classes: classes of a classifier of the queries, without "no object" (MM-Former, Table 4a); 0
+                for no classifier.
 
         Raises:
             ValueError: no query, no layer, or heads that do not divide the channels.
@@ -70,7 +90,7 @@ class MaskedTransformerDecoder(nn.Module):
             mask_features: (B, C, h, w), stride 4.
 
         Returns:
-            Predictions; `MaskPredictions` says which.
+            Predictions of the last layer; in training of all layers.
 
         Raises:
             ValueError: not three levels.
@@ -80,7 +100,7 @@ class MaskedTransformerDecoder(nn.Module):
                 f"the mask decoder takes {len(LEVELS)} levels, got {len(levels)}: give {', '.join(LEVELS)}"
             )
         tokens = [self._tokens(index, level) for index, level in enumerate(levels)]
-        # Resizing is linear, so resized mask features give resized masks; channels last it is much faster.
+        # Resizing is linear, so resized mask features give resized masks. Channels last is much faster.
         source = mask_features.detach().contiguous(memory_format=torch.channels_last)
         small = [resize(source, level.shape[-2:], align_corners=False) for level in levels]
         position = self.query_embed.weight
@@ -115,14 +135,14 @@ class MaskedTransformerDecoder(nn.Module):
 
 
 class _MLP(nn.Module):
-    """Three linear layers with a ReLU between, (..., C) to (..., C)."""
+    """Three linear layers with ReLUs between them, (..., C) to (..., C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to the same."""
+        """Map (..., C) to the same shape."""
         first, second, third = self.layers
         return third(torch.relu(second(torch.relu(first(x)))))
 
@@ -133,17 +153,14 @@ def _masks(embedding: Tensor, features: Tensor) -> Tensor:
 
 
 def _inside(masks: Tensor) -> Tensor:
-    """Where each query may look, (B, N, h w) bool: inside its mask, or everywhere if that is empty."""
+    """Where each query may attend, (B, N, h w) bool: inside its mask, or everywhere if that is empty."""
     inside = masks.flatten(2) >= 0
     return inside | ~inside.any(dim=2, keepdim=True)
 
 
 def _check(dim: int, num_heads: int, num_queries: int, num_layers: int) -> None:
     if num_heads < 1 or dim % num_heads or dim % 4:
-        raise ValueError(
-            f"MODEL.PROPOSALS.DIM {dim} is not a multiple of 4 and of MODEL.PROPOSALS.NUM_HEADS {num_heads}: "
-            "change one of them"
-        )
-    for key, value in (("NUM_QUERIES", num_queries), ("DECODER_LAYERS", num_layers)):
+        raise ValueError(f"dim {dim} is not a multiple of 4 and of num_heads {num_heads}: change one of them")
+    for name, value in (("num_queries", num_queries), ("num_layers", num_layers)):
         if value < 1:
-            raise ValueError(f"MODEL.PROPOSALS.{key} is {value}: set it to at least 1")
+            raise ValueError(f"{name} is {value}: give at least 1")

@@ -44,16 +44,16 @@ def dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class HungarianMatcher(nn.Module):
-    """Matching of least total cost (Carion et al., ECCV 2020), the costs taken at random points.
+    """Matching with the lowest total cost (Carion et al., ECCV 2020); costs are computed at random points.
 
     The cost is ``mask_weight * cross entropy + dice_weight * Dice - class_weight * probability`` of the
-    segment's class; one set of points serves all masks of an image (Cheng et al., CVPR 2022, Section 3.3).
+    segment's class. All masks of an image use the same points (Cheng et al., CVPR 2022, Sec. 3.3).
 
     Args:
-        mask_weight: of the cross entropy.
-        dice_weight: of the Dice loss.
-        class_weight: of the class probability; 0 matches by the masks alone.
-        num_points: sampled an image.
+        mask_weight: weight of the cross entropy.
+        dice_weight: weight of the Dice loss.
+        class_weight: weight of the class probability; 0 matches by the masks alone.
+        num_points: points per image.
 
     Raises:
         ValueError: no weight above 0, or no points.
@@ -83,13 +83,13 @@ class HungarianMatcher(nn.Module):
         classes: Tensor | None = None,
         labels: Sequence[Tensor] | None = None,
     ) -> list[Assignment]:
-        """Assign each image's proposals to its segments; without segments the assignment is empty.
+        """Assign proposals to segments, image by image; without segments the assignment is empty.
 
         Args:
             masks: (B, Q, h, w) logits.
             segments: for each image (M_i, H_i, W_i), 0 or 1 of any dtype, on the device of ``masks``; M_i may
                 be 0 or above Q (then Q of the segments are matched), sizes may differ.
-            classes: (B, Q, classes + 1) logits, needed where the class weight is not 0.
+            classes: (B, Q, classes + 1) logits; needed if the class weight is not 0.
             labels: for each image (M_i,) integers below classes; needed with ``classes``.
 
         Returns:
@@ -98,7 +98,7 @@ class HungarianMatcher(nn.Module):
 
         Raises:
             ValueError: a class weight without ``classes`` or ``labels``.
-            FloatingPointError: a cost that is not finite, so that the model has diverged.
+            FloatingPointError: a cost that is not finite; the model has diverged.
         """
         if self.class_weight and (classes is None or labels is None):
             raise ValueError(
@@ -111,11 +111,11 @@ class HungarianMatcher(nn.Module):
                 if self.class_weight and classes is not None and labels is not None:
                     cost = cost - self.class_weight * classes[i].float().softmax(dim=-1)[:, labels[i].long()]
                 costs.append(cost)
-        # All costs are under way before the first is waited for.
+        # All costs are queued before the first one is read back; scipy needs them on the CPU.
         return [_assign(cost.cpu(), i, masks.device) for i, cost in enumerate(costs)]
 
     def mask_costs(self, masks: Tensor, segments: Tensor) -> Tensor:
-        """Weighted mask and Dice costs (Q, M) of the logits (Q, h, w) with the segments (M, H, W)."""
+        """Weighted mask and Dice costs (Q, M) of logits (Q, h, w) with segments (M, H, W)."""
         if not len(segments):
             return masks.new_zeros(len(masks), 0, dtype=torch.float32)
         points = torch.rand(1, self.num_points, 2, device=masks.device)  # (x, y)
@@ -129,7 +129,7 @@ def _assign(cost: Tensor, index: int, device: torch.device) -> Assignment:
     if not cost.isfinite().all():
         raise FloatingPointError(
             f"matching costs of image {index} of the batch are not finite: the model has diverged, lower "
-            "SOLVER.BASE_LR or clip gradients"
+            "the learning rate or clip gradients"
         )
     proposals, segments = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(proposals).to(device), torch.from_numpy(segments).to(device)

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from ..layers import resize, sine_position_map
 from .deformable_attention import MultiScaleDeformableAttention, Shapes, reference_points
-from .predictions import LEVELS
 
-__all__ = ["MSDeformAttnPixelDecoder"]
+__all__ = ["LEVELS", "MSDeformAttnPixelDecoder"]
 
+LEVELS = ("res5", "res4", "res3")  # order of the maps, low resolution first
 GROUPS = 32  # of every group norm
 
 
 class _EncoderLayer(nn.Module):
-    """Deformable self attention and a feed-forward block, each added and then normalised."""
+    """Deformable self-attention and a feed-forward block, each added to its input and then normalised."""
 
     def __init__(self, dim: int, feedforward: int, *, num_heads: int, num_points: int, sampling: str) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class _EncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
-        """Return new tokens (B, N, C); position (N, C) is added to the queries only, reference is (N, 2)."""
+        """Update tokens (B, N, C); position (N, C) is added to the queries only, reference is (N, 2)."""
         attended = self.self_attn(tokens + position, reference, tokens, shapes)
         tokens = self.norm1(tokens + attended)
         return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
 
 
 class _DeformableEncoder(nn.Module):
-    """Deformable DETR's encoder over a pyramid of maps; parameters are named as in the reference code."""
+    """The encoder of Deformable DETR over a pyramid of maps; parameters have the reference code's names."""
 
     def __init__(self, dim: int, num_layers: int, feedforward: int, **attention: int | str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _DeformableEncoder(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return maps of the same sizes, (B, C, h_l, w_l) each."""
+        """Map each level (B, C, h_l, w_l) to the same shape."""
         shapes = [(x.shape[2], x.shape[3]) for x in maps]
         tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)  # (B, N, C)
         position = self._position(shapes, tokens.device)
@@ -60,7 +60,7 @@ class _DeformableEncoder(nn.Module):
         return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _position(self, shapes: Shapes, device: torch.device) -> Tensor:
-        """Sine code of each pixel plus the learnt vector of its level, (N, C)."""
+        """Sine code of each pixel plus the trained vector of its level, (N, C)."""
         C = self.level_embed.shape[1]
         codes = [sine_position_map(shape, C, device).flatten(1).T for shape in shapes]  # (h_l * w_l, C)
         return torch.cat([code + level for code, level in zip(codes, self.level_embed, strict=True)])
@@ -78,11 +78,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         num_heads: heads of the deformable attention.
         num_layers: encoder layers.
         feedforward: hidden units of the encoder's feed-forward blocks.
-        num_points: points a head reads on each level.
+        num_points: points per head on each level.
         sampling: see `MultiScaleDeformableAttention`.
 
     Raises:
-        ValueError: a dim that the norm groups or the heads do not divide, or an unknown way of sampling.
+        ValueError: a dim that the norm groups or the heads do not divide, or unknown sampling.
     """
 
     def __init__(
@@ -98,10 +98,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if dim % GROUPS:
-            raise ValueError(
-                f"the pixel decoder's {GROUPS} norm groups do not divide {dim} channels: "
-                "change MODEL.PROPOSALS.DIM"
-            )
+            raise ValueError(f"dim {dim} is not a multiple of the {GROUPS} norm groups: change it")
         self.input_proj = nn.ModuleList(_projection(in_channels[level], dim) for level in LEVELS)
         self.transformer = _DeformableEncoder(
             dim, num_layers, feedforward, num_heads=num_heads, num_points=num_points, sampling=sampling
@@ -121,11 +118,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
             features: "res2" .. "res5", (B, C_l, h_l, w_l) of any sizes and float type.
 
         Returns:
-            mask features (B, dim, h, w) of res2's size, and the refined maps (B, dim, h_l, w_l) of res5,
-            res4, res3 in this order; float32.
+            Mask features (B, dim, h, w) of res2's size, and the refined maps (B, dim, h_l, w_l) in the order
+            of `LEVELS`; float32.
 
         Raises:
-            ValueError: a single map of a single cell where a norm group has a single channel.
+            ValueError: one map of one cell, if norm groups have one channel.
         """
         self._check_sizes(features)
         with torch.autocast(features["res2"].device.type, enabled=False):
@@ -138,13 +135,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             return self.mask_features(self.layer_1(fine)), levels
 
     def _check_sizes(self, features: Mapping[str, Tensor]) -> None:
-        """Find out that a norm would see a single value, which torch refuses."""
+        """Refuse maps in which a norm group has a single value, which torch cannot normalise."""
         for level in LEVELS if self.mask_features.in_channels == GROUPS else ():
             if len(features[level]) * features[level].shape[-2:].numel() == 1:
                 raise ValueError(
-                    f"the image leaves one cell of {level}, and {GROUPS} channels leave the pixel decoder's "
-                    "norm groups one each, nothing to normalise: enlarge INPUT.FEW_SHOT_SIZE (above 32 "
-                    "pixels), or MODEL.PROPOSALS.DIM"
+                    f"the image leaves one cell of {level}, and {GROUPS} channels leave one per norm group, "
+                    "nothing to normalise: give a larger image (above 32 pixels), or more channels (dim)"
                 )
 
 

@@ -152,13 +152,13 @@ def spoiled(**parts: Any) -> dict[str, Any]:
     [
         (spoiled(annotations=None), "there is no list 'annotations'"),
         (spoiled(images=[{"id": 1, "file_name": "1.jpg", "height": 3}]), r"images\[0\] has no 'width'"),
-        (spoiled(images=content()["images"] * 2), "id 1 comes twice in 'images'"),
+        (spoiled(images=content()["images"] * 2), "id 1 occurs twice in 'images'"),
         (spoiled(annotations=[annotation(77, 5, [])]), "annotation number 0 is of image 77"),
         (spoiled(annotations=[annotation(1, 6, [])]), "annotation number 0 has category 6"),
         (spoiled(annotations=[annotation(1, 5, [])]), "no image of .* shows a class of split 'all'"),
         (
             spoiled(categories=[{"id": i, "name": "p"} for i in (5, 7, 10, 90)]),
-            "two categories are called 'p'",
+            "two categories have the name 'p'",
         ),
     ],
 )
@@ -173,8 +173,8 @@ def test_coco_names_the_wrong_entry(coco: Register, data: dict[str, Any], messag
     ("arguments", "message"),
     [
         ({"val_fraction": 1.0, "split": "val", "fold": 0}, "val_fraction 1.0 must be"),
-        ({"val_fraction": 0.5}, "val_fraction sets train apart from val"),
-        ({"exclude_images_with_novel": True}, "exclude_images_with_novel sets train apart"),
+        ({"val_fraction": 0.5}, "val_fraction separates train from val"),
+        ({"exclude_images_with_novel": True}, "exclude_images_with_novel separates train from val"),
         ({"min_area": -1}, "min_area -1 must not be negative"),
         ({"fold_rule": "random"}, "fold_rule 'random' is not one of"),
     ],
@@ -195,7 +195,7 @@ def test_coco_missing_or_broken_files(tmp_path: Path, coco: Register) -> None:
     with pytest.raises(ValueError, match="unnamed: classes: there is no class 'z'"):
         get_records("unnamed")
     register_coco_json("elsewhere", tmp_path / "my.json", tmp_path / "images")
-    with pytest.raises(FileNotFoundError, match=r"images/1\.jpg does not exist; mend image_root"):
+    with pytest.raises(FileNotFoundError, match=r"images/1\.jpg does not exist; correct image_root"):
         get_records("elsewhere")
 
 

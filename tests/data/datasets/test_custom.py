@@ -114,7 +114,7 @@ def test_folder_refuses_arguments(folder: Path, arguments: dict[str, Any], messa
         (lambda root: (root / "cow/images/b.jpg").unlink(), r"cow/masks/b\.png has no image"),
         (lambda root: [p.unlink() for p in (root / "cow").rglob("*.*")], r"cow/images holds no image"),
         (lambda root: (root / "cow/images/b.jpg").write_bytes(b"no"), r"b\.jpg cannot be read"),
-        (lambda root: Image.new("L", (3, 3)).save(root / "cow/images/b.png"), "two images are called 'b'"),
+        (lambda root: Image.new("L", (3, 3)).save(root / "cow/images/b.png"), "two images have the name 'b'"),
     ],
 )
 def test_folder_names_the_wrong_file(folder: Path, spoil: Callable[[Path], object], message: str) -> None:

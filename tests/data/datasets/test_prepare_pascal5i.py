@@ -120,7 +120,7 @@ def test_broken_inputs_give_one_line(
     mat.write_bytes(good)
     Image.new("RGB", (80, 61)).save(voc_root / "VOCdevkit/VOC2012/JPEGImages/2008_000005.jpg")
     assert script("pascal5i", "--root", voc_root, "--workers", 2) == 1
-    assert "2008_000005.jpg is 80x61: extract both anew" in capsys.readouterr().err
+    assert "2008_000005.jpg is 80x61: extract both again" in capsys.readouterr().err
     assert script("pascal5i", "--root", voc_root, "--workers", "-1") == 1
     assert "--workers -1 is negative" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """The class-agnostic map against numbers worked out by hand."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -80,21 +81,42 @@ def test_half_precision_does_not_overflow() -> None:
 
 
 def test_it_travels_in_the_state_dict_and_learns_nothing() -> None:
-    knowledge, other = two_classes(), BaseKnowledge({"a": 2, "b": 1}, 2)
-    with pytest.raises(ValueError, match=r"never built.*MODEL\.WEIGHTS"):
+    knowledge, other = two_classes(), BaseKnowledge({"a": 2, "b": 1}, 2, hint="load them")
+    with pytest.raises(ValueError, match=r"never built: load them"):
         other(MAPS)
     other.load_state_dict(knowledge.state_dict())
     assert torch.equal(other(MAPS), knowledge(MAPS))
     assert not list(knowledge.parameters())
+    assert sorted(knowledge.state_dict()) == ["filled", "prototypes"]
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_new_prototypes_take_effect_after_a_forward_pass(similarity: str) -> None:
+    """By filling again, and by loading a state; and one that was never filled is noticed again."""
+    first, second = torch.rand(2, 3), torch.rand(2, 3)
+    settings = {"channels": {"a": 2, "b": 1}, "num_classes": 2, "similarity": similarity}
+    knowledge, other = BaseKnowledge(**settings), BaseKnowledge(**settings)
+    knowledge.fill(first)
+    before = knowledge(MAPS)
+    copied = copy.deepcopy(knowledge)
+    other.fill(second)
+    knowledge.fill(second)
+    assert torch.equal(knowledge(MAPS), other(MAPS)) and not torch.equal(knowledge(MAPS), before)
+    assert torch.equal(copied(MAPS), before)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(copied(MAPS), other(MAPS))
+    copied.load_state_dict(BaseKnowledge(**settings).state_dict())
+    with pytest.raises(ValueError, match="never built"):
+        copied(MAPS)
 
 
 @pytest.mark.parametrize(
     ("settings", "culprit"),
     [
-        ({"similarity": "l2"}, r"SIMILARITY 'l2'"),
-        ({"normalization": "softmax"}, r"NORMALIZATION 'softmax'"),
-        ({"channels": {}}, r"IN_FEATURES \(\)"),
-        ({"num_classes": 0}, r"NUM_CLASSES 0"),
+        ({"similarity": "l2"}, "unknown similarity 'l2': choose from dot, cosine"),
+        ({"normalization": "softmax"}, "unknown normalization 'softmax': choose from min_max"),
+        ({"channels": {}}, r"channels \{\} must name"),
+        ({"num_classes": 0}, "num_classes 0 must"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], culprit: str) -> None:
@@ -107,5 +129,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], culprit: str) -> Non
     [torch.ones(3, 3), torch.ones(2, 4), torch.zeros(2, 3), torch.tensor([[1.0, 2.0, torch.nan]] * 2)],
 )
 def test_wrong_prototypes_are_refused(prototypes: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="NUM_CLASSES and IN_FEATURES"):
+    with pytest.raises(
+        ValueError, match=r"not \(2, 3\): build them with the same number of classes and features"
+    ):
         BaseKnowledge({"a": 2, "b": 1}, 2).fill(prototypes)

@@ -86,5 +86,5 @@ def test_published_parameters() -> None:
 
 @pytest.mark.parametrize("ratio", [0, 17])
 def test_errors(ratio: int) -> None:
-    with pytest.raises(ValueError, match=f"MODEL.DANET.PCA_RATIO {ratio}.*give 1 to 16"):
+    with pytest.raises(ValueError, match=f"ratio {ratio} leaves no channel.*give 1 to 16"):
         PrototypicalChannelAttention(16, ratio)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fss_d2.modeling.layers.decoder_layers import (
+from fss_d2.modeling.layers.transformer import (
     FeedForwardLayer,
     MaskedAttentionLayer,
     SelfAttentionLayer,

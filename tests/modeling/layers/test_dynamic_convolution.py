@@ -140,7 +140,7 @@ def test_gradients_reach_support_query_and_generators() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kernel_size": 4}, "KERNEL_SIZE 4 must be odd"),
+        ({"kernel_size": 4}, "kernel_size 4 must be odd"),
         ({"kernels": ("vertical", "round")}, "list some of vertical"),
         ({"kernels": ("square", "square")}, "each once"),
         ({"kernels": ()}, "list some of"),

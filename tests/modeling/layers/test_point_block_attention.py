@@ -177,11 +177,11 @@ def test_every_parameter_learns(attention: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "culprit"),
     [
-        ({"attention": "flash"}, "ATTENTION 'flash'"),
-        ({"merge": "max"}, "ATTENTION_MERGE 'max'"),
-        ({"p2p": False, "p2b": False}, "neither P2P nor P2B"),
-        ({"block_sides": (3, 3)}, r"BLOCK_SIDES \(3, 3\)"),
-        ({"kept_blocks": (0,)}, r"TOP_BLOCKS \(0,\)"),
+        ({"attention": "flash"}, "unknown attention 'flash'"),
+        ({"merge": "max"}, "merge 'max': choose from"),
+        ({"p2p": False, "p2b": False}, "p2p and p2b are both False"),
+        ({"block_sides": (3, 3)}, r"block_sides \(3, 3\)"),
+        ({"kept_blocks": (0,)}, r"kept_blocks \(0,\)"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], culprit: str) -> None:

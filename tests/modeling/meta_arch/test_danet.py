@@ -173,8 +173,8 @@ def test_parameters_of_the_published_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"in_features": ["res3"]}, r"MODEL.DANET.IN_FEATURES \('res3',\)"),
-        ({"light_dense": False}, "LDA and PCA are both False.*PFENet"),
+        ({"in_features": ["res3"]}, r"in_features \('res3',\) must be the low features, then the high ones"),
+        ({"light_dense": False}, "light_dense is False and channel_attention None: the baseline is PFENet"),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str) -> None:

@@ -170,7 +170,7 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
     maps = ensemble.attention_map(query, ensemble.encode_support(images, masks), (0.5, 0.5))
     assert maps.shape == (1, 2, 64, 48)
     sampled = dcama(head={"region_pixels": 4})
-    with pytest.raises(ValueError, match="REGION_PIXELS"):
+    with pytest.raises(ValueError, match=r"set region_pixels \(MODEL.DCAMA.REGION_PIXELS\) to 0"):
         sampled.attention_map(query, sampled.encode_support(images, masks), (0.5, 0.5))
 
 
@@ -215,10 +215,13 @@ def test_config_reaches_the_head() -> None:
     ("override", "message"),
     [
         (("MODEL.DCAMA.KSHOT", "best"), "unknown MODEL.DCAMA.KSHOT 'best': choose from one_pass, vote"),
-        (("MODEL.DCAMA.PROJECTION", "mlp"), "unknown projection 'mlp': choose from linear, cosine"),
-        (("MODEL.DCAMA.NUM_HEADS", 7), "7 heads do not divide"),
-        (("MODEL.DCAMA.WIDTHS", (10, 8, 8)), "width 10 is not a multiple of the 4 norm groups"),
-        (("MODEL.DCAMA.ATTENTION_LEVELS", ()), "MODEL.DCAMA.ATTENTION_LEVELS is empty"),
+        (
+            ("MODEL.DCAMA.PROJECTION", "mlp"),
+            "unknown MODEL.DCAMA.PROJECTION 'mlp': choose from linear, cosine",
+        ),
+        (("MODEL.DCAMA.NUM_HEADS", 7), "MODEL.DCAMA.NUM_HEADS 7 must be a divisor of .*: 16, 24, 32"),
+        (("MODEL.DCAMA.WIDTHS", (10, 8, 8)), r"MODEL.DCAMA.WIDTHS \(10, 8, 8\) must be multiples of 4"),
+        (("MODEL.DCAMA.ATTENTION_LEVELS", ()), r"MODEL.DCAMA.ATTENTION_LEVELS \(\) must be at least 1"),
     ],
 )
 def test_wrong_settings(override: tuple[str, Any], message: str) -> None:

@@ -262,10 +262,12 @@ def test_a_backbone_that_is_not_frozen_learns_as_a_whole() -> None:
 # -- errors ----------------------------------------------------------------------------------------------
 
 
-def test_a_learning_stage_gives_no_other_feature() -> None:
-    with pytest.raises(ValueError, match=r"MODEL.DPCN.IN_FEATURES 'res5' .*'res5', which learns"):
+def test_a_trained_stage_gives_no_other_feature() -> None:
+    with pytest.raises(
+        ValueError, match=r"in_features 'res5' changes with sam_feature 'res5', which is trained"
+    ):
         build(in_features=("res5", "res4"), train_last_stage=True)
-    with pytest.raises(ValueError, match=r"BASE_KNOWLEDGE.IN_FEATURES 'res5'.*TRAIN_LAST_STAGE False"):
+    with pytest.raises(ValueError, match=r"knowledge 'res5' .*set train_last_stage False"):
         build(knowledge=BaseKnowledge({"res4": 8, "res5": 8}, 5), train_last_stage=True)
     with pytest.raises(ValueError, match=r"'res5.1' changes"):  # a block of it
         DPCN(backbone=ResNetBackbone(), in_features=("res4", "res5.1"), train_last_stage=True)
@@ -273,7 +275,7 @@ def test_a_learning_stage_gives_no_other_feature() -> None:
 
 def test_nor_does_a_stage_behind_it() -> None:
     knowledge = BaseKnowledge({"res3": 512, "res5": 2048}, 5)
-    with pytest.raises(ValueError, match=r"'res5' changes with MODEL.DPCN.SAM_FEATURE 'res4'"):
+    with pytest.raises(ValueError, match=r"'res5' changes with sam_feature 'res4'"):
         build(in_features=("res3",), sam_feature="res4", knowledge=knowledge, train_last_stage=True)
 
 

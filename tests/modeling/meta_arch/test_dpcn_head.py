@@ -67,7 +67,10 @@ def test_the_head_as_written_out() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"dilations": (6, 12)}, "give three numbers"), ({"filter_kernel": 2}, "filter_kernel 2 must be odd")],
+    [
+        ({"dilations": (6, 12)}, "must be three numbers"),
+        ({"filter_kernel": 2}, "filter_kernel 2 must be odd"),
+    ],
 )
 def test_settings_of_the_head(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

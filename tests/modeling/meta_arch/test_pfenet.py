@@ -1,5 +1,6 @@
 """PFENet's own behaviour; the numbers of the official code are in test_pfenet_golden.py."""
 
+import re
 from typing import Any
 
 import pytest
@@ -172,10 +173,13 @@ def test_class_agnostic_map_is_one_more_channel() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match=r"FakeBackbone cannot run 'res5' .*MASK_BEFORE_PRIOR False"):
+    with pytest.raises(ValueError, match=r"FakeBackbone cannot run 'res5' .*set mask_before_prior False"):
         tiny(mask_before_prior=True)
-    with pytest.raises(ValueError, match="neither a fraction"):
-        tiny(bins=(1.5,))
+    with pytest.raises(ValueError, match=r"'res5' .*set MODEL.PFENET.MASK_BEFORE_PRIOR False"):
+        make_model("PFENet", "MODEL.PFENET.MASK_BEFORE_PRIOR", True)
+    for bins in ((1.5,), (), (60, 0)):
+        with pytest.raises(ValueError, match=re.escape(f"bins {bins} must be numbers of cells, or fract")):
+            tiny(bins=bins)
     with pytest.raises(KeyError, match="res9"):
         tiny(in_features=("res9",))
     with pytest.raises(ValueError, match=r"unknown MODEL.PFENET.PLUG_INS 'dcn': choose from dcm, ckmm"):

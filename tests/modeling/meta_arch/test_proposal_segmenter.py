@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 
+from fss_d2.modeling.build import build_model
 from fss_d2.modeling.layers import soft_iou, two_channel_dice
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from tests.modeling.episodes import make_cfg, make_episode
@@ -199,5 +199,5 @@ def test_errors_name_the_culprit() -> None:
     with pytest.raises(ValueError, match=r"image image7: no 'segments'.*INPUT\.SEGMENTS"):
         model.train()([image])
     for rank in (0, 6):
-        with pytest.raises(ValueError, match=rf"FEW_SHOT_RANK {rank}: give 1 .* to 5"):
+        with pytest.raises(ValueError, match=rf"MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK {rank} must be 1 .* to 5"):
             make_model("MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK", rank)

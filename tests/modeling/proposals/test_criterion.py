@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskPredictions
 from tests.golden.mmformer import RecordedRand, blocky, load
 from tests.modeling.proposals.segments import golden_segments, halves
 
@@ -171,7 +171,7 @@ def test_errors() -> None:
     criterion = ProposalCriterion(num_classes=2, class_weight=1.0, num_points=16)
     with pytest.raises(ValueError, match="labels or class predictions are missing"):
         criterion(predictions(masks), [halves()], [torch.tensor([0, 1])])
-    with pytest.raises(ValueError, match="one label a segment"):
+    with pytest.raises(ValueError, match="one label per segment"):
         criterion(predictions(masks, classes), [halves()], [torch.tensor([0])])
     with pytest.raises(ValueError, match="segment label 2 but num_classes is 2"):
         criterion(predictions(masks, classes), [halves()], [torch.tensor([0, 2])])

@@ -163,7 +163,7 @@ def test_autocast_changes_nothing(sampling: str) -> None:
     ("arguments", "message"),
     [
         ({"dim": 20}, "8 heads do not divide 20 channels"),
-        ({"sampling": "cuda"}, "unknown MODEL.PROPOSALS.SAMPLING 'cuda'"),
+        ({"sampling": "cuda"}, "unknown sampling 'cuda': choose from auto, grid, gather"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, int | str], message: str) -> None:

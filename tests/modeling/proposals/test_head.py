@@ -105,5 +105,5 @@ def test_every_parameter_learns_from_the_last_masks() -> None:
 
 
 def test_heads_must_divide_the_channels() -> None:
-    with pytest.raises(ValueError, match=r"MODEL\.PROPOSALS\.NUM_HEADS 7"):
+    with pytest.raises(ValueError, match="num_heads 7"):
         small(num_heads=7)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder
-from fss_d2.modeling.proposals.predictions import MaskPredictions
+from fss_d2.modeling.proposals.mask_decoder import MaskedTransformerDecoder, MaskPredictions
 from tests.golden.mmformer import load, official_mmformer_state, random
 
 CASES = ["c_transformer_decoder", "c2_transformer_decoder"]
@@ -142,17 +141,17 @@ def test_starts_from_standard_normal_embeddings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key"),
+    ("arguments", "message"),
     [
-        ({"num_heads": 3}, "NUM_HEADS 3"),
-        ({"num_heads": 0}, "NUM_HEADS 0"),
-        ({"dim": 18}, "DIM 18"),
-        ({"num_queries": 0}, "NUM_QUERIES is 0"),
-        ({"num_layers": 0}, "DECODER_LAYERS is 0"),
+        ({"num_heads": 3}, "num_heads 3: change"),
+        ({"num_heads": 0}, "num_heads 0: change"),
+        ({"dim": 18}, "dim 18 is not a multiple of 4"),
+        ({"num_queries": 0}, "num_queries is 0: give at least 1"),
+        ({"num_layers": 0}, "num_layers is 0: give at least 1"),
     ],
 )
-def test_wrong_numbers_name_their_key(arguments: dict[str, int], key: str) -> None:
-    with pytest.raises(ValueError, match=f"MODEL.PROPOSALS.{key}"):
+def test_wrong_numbers_are_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         small(**arguments)
 
 

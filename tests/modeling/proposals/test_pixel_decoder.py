@@ -139,14 +139,17 @@ def test_half_precision_around_it_changes_nothing() -> None:
 
 
 def test_one_cell_of_one_channel_a_group_is_too_little() -> None:
-    with pytest.raises(ValueError, match=r"one cell of res5.*INPUT.FEW_SHOT_SIZE \(above 32 pixels\)"):
+    with pytest.raises(
+        ValueError, match=r"one cell of res5.*a larger image \(above 32 pixels\), or more channels"
+    ):
         small_decoder()(small_features(32, 20, batch=1))
     wider = MSDeformAttnPixelDecoder(SMALL, dim=64, num_heads=4, num_layers=1, feedforward=16)
     assert wider(small_features(32, 20, batch=1))[1][0].shape == (1, 64, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("dim", "message"), [(48, "32 norm groups do not divide 48"), (32, "5 heads do not")]
+    ("dim", "message"),
+    [(48, "dim 48 is not a multiple of the 32 norm groups"), (32, "5 heads do not divide 32")],
 )
 def test_wrong_width(dim: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

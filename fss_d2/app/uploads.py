@@ -1,4 +1,4 @@
-"""How much a visitor of the page may give, and reading what was given."""
+"""Uploaded pictures: what is allowed, and reading them."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from fss_d2.inference.annotations import read_picture
 
 __all__ = ["Limits", "Upload", "check_upload", "free_name", "open_upload", "read_upload"]
 
-# Formats that cameras and scanners write. Pillow knows more; some of those run other programs.
+# Formats that cameras and scanners write. Pillow knows more, and runs other programs for some of these.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _MEGA = 1_000_000
 
@@ -24,11 +24,11 @@ class Limits:
     """What one session may hold.
 
     Attributes:
-        upload_mb: of one file, millions of bytes.
-        pictures: with the object, and as many to look through.
+        upload_mb: megabytes of one file.
+        pictures: number of pictures that show objects, and as many to search.
         megapixels: of one picture.
-        total_megapixels: of all pictures to look through together; their scores stay in memory.
-        classes: of objects.
+        total_megapixels: of all pictures to search; their scores stay in memory.
+        classes: number of objects.
 
     Raises:
         ValueError: one is not above 0.
@@ -48,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture (H, W, 3) uint8 RGB, upright, under the name that its file had."""
+    """A picture (H, W, 3) uint8 RGB, upright, with its file name and the EXIF orientation that was undone."""
 
     name: str
     pixels: np.ndarray
@@ -56,15 +56,15 @@ class Upload:
 
     @property
     def megapixels(self) -> float:
-        """Its size in millions of pixels."""
+        """Millions of pixels."""
         return self.pixels.shape[0] * self.pixels.shape[1] / _MEGA
 
 
 def check_upload(path: str | os.PathLike[str], limits: Limits) -> None:
-    """Look at the size of a file and of the picture in it, before its pixels are read.
+    """Check the size of a file and of its picture, before the pixels are read.
 
     Raises:
-        ValueError: it is too large, or no picture; the message has the file's name without its folder.
+        ValueError: it is too large, or not a picture; the message has the file's name without its folder.
     """
     name = Path(path).name
     if os.path.getsize(path) > limits.upload_mb * _MEGA:
@@ -77,10 +77,10 @@ def check_upload(path: str | os.PathLike[str], limits: Limits) -> None:
 def open_upload(
     source: str | os.PathLike[str] | BinaryIO, limits: Limits, name: str
 ) -> Iterator[Image.Image]:
-    """Open a picture of a format and a size that are allowed; its pixels are not read yet.
+    """Open a picture with an allowed format and size; its pixels are not read yet.
 
     Raises:
-        ValueError: it is too large, or no picture; also what reading it within the block finds.
+        ValueError: it is too large or not a picture, or the block cannot read it.
     """
     try:
         with Image.open(source, formats=_FORMATS) as image:
@@ -89,8 +89,8 @@ def open_upload(
                 yield image
                 return
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise ValueError(f"{name} is no picture: give JPEG, PNG, WebP, TIFF, BMP or GIF") from None
-    raise ValueError(f"{name} has {width}x{height} pixels: {limits.megapixels:g} million are allowed")
+        raise ValueError(f"{name} is not a picture: give JPEG, PNG, WebP, TIFF, BMP or GIF") from None
+    raise ValueError(f"{name} has {width}x{height} pixels: at most {limits.megapixels:g} million are allowed")
 
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Upload:
@@ -105,7 +105,7 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Upload:
 
 
 def free_name(name: str, taken: set[str]) -> str:
-    """The name, with a number before its ending where it is taken: "a.jpg", "a (2).jpg"."""
+    """The name, with a number before its ending if it is taken: "a.jpg", "a (2).jpg"."""
     stem, ending = os.path.splitext(name)
     number, free = 1, name
     while free in taken:

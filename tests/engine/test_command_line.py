@@ -1,5 +1,8 @@
-"""One line for the user's errors, a traceback for ours."""
+"""Arguments; one line for the user's errors, a traceback for ours; logs that end with their command."""
 
+import argparse
+import contextlib
+import io
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +12,38 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
-from fss_d2.engine.command_line import TRACEBACK_VARIABLE, hide_tracebacks, one_line, run_command
+from fss_d2.config import get_cfg
+from fss_d2.engine import command_line
+from fss_d2.engine.command_line import (
+    TRACEBACK_VARIABLE,
+    argument_parser,
+    hide_tracebacks,
+    one_line,
+    parse_command_line,
+    plan_from,
+    run_command,
+)
+from fss_d2.engine.setup import start_log
+
+
+def test_flags_and_overrides_in_any_order() -> None:
+    parser = argument_parser("test")
+    parser.add_argument("--folds", type=int, nargs="+")
+    flags = ["--config-file", "A.yaml", "--folds", "0", "1"]
+    words = [*flags, "SOLVER.MAX_ITER", "-4", "--eval-only", "SEED", "3", "--num-gpus", "0"]
+    args = parse_command_line(parser, words)
+    assert (args.config_file, args.folds, args.eval_only) == ("A.yaml", [0, 1], True)
+    assert args.opts == ["SOLVER.MAX_ITER", "-4", "SEED", "3"]
+    assert plan_from(args).per_machine == 1
+
+
+def test_all_config_keys_are_told_from_file_names() -> None:
+    """As cameras write them: a file name in capitals with an ending is no config key."""
+    assert all(command_line._KEY.fullmatch(name) for name in get_cfg())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--input", nargs="+")
+    args = parse_command_line(parser, ["--input", "DSC_1.JPG", "IMG.PNG", "INPUT.REDRAWS", "3"])
+    assert (args.input, args.opts) == (["DSC_1.JPG", "IMG.PNG"], ["INPUT.REDRAWS", "3"])
 
 
 class _Broken(Dataset):
@@ -90,6 +124,20 @@ def test_run_command_prints_one_line_and_fails(
     assert run_command(_raise(ValueError("a\nb"))) == 1
     assert capsys.readouterr().err == "error: a b\n"
     assert run_command(_raise(KeyboardInterrupt())) == 130
+
+
+def test_logs_end_with_their_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second command in the process logs to its own stream; nothing is written to that of the first."""
+    handlers = logging.getLogger("fss_d2").handlers
+    for text in ("first", "second"):
+        stream = io.StringIO()
+        with contextlib.redirect_stdout(stream):
+            assert run_command(lambda text=text: (start_log(), logging.getLogger("fss_d2").info(text))) == 0
+        assert [line.split()[-1] for line in stream.getvalue().splitlines()] == [text]
+        assert handlers == []
+        stream.close()
+        logging.getLogger("fss_d2").info("after the command")
+    assert capsys.readouterr().err == ""
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

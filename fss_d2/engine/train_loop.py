@@ -1,0 +1,156 @@
+"""One training iteration: data, loss, gradient, update; in full or mixed precision."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .solver import GradientClipper
+
+__all__ = ["AMP_DTYPES", "AutocastTrainer", "EpisodeStream"]
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class EpisodeStream:
+    """An endless iterable of batches whose start can still be moved while nothing has been read from it.
+
+    Args:
+        build: makes the loader that starts at the iteration it is given.
+    """
+
+    def __init__(self, build: Callable[[int], Iterable[list[dict[str, Any]]]]) -> None:
+        self._build = build
+        self._loader: Iterable[list[dict[str, Any]]] | None = None
+
+    def start_at(self, iteration: int) -> None:
+        """Build the loader that continues after this number of iterations."""
+        self._loader = self._build(iteration)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        if self._loader is None:
+            self.start_at(0)
+        yield from self._loader
+
+
+class AutocastTrainer(SimpleTrainer):
+    """Detectron2's `SimpleTrainer` with mixed precision and gradient clipping; it seldom waits for the GPU.
+
+    Unlike Detectron2's `AMPTrainer` it also runs on CPUs, in bfloat16, and clips unscaled gradients.
+
+    Args:
+        model: returns a dict of losses for what the loader yields; may be wrapped for distributed training.
+        data_loader: an iterable of lists of episodes that does not end, whose iterator is a generator.
+        optimizer: over the model's trainable parameters.
+        clip: see `build_gradient_clipper`.
+        amp_dtype: "float16", "bfloat16", or None for full precision. On a CPU float16 is slow and becomes
+            bfloat16, with a warning.
+        reads_losses: whether an iteration, counted from 0, copies the losses from the device and checks them,
+            with those of the iterations before it that were not read.
+
+    Raises:
+        ValueError: an unknown ``amp_dtype``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip: GradientClipper | None = None,
+        amp_dtype: str | None = None,
+        reads_losses: Callable[[int], bool] = lambda iteration: True,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        if amp_dtype is not None and amp_dtype not in AMP_DTYPES:
+            raise ValueError(f"SOLVER.AMP.DTYPE is {amp_dtype!r}; use one of {', '.join(AMP_DTYPES)}")
+        self._clip = clip
+        self._reads_losses = reads_losses
+        self._unread: list[tuple[int, float, dict[str, Tensor]]] = []  # iteration, data time, losses
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._device_type = self._parameters[0].device.type
+        if amp_dtype == "float16" and self._device_type == "cpu":
+            logger.warning("SOLVER.AMP on a CPU runs in bfloat16, not in float16.")
+            amp_dtype = "bfloat16"
+        self._amp_dtype = None if amp_dtype is None else AMP_DTYPES[amp_dtype]
+        # Only float16 gradients underflow; disabled, the scaler passes everything through.
+        self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == "float16")
+
+    def run_step(self) -> None:
+        """Run one iteration, and record its losses if it reads them.
+
+        Raises:
+            FloatingPointError: a loss became infinite or NaN, in this iteration or in one not read before.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self._device_type, self._amp_dtype, enabled=self._amp_dtype is not None):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.grad_scaler.scale(total).backward()
+        self._write_metrics(losses, data_time)
+        if self._clip is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+            self._clip(self._parameters)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _write_metrics(self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "") -> None:
+        """Keep the losses on their device until an iteration that reads them."""
+        iteration = get_event_storage().iter
+        losses = {f"{prefix}{name}": loss.detach() for name, loss in loss_dict.items()}
+        self._unread.append((iteration, data_time, losses))
+        if self._reads_losses(iteration):
+            unread, self._unread = self._unread, []
+            _record(unread)
+
+    def close(self) -> None:
+        """Release the loader's workers; left to the garbage collector they take seconds to end."""
+        self._data_loader_iter.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, optimizer and scaler."""
+        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; a scaler saved in another precision is left out."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _record(unread: list[tuple[int, float, dict[str, Tensor]]]) -> None:
+    """Check losses and put their means over all processes into the event storage, under their iterations.
+
+    Copies from the device once and exchanges with the other processes once.
+    """
+    values = iter(torch.stack([loss for *_, losses in unread for loss in losses.values()]).tolist())
+    mine = [(data_time, {name: next(values) for name in losses}) for _, data_time, losses in unread]
+    storage = get_event_storage()
+    now = storage.iter
+    for (iteration, *_), of_processes in zip(unread, zip(*comm.all_gather(mine), strict=True), strict=True):
+        names = of_processes[0][1]
+        losses = {name: np.mean([losses[name] for _, losses in of_processes]) for name in names}
+        total = sum(losses.values())
+        if not np.isfinite(total):
+            raise FloatingPointError(
+                f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
+            )
+        storage.iter = iteration
+        storage.put_scalar("data_time", max(data_time for data_time, _ in of_processes))
+        storage.put_scalar("total_loss", total)
+        if len(losses) > 1:
+            storage.put_scalars(**losses)
+    storage.iter = now

@@ -1,0 +1,366 @@
+"""What is measured: DCAMA's attention, the proposal segmenter, the model of a config, the predictor."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from fss_d2.engine.step import EpisodeStep
+from torch import Tensor, nn
+
+from fss_d2.config import load_config
+from fss_d2.data.augmentation_registry import build_resize
+from fss_d2.engine.solver import build_gradient_clipper
+from fss_d2.engine.trainer import Trainer
+from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.modeling import DCAMA, DPCN, DANet
+from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, SwinBackbone
+from fss_d2.modeling.proposals.deformable_attention import (
+    SAMPLERS,
+    MultiScaleDeformableAttention,
+    reference_points,
+)
+from fss_d2.modeling.proposals.head import ProposalHead
+
+from .measure import Prepared, Report, Setting, Stopwatch, measure, table, with_ratios
+
+BACKBONES: dict[str, Callable[[], FeatureBackbone]] = {
+    "resnet101": lambda: ResNetBackbone(depth=101),
+    "resnet50": lambda: ResNetBackbone(depth=50),
+    "swin_base": lambda: SwinBackbone(size="base"),
+}
+NO_WEIGHTS = ("MODEL.BACKBONE.WEIGHTS", "", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "")
+TRAINING, INFERENCE = "training step", "inference"
+
+Rows = Sequence[dict[str, Any]]
+
+
+def dcama(setting: Setting, shots: Sequence[int]) -> Report:
+    """Plain and fused attention: a whole episode, its query alone, and the backbone on all images."""
+    rows = []
+    for k in shots:
+        case = replace(setting, shots=k)
+        seconds = measure(prepare_dcama, case).seconds
+        for name in ("plain", "fused"):
+            rows.append(
+                {
+                    "shots": k,
+                    "attention": name,
+                    "seconds": seconds[name],
+                    "query_seconds": seconds[f"{name} query"],
+                    "backbone_seconds": seconds["backbone"],
+                    "peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib,
+                }
+            )
+    return Report(dcama_table(rows), {"results": rows})
+
+
+def prepare_dcama(setting: Setting) -> Prepared:
+    """A model, and an episode of noise."""
+    device = setting.device
+    model = DCAMA(backbone=BACKBONES[setting.backbone]()).eval().to(device)
+    shape = (setting.size, setting.size)
+    images = torch.rand(1, setting.shots, 3, *shape, device=device)
+    masks = (torch.rand(1, setting.shots, *shape, device=device) > 0.5).to(torch.uint8)
+    query = torch.rand(1, 3, *shape, device=device)
+    with torch.inference_mode():
+        model.extract(query[..., :32, :32])  # loads libraries, which are not memory of the episode
+    support = cache(torch.inference_mode()(lambda: model.encode_support(images, masks)))
+
+    @torch.inference_mode()
+    def segment(fused: bool, encode: bool) -> None:
+        for attention in model.head.attention.values():
+            attention.fused = fused
+        model.segment(query, model.encode_support(images, masks) if encode else support())
+
+    @torch.inference_mode()
+    def backbone() -> None:
+        for image in (*images.split(1, dim=1), query[:, None]):
+            model.extract(image[:, 0])
+
+    return Prepared(
+        {
+            "plain": lambda: segment(False, True),
+            "fused": lambda: segment(True, True),
+            "plain query": lambda: segment(False, False),
+            "fused query": lambda: segment(True, False),
+            "backbone": backbone,
+        }
+    )
+
+
+def dcama_table(rows: Rows) -> str:
+    """Markdown; the ratios are to plain attention with the same number of shots."""
+    plain = {row["shots"]: row for row in rows if row["attention"] == "plain"}
+    columns = {
+        "shots": "{shots}",
+        "attention": "{attention}",
+        "episode, s": "{seconds:.2f}",
+        "of which backbone": "{backbone_seconds:.2f} ({share:.0%})",
+        "query alone, s": "{query_seconds:.2f}",
+        "peak MiB": "{peak_mib:.0f}",
+        "episode ratio": "{seconds_ratio:.2f}",
+        "query ratio": "{query_seconds_ratio:.2f}",
+        "memory ratio": "{peak_mib_ratio:.2f}",
+    }
+    shares = [{"share": row["backbone_seconds"] / row["seconds"]} for row in rows]
+    ratios = [with_ratios(row, plain[row["shots"]]) for row in rows]
+    return table(columns, [one | two for one, two in zip(ratios, shares, strict=True)])
+
+
+def proposals(setting: Setting) -> Report:
+    """The proposal segmenter and one deformable attention, with ``grid_sample`` and with gathered rows."""
+    segmenter, attention = measure(prepare_segmenter, setting), measure(prepare_attention, setting)
+    rows = [
+        {
+            "sampling": name,
+            "seconds": segmenter.seconds[name],
+            "part_seconds": segmenter.details[name],
+            "peak_mib": measure(prepare_segmenter, setting, name, repeats=0).peak_mib,
+            "attention_seconds": attention.seconds[name],
+            "training_seconds": attention.seconds[f"{name} training"],
+            "training_peak_mib": measure(prepare_attention, setting, f"{name} training", repeats=0).peak_mib,
+        }
+        for name in SAMPLERS
+    ]
+    numbers = {"results": rows, "differences": attention.details}
+    return Report(proposal_tables(rows, numbers["differences"]), numbers)
+
+
+def prepare_segmenter(setting: Setting) -> Prepared:
+    """Backbone and head of the published sizes, and one image; the details are the seconds of the parts."""
+    backbone = BACKBONES[setting.backbone]()
+    head = ProposalHead(backbone.output_shape(), dim=256)
+    model = nn.Sequential(backbone, head).eval().to(setting.device)
+    attentions = [m for m in model.modules() if isinstance(m, MultiScaleDeformableAttention)]
+    image = torch.rand(1, 3, setting.size, setting.size, device=setting.device)
+    with torch.inference_mode():
+        model(image[..., :32, :32])  # loads libraries, which are not memory of the image
+    watch = Stopwatch(
+        {
+            "backbone": [backbone],
+            "attention core": attentions,
+            "its projections": [child for attention in attentions for child in attention.children()],
+            "rest of pixel decoder": [head.pixel_decoder],
+            "transformer decoder": [head.predictor],
+        }
+    )
+
+    @torch.inference_mode()
+    def segment(sampling: str) -> None:
+        for attention in attentions:
+            attention.sampling = sampling
+        with watch.lap(sampling):
+            model(image)
+
+    runs = {sampling: lambda s=sampling: segment(s) for sampling in SAMPLERS}
+    return Prepared(runs, lambda: {sampling: watch.medians(sampling) for sampling in SAMPLERS})
+
+
+def prepare_attention(setting: Setting) -> Prepared:
+    """One deformable attention with inputs of the sizes for the image; the details are `_differences`."""
+    dim, device = 256, setting.device
+    attention = MultiScaleDeformableAttention(dim).to(device)
+    for layer in (attention.sampling_offsets, attention.attention_weights):  # 0 before training
+        nn.init.normal_(layer.weight, std=dim**-0.5)
+    shapes = [(-(-setting.size // stride),) * 2 for stride in (32, 16, 8)]
+    reference = reference_points(shapes, torch.device(device))
+    query, value = torch.randn(2, 1, len(reference), dim, device=device).requires_grad_()
+
+    def forward(sampling: str) -> None:
+        attention.sampling = sampling
+        with torch.inference_mode():
+            attention(query, reference, value, shapes)
+
+    def train(sampling: str) -> list[Tensor]:
+        """Forward and backward of the sum of squares: output, gradients of query, value and weights."""
+        attention.sampling = sampling
+        output = attention(query, reference, value, shapes)
+        sources = (query, value, *attention.parameters())
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), sources)]
+
+    runs: dict[str, Callable[[], object]] = {s: lambda s=s: forward(s) for s in SAMPLERS}
+    runs |= {f"{s} training": lambda s=s: train(s) for s in SAMPLERS}
+    return Prepared(runs, lambda: _differences(*(train(s) for s in SAMPLERS)))
+
+
+def _differences(first: list[Tensor], second: list[Tensor]) -> dict[str, float]:
+    """The largest difference in the output, and in the gradients relative to the largest of the tensor."""
+    gaps = [float((a - b).abs().max()) for a, b in zip(first, second, strict=True)]
+    relative = [gap / float(a.abs().max()) for gap, a in zip(gaps[1:], first[1:], strict=True)]
+    return {"output": gaps[0], "gradients_relative": max(relative)}
+
+
+def proposal_tables(rows: Rows, differences: dict[str, float]) -> str:
+    """Markdown: the segmenter and the times of its parts, one deformable attention, and the differences."""
+    parts = list(rows[0]["part_seconds"])
+    segmenter = {
+        "sampling": "{sampling}",
+        "image, s": "{seconds:.3f}",
+        **{part: f"{{parts[{part}]}}" for part in parts},
+        "peak MiB": "{peak_mib:.0f}",
+        "time ratio": "{seconds_ratio:.2f}",
+        "memory ratio": "{peak_mib_ratio:.2f}",
+    }
+    attention = {
+        "one deformable attention": "{sampling}",
+        "forward, ms": "{attention_ms:.1f}",
+        "ratio": "{attention_seconds_ratio:.2f}",
+        "forward and backward, ms": "{training_ms:.1f}",
+        "ratio ": "{training_seconds_ratio:.2f}",
+        "peak MiB of both": "{training_peak_mib:.0f}",
+        "ratio  ": "{training_peak_mib_ratio:.2f}",
+    }
+    shown = []
+    for row in rows:
+        shares = {n: f"{s:.3f} ({s / row['seconds']:.0%})" for n, s in row["part_seconds"].items()}
+        thousand = {f"{name}_ms": 1e3 * row[f"{name}_seconds"] for name in ("attention", "training")}
+        shown.append(with_ratios(row, rows[0]) | thousand | {"parts": shares})
+    difference = (
+        f"Largest difference between the two: {differences['output']:.1e} in the output, "
+        f"{differences['gradients_relative']:.1e} of the largest gradient in the gradients."
+    )
+    return "\n\n".join([table(segmenter, shown), table(attention, shown), difference])
+
+
+def model(setting: Setting, *, training: bool = True) -> Report:
+    """A training step (unless switched off) and an inference of a batch, each in its own process.
+
+    The step is that of the trainer, with the config's optimizer, in the last iteration, when everything is
+    trained that starts late. A model without trained weights has none.
+    """
+    built = Trainer.build_model(config_of(setting, device="cpu"))
+    trains = training and getattr(built, "trainable", True)
+    rows = []
+    for run in (TRAINING, INFERENCE) if trains else (INFERENCE,):
+        measured = measure(prepare_model, setting, run)
+        rows.append({"run": run, "seconds": measured.seconds[run], "peak_mib": measured.peak_mib})
+    text = table({"run": "{run}", "seconds": "{seconds:.2f}", "peak MiB": "{peak_mib:.0f}"}, rows)
+    note = written_out(built, setting)
+    return Report(f"{text}\n\n{note}" if note else text, {"results": rows, "note": note})
+
+
+def prepare_model(setting: Setting) -> Prepared:
+    """The model of the config with random weights, and a batch of episodes of noise."""
+    cfg = config_of(setting)
+    built = _build(cfg)
+    batch = [make_episode(setting.size, setting.shots) for _ in range(setting.batch)]
+    with torch.no_grad():  # loads libraries, which are not memory of the run
+        built.extract(torch.rand(1, 3, 64, 64, device=setting.device))
+    step = cache(lambda: training_step(cfg, built, batch))  # its optimizer is not memory of an inference
+
+    def train() -> None:
+        with EventStorage():
+            step()()
+
+    def infer() -> None:
+        with torch.inference_mode():
+            built(batch)
+
+    return Prepared({TRAINING: train, INFERENCE: infer})
+
+
+def config_of(setting: Setting, *opts: str, device: str = "") -> CfgNode:
+    """The config, without weights, on the device."""
+    return load_config(setting.config_file, [*NO_WEIGHTS, "MODEL.DEVICE", device or setting.device, *opts])
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    built = Trainer.build_model(cfg).eval()
+    if (knowledge := getattr(built, "knowledge", None)) is not None:
+        knowledge.fill(torch.rand_like(knowledge.prototypes))
+    return built
+
+
+def make_episode(size: int, shots: int) -> dict[str, Any]:
+    """An episode of noise; the object is a square, which is also the only segment."""
+    mask = torch.zeros(size, size, dtype=torch.uint8)
+    mask[size // 4 : -(size // 4), size // 4 : -(size // 4)] = 1
+    images = torch.randint(0, 256, (shots + 1, 3, size, size), dtype=torch.uint8)
+    return {
+        "image": images[0],
+        "sem_seg": mask,
+        "segments": mask[None] == 1,
+        "segment_labels": torch.zeros(1, dtype=torch.int64),
+        "support": [{"image": image, "mask": mask} for image in images[1:]],
+    }
+
+
+def training_step(cfg: CfgNode, built: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:
+    """The trainer's step on one batch; sets the model to training, in its last iteration."""
+    built.train()
+    built.iteration = cfg.SOLVER.MAX_ITER - 1
+    amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
+    optimizer, clip = Trainer.build_optimizer(cfg, built), build_gradient_clipper(cfg)
+    return EpisodeStep(built, repeat(batch), optimizer, clip=clip, amp_dtype=amp_dtype).run_step
+
+
+def written_out(built: nn.Module, setting: Setting) -> str:
+    """The size of the maps that a model computes in chunks or by a fused kernel; empty if unknown."""
+    if isinstance(built, DPCN):
+        feature, maps, name = built.sam_feature, len(built.windows), "cosines"
+    elif isinstance(built, DANet) and built.dense is not None:
+        feature, maps, name = built.in_features[0], 1, "dense attention"
+    else:
+        return ""
+    positions = (-(-setting.size // built.backbone.available[feature].stride)) ** 2
+    pairs = setting.batch * setting.shots
+    mib = positions**2 * 4 / 2**20
+    return (
+        f"Written out, a map of {name} of {positions} x {positions} positions would take {mib:.1f} MiB "
+        f"(float32): {pairs * maps * mib:.1f} MiB for {pairs} pairs of a query and a support, {maps} each."
+    )
+
+
+def predictor(setting: Setting, shots: Sequence[int]) -> Report:
+    """Supports that are encoded once, compared with supports that are encoded again for every query."""
+    rows = [{"shots": k} | measure(prepare_predictor, replace(setting, shots=k)).seconds for k in shots]
+    return Report(predictor_table(rows), {"results": rows})
+
+
+def prepare_predictor(setting: Setting) -> Prepared:
+    """A predictor without refinement, with random weights, and noise; the order of the runs matters.
+
+    Raises:
+        ValueError: a method that takes no supports.
+    """
+    size = (setting.size, setting.size)
+    cfg = config_of(setting, "TEST.REFINEMENT", "", "INPUT.FEW_SHOT_SIZE", size)
+    views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
+    predict = FewShotPredictor(_build(cfg), [build_resize(cfg)], support_views=views)
+    noise = np.random.default_rng(0)
+    *images, query = noise.integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
+    masks = [np.pad(np.ones((setting.size // 2,) * 2, bool), setting.size // 4)] * setting.shots
+
+    def anew() -> None:
+        predict.set_support(images, masks)
+        predict.predict(query)
+
+    return Prepared(
+        {
+            "encode_seconds": lambda: predict.set_support(images, masks),
+            "first_seconds": lambda: predict.predict(query),  # follows set_support
+            "later_seconds": lambda: predict.predict(query),
+            "anew_seconds": anew,
+        }
+    )
+
+
+def predictor_table(rows: Rows) -> str:
+    """Markdown; the ratios are to a query whose supports are encoded again."""
+    columns = {
+        "shots": "{shots}",
+        "encoded anew for each query, s": "{anew_seconds:.3f}",
+        "set_support, s": "{encode_seconds:.3f}",
+        "first query, s": "{first_seconds:.3f}",
+        "later query, s": "{later_seconds:.3f}",
+        "set_support ratio": "{encode_seconds_ratio:.2f}",
+        "first ratio": "{first_seconds_ratio:.2f}",
+        "later ratio": "{later_seconds_ratio:.2f}",
+    }
+    return table(columns, [with_ratios(row, dict.fromkeys(row, row["anew_seconds"])) for row in rows])
