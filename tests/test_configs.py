@@ -93,6 +93,7 @@ def _check_model(cfg: CfgNode, *, train: bool = True) -> None:
     compared = cfg.clone()
     compared.defrost()
     compared.MODEL.WEIGHTS = ""
+    compared.MODEL.BASE_KNOWLEDGE.NUM_CLASSES = 1
     compared.SOLVER.MAX_ITER = compared.SOLVER.CHECKPOINT_PERIOD = compared.SOLVER.IMS_PER_BATCH = 1
     key = f"{compared.MODEL} {compared.SOLVER} {compared.FEW_SHOT.TRAIN.SHOTS} {train}"
     if key in _checked:
