@@ -9,8 +9,7 @@
 
 A table may give ``config``, ``set``, ``after``, ``test``, ``folds`` for its rows. A row's own come first;
 its ``set`` is added. ``after`` is the config, or ``{config: ..., set: ...}``, from whose weights a row is
-trained. ``test: True`` trains nothing: the row tests the weights of its config without its ``set``. ``folds``
-are the folds that a row can run on.
+trained. ``test: True``: the row tests the weights of its config without ``set``. ``folds``: where it can run.
 """
 
 import difflib
@@ -88,9 +87,10 @@ def closest(where: object, kind: str, name: str, known: Iterable[str]) -> str:
     names = {each.lower(): each for each in known}
     if name.lower() in names:
         return names[name.lower()]
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0)
-    hint = f"did you mean {names[close[0]]!r}?" if close else "it has none at all"
-    raise ValueError(f"{where}: there is no {kind} {name!r}; {hint}")
+    close = [
+        f"did you mean {names[each]!r}?" for each in difflib.get_close_matches(name.lower(), names, 1, 0.0)
+    ]
+    raise ValueError(f"{where}: there is no {kind} {name!r}; {(*close, 'it has none at all')[0]}")
 
 
 def read_tables(file: str | Path) -> dict[str, Table]:
@@ -100,8 +100,7 @@ def read_tables(file: str | Path) -> dict[str, Table]:
         FileNotFoundError: no such file, or a config that it names does not exist.
         ValueError: the file is not YAML or breaks the format; the message names table and row.
     """
-    file = Path(file)
-    if not file.is_file():
+    if not (file := Path(file)).is_file():
         raise FileNotFoundError(f"file of tables {file} does not exist")
     try:
         content = yaml.safe_load(file.read_text())
