@@ -131,8 +131,8 @@ def is_head_file(path: str) -> bool:
 def load_plain(path: str | os.PathLike[str]) -> Any:
     """Read tensors, arrays, numbers, strings and containers of these onto the CPU.
 
-    PyTorch's files and plain pickles of numpy arrays (``.pkl`` of Detectron2 and Mask2Former) are told
-    apart by their content; ``.safetensors`` files by their name. Arrays in nested dicts become tensors.
+    PyTorch's files and plain pickles of numpy arrays (``.pkl`` of Detectron2 and Mask2Former) are
+    recognised by their content; ``.safetensors`` files by their name. Arrays in nested dicts become tensors.
 
     Raises:
         ForbiddenPickle: a plain pickle refers to anything else; none of it was run.

@@ -379,20 +379,19 @@ class FewShotPredictor:
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
         return replace(support, sets=sets, frames=tuple(support.frames[i] for i in kept))
 
-    def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[list[Sample], Frame]]:
+    def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""
-        views = []
-        for view, samples in shown_views(self._support_views, pixels, mask, self._at_each_size):
-            if all(sample.shows(1) for sample in samples):
-                frame = Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size)
-                views.append((samples, frame))
-        if not views:
-            (height, width), (h, w) = mask.shape, samples[0].image.shape[1:]
+        shown = shown_views(self._support_views, pixels, mask, self._at_each_size)
+        if not all(sample.shows(1) for sample in shown[0][1]):  # the object is lost in every view
+            (height, width), (h, w) = mask.shape, shown[0][1][0].image.shape[1:]
             raise ValueError(
                 f"{name}: its object of {np.count_nonzero(mask == 1)} pixels is lost when the image of "
                 f"{width}x{height} is resized to {w}x{h}; crop the image around the object"
             )
-        return views
+        return [
+            (samples, Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size))
+            for view, samples in shown
+        ]
 
     def _predict(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.data.views import Window
@@ -70,8 +71,8 @@ def encoding_settings(cfg: CfgNode) -> dict[str, str]:
     settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     method = cfg.MODEL.META_ARCHITECTURE
-    kept = {method.upper(), "DPCN"} if method == "PFENet" else {method.upper()}  # DPCN's plug-in
-    others = {name.upper() for name in FEW_SHOT_META_ARCHS} - kept
+    read = {method, *getattr(META_ARCH_REGISTRY.get(method), "borrows_keys_of", ())}
+    others = {name.upper() for name in FEW_SHOT_META_ARCHS if name not in read}
     for key, value in _leaves(cfg.MODEL):
         section = key.partition(".")[0].replace("_", "")  # MM_FORMER is that of MMFormer
         if section not in others and not any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER):

@@ -287,7 +287,7 @@ def test_a_config_that_scores_no_episodes_is_refused(config: Path) -> None:
 
 
 def test_the_process_and_its_log(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several jobs a run's words lie in its folder; its error is told by this program."""
+    """With several jobs a run's words lie in its folder; this program reports its error."""
     program = config.parent / "program.py"
     program.write_text(
         "import sys\nprint('hello', sys.argv[1])\nsys.stderr.write('note\\nerror: wrong\\n')\nexit(3)"

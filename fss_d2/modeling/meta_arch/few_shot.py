@@ -82,6 +82,7 @@ class FewShotSegmentor(ImageModel):
     permutation_invariant: bool = True  # the order of the supports makes no difference
     shot_by_shot: bool = False  # supports go through the network one by one in training as well
     query_first: bool = False  # queries are encoded before the supports: matters for batch statistics
+    borrows_keys_of: tuple[str, ...] = ()  # other methods whose config keys this one reads as well
     class_weights: Tensor
 
     def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
@@ -159,7 +160,7 @@ class FewShotSegmentor(ImageModel):
         # One by one needs less memory and, on a CPU, no more time.
         one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
         parts = []
-        for shots in torch.arange(K).split(1 if one_by_one else K):
+        for shots in [slice(k, k + 1) for k in range(K)] if one_by_one else [slice(K)]:
             if features is None:
                 maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
             else:

@@ -101,6 +101,7 @@ class PFENet(FewShotSegmentor):
     """
 
     shot_by_shot = True  # in training these are the batch statistics of the released code
+    borrows_keys_of = ("DPCN",)  # of the plug-in "dcm"
 
     @configurable
     def __init__(
