@@ -340,15 +340,17 @@ class FewShotPredictor:
 
         Known ``features`` of the first view at each size save its backbone passes.
         """
-        sets = []
+        encode, sets = self.model.encode_support, []
         for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
-            encoded = []
-            for number, (samples, _) in enumerate(views):
-                image, mask = resize_support(samples[i].image, samples[i].mask, size)
-                usable = features and number == 0 and image is samples[i].image
-                known = features[i] if usable else None
-                encoded.append(self.model.encode_support(image[None, None], mask[None, None], known))
-            sets.append(self.model.merge_supports(encoded))
+            pairs = [resize_support(samples[i].image, samples[i].mask, size) for samples, _ in views]
+            images = torch.stack([image.float() for image, _ in pairs])[None]
+            masks = torch.stack([mask for _, mask in pairs])[None]
+            if features and pairs[0][0] is views[0][0][i].image:
+                known = [encode(images[:, :1], masks[:, :1], features[i])]
+                rest = [encode(images[:, 1:], masks[:, 1:])] if len(views) > 1 else []
+                sets.append(self.model.merge_supports(known + rest))
+            else:
+                sets.append(encode(images, masks))
         return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
 
     def _encode_both(
