@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
 
 from fss_d2.config import load_config
 from fss_d2.evaluation import Comparison, compare, read_rows
@@ -83,12 +82,8 @@ class _Method:
     @cached_property
     def parameters(self) -> tuple[tuple[bool, bool], ...]:
         """For each stage, whether it is trained, and whether it has weights besides its backbone's."""
-        found = []
-        for cfg in self.configs:
-            known = cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY  # else train_net.py says what is wrong
-            model = build_without_weights(cfg) if known else None
-            found.append((model.trainable, model.has_weights) if known else (True, True))
-        return tuple(found)
+        models = map(build_without_weights, self.configs)
+        return tuple((model.trainable, model.has_weights) for model in models)
 
 
 def of_fold(value: Any, fold: int) -> Any:
