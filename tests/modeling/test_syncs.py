@@ -5,60 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.modeling.episodes import make_episode, make_model
-
-aten = torch.ops.aten
-# Operators whose result, or its shape, the host has to wait for.
-READS = {
-    aten._local_scalar_dense,  # item(), bool(), float(), int()
-    aten.nonzero,
-    aten.masked_select,
-    aten._unique2,
-    aten.unique_consecutive,
-    aten.equal,
-    aten.repeat_interleave,
-}
-INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-# Python values that are copied to the GPU, for which it is waited too.
-COPIES = {torch.tensor, torch.as_tensor, Tensor.new_tensor, Tensor.tolist, Tensor.numpy, Tensor.cpu}
-
-
-class Operators(TorchDispatchMode):
-    """Counts operators that read back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        packet = func.overloadpacket
-        by_mask = packet in INDEXING and any(
-            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        if by_mask or packet in READS:
-            self.found[str(packet)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class Functions(TorchFunctionMode):
-    """Counts functions that copy between host and device without an operator of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in COPIES:
-            self.found[func.__name__] += 1
-        return func(*args, **(kwargs or {}))
+from tests.modeling.waiting import HostTensors, ReadBacks
 
 
 def waits(method: str, *settings: Any) -> Counter[str]:
@@ -69,9 +18,9 @@ def waits(method: str, *settings: Any) -> Counter[str]:
         mask = episode["sem_seg"] == 1
         episode |= {"segments": torch.stack([~mask, mask]), "segment_labels": torch.arange(2)}
     sum(model(episodes).values()).backward()
-    with Functions() as functions, Operators() as operators:
+    with HostTensors() as tensors, ReadBacks() as reads:
         sum(model(episodes).values()).backward()
-    return functions.found + operators.found
+    return tensors.found + reads.found
 
 
 @pytest.mark.parametrize(
