@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -256,8 +257,8 @@ class FewShotPredictor:
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
-        A support passes the backbone once, and once more for each further view of it. All are encoded at
-        the size of the first.
+        A support passes the backbone once, and once more for each further view of it; only those in a group
+        are kept as queries. All are encoded at the size of the first.
 
         Args:
             images: K of (H, W, 3) uint8.
@@ -268,12 +269,13 @@ class FewShotPredictor:
             For each group the masks (H, W) bool of its supports, segmented with the supports outside it.
         """
         encoded: list[ClassSupport] = []
-        queries: list[EncodedImage] = []
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True), start=1):
-            sizes = encoded[0].sizes if encoded else None
-            query, support = self._encode_both(image, mask, f"support {number}", sizes)
-            encoded.append(support)
-            queries.append(query)
+        queries: dict[int, EncodedImage] = {}
+        wanted = set(chain.from_iterable(left_out))
+        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            views, features = self._views(image, mask, f"support {i + 1}"), ()
+            if i in wanted:
+                queries[i], features = self._as_query(image, views)
+            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, features))
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
             found = (self._predict(queries[i].queries, [queries[i]], {"object": rest})[0] for i in group)
@@ -353,20 +355,18 @@ class FewShotPredictor:
                 sets.append(encode(images, masks))
         return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
 
-    def _encode_both(
-        self, image: np.ndarray, mask: np.ndarray, name: str, sizes: Sequence[Size] | None
-    ) -> tuple[EncodedImage, ClassSupport]:
-        """Encode a support as a query and as a support."""
-        views = self._views(image, mask, name)
+    def _as_query(
+        self, image: np.ndarray, views: Sequence[tuple[Sequence[Sample], Frame]]
+    ) -> tuple[EncodedImage, Sequence[Mapping[str, Tensor]]]:
+        """Encode a support image as a query; also the features of its first view, if that is all of it."""
         samples, frame = views[0]
-        whole = not frame.mirrored and frame.window.of(mask).shape == mask.shape
+        whole = not frame.mirrored and frame.window == (0, 0, *image.shape[1::-1])
         samples = samples if whole else self._at_each_size(image)
         features = [self.model.extract(self.model.normalise(s.image[None])) for s in samples]
-        queries = tuple(
-            self.model.encode_query(s.image[None], f) for s, f in zip(samples, features, strict=True)
-        )
-        query = EncodedImage(mask.shape, queries, tuple(map(_valid_size, samples)))
-        return query, self._encode_views(views, sizes, features if whole else ())
+        pairs = zip(samples, features, strict=True)
+        queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
+        query = EncodedImage(image.shape[:2], queries, tuple(map(_valid_size, samples)))
+        return query, features if whole else ()
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""

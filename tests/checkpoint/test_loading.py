@@ -21,13 +21,13 @@ def test_the_weights_are_loaded_and_the_mode_is_eval(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "warned"), [("DCAMA", True), ("Prototype", False)])
-def test_an_untrained_model_is_told(method: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_untrained_model_is_reported(method: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fss_d2.checkpoint.checkpointer"):
         load_model(make_cfg(method))
     assert ("MODEL.WEIGHTS is empty: DCAMA is untrained" in caplog.text) == warned
 
 
-def test_missing_prototypes_are_told_before_the_first_image(tmp_path: Path) -> None:
+def test_missing_prototypes_are_reported_before_the_first_image(tmp_path: Path) -> None:
     """With no weights, and with those of a model whose prototypes were never built."""
     saved, weights = make_model("JC2A"), str(tmp_path / "w.pth")
     torch.save({"model": saved.state_dict()}, weights)
