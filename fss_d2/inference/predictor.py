@@ -193,16 +193,13 @@ class FewShotPredictor:
         """Write the encoded supports to a file; an existing one is replaced."""
         save_classes(path, self.supports, self.model, self._settings)
 
+    @torch.no_grad()
     def load_support(self, path: str | os.PathLike[str]) -> None:
         """Read the supports that `save_support` wrote, with the same method, config and weights.
 
         They replace all earlier supports; another file raises ValueError.
         """
-        classes = load_classes(path, self.model, self._settings)
-        self._classes = {
-            name: ClassSupport(tuple(s.to(self.model.device) for s in support.sets), support.frames)
-            for name, support in classes.items()
-        }
+        self._classes = load_classes(path, self.model, self._settings)
 
     # -- images ------------------------------------------------------------------------------------------
 

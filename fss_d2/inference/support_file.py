@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
-from fss_d2.modeling import FEW_SHOT_META_ARCHS, SupportSet
+from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import resize
 from fss_d2.state_dict import UNREADABLE, load_plain
 
@@ -97,8 +97,10 @@ def save_classes(
         torch.save(content, temporary)
 
 
-def load_classes(path: Filename, model: nn.Module, settings: Mapping[str, str]) -> dict[str, ClassSupport]:
-    """Read what `save_classes` wrote with the same method, settings and weights; tensors on the CPU."""
+def load_classes(
+    path: Filename, model: FewShotSegmentor, settings: Mapping[str, str]
+) -> dict[str, ClassSupport]:
+    """Read what `save_classes` wrote with the same method, settings and weights, to the model's device."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"support file {path} does not exist; write one with save_support")
     try:
@@ -110,7 +112,11 @@ def load_classes(path: Filename, model: nn.Module, settings: Mapping[str, str]) 
         raise ValueError(f"support file {path} is none of this version: write it anew with save_support")
     try:
         difference = _difference(content, model, settings)
-        classes = {} if difference else dict(map(_class_support, content["classes"].items()))
+        classes = (
+            {}
+            if difference
+            else {name: _class_support(name, state, model) for name, state in content["classes"].items()}
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"support file {path} is damaged ({error!r}): write it anew") from error
     if difference:
@@ -124,13 +130,12 @@ def _without_padding(shot: Tensor, frame: Frame, size: Sequence[int]) -> np.ndar
     return resize(shot[None, None, :h, :w], size, align_corners=False)[0, 0].cpu().numpy()
 
 
-def _class_support(named: tuple[str, Mapping[str, Any]]) -> tuple[str, ClassSupport]:
-    name, state = named
+def _class_support(name: str, state: Mapping[str, Any], model: FewShotSegmentor) -> ClassSupport:
     frames = tuple(tuple(_frame(numbers) for numbers in views) for views in state["frames"])
-    sets, shots = tuple(SupportSet.from_state(s) for s in state["sets"]), sum(map(len, frames))
+    sets, shots = tuple(map(model.restore_support, state["sets"])), sum(map(len, frames))
     if not sets or not shots or any(s.shots != shots for s in sets):
         raise ValueError(f"class {name} has {shots} frames, its sets have {[s.shots for s in sets]} shots")
-    return name, ClassSupport(sets, frames)
+    return ClassSupport(sets, frames)
 
 
 def _numbers(frame: Frame) -> list[int]:

@@ -177,9 +177,10 @@ def test_a_saved_support_set_is_the_same_set(variant: Sequence[Any]) -> None:
     model = make_model(*variant)
     support = encode(model, make_episode(0, shots=3))
     file = io.BytesIO()
+    assert set(support.state()) == {"method", "shots", "size", "encoded"}  # and nothing made from them
     torch.save(support.state(), file)
     file.seek(0)
-    loaded = SupportSet.from_state(torch.load(file, weights_only=True))
+    loaded = model.restore_support(torch.load(file, weights_only=True))
     assert (loaded.method, loaded.shots, loaded.size) == (support.method, 3, (48, 48))
     same(loaded.encoded, support.encoded, 0)
     same(loaded.joined, support.joined, 0)
@@ -211,10 +212,11 @@ def test_a_set_moves_with_both_parts(method: str) -> None:
     ],
 )
 def test_states_that_are_not_ours(change: dict[str, Any], message: str) -> None:
+    model = make_model("DCAMA")
     with torch.no_grad():
-        state = encode(make_model("DCAMA"), make_episode()).state()
+        state = encode(model, make_episode()).state()
     with pytest.raises(ValueError, match=message):
-        SupportSet.from_state(state | change)
+        model.restore_support(state | change)
 
 
 # -- errors of match -------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
+from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor
 from fss_d2.modeling.layers import resize
 from tests.modeling.episodes import make_episode, make_model
 
@@ -171,7 +172,7 @@ def test_encoding_once_equals_forward(method: str) -> None:
         file = io.BytesIO()
         torch.save(support.state(), file)
         file.seek(0)
-        support = SupportSet.from_state(torch.load(file, weights_only=True)).to("cpu")
+        support = model.restore_support(torch.load(file, weights_only=True)).to("cpu")
         together = model.segment(torch.stack([e["image"] for e in episodes]), support)
     assert (support.shots, support.size, support.batch_size) == (3, (48, 48), 1)
     for logits, episode in zip(together, episodes, strict=True):
@@ -216,9 +217,10 @@ def test_errors_name_the_culprit(method: str) -> None:
         model.segment(torch.zeros(3, 3, 48, 48), support)
     with pytest.raises(ValueError, match=r"give \(B, 3, H, W\)"):
         model.segment(torch.zeros(3, 48, 48), support)
-    foreign = SupportSet.from_state(support.state() | {"method": "Other"})
     with pytest.raises(ValueError, match=f"support set of Other given to {method}"):
-        model.segment(torch.zeros(2, 3, 48, 48), foreign)
+        model.segment(torch.zeros(2, 3, 48, 48), replace(support, method="Other"))
+    with pytest.raises(ValueError, match=f"support set of Other given to {method}"):
+        model.restore_support(support.state() | {"method": "Other"})
     if model.trainable:
         episode = make_episode(7)
         del episode["sem_seg"]
@@ -228,4 +230,4 @@ def test_errors_name_the_culprit(method: str) -> None:
 
 def test_a_broken_support_state_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks encoded, size"):
-        SupportSet.from_state({"method": "Prototype", "shots": 1})
+        make_model("Prototype").restore_support({"method": "Prototype", "shots": 1})

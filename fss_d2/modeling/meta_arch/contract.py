@@ -101,34 +101,33 @@ class SupportSet:
         return self.joined.map(lambda t: t.expand(count, *t.shape[1:]))
 
     def state(self) -> dict[str, Any]:
-        """Return plain strings, numbers and CPU tensors, which `torch.load` reads with ``weights_only``."""
-        parts = {"encoded": self.encoded}
-        if self.joined is not self.encoded:
-            parts["joined"] = self.joined
-        saved = {
-            name: [_name(type(part)), {n: t.detach().cpu() for n, t in part.flat().items()}]
-            for name, part in parts.items()
-        }
-        return {"method": self.method, "shots": self.shots, "size": list(self.size), **saved}
+        """Return plain strings, numbers and CPU tensors, which `torch.load` reads with ``weights_only``.
+
+        `joined` is not among them: the model makes it again from `encoded`, see `restore_support`.
+        """
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.encoded.flat().items()}
+        encoded = [_name(type(self.encoded)), tensors]
+        return {"method": self.method, "shots": self.shots, "size": list(self.size), "encoded": encoded}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "SupportSet":
-        """Rebuild a set from `state`; raises ValueError if an entry is missing or does not fit."""
+    def from_state(
+        cls, state: Mapping[str, Any], device: torch.device, join: Callable[[Encoding], Encoding]
+    ) -> "SupportSet":
+        """Rebuild a set from `state` on a device, with `joined` made by ``join``.
+
+        Raises ValueError if an entry is missing or does not fit.
+        """
         missing = {"method", "shots", "size", "encoded"} - set(state)
         if missing:
             raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
         try:
             height, width = state["size"]
-            encoded = _encoding(state["encoded"])
-            joined = _encoding(state["joined"]) if "joined" in state else encoded
-            return cls(state["method"], int(state["shots"]), (int(height), int(width)), encoded, joined)
+            name, tensors = state["encoded"]
+            encoded = _ENCODINGS[name].from_flat({n: t.to(device) for n, t in tensors.items()})
+            size = int(height), int(width)
+            return cls(state["method"], int(state["shots"]), size, encoded, join(encoded))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"this is no support set ({error}): encode it again") from error
-
-
-def _encoding(saved: tuple[str, Mapping[str, Tensor]]) -> Encoding:
-    name, tensors = saved
-    return _ENCODINGS[name].from_flat(tensors)
 
 
 @dataclass(frozen=True)

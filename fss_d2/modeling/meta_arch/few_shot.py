@@ -199,6 +199,14 @@ class FewShotSegmentor(ImageModel):
         encoded = support.encoded.map(lambda t: t[:, list(indices)])
         return replace(support, shots=len(indices), encoded=encoded, joined=self._join(encoded))
 
+    def restore_support(self, state: Mapping[str, Any]) -> SupportSet:
+        """Rebuild a set, on the model's device, from what `SupportSet.state` gave; nothing is encoded again.
+
+        Raises ValueError for an entry that is missing or does not fit, or a set of another method.
+        """
+        self._check_own("support set", state.get("method", type(self).__name__))
+        return SupportSet.from_state(state, self.device, self._join)
+
     def encode_query(self, images: Tensor, features: Maps | None = None) -> QueryFeatures:
         """Encode queries, once for any number of support sets; raises ValueError for another shape.
 
