@@ -112,11 +112,8 @@ def load_classes(
         raise ValueError(f"support file {path} is none of this version: write it anew with save_support")
     try:
         difference = _difference(content, model, settings)
-        classes = (
-            {}
-            if difference
-            else {name: _class_support(name, state, model) for name, state in content["classes"].items()}
-        )
+        states = {} if difference else content["classes"]
+        classes = {name: _class_support(name, state, model) for name, state in states.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"support file {path} is damaged ({error!r}): write it anew") from error
     if difference:
