@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         resumed = args.resume and checkpointer.has_checkpoint()
         weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS

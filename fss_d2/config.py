@@ -35,8 +35,8 @@ def get_cfg() -> CfgNode:
 
 def add_fss_config(cfg: CfgNode) -> None:
     """Add the keys of fss_d2 to a Detectron2 config, in place."""
-    shared = (_add_dataset_keys, _add_episode_keys, _add_input_keys, _add_solver_keys, _add_test_keys)
-    for add in (*shared, *KEY_GROUPS):
+    shared = (_add_weight_keys, _add_dataset_keys, _add_episode_keys, _add_input_keys, _add_solver_keys)
+    for add in (*shared, _add_test_keys, *KEY_GROUPS):
         add(cfg)
 
 
@@ -121,6 +121,14 @@ def _check_key(cfg: CfgNode, key: str, where: str) -> None:
         f"did you mean {known[close[0]]}?" if close else "see fss_d2/config.py and the files of the methods"
     )
     raise ValueError(f"{where}: there is no config key {key}; {hint}")
+
+
+def _add_weight_keys(cfg: CfgNode) -> None:
+    """Add the key of what MODEL.WEIGHTS may lack."""
+    # A checkpoint must have all tensors of the model, except a backbone that MODEL.BACKBONE.WEIGHTS gives,
+    # and the matching network where a training of MMFormer starts from stage 1. True: any may be missing;
+    # they keep their initial values, and a warning names them.
+    cfg.MODEL.WEIGHTS_PARTIAL = False
 
 
 def _add_dataset_keys(cfg: CfgNode) -> None:

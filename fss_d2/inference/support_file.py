@@ -22,7 +22,8 @@ __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_c
 
 _KIND, _VERSION = "fss_d2 encoded support", 3
 # Keys that do not change the encoding, or that the digest of the weights covers.
-_NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
+_NO_MATTER = ("WEIGHTS", "WEIGHTS_PARTIAL", "DEVICE", "LOSS")
+_NO_MATTER += ("BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
 
