@@ -19,7 +19,7 @@ _LONGEST_NAME = 200  # bytes of a name that a temporary file's name still repeat
 _MOST_SHOWN = 200  # characters of a name in a message
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LARGEST_INTEGER = 2**64
-_JSON_TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_JSON_TYPES = {list: "list", str: "string", bool: "boolean", type(None): "null"}  # others: numbers
 
 
 @contextmanager
@@ -137,8 +137,8 @@ def read_json_object(path: str | os.PathLike[str], fix: str) -> dict[str, Any]:
     """Read a JSON file that holds an object; ValueError if it holds anything else. See `parse_json`."""
     content = read_json(path, fix)
     if not isinstance(content, dict):
-        kind = _JSON_TYPES.get(type(content), "a number")
-        raise ValueError(f"{shortened(path)} holds {kind}, not a JSON object; {fix}")
+        kind = _JSON_TYPES.get(type(content), "number")
+        raise ValueError(f"{shortened(path)} holds a JSON {kind}, not an object; {fix}")
     return content
 
 

@@ -63,7 +63,7 @@ def test_what_a_killed_process_leaves_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"{", "is not valid JSON"), (b"\xff", "is not"), (b"3", "a number")]
+    ("content", "message"), [(b"{", "is not valid JSON"), (b"\xff", "is not"), (b"3", "number")]
 )
 def test_json_that_is_no_object_is_an_error_of_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
@@ -174,12 +174,12 @@ def test_what_is_not_json_is_an_error_of_one_line(content: bytes, reason: str, t
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [("[]", "a list"), ('"a"', "a text"), ("null", "null"), ("false", "true or false"), ("2.5", "a number")],
+    [("[]", "list"), ('"a"', "string"), ("null", "null"), ("false", "boolean"), ("2.5", "number")],
 )
 def test_json_of_another_type_is_an_error_of_one_line(content: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("n" * 200 + ".json")
     path.write_text(content)
     with pytest.raises(ValueError) as caught:
         read_json_object(path, "fix it")
-    assert str(caught.value) == f"{str(path)[:197]}... holds {kind}, not a JSON object; fix it"
+    assert str(caught.value) == f"{str(path)[:197]}... holds a JSON {kind}, not an object; fix it"
     assert parse_json(content, "line 1") == json.loads(content)
