@@ -20,6 +20,7 @@ ROOMS = (
         "network",
         "soft_masks",
         "model_zoo",
+        "progress",
         "files",
         "check_env",
         "__init__",
