@@ -2,6 +2,8 @@
 
 import os
 
+from fss_d2.files import shortened
+
 __all__ = ["DOWNLOAD_VARIABLE", "check_address", "is_address"]
 
 # Anything but "" or "0" lets configs name files by address: `_BASE_`, MODEL.WEIGHTS and the like.
@@ -23,6 +25,6 @@ def check_address(path: str, where: str) -> None:
     """
     if is_address(path) and os.environ.get(DOWNLOAD_VARIABLE, "") in ("", "0"):
         raise ValueError(
-            f"{where} {path[:200]} is an address, and nothing is fetched from a network unasked: download "
-            f"the file and give its path, or set the environment variable {DOWNLOAD_VARIABLE}=1"
+            f"{where} {shortened(path)} is an address, and nothing is fetched from a network unasked: "
+            f"download the file and give its path, or set the environment variable {DOWNLOAD_VARIABLE}=1"
         )

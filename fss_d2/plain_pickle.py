@@ -10,14 +10,14 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-__all__ = ["ForbiddenPickle", "PlainUnpickler", "Storage", "StoredTensor", "Unreadable"]
+__all__ = ["ForbiddenPickle", "PlainUnpickler", "Storage", "StoredTensor", "UnreadableError"]
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A file is none that is read; the message names it and says what it is."""
 
 
-class ForbiddenPickle(Unreadable):
+class ForbiddenPickle(UnreadableError):
     """A pickle refers to something other than numbers, arrays and containers; the message names it."""
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from fss_d2.files import expand_user, shortened
 from fss_d2.model_zoo import register_paths
 from fss_d2.network import check_address
-from fss_d2.weight_files import UNREADABLE, ForbiddenPickle, Unreadable, describe, load_plain
+from fss_d2.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError, describe, load_plain
 
 __all__ = [
     "UNREADABLE",
@@ -54,7 +55,7 @@ def local_file(path: str, key: str) -> str:
     """
     check_address(path, key)
     try:
-        local = PathManager.get_local_path(os.path.expanduser(path))
+        local = PathManager.get_local_path(expand_user(path))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(f"cannot download {key} {path} ({reason}): check the address") from error
@@ -80,7 +81,7 @@ def read_content(path: str | os.PathLike[str], key: str = "the path") -> Any:
         raise FileNotFoundError(f"checkpoint {path} does not exist: check {key}")
     try:
         return load_plain(path)
-    except Unreadable:
+    except UnreadableError:
         raise
     except UNREADABLE as error:
         raise ValueError(
@@ -161,7 +162,7 @@ def _unwrapped(content: Any, path: str | os.PathLike[str]) -> tuple[Any, str]:
 def quoted(names: Iterable[str]) -> str:
     """Return the first three names, for a message."""
     names = list(names)
-    return ", ".join(name[:200] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(shortened(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_values(
@@ -218,7 +219,7 @@ def is_head_file(path: str) -> bool:
         return False
     check_address(path, "MODEL.WEIGHTS")
     try:
-        local = PathManager.get_local_path(os.path.expanduser(path))
+        local = PathManager.get_local_path(expand_user(path))
         return os.path.isfile(local) and is_head(state_dict_of(load_plain(local, values=False), path))
     except (*UNREADABLE, OSError):
         return False

@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .plain_pickle import ForbiddenPickle, PlainUnpickler, Storage, StoredTensor, Unreadable
+from .plain_pickle import ForbiddenPickle, PlainUnpickler, Storage, StoredTensor, UnreadableError
 
-__all__ = ["UNREADABLE", "ForbiddenPickle", "Unreadable", "describe", "load_plain"]
+__all__ = ["UNREADABLE", "ForbiddenPickle", "UnreadableError", "describe", "load_plain"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def load_plain(path: str | os.PathLike[str], *, values: bool = True) -> Any:
 
     Raises:
         ForbiddenPickle: a pickle refers to anything else; none of it was run.
-        Unreadable: the file is something else that is recognised, or it announces far more than it holds.
+        UnreadableError: the file is recognised as something else, or announces far more than it holds.
         UNREADABLE: the file is none of these; code in it was not run.
         OSError: the file cannot be opened.
     """
@@ -79,14 +79,14 @@ def load_plain(path: str | os.PathLike[str], *, values: bool = True) -> Any:
         if head.startswith(_ZIP):
             return _load_zip(path, values, size)
         if fault := _foreign(path, head):
-            raise Unreadable(f"{path} is no checkpoint of plain tensors: it is {fault}")
+            raise UnreadableError(f"{path} is no checkpoint of plain tensors: it is {fault}")
         return _load_pickles(path, values)
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise Unreadable(
+        raise UnreadableError(
             f"{path} is no checkpoint of plain tensors: it is damaged ({error}); get the file again"
         ) from error
     except RecursionError as error:
-        raise Unreadable(
+        raise UnreadableError(
             f"{path} is no checkpoint of plain tensors: its content is nested too deeply"
         ) from error
 
@@ -119,7 +119,7 @@ def _load_safetensors(path: Path, values: bool, *, is_cut: bool) -> dict[str, Te
     if path.suffix != ".safetensors":
         logger.info("%s is read as safetensors, which its content is", path)
     if is_cut:
-        raise Unreadable(f"{path} is no checkpoint of plain tensors: it is cut off; get the file again")
+        raise UnreadableError(f"{path} is no checkpoint of plain tensors: it is cut off; get the file again")
     try:
         if values:
             return safetensors.torch.load_file(path)
@@ -127,7 +127,7 @@ def _load_safetensors(path: Path, values: bool, *, is_cut: bool) -> dict[str, Te
             names = list(file.keys())
             return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
     except SafetensorError as error:
-        raise Unreadable(
+        raise UnreadableError(
             f"{path} is no checkpoint of plain tensors: as safetensors it is damaged or cut off ({error}); "
             "get the file again"
         ) from error
@@ -136,19 +136,19 @@ def _load_safetensors(path: Path, values: bool, *, is_cut: bool) -> dict[str, Te
 def _load_zip(path: Path, values: bool, size: int) -> Any:
     """Read PyTorch's format since 1.6: a zip archive with data.pkl and a file for each storage."""
     if not zipfile.is_zipfile(path):
-        raise Unreadable(f"{path} is no checkpoint of plain tensors: it is cut off; get the file again")
+        raise UnreadableError(f"{path} is no checkpoint of plain tensors: it is cut off; get the file again")
     with zipfile.ZipFile(path) as archive:
         infos = {info.filename: info for info in archive.infolist()}
         folder = next(iter(infos), "").partition("/")[0]
         if f"{folder}/data.pkl" not in infos or f"{folder}/constants.pkl" in infos:
             is_program = f"{folder}/constants.pkl" in infos
             kind = "a TorchScript program" if is_program else "a zip archive of other files"
-            raise Unreadable(
+            raise UnreadableError(
                 f"{path} is no checkpoint of plain tensors: it is {kind}; save the model's state dict"
             )
         announced = sum(info.file_size for info in archive.infolist())
         if announced > max(_SMALL, _MAX_EXPANSION * size) or len(infos) < len(archive.infolist()):
-            raise Unreadable(
+            raise UnreadableError(
                 f"{path} is no checkpoint of plain tensors: its {size:,} bytes announce {announced:,}; "
                 "save the weights anew, without compression"
             )
@@ -160,7 +160,7 @@ def _load_zip(path: Path, values: bool, size: int) -> Any:
             return archive.read(info)
 
         if f"{folder}/byteorder" in infos and member("byteorder") != b"little":
-            raise Unreadable(f"{path} was saved on a big-endian machine: save it anew on another")
+            raise UnreadableError(f"{path} was saved on a big-endian machine: save it anew on another")
         content = PlainUnpickler(io.BytesIO(member("data.pkl")), _torch_refers(path)).load()
         read = (lambda storage: _bytes_of(member(f"data/{storage.key}"), storage)) if values else None
         return _Maker(path, read).make(content)
@@ -239,7 +239,7 @@ class _Maker:
         if storage is not None and storage.is_meta:
             fault = "has no values: it was saved on the meta device"
         if fault or storage is None:
-            raise Unreadable(f"{self._path}: tensor {name} {fault}")
+            raise UnreadableError(f"{self._path}: tensor {name} {fault}")
         if self._read is None:
             return torch.empty(stored.size, dtype=stored.dtype, device="meta")
         if storage.key not in self._storages:

@@ -17,6 +17,7 @@ ROOMS = (
         "state_dict",
         "weight_files",
         "plain_pickle",
+        "yaml_files",
         "network",
         "soft_masks",
         "model_zoo",
