@@ -25,6 +25,7 @@ __all__ = [
     "is_head_file",
     "load_plain",
     "local_file",
+    "not_finite",
     "quoted",
     "read_content",
     "read_state_dict",
@@ -195,6 +196,16 @@ def check_values(
                 f"{path}: tensor {name} holds {fault} values that are NaN or infinite, of {tensor.numel()}: "
                 "take a checkpoint from before the training diverged"
             )
+
+
+def not_finite(content: Any, name: str = "") -> Iterator[str]:
+    """The full names of the tensors in nested containers that hold NaN or infinite values."""
+    if isinstance(content, Mapping | list | tuple):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from not_finite(value, f"{name}.{key}".removeprefix("."))
+    elif isinstance(content, Tensor) and not content.isfinite().all():
+        yield name
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

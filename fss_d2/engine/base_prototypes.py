@@ -23,7 +23,7 @@ from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
-from fss_d2.state_dict import UNREADABLE, load_plain
+from fss_d2.state_dict import UNREADABLE, load_plain, not_finite
 
 __all__ = ["build_base_prototypes", "fill_base_knowledge"]
 
@@ -189,6 +189,8 @@ def _read(path: Path | None, knowledge: BaseKnowledge) -> Tensor | None:
         return None
     try:
         prototypes = load_plain(path)["prototypes"]
+        if next(not_finite(prototypes, "prototypes"), ""):
+            raise ValueError("tensor prototypes holds NaN or infinite values")
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is broken (%s); building the prototypes again", path, error)
         return None

@@ -398,16 +398,19 @@ class FewShotPredictor:
         images: Sequence[EncodedImage],
         supports: Mapping[str, ClassSupport],
     ) -> list[Prediction]:
-        """Segment images whose ``queries`` at each size are one batch."""
+        """Segment images whose ``queries`` at each size are one batch; FloatingPointError for NaN."""
         names = tuple(supports)
         shapes = [(len(names), *image.size) for image in images]
         probability = [np.empty(shape, np.float32) for shape in shapes]
         labels = [np.zeros(image.size, np.min_scalar_type(len(names))) for image in images]
         best = [np.zeros(image.size, np.float32) for image in images]  # lead of the winner
-        for i, support in enumerate(supports.values()):
+        for i, (name, support) in enumerate(supports.items()):
             logits = [self.model.match(q, s).logits for q, s in zip(queries, support.sets, strict=True)]
             for row, image in enumerate(images):
                 lead = self._lead([scores[row] for scores in logits], image)
+                if lead.isnan().any():
+                    fix = "check the model's weights, or encode the supports anew"
+                    raise FloatingPointError(f"the scores of class {name} are NaN: {fix}")
                 wins = (lead > torch.from_numpy(best[row])).numpy()
                 labels[row][wins], best[row][wins] = i + 1, lead.numpy()[wins]
                 probability[row][i] = lead.sigmoid_().numpy()

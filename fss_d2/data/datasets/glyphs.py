@@ -26,7 +26,7 @@ from PIL import Image
 from fss_d2.files import atomic_path
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
-from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
+from .preparation import PAGE, parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
 from .splits import NUM_FOLDS, fold_metadata, held_out_classes, record_of
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
@@ -151,7 +151,7 @@ def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[in
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    text = require(path, f"run `{_PREPARE}`").read_text()
+    text = require(path, f"run `{_PREPARE}`; {PAGE}").read_text()
     try:
         content = json.loads(text)
     except ValueError:

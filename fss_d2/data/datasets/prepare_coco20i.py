@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES
 from .preparation import (
+    PAGE,
     Count,
     find_fold_lists,
     list_path,
@@ -29,7 +30,7 @@ from .splits import NUM_FOLDS
 
 __all__ = ["ImageTask", "check", "draw_class_map", "index_row", "prepare"]
 
-JSON_FIX = "download the COCO train/val annotations of that year and extract them to <root>/coco"
+JSON_FIX = f"download the COCO train/val annotations of that year and extract them to <root>/coco; {PAGE}"
 # Images with an annotation in COCO 2014.
 ANNOTATED_IMAGES = {"train2014": 82081, "val2014": 40137}
 # (images, pairs) of HSNet's published lists, folds 0 to 3; for the contiguous folds the same lists regrouped.
