@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import atomic_path
+from fss_d2.files import atomic_path, shortened
 
 __all__ = [
     "Episode",
@@ -123,7 +123,7 @@ def read_manifest(
     if records is not None:
         classes_of = {r["image_id"]: frozenset([*r["classes"], *r.get("query_classes", ())]) for r in records}
     episodes: list[Episode] = []
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:  # other bytes are no JSON
         next(file)
         for number, line in enumerate(file, start=2):
             if line.strip():
@@ -142,8 +142,9 @@ def read_manifest(
 def _parse_json(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); write the manifest again") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "brackets nested too deeply")
+        raise ValueError(f"{where}: not JSON ({reason}); write the manifest again") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row
@@ -153,7 +154,7 @@ def _require(row: dict[str, Any], key: str, kinds: type | tuple[type, ...], wher
     if key not in row:
         raise ValueError(f"{where}: key {key!r} is missing")
     if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-        raise ValueError(f"{where}: {key!r} has a value of the wrong type: {row[key]!r}")
+        raise ValueError(f"{where}: {key!r} has a value of the wrong type: {shortened(repr(row[key]))}")
     return row[key]
 
 

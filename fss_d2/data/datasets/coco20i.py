@@ -23,7 +23,9 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from .preparation import PAGE, list_path, prepared_dir, read_index, require
+from fss_d2.files import shortened
+
+from .preparation import PAGE, list_path, prepared_dir, read_index, read_text, require
 from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
 
 __all__ = [
@@ -166,8 +168,9 @@ def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
     """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` of ``source`` into image ids."""
     try:
         lists = {int(c): [_image_number(path) for path in paths] for c, paths in json.loads(text).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({error})") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        reason = shortened(error)
+        raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({reason})") from error
     if not set(lists) <= set(range(len(CLASS_NAMES))):
         raise ValueError(f"{source}: class ids must be 0 to {len(CLASS_NAMES) - 1}")
     return lists
@@ -185,7 +188,7 @@ def _read_class_lists(root: Path, spec: FoldName) -> dict[int, list[int]]:
     path = list_path(root, "coco20i", f"hsnet/{split}_fold{spec.fold}.json")
     fix = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER; "
     fix += PAGE
-    return parse_class_lists(require(path, fix).read_text(), str(path))
+    return parse_class_lists(read_text(require(path, fix)), str(path))
 
 
 def _in_list_order(

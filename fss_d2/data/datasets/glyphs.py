@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.files import atomic_path
+from fss_d2.files import atomic_path, read_json
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
 from .preparation import PAGE, parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
@@ -151,9 +151,9 @@ def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[in
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    text = require(path, f"run `{_PREPARE}`; {PAGE}").read_text()
+    require(path, f"run `{_PREPARE}`; {PAGE}")
     try:
-        content = json.loads(text)
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict) or not content.keys() >= set(keys):

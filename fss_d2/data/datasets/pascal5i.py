@@ -19,6 +19,8 @@ import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from PIL import Image
 
+from fss_d2.files import shortened
+
 from .preparation import (
     PAGE,
     Count,
@@ -29,6 +31,7 @@ from .preparation import (
     prepared_dir,
     read_ids,
     read_index,
+    read_text,
     require,
     write_class_map,
     write_index,
@@ -109,7 +112,7 @@ def _hsnet_pairs(root: Path, fold: int, split: str) -> list[tuple[str, int]]:
     files = [f"val_fold{fold}"] if split == "val" else [f"trn_fold{i}" for i in range(NUM_FOLDS) if i != fold]
     fix = f"run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER; {PAGE}"
     paths = [list_path(root, "pascal5i", f"hsnet/{file}.txt") for file in files]
-    return [pair for path in paths for pair in parse_pairs(require(path, fix).read_text(), str(path))]
+    return [pair for path in paths for pair in parse_pairs(read_text(require(path, fix)), str(path))]
 
 
 def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
@@ -118,7 +121,8 @@ def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
     for number, line in enumerate(text.split(), start=1):
         image_id, mark, class_number = line.rpartition("__")
         if not mark or not class_number.isdigit() or not 1 <= int(class_number) <= len(CLASS_NAMES):
-            raise ValueError(f"{source}:{number}: {line!r} is not <image id>__<class number 01 to 20>")
+            found = repr(shortened(line))
+            raise ValueError(f"{source}:{number}: {found} is not <image id>__<class number 01 to 20>")
         pairs.append((image_id, int(class_number) - 1))
     return pairs
 

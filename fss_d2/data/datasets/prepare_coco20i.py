@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
+from fss_d2.files import shortened
+
 from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES
 from .preparation import (
@@ -144,8 +146,9 @@ class _Instances:
             for annotation in content["annotations"]:
                 grouped.setdefault(annotation["image_id"], []).append(annotation)
             tasks = [ImageTask(images[i], grouped[i]) for i in sorted(grouped)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = shortened(repr(error))
+            raise ValueError(f"{self.path} is not an instances JSON ({reason}): extract it again") from error
         used = {a["category_id"] for task in tasks for a in task.annotations} - set(coco20i.CATEGORY_IDS)
         if used or [categories.get(i) for i in coco20i.CATEGORY_IDS] != list(coco20i.CLASS_NAMES):
             fault = f"{self.path}: categories are not COCO's 80; use `register_coco_json` for other sets"
