@@ -1,8 +1,8 @@
 """Pickles of numbers, strings, arrays, tensors and containers of these, read without running their code."""
 
 import collections
-import math
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
@@ -10,7 +10,10 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-__all__ = ["ForbiddenPickle", "PlainUnpickler", "Storage", "StoredTensor", "UnreadableError"]
+from fss_d2.files import shortened
+
+__all__ = ["ForbiddenPickle", "PlainUnpickler", "Storage", "StoredArray", "StoredTensor"]
+__all__ += ["UnreadableError"]
 
 
 class UnreadableError(ValueError):
@@ -51,7 +54,8 @@ class StoredTensor:
 class PlainUnpickler(pickle._Unpickler):  # the one in C allocates what a file merely announces
     """Finds only what arrays, tensors, numbers and containers need; everything else ends the reading.
 
-    Nothing of PyTorch is called: tensors become `StoredTensor`.
+    Nothing of PyTorch or numpy is called that could trust the file: tensors become `StoredTensor`, arrays
+    `StoredArray`.
 
     Args:
         refers: the beginning of an error about something else, ``w.pkl refers to``.
@@ -71,8 +75,9 @@ class PlainUnpickler(pickle._Unpickler):  # the one in C allocates what a file m
             return _PERMITTED[module, name]
         if module in ("torch", "torch.storage") and (found := _torch_constant(name)) is not None:
             return found
+        found = shortened(f"{module}.{name}")
         raise ForbiddenPickle(
-            f"{self._refers} {module}.{name}, which is no number, array or container, and was not run: save "
+            f"{self._refers} {found}, which is no number, array or container, and was not run: save "
             "the state dict alone, as tensors or numpy arrays"
         )
 
@@ -85,9 +90,13 @@ class PlainUnpickler(pickle._Unpickler):  # the one in C allocates what a file m
         return self.storages.setdefault(storage.key, storage)
 
     def _load_build(self) -> None:
-        if not isinstance(self.stack[-2], np.ndarray | np.dtype | collections.OrderedDict):
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, StoredArray | _Dtype):
+            target.set(state)
+        elif not isinstance(
+            target, collections.OrderedDict
+        ):  # whose state is attributes, which nothing needs
             raise pickle.UnpicklingError("a state for something that has none")
-        super().load_build()
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _load_build}
 
@@ -159,21 +168,54 @@ def _of_content(kind: type) -> Callable[..., Any]:
     return make
 
 
-def _array(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """Replace numpy's `_reconstruct`; size and content of the array follow in the pickle."""
-    if math.prod(shape):
-        raise pickle.UnpicklingError("an array without content")
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+class _Dtype:
+    """Stands for `numpy.dtype`, whose own unpickling trusts the file."""
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biufcSU]\d{1,9}", code):
+            raise pickle.UnpicklingError(f"an array of {code!r}, which are no numbers")
+        self.dtype = np.dtype(code)
+
+    def set(self, state: Any) -> None:
+        """Set the byte order, the only part of the state that numbers need."""
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"a byte order {state[1]!r}")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class StoredArray:
+    """Stands for a `numpy.ndarray` until its content is known."""
+
+    def __init__(self, *described: Any) -> None:
+        self.array = np.empty(0, np.uint8)
+
+    def set(self, state: Any) -> None:
+        """Take version, shape, dtype, order and bytes."""
+        _, shape, dtype, is_fortran, data = state
+        self.array = _frombuffer(data, dtype, shape, "F" if is_fortran else "C").array
+
+
+def _frombuffer(data: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> StoredArray:
+    """Replace numpy's function of that name, with which protocol 5 pickles arrays."""
+    made = StoredArray()
+    content = data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
+    flat = np.frombuffer(content, dtype.dtype)
+    made.array = flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order)
+    return made
+
+
+def _scalar(dtype: _Dtype, data: Any = b"") -> np.generic:
+    """Replace numpy's function of that name."""
+    return _frombuffer(data, dtype, (1,), "C").array[0]
 
 
 def _numpy_functions() -> dict[tuple[str, str], Any]:
-    """The functions that rebuild arrays, dtypes and scalars, under the module names of numpy 1 and 2."""
-    scalar, frombuffer = np.float32(0).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
-    functions: dict[tuple[str, str], Any] = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): np.dtype}
+    """What rebuilds arrays, dtypes and scalars, under the module names of numpy 1 and 2."""
+    functions: dict[tuple[str, str], Any] = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _Dtype}
     for core in ("numpy.core", "numpy._core"):
-        functions[core + ".multiarray", "_reconstruct"] = _array
-        functions[core + ".multiarray", "scalar"] = scalar
-        functions[core + ".numeric", "_frombuffer"] = frombuffer
+        functions[core + ".multiarray", "_reconstruct"] = StoredArray
+        functions[core + ".multiarray", "scalar"] = _scalar
+        functions[core + ".numeric", "_frombuffer"] = _frombuffer
     return functions
 
 

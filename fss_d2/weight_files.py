@@ -4,11 +4,12 @@
 (CVE-2025-32434): what a pickle may name is decided here, in the same way for every torch.
 """
 
+import errno
 import io
 import logging
 import os
 import pickle
-import tarfile
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,7 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .plain_pickle import ForbiddenPickle, PlainUnpickler, Storage, StoredTensor, UnreadableError
+from fss_d2.files import shortened
+
+from .plain_pickle import ForbiddenPickle, PlainUnpickler, Storage, StoredArray, StoredTensor, UnreadableError
 
 __all__ = ["UNREADABLE", "ForbiddenPickle", "UnreadableError", "describe", "load_plain"]
 
@@ -78,12 +81,15 @@ def load_plain(path: str | os.PathLike[str], *, values: bool = True) -> Any:
             return _load_safetensors(path, values, is_cut=8 + header > size)
         if head.startswith(_ZIP):
             return _load_zip(path, values, size)
-        if fault := _foreign(path, head):
+        if fault := _foreign(head):
             raise UnreadableError(f"{path} is no checkpoint of plain tensors: it is {fault}")
         return _load_pickles(path, values)
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        reason = shortened(error)
         raise UnreadableError(
-            f"{path} is no checkpoint of plain tensors: it is damaged ({error}); get the file again"
+            f"{path} is no checkpoint of plain tensors: it is damaged ({reason}); get the file again"
         ) from error
     except RecursionError as error:
         raise UnreadableError(
@@ -91,7 +97,7 @@ def load_plain(path: str | os.PathLike[str], *, values: bool = True) -> Any:
         ) from error
 
 
-def _foreign(path: Path, head: bytes) -> str:
+def _foreign(head: bytes) -> str:
     """What a file is that holds no weights, and the fix; "" if it is not recognised."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
@@ -101,7 +107,7 @@ def _foreign(path: Path, head: bytes) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
         return "a web page, which a failed download left; get the file again"
     kinds = [kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)]
-    if head[257:262] == b"ustar" or (kinds == [] and b"\0" in head and tarfile.is_tarfile(path)):
+    if head[257:262] == b"ustar":
         kinds = ["tar"]
     return f"a {kinds[0]} file, which is not read; extract or convert it first" if kinds else ""
 
@@ -128,8 +134,8 @@ def _load_safetensors(path: Path, values: bool, *, is_cut: bool) -> dict[str, Te
             return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
     except SafetensorError as error:
         raise UnreadableError(
-            f"{path} is no checkpoint of plain tensors: as safetensors it is damaged or cut off ({error}); "
-            "get the file again"
+            f"{path} is no checkpoint of plain tensors: as safetensors it is damaged or cut off "
+            f"({shortened(error)}); get the file again"
         ) from error
 
 
@@ -226,6 +232,8 @@ class _Maker:
             return type(content)([self.make(value, f"{name}[{i}]") for i, value in enumerate(content)])
         if isinstance(content, StoredTensor):
             return self._tensor(content, name)
+        if isinstance(content, StoredArray):
+            content = content.array
         if isinstance(content, np.ndarray | np.generic) and content.dtype.kind in "biufc":
             native = np.array(content, dtype=content.dtype.newbyteorder("="))
             try:
