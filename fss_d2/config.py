@@ -12,7 +12,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
 from fss_d2.files import shortened
-from fss_d2.modeling.keys import KEY_GROUPS, at_least
+from fss_d2.modeling.keys import KEY_GROUPS, at_least, require
 from fss_d2.network import check_address, is_address
 from fss_d2.yaml_files import brief, read_yaml
 
@@ -25,6 +25,7 @@ _LEAST = {
     **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
+_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
 # Files and folders that are never downloaded.
 _PATHS = ("FEW_SHOT.TEST.MANIFEST", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR")
 _LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
@@ -98,6 +99,8 @@ def _value(cfg: CfgNode, key: str) -> Any:
 def _check_limits(cfg: CfgNode) -> None:
     for key, least in _LEAST.items():
         at_least(key, _value(cfg, key), least)
+    for key, length in _LENGTHS.items():
+        require(len(_value(cfg, key)) == length, key, _value(cfg, key), f"{length} numbers")
 
 
 def _check_addresses(cfg: CfgNode) -> None:

@@ -165,6 +165,8 @@ def test_names_are_cut(tmp_path: Path, key: str, value: str) -> None:
         ("DATASETS.TEST", "('a', ('b', None))", "DATASETS.TEST takes text, not None"),
         ("FEW_SHOT.TEST.SHOTS", "('one',)", "FEW_SHOT.TEST.SHOTS takes numbers, not 'one'"),
         ("INPUT.FEW_SHOT_SIZE", "('a', 'b')", "INPUT.FEW_SHOT_SIZE takes numbers, not 'a'"),
+        ("MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_MEAN [1.0] must be 3 numbers"),
+        ("INPUT.FEW_SHOT_SIZE", "(32,)", "INPUT.FEW_SHOT_SIZE (32,) must be 2 numbers"),
         ("TEST.EVALUATORS", "(5,)", "TEST.EVALUATORS takes text, not 5"),
         ("MODEL.WEIGHTS", "5", "MODEL.WEIGHTS"),
         ("MODEL.WEIGHTS", "[]", "MODEL.WEIGHTS"),
