@@ -58,10 +58,10 @@ def local_file(path: str, key: str) -> str:
     try:
         local = PathManager.get_local_path(expand_user(path))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(f"cannot download {key} {path} ({reason}): check the address") from error
+        fault = f"cannot download {key} {shortened(path)} ({shortened(error)})"
+        raise FileNotFoundError(f"{fault}: check the address") from error
     if not os.path.isfile(local):
-        raise FileNotFoundError(f"checkpoint {local} does not exist: check {key}")
+        raise FileNotFoundError(f"checkpoint {shortened(local)} does not exist: check {key}")
     return local
 
 
@@ -79,7 +79,7 @@ def read_content(path: str | os.PathLike[str], key: str = "the path") -> Any:
     """Read everything that a checkpoint holds; arguments and errors as `read_state_dict`."""
     if not Path(path).is_file():
         check_address(os.fspath(path), key)
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check {key}")
+        raise FileNotFoundError(f"checkpoint {shortened(path)} does not exist: check {key}")
     try:
         return load_plain(path)
     except UnreadableError:

@@ -13,6 +13,7 @@ from fss_d2.network import check_address, is_address
 __all__ = ["brief", "read_yaml"]
 
 _BASE = "_BASE_"
+_MAX_BASES = 50  # that name one another
 _MAX_BYTES, _MAX_VALUES = 10_000_000, 100_000  # of a config file; aliases count as what they stand for
 
 
@@ -37,7 +38,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         FileNotFoundError: no such file, or no such base.
         ValueError: it does not parse, holds no keys, names itself as its base, or names a base by address.
     """
-    return _read(path, f"config file {path}", ())
+    return _read(path, "config file", ())
 
 
 def brief(error: BaseException) -> str:
@@ -46,20 +47,22 @@ def brief(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
-def _read(path: str, name: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """Read a file with its bases; ``name`` is what to call it, ``above`` are the files that led to it."""
-    check_address(path, name.removesuffix(path).rstrip())
+def _read(path: str, where: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """Read a file with its bases; ``where`` is what names it, ``above`` are the files that led to it."""
+    check_address(path, where)
     local = PathManager.get_local_path(path) if is_address(path) else os.path.expanduser(path)
     if not os.path.isfile(local):
-        raise FileNotFoundError(f"{name} does not exist")
+        raise FileNotFoundError(f"{where} {shortened(path)} does not exist")
     if (real := os.path.realpath(local)) in above:
-        raise ValueError(f"{name} leads back to itself: remove that {_BASE}")
+        raise ValueError(f"{where} {path} leads back to itself: remove that {_BASE}")
+    if len(above) > _MAX_BASES:
+        raise ValueError(f"{where} {path} comes after {len(above)} others: join some of these files")
     own = _parsed(local)
     merged: dict[str, Any] = {}
     for base in _bases(own.pop(_BASE, []), path):
         is_relative = not (is_address(base) or os.path.isabs(os.path.expanduser(base)))
         place = os.path.join(os.path.dirname(path), base) if is_relative else base
-        _merge(_read(place, f"{path}: its {_BASE} {place}", (*above, real)), merged, path)
+        _merge(_read(place, f"{path}: its {_BASE}", (*above, real)), merged, path)
     _merge(own, merged, path)
     return merged
 
@@ -111,9 +114,9 @@ def _check_tree(value: Any, left: int) -> int:
 def _merge(new: Mapping[str, Any], into: dict[str, Any], path: str) -> None:
     """Put the keys of one config over those of another, in place."""
     for key, value in new.items():
-        if isinstance(value, dict) and key in into:
-            if not isinstance(into[key], dict):
-                raise ValueError(f"{path}: {key} is a group of keys, and one value in its {_BASE}")
-            _merge(value, into[key], path)
-        else:
+        if not isinstance(value, dict):
             into[key] = value
+        elif isinstance(into.setdefault(key, {}), dict):
+            _merge(value, into[key], path)  # a copy: YAML's aliases name one dict several times
+        else:
+            raise ValueError(f"{path}: {key} is a group of keys, and one value in its {_BASE}")

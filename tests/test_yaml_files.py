@@ -98,6 +98,18 @@ def test_loops_of_bases(tmp_path: Path) -> None:
     assert "leads back to itself" in error(third)
 
 
+def test_a_long_row_of_bases(tmp_path: Path) -> None:
+    for i in range(60):
+        write(tmp_path, f"_BASE_: {i + 1}.yaml\n", f"{i}.yaml")
+    assert "51.yaml comes after 51 others: join some" in error(str(tmp_path / "0.yaml"))
+
+
+def test_an_alias_is_a_copy(tmp_path: Path) -> None:
+    write(tmp_path, "A: &a {X: 1}\nB: *a\n", "base.yaml")
+    path = write(tmp_path, "_BASE_: base.yaml\nA: {X: 2}\n")
+    assert read_yaml(path) == {"A": {"X": 2}, "B": {"X": 1}}
+
+
 @pytest.mark.parametrize("value", ["5", "{a: b}", "[1]", "''", "null", "[a.yaml, [b.yaml]]"])
 def test_bases_of_another_type(tmp_path: Path, value: str) -> None:
     assert "its _BASE_ is" in error(write(tmp_path, f"_BASE_: {value}\n"))

@@ -93,6 +93,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         filename = checkpoint.pop("__file__", "the checkpoint")
+        checkpoint.pop("matching_heuristics", None)  # of Detectron2's pickles: names match, or do not
         may_lack = Missing(
             parts=getattr(self.model, "starts_without", ()) if self._starts_training else (),
             anything=self._cfg is not None and self._cfg.MODEL.WEIGHTS_PARTIAL,
