@@ -181,7 +181,7 @@ def _load_pickles(path: Path, values: bool) -> Any:
     with path.open("rb") as file:
         content = PlainUnpickler(file, f"{path} refers to").load()
         if not isinstance(content, int) or content != _TORCH_MAGIC:
-            return _Maker(path, None).make(content)
+            return _Maker(path, _no_storage).make(content)
         refers = _torch_refers(path)
         _version, _machine = (PlainUnpickler(file, refers).load() for _ in range(2))
         unpickler = PlainUnpickler(file, refers)
@@ -195,6 +195,10 @@ def _load_pickles(path: Path, values: bool) -> Any:
                 raise EOFError
             tensors[storage.key] = _bytes_of(file.read(storage.nbytes), storage)
         return _Maker(path, lambda storage: tensors[storage.key]).make(content)
+
+
+def _no_storage(storage: Storage) -> Tensor:
+    raise EOFError(f"a plain pickle has no storage {storage.key}")
 
 
 def _bytes_of(data: bytes, storage: Storage) -> Tensor:

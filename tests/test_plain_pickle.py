@@ -72,3 +72,11 @@ def test_functions_of_torch_are_not_called(tmp_path: Path, name: str) -> None:
     (tmp_path / "w.pkl").write_bytes(f"ctorch._utils\n{name}\n(tR.".encode())
     with pytest.raises(ForbiddenPickle, match=f"refers to torch._utils.{name}, .*was not run"):
         load_plain(tmp_path / "w.pkl")
+
+
+def test_a_tensor_without_its_storage(tmp_path: Path) -> None:
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI4\ntQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n(I4\nt(I1\ntI00\n(dtR"
+    (tmp_path / "w.pkl").write_bytes(b"(dVa\n" + tensor + b"s.")
+    with pytest.raises(ValueError, match="is no checkpoint of plain tensors"):
+        read_state_dict(tmp_path / "w.pkl")
