@@ -38,7 +38,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         FileNotFoundError: no such file, or no such base.
         ValueError: it does not parse, holds no keys, names itself as its base, or names a base by address.
     """
-    return _read(path, "config file", ())
+    return _read(path, "", ())
 
 
 def brief(error: BaseException) -> str:
@@ -47,14 +47,15 @@ def brief(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
-def _read(path: str, where: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """Read a file with its bases; ``where`` is what names it, ``above`` are the files that led to it."""
+def _read(path: str, named_by: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """Read a file with its bases; ``named_by`` is the config whose base it is, ``above`` all before it."""
+    where = f"{named_by}: its {_BASE}" if named_by else "config file"
     check_address(path, where)
     local = PathManager.get_local_path(path) if is_address(path) else os.path.expanduser(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"{where} {shortened(path)} does not exist")
     if (real := os.path.realpath(local)) in above:
-        raise ValueError(f"{where} {path} leads back to itself: remove that {_BASE}")
+        raise ValueError(f"{named_by}: not a config: its {_BASE} {path} leads back to itself; remove it")
     if len(above) > _MAX_BASES:
         raise ValueError(f"{where} {path} comes after {len(above)} others: join some of these files")
     own = _parsed(local)
@@ -62,7 +63,7 @@ def _read(path: str, where: str, above: tuple[str, ...]) -> dict[str, Any]:
     for base in _bases(own.pop(_BASE, []), path):
         is_relative = not (is_address(base) or os.path.isabs(os.path.expanduser(base)))
         place = os.path.join(os.path.dirname(path), base) if is_relative else base
-        _merge(_read(place, f"{path}: its {_BASE}", (*above, real)), merged, path)
+        _merge(_read(place, path, (*above, real)), merged, path)
     _merge(own, merged, path)
     return merged
 

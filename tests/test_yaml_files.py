@@ -91,10 +91,12 @@ def test_a_variable_allows_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_loops_of_bases(tmp_path: Path) -> None:
     own = write(tmp_path, "_BASE_: a.yaml\n")
-    assert error(own) == f"{own}: its _BASE_ {own} leads back to itself: remove that _BASE_"
+    assert error(own) == f"{own}: not a config: its _BASE_ {own} leads back to itself; remove it"
     write(tmp_path, "_BASE_: sub/c.yaml\n", "b.yaml")
     third = write(tmp_path, "_BASE_: ../b.yaml\n", "sub/c.yaml")
-    assert error(write(tmp_path, "_BASE_: b.yaml\n", "d.yaml")).startswith(f"{third}: its _BASE_ ")
+    assert error(write(tmp_path, "_BASE_: b.yaml\n", "d.yaml")).startswith(
+        f"{third}: not a config: its _BASE_ "
+    )
     assert "leads back to itself" in error(third)
 
 
