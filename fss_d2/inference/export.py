@@ -158,6 +158,7 @@ def export_query(
 
 def load_exported(path: str | os.PathLike[str], file_format: str) -> Run:
     """Read an exported file as a function from image (1, 3, H, W) to logits (1, 2, H, W), on the CPU."""
+    path = expand_user(path)
     if file_format == "onnx":
         return _onnx_session(path)
     if file_format == "torchscript":
