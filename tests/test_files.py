@@ -187,6 +187,16 @@ def test_json_of_another_type_is_an_error_of_one_line(content: str, kind: str, t
     assert parse_json(content, "line 1") == json.loads(content)
 
 
+def test_numbers_that_callers_check_themselves() -> None:
+    assert parse_json("[1e999, -Infinity, 18446744073709551616]", any_number=True) == [
+        float("inf"),
+        float("-inf"),
+        2**64,
+    ]
+    with pytest.raises(ValueError, match=r"^the key 'a' stands twice in one object$"):
+        parse_json('{"a": 1, "a": NaN}', any_number=True)
+
+
 def test_json_is_read_and_written_in_one_place() -> None:
     """So that no reader takes NaN or a key that stands twice, and no file holds NaN."""
     elsewhere = {

@@ -23,7 +23,7 @@ from fss_d2.progress import track
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
 from .supports import ClassCheck, Support, SupportCheck, check_supports, describe
-from .writers import FORMATS, LabelSet, check_class_names, first_alike, format_problem
+from .writers import FORMATS, LabelSet, check_class_names, first_alike, format_problem, one_stem
 
 __all__ = ["Job", "find_images", "run_job"]
 
@@ -95,6 +95,9 @@ def run_job(
     if comm.is_main_process():
         for name, problem in formats_left_out.items():
             logger.warning("The format %s is left out: %s", name, problem)
+        if pair := one_stem(names):
+            both = (*map(shortened, pair), shortened(pair[0]))
+            logger.warning("%s and %s differ only in their ending: label files keep it (%s.png)", *both)
         _check_case(job, names)
         if output.claim(_settings(job, supports), model):
             logger.info("Going on with the job in %s", printable(job.output))

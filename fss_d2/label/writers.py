@@ -19,7 +19,7 @@ from fss_d2.files import shortened
 from .output import ImageRecord, OutputFile, json_bytes
 
 __all__ = ["FORMATS", "LabelSet", "check_class_names", "class_list", "file_stems", "first_alike"]
-__all__ += ["format_problem", "mask_polygons"]
+__all__ += ["format_problem", "mask_polygons", "one_stem"]
 
 # Added to polygon corners, which are whole pixels: rounding and truncation then both return the same pixel.
 _INSIDE = 0.25
@@ -77,13 +77,19 @@ def format_problem(file_format: str, images: Sequence[str]) -> str:
         return ""
     if broken := next((image for image in images if len(image.splitlines()) > 1), None):
         return f"YOLO lists images one per line, and the name {shortened(broken)} has a line break: rename it"
+    if pair := one_stem(images):
+        both = " and ".join(map(shortened, pair))
+        return f"{both} would share the label file {shortened(_stem(pair[0]))}.txt: rename one of them"
+    return ""
+
+
+def one_stem(images: Iterable[str]) -> tuple[str, str] | None:
+    """The first two images that differ only in their ending; None if there are none."""
     image_of: dict[str, str] = {}
     for image in images:
-        other = image_of.setdefault(_stem(image), image)
-        if other is not image:
-            pair = f"{shortened(other)} and {shortened(image)}"
-            return f"{pair} would share the label file {shortened(_stem(image))}.txt: rename one of them"
-    return ""
+        if (other := image_of.setdefault(_stem(image), image)) is not image:
+            return other, image
+    return None
 
 
 def check_class_names(class_names: Sequence[str]) -> None:

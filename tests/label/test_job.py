@@ -143,6 +143,9 @@ def test_two_images_of_one_name_are_refused_by_yolo(place: Path, caplog: pytest.
     summary = run(place)
     assert summary["formats_left_out"] == [{"format": "yolo", "reason": reason}]
     assert f"The format yolo is left out: {reason}" in caplog.messages
+    assert (
+        "photo 000.bmp and photo 000.png differ only in their ending: label files keep it (photo 000.bmp.png)"
+    ) in caplog.messages
     assert f"<p>The format yolo is left out: {reason}</p>" in (place / "out/report.html").read_text()
     assert {path.name for path in (place / "out").iterdir() if path.is_dir()} >= {"coco", "png", "labelme"}
     assert not (place / "out/yolo").exists()
