@@ -70,13 +70,16 @@ def first_alike(names: Iterable[str]) -> tuple[str, str] | None:
 def format_problem(file_format: str, images: Sequence[str]) -> str:
     """Why a format cannot be written for images, with the fix; "" if it can.
 
-    YOLO finds the labels of an image by its name without the ending, so that two images of a folder may share
-    one file; and it lists images one per line.
+    YOLO lists images one per line. It finds the labels of an image by its path, in which the last folder
+    "images" becomes "labels", without the ending, so that two images of a folder may share one file.
     """
     if file_format != "yolo":
         return ""
     if broken := next((image for image in images if len(image.splitlines()) > 1), None):
         return f"YOLO lists images one per line, and the name {shortened(broken)} has a line break: rename it"
+    if inside := next((image for image in images if "images" in PurePosixPath(image).parts[:-1]), None):
+        what = f"{shortened(inside)} lies in a folder named images"
+        return f"{what}, so that YOLO looks for its labels in a folder labels next to that: rename the folder"
     if pair := one_stem(images):
         both = " and ".join(map(shortened, pair))
         return f"{both} would share the label file {shortened(_stem(pair[0]))}.txt: rename one of them"

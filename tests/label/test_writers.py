@@ -117,7 +117,8 @@ def test_png_by_pillow_and_opencv(labels: LabelSet, out: Path) -> None:
 
 def yolo_label_file(image: str) -> str:
     """Where YOLO looks for the labels of an image (`img2label_paths` of Ultralytics)."""
-    return "labels/".join(image.rsplit("images/", 1)).rsplit(".", 1)[0] + ".txt"
+    labels = "/labels/".join(f"/yolo/{image}".rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+    return labels.removeprefix("/yolo/")
 
 
 @pytest.mark.parametrize("to_pixels", [np.trunc, np.rint])
@@ -210,6 +211,12 @@ def test_labelme_outline_of_a_large_object_is_close(tmp_path: Path) -> None:
         (
             ["a/b.bmp", "a/b.JPG"],
             "a/b.bmp and a/b.JPG would share the label file a/b.txt: rename one of them",
+        ),
+        (["my images/a.jpg", "Images/b.jpg", "images.jpg"], ""),
+        (
+            ["a.jpg", "b/images/c.jpg"],
+            "b/images/c.jpg lies in a folder named images, so that YOLO looks for its labels in a folder "
+            "labels next to that: rename the folder",
         ),
         (
             ["a.jpg", "b\nc.jpg"],
