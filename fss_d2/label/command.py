@@ -63,7 +63,9 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     from .supports import read_supports
 
     start_log()
-    formats = args.formats and tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
+    formats = args.formats
+    if formats is not None:
+        formats = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))
     job = Job(args.images, args.output, formats, args.review_below, args.min_area, args.check)
     supports = read_supports(args.support, args.support_images)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []

@@ -106,6 +106,8 @@ def test_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (place / "out/leave_one_out.json").exists()
     assert label("--formats", "voc") == 1
     assert "there is no 'voc'; choose from coco, png, yolo, labelme" in capsys.readouterr().err
+    assert label("--formats", "") == 1
+    assert "there is no ''; choose from coco, png, yolo, labelme" in capsys.readouterr().err
     assert label("--formats", "coco,YOLOv8") == 1
     assert "there is no 'YOLOv8'; did you mean yolo?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as done:
