@@ -65,8 +65,8 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("--") and not any(option.startswith(word) for option in options):
                 super().error(f"there is no option {shortened(word)}; {suggestion(word, options, '--help')}")
         if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
-            known = re.findall(r"[\w.-]+", wrong[2])
-            message = f"{message[: wrong.start()]}there is no {wrong[1]!r}; {suggestion(wrong[1], known)}"
+            hint = suggestion(wrong[1], re.findall(r"[\w.-]+", wrong[2]), "--help")
+            message = f"{message}; {hint}"
         super().error(message)
 
 

@@ -104,10 +104,10 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     from .predictor import FewShotPredictor
 
     start_log()
-    file_format = format_of(args.output, args.format)
     there = [file for file in (args.output, Path(f"{args.output}.json")) if file.exists()]
     if there and (not args.overwrite or args.output.is_dir()):
         raise FileExistsError(f"--output {there[0]} exists: give another name, or add --overwrite for a file")
+    file_format = format_of(args.output, args.format)
     cfg = load_config(args.config_file, args.opts, num_gpus=0)
     predictor = FewShotPredictor.from_cfg(cfg)
     name, support = encoded_support(predictor, args)
