@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
-from fss_d2.files import shortened
+from fss_d2.files import expand_user, shortened
 from fss_d2.modeling.keys import KEY_GROUPS, at_least, require
 from fss_d2.network import check_address, is_address
 from fss_d2.yaml_files import brief, read_yaml
@@ -26,9 +26,12 @@ _LEAST = {
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
-# Files and folders that are never downloaded.
-_PATHS = ("FEW_SHOT.TEST.MANIFEST", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR")
 _LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
+# Keys that hold the path of a file or folder; the first two may hold a name or an address instead.
+_PATHS = (
+    *("MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR"),
+    *("MODEL.BASE_KNOWLEDGE.CACHE_DIR", "FEW_SHOT.TEST.MANIFEST"),
+)
 
 
 def get_cfg() -> CfgNode:
@@ -46,7 +49,7 @@ def add_fss_config(cfg: CfgNode) -> None:
 
 
 def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | None = None) -> CfgNode:
-    """Read a config file with its bases, apply ``KEY VALUE`` pairs, and freeze.
+    """Read a config file with its bases, apply ``KEY VALUE`` pairs, expand "~" in paths, and freeze.
 
     Args:
         opts: keys and values in turn.
@@ -57,7 +60,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
         ValueError: an unknown key (the message has the closest one), a value of the wrong type, YAML that
             does not parse, a key without value, a number below what its key allows.
     """
-    cfg, defaults = get_cfg(), get_cfg()
+    defaults, cfg, config_file = get_cfg(), get_cfg(), expand_user(config_file)
     loaded = read_yaml(config_file)
     for key in _keys(loaded):
         _check_key(cfg, key, config_file)
@@ -77,6 +80,10 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
         cfg.MODEL.DEVICE = "cpu"
     _check_limits(cfg)
     _check_addresses(cfg)
+    for key in _PATHS:
+        group, _, name = key.rpartition(".")
+        node = _value(cfg, group) if group else cfg
+        node[name] = expand_user(node[name])
     cfg.freeze()
     return cfg
 
@@ -108,7 +115,7 @@ def _check_addresses(cfg: CfgNode) -> None:
     check_address(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     listed = [(f"DATASETS.{key}", entry) for key in ("FOLDERS", "COCO_JSON") for entry in cfg.DATASETS[key]]
     paths = [(name, v) for name, entry in listed if isinstance(entry, Mapping) for v in entry.values()]
-    paths += [(key, _value(cfg, key)) for key in _PATHS]
+    paths += [(key, _value(cfg, key)) for key in _PATHS[2:]]
     for name, path in paths:
         if isinstance(path, str) and is_address(path):
             raise ValueError(
