@@ -87,15 +87,15 @@ class PlainUnpickler(pickle._Unpickler):  # the one in C allocates what a file m
         if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):
             raise pickle.UnpicklingError(f"a reference to a {kind}, not to a storage of numbers")
         storage = Storage(str(key), dtype, _count(numel), is_meta=location == "meta")
-        return self.storages.setdefault(storage.key, storage)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {storage.key} is described in two ways")
+        return storage
 
     def _load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, StoredArray | _Dtype):
             target.set(state)
-        elif not isinstance(
-            target, collections.OrderedDict
-        ):  # whose state is attributes, which nothing needs
+        elif not isinstance(target, collections.OrderedDict):  # its attributes are left out
             raise pickle.UnpicklingError("a state for something that has none")
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _load_build}
@@ -239,7 +239,11 @@ _PERMITTED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda make, _kind, arguments, _state: make(*arguments),
+    ("torch", "Tensor"): "Tensor",
+    ("torch.nn.parameter", "Parameter"): "Parameter",
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _meta_tensor,
     ("torch._utils", "_rebuild_sparse_tensor"): _sparse_tensor,
     ("torch.serialization", "_get_layout"): str,

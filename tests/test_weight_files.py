@@ -65,6 +65,15 @@ def test_pytorch_files_of_both_formats(tmp_path: Path, is_zip: bool) -> None:
     assert shapes["transposed"].is_meta and shapes["transposed"].shape == (3, 2)
 
 
+def test_attributes_of_tensors_are_left_out(tmp_path: Path) -> None:
+    tensor, parameter = torch.rand(3), torch.nn.Parameter(torch.rand(2))
+    tensor.note = parameter.note = "decay"
+    torch.save({"a": tensor, "b": parameter}, tmp_path / "w.pth")
+    found = read_state_dict(tmp_path / "w.pth")
+    assert torch.equal(found["a"], tensor) and torch.equal(found["b"], parameter)
+    assert not hasattr(found["a"], "note")
+
+
 def test_torch_load_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ran code before torch 2.6, so that a file is read in the same way with every torch."""
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("torch.load"))
