@@ -207,12 +207,23 @@ def test_tensors_without_plain_values_are_named(tmp_path: Path, tensor: Tensor, 
     assert str(caught.value) == f"{tmp_path / 'w.pth'}: tensor model.head.weight {fault}"
 
 
-def _described(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4) -> bytes:
+def _described(
+    size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4, device: str = "cpu"
+) -> bytes:
     """A PyTorch file whose only tensor is described so, on a storage of four numbers."""
     numbers = ["(" + "".join(f"I{number}\n" for number in part) + "t" for part in (size, stride)]
-    storage = f"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI{numel}\ntQ"
+    storage = f"(Vstorage\nctorch\nFloatStorage\nV0\nV{device}\nI{numel}\ntQ"
     tensor = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{''.join(numbers)}I00\n(dtR"
     return _zip({"m/data.pkl": f"(dVa\n{tensor}s.".encode(), "m/data/0": bytes(16)})
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "xla:0", "mps"])
+def test_tensors_of_any_device_come_to_the_cpu(tmp_path: Path, device: str) -> None:
+    (tmp_path / "w.pth").write_bytes(_described((2, 2), (2, 1), device=device))
+    assert read_state_dict(tmp_path / "w.pth")["a"].device.type == "cpu"
+    (tmp_path / "w.pth").write_bytes(_described((2, 2), (2, 1), device="meta"))
+    with pytest.raises(ValueError, match="tensor a has no values: it was saved on the meta device"):
+        read_state_dict(tmp_path / "w.pth")
 
 
 def test_views_outside_their_storage_are_refused(tmp_path: Path) -> None:
