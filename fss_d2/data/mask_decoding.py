@@ -1,0 +1,297 @@
+"""What the values of a mask image of one object mean: recognised, said by the user, or refused."""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .images import to_rgb
+from .mask_values import Color, MaskRule
+
+__all__ = ["decode_mask"]
+
+_IGNORE = 255
+_OPAQUE = 128  # least alpha of a pixel that counts
+_MOST_SHOWN = 8  # values in a message
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+_NOISE = 20  # grey levels that compression moves black and white by, next to an outline
+_FLAT_NOISE = 10  # the same in flat areas
+_NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
+_OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG
+_FAR = 0.05  # share of these levels that may lie farther away
+_COLOR_REACH = 48  # of a colour that the user names, per channel, in files with lossy compression
+_BLACK_AND_WHITE = "black and white with a soft outline, the object from half of white on"
+_FEW_COLORS = 16  # a cut-out shows a photograph, which has more
+
+
+def decode_mask(image: Image.Image, name: str, rule: MaskRule | None = None) -> tuple[np.ndarray, str]:
+    """Tell object, background and ignored pixels of a decoded mask image, as stored, and say by what.
+
+    Recognised without a rule are: one value besides 0; 0, 1 and 255 (ignored); black and white, also with a
+    soft or compressed outline; two grey levels, one dark and one bright; a palette with one index besides 0
+    and 255 (ignored); one colour on black; and a cut-out or one colour on a transparent ground.
+
+    Returns:
+        The mask (H, W) uint8 in {0, 1, 255}, and what the file was taken for.
+
+    Raises:
+        ValueError: it is none of these; names the file, the values and the rule to give.
+    """
+    if rule is not None and rule.names_object:
+        return _by_rule(image, name, rule), f"mask_values {rule.text}"
+    alpha = _alpha(image)
+    if alpha is not None and alpha.min() < _IGNORE:
+        return _by_alpha(image, alpha, name)
+    if image.mode == "P":
+        return _by_palette(image, name)
+    values = _grey_values(image)
+    return _by_colors(image, name) if values is None else _by_levels(values, name, image.format in _LOSSY)
+
+
+# -- what is recognised ------------------------------------------------------------------------------------
+
+
+def _by_levels(values: np.ndarray, name: str, lossy: bool = False) -> tuple[np.ndarray, str]:
+    """A single channel of any number type."""
+    present = np.unique(values)
+    found = [value.item() for value in present[:4]]
+    several = f"{name} holds the values {_listed(present)}"
+    if present[0] < 0 or not np.isfinite(present).all():
+        raise ValueError(f"{several}: save it with 0 for background and 1 for the object")
+    if set(found) <= {0, 1, _IGNORE} and 1 in found and len(present) <= 3:
+        mask = values.astype(np.uint8)
+        return mask, "0 is background, 1 the object, 255 ignored" if _IGNORE in found else "1 is the object"
+    if len(present) == 1 and found[0] not in (0, _IGNORE, 65535):
+        raise ValueError(f"{several} only: {_fix(str(found[0]))}")
+    if not present.any():
+        return np.zeros(values.shape, np.uint8), "0 only, no object"
+    if len(present) == 1 or (len(present) == 2 and found[0] == 0):
+        return (values > 0).astype(np.uint8), f"{present[-1]} is the object, all else background"
+    levels = _eight_bits(values, present[-1])
+    if len(present) == 2 and levels.min() < 128 <= levels.max() < _IGNORE:
+        return (levels >= 128).astype(np.uint8), f"{found[1]} is the object, {found[0]} background"
+    if doubt := _not_black_and_white(levels, lossy):
+        others = [v for v in present.tolist() if v not in (0, _IGNORE)]
+        few = len(present) <= _MOST_SHOWN
+        example = (
+            _example(others, _IGNORE in present) if few and others else "nonzero, or bright (from half on)"
+        )
+        raise ValueError(f"{several}, {doubt}: {_fix(example)}")
+    return (levels >= 128).astype(np.uint8), _BLACK_AND_WHITE
+
+
+def _not_black_and_white(levels: np.ndarray, lossy: bool) -> str:
+    """Why grey levels (H, W) uint8 are more than black and white with a soft outline; "" if they are not.
+
+    Levels in between must lie near the outline, where blur, resizing and compression leave them, and fill no
+    area of their own, as numbers of classes and objects do.
+    """
+    counts = np.bincount(levels.ravel(), minlength=256)
+    between = np.flatnonzero(counts[1:_IGNORE]) + 1
+    noisy = lossy or (len(between) >= _NOISY_LEVELS and bool(counts[_IGNORE - _NOISE : _IGNORE].any()))
+    reach = _NOISE if noisy else 0
+    middle = (levels > reach) & (levels < _IGNORE - reach)
+    if not counts[_IGNORE - reach :].any():
+        return "none of them white"
+    low, high = cv2.erode(levels, np.ones((3, 3))), cv2.dilate(levels, np.ones((3, 3)))
+    margin = _FLAT_NOISE if noisy else 0
+    if ((low == high) & (levels > margin) & (levels < _IGNORE - margin)).any():
+        return "which fill areas of their own"
+    square = (levels[1:, 1:] == levels[:-1, :-1]) & (levels[1:, :-1] == levels[:-1, 1:])
+    square &= (levels[1:, 1:] == levels[1:, :-1]) & middle[1:, 1:]
+    covered = cv2.dilate(np.pad(square.astype(np.uint8), ((1, 0), (1, 0))), np.ones((2, 2)), anchor=(0, 0))
+    inside = np.count_nonzero(middle)
+    if 2 * np.count_nonzero(covered) > inside:
+        return "which fill areas of their own"
+    bright = (levels >= 128).astype(np.uint8)
+    edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
+    width = 2 * max(_OUTLINE, max(levels.shape) // 100) + 1
+    far = np.count_nonzero(middle & (cv2.dilate(edge, np.ones((width, width))) == 0))
+    if far > _FAR * inside or 2 * inside > levels.size:
+        return "not only at the outline"
+    return ""
+
+
+def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
+    """The indices count, and 255 is ignored; of a palette in black, white and grey, the colours count."""
+    indices = np.asarray(image)
+    used = np.unique(indices)
+    colors = _palette_colors(image)
+    shown = {int(i): colors[i] for i in used}
+    greys = all(red == green == blue for red, green, blue in shown.values())
+    black_and_white = set(shown.values()) == {(0, 0, 0), (255,) * 3} and len(used) == 2
+    if black_and_white or (greys and len(set(shown.values())) == len(used) > 2 and _IGNORE not in used):
+        return _by_levels(np.array([c[0] for c in colors], np.uint8)[indices], name)
+    if greys and all(color[0] == index for index, color in shown.items()):
+        return _by_levels(indices, name)
+    objects = [int(i) for i in used if i not in (0, _IGNORE)]
+    several = f"{name} holds the palette indices {_listed(used)}"
+    if len(objects) > 1 or (not objects and _IGNORE in used):
+        example = _example(objects, _IGNORE in used) if objects else "255"
+        raise ValueError(f"{several}: {_fix(example)}")
+    extremes = {(0, 0, 0), (255,) * 3}
+    if 0 in shown and shown[0] not in extremes and any(shown[i] in extremes for i in objects):
+        raise ValueError(f"{several}, where {_shown(shown[0])} is index 0: {_fix(f'0, or {objects[0]}')}")
+    mask = np.where(indices == _IGNORE, _IGNORE, indices != 0).astype(np.uint8)
+    void = ", 255 ignored" if _IGNORE in used else ""
+    return mask, f"palette index {objects[0] if objects else 1} is the object{void}, 0 background"
+
+
+def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
+    """Three channels: grey in colour, or one colour on black."""
+    rgb = to_rgb(image)
+    spread = rgb.max(axis=2) - rgb.min(axis=2)
+    lossy = image.format in _LOSSY
+    if not spread.any():
+        return _by_levels(rgb[:, :, 0], name, lossy)
+    grey = rgb.max(axis=2)
+    if spread.max() <= _NOISE and not _not_black_and_white(grey, lossy):
+        return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
+    colors = _colors(rgb)
+    if len(colors) == 2 and colors[0] == (0, 0, 0):
+        return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
+    named = [color for color in colors if color != (0, 0, 0)]
+    raise ValueError(f"{name} holds the colours {_listed(colors)}: {_fix(_shown(named[0]))}")
+
+
+def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+    """With transparent pixels: what is opaque is the object, if its colours do not say otherwise."""
+    opaque = alpha >= _OPAQUE
+    if not opaque.any():
+        raise ValueError(f"{name} is transparent everywhere: save it without transparency")
+    if image.mode == "P" and set(np.asarray(image)[~opaque].tolist()) == {0}:
+        used = np.unique(np.asarray(image)[opaque])
+        if 1 <= np.count_nonzero(used != _IGNORE) <= _FEW_COLORS:
+            return _by_palette(_without_transparency(image), name)
+    rgb = np.asarray(_full(image).convert("RGB"))
+    colors = _colors(rgb[opaque][None])
+    if 1 < len(colors) <= _FEW_COLORS:
+        held = f"holds the colours {_listed(colors)} and transparent pixels"
+        raise ValueError(f"{name} {held}: {_fix(f'opaque, or {_shown(colors[-1])}')}")
+    soft = (alpha > 0) & (alpha < _IGNORE)
+    if soft.any() and (doubt := _not_black_and_white(alpha, lossy=False)):
+        raise ValueError(
+            f"{name} has the alpha values {_listed(np.unique(alpha))}, {doubt}: {_fix('opaque')}"
+        )
+    return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
+
+
+# -- what the user says ------------------------------------------------------------------------------------
+
+
+def _by_rule(image: Image.Image, name: str, rule: MaskRule) -> np.ndarray:
+    alpha = _alpha(image)
+    if rule.word == "opaque":
+        if alpha is None:
+            raise ValueError(f"{name} has no alpha channel: mask_values opaque does not fit it")
+        shown = alpha >= _OPAQUE
+    elif rule.word in ("bright", "dark"):
+        values = np.asarray(to_rgb(image)).max(axis=2) if image.mode == "P" else _grey_values(image)
+        values = to_rgb(image).max(axis=2) if values is None else values
+        shown = (_eight_bits(values, values.max()) >= 128) == (rule.word == "bright")
+    else:
+        shown = _matches(image, name, rule.objects)  # no objects: nonzero
+    mask = shown.astype(np.uint8)
+    if alpha is not None and rule.word != "opaque":
+        mask[alpha < _OPAQUE] = 0
+    if rule.ignored:
+        mask[_matches(image, name, rule.ignored)] = _IGNORE
+    return mask
+
+
+def _matches(image: Image.Image, name: str, wanted: frozenset[int] | frozenset[Color]) -> np.ndarray:
+    """Which pixels have one of the values; without values, which are not 0."""
+    colored = any(isinstance(value, tuple) for value in wanted)
+    values = np.asarray(image) if image.mode == "P" else _grey_values(image)
+    if not colored and values is not None:
+        return np.isin(values, list(wanted)) if wanted else values != 0
+    rgb = np.asarray(_full(image).convert("RGB")) if image.mode == "P" else to_rgb(image)
+    if not wanted:
+        return rgb.any(axis=2)
+    if not colored:
+        raise ValueError(f"{name} holds the colours {_listed(_colors(rgb))}: give mask_values as #rrggbb")
+    reach = _COLOR_REACH if image.format in _LOSSY else 0
+    near = [np.abs(rgb.astype(np.int16) - np.array(color)).max(axis=2) <= reach for color in sorted(wanted)]
+    return np.logical_or.reduce(near)
+
+
+# -- pixels ------------------------------------------------------------------------------------------------
+
+
+def _grey_values(image: Image.Image) -> np.ndarray | None:
+    """(H, W) of a single channel, or of three equal ones; None of colours."""
+    if image.mode in ("LA", "La"):
+        return np.asarray(image)[:, :, 0]
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return np.asarray(image)
+    if image.mode == "P":
+        return None
+    rgb = to_rgb(image)
+    return rgb[:, :, 0] if (rgb == rgb[:, :, :1]).all() else None
+
+
+def _alpha(image: Image.Image) -> np.ndarray | None:
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        return np.asarray(_full(image).getchannel("A")) if not image.mode.startswith("I") else None
+    return None
+
+
+def _full(image: Image.Image) -> Image.Image:
+    """The image as RGBA."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def _without_transparency(image: Image.Image) -> Image.Image:
+    plain = image.copy()
+    plain.info.pop("transparency", None)
+    return plain
+
+
+def _palette_colors(image: Image.Image) -> list[Color]:
+    """RGB of all 256 indices; those that the palette lacks are black."""
+    flat = _without_transparency(image).getpalette("RGB") or []
+    flat = flat + [0] * (768 - len(flat))
+    return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, 768, 3)]
+
+
+def _colors(rgb: np.ndarray) -> list[Color]:
+    """The colours of (H, W, 3) uint8, sorted."""
+    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    return [(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(packed).tolist()]
+
+
+def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
+    """Grey levels of any type as uint8: 16 bits, or a range of 0 to 1 of floats, are scaled."""
+    if values.dtype.kind == "f" and top <= 1:
+        return (values * 255).round().astype(np.uint8)
+    return (values.astype(np.int64) >> 8 if top > _IGNORE else values).clip(0, 255).astype(np.uint8)
+
+
+# -- words -------------------------------------------------------------------------------------------------
+
+
+def _shown(value: float | Color) -> str:
+    if isinstance(value, tuple):
+        return f"#{bytes(value).hex()}"
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _listed(values: Iterable[float] | Iterable[Color]) -> str:
+    """At most `_MOST_SHOWN` values: "0, 1, 2 and 9 more"."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    texts = [_shown(value) for value in values]
+    if len(texts) > _MOST_SHOWN:
+        texts[_MOST_SHOWN - 1 :] = [f"... {texts[-1]} ({len(texts)} in total)"]
+    return ", ".join(texts)
+
+
+def _example(objects: list[int], void: bool) -> str:
+    listed = ",".join(_shown(value) for value in objects)
+    return f"{listed} ignore=255" if void else listed
+
+
+def _fix(example: str) -> str:
+    return f"say which are the object with mask_values (--mask-values), such as {example}"
