@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from fss_d2.files import printable
 
-__all__ = ["decode_file", "eight_bits", "is_image_name", "open_image", "orient", "read_header", "read_image"]
+__all__ = ["decode_file", "eight_bits", "image_header", "is_image_name", "open_image", "orient", "read_image"]
 __all__ += ["to_rgb"]
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ def _orientation(image: Image.Image) -> int | None:
     return value if value in range(1, 9) else None
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
-    """Return the upright (height, width) of an image file and its EXIF orientation, without its pixels.
+def image_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
+    """Read an image's (height, width) as stored and its EXIF orientation, without its pixels.
 
     Errors as `open_image`.
     """
@@ -94,8 +94,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
             width, height = image.size
             if image.format == "TIFF":  # whose `size` some versions of Pillow turn upright
                 width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-            orientation = _orientation(image) or 1
-            return ((width, height) if orientation >= 5 else (height, width)), orientation
+            return (height, width), _orientation(image) or 1
     except _DECODE_ERRORS as error:
         raise _unreadable(path, "image", error) from error
 

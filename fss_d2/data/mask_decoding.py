@@ -72,12 +72,10 @@ def _by_levels(values: np.ndarray, name: str, lossy: bool = False) -> tuple[np.n
     if len(present) == 2 and levels.min() < 128 <= levels.max() < _IGNORE:
         return (levels >= 128).astype(np.uint8), f"{found[1]} is the object, {found[0]} background"
     if doubt := _not_black_and_white(levels, lossy):
-        others = [v for v in present.tolist() if v not in (0, _IGNORE)]
-        few = len(present) <= _MOST_SHOWN
-        example = (
-            _example(others, _IGNORE in present) if few and others else "nonzero, or bright (from half on)"
-        )
-        raise ValueError(f"{several}, {doubt}: {_fix(example)}")
+        if len(present) > _MOST_SHOWN:
+            raise ValueError(f"{several}, {doubt}: {_fix('nonzero, or bright (from half on)')}")
+        objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
+        raise ValueError(f"{several}: {_fix(_example(objects, _IGNORE in present))}")
     return (levels >= 128).astype(np.uint8), _BLACK_AND_WHITE
 
 

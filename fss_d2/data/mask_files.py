@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 from fss_d2.files import printable
 
-from .images import decode_file, orient
+from .images import decode_file, image_header, orient
 from .mask_decoding import decode_mask
 from .mask_values import MaskRule
 
@@ -27,6 +27,12 @@ class Frame:
     shape: tuple[int, int]
     orientation: int = 1
     name: str = ""
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str]) -> "Frame":
+        """Of an image file, by its header; errors as `image_header`."""
+        stored, orientation = image_header(path)
+        return cls(stored[::-1] if orientation >= 5 else stored, orientation, os.fspath(path))
 
 
 def read_mask_file(path: str | os.PathLike[str], frame: Frame, rule: MaskRule | None = None) -> np.ndarray:

@@ -5,16 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["MASK_VALUES_HELP", "Color", "MaskRule", "MaskRules", "MaskValues", "parse_mask_values"]
+__all__ = ["Color", "MaskRule", "MaskRules", "MaskValues", "parse_mask_values"]
 
 Color = tuple[int, int, int]  # RGB, 0 to 255
 # What users give: see `parse_mask_values`.
 MaskValues = str | int | Sequence[int] | Sequence[str] | Mapping[str, "str | int | Sequence[int]"]
 
-MASK_VALUES_HELP = (
-    "what the values of mask files mean, '[CLASS=]OBJECT [ignore=VALUES] [frame=upright|stored]': "
-    "numbers (1,2,5-9), colours (#ff0000), or nonzero, bright, dark, opaque; may be repeated"
-)
 WORDS = ("nonzero", "bright", "dark", "opaque")
 FRAMES = ("upright", "stored")
 _FORM = "give [CLASS=]OBJECT [ignore=VALUES] [frame=upright|stored], such as 1,2,3 or 'cup=15 ignore=255'"

@@ -10,7 +10,7 @@ import pycocotools.mask as coco_mask
 from detectron2.config import CfgNode
 from PIL import Image
 
-from .images import decode_file, open_image, orient, read_header, read_image
+from .images import decode_file, open_image, orient, read_image
 from .mask_files import Frame, read_mask_file, to_upright
 from .mask_values import parse_mask_values
 
@@ -91,7 +91,7 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     if encoding not in ("binary", "trimap"):
         fault = f"unknown mask_encoding {encoding!r}; use class_map, binary, trimap or threshold"
         raise ValueError(f"{path}: {fault}")
-    frame = Frame(*read_header(record["file_name"]), str(record["file_name"]))
+    frame = Frame.of_file(record["file_name"])
     if encoding == "binary":
         return read_mask_file(path, frame, parse_mask_values(record.get("mask_values")).of())
     image, own = decode_file(path, "mask")

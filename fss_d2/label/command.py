@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, start_log
+from fss_d2.engine.command_line import (
+    add_launch_arguments,
+    add_mask_values,
+    parse_command_line,
+    plan_from,
+    start_log,
+)
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -59,16 +65,18 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     start_log()
     formats = tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
     job = Job(Path(args.images), Path(args.output), formats, args.review_below, args.min_area, args.check)
-    supports = read_supports(args.support, args.support_images)
+    supports = read_supports(args.support, args.support_images, mask_values=args.mask_values)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
     seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
     predictor = FewShotPredictor.from_cfg(cfg)
     summary = run_job(job, predictor, supports, _model(cfg, predictor))
     if summary:
-        counts = summary["labelled"], summary["needs_review"], len(summary["unreadable"])
+        lost = len(summary["unreadable"]), len(summary["left_out"])
+        counts = summary["labelled"], summary["needs_review"], *lost
         page = printable(job.output / "report.html")
-        logger.info("Labelled %d images (%d to review, %d unreadable); look at %s", *counts, page)
+        text = "Labelled %d images (%d to review, %d unreadable, %d left out); look at %s"
+        logger.info(text, *counts, page)
 
 
 def _model(cfg: "CfgNode", predictor: "FewShotPredictor") -> dict[str, str]:
@@ -90,6 +98,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--support", required=True, metavar="PATH", help=_SUPPORT)
     images = "images of a COCO JSON; default: the folder of the JSON"
     add("--support-images", metavar="FOLDER", help=images)
+    add_mask_values(parser)
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")

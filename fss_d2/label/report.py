@@ -46,9 +46,16 @@ def thumbnail(image: np.ndarray, record: ImageRecord, class_names: Sequence[str]
 
 
 def summarize(
-    labels: LabelSet, review_below: float, skipped: Sequence[str], failed: Mapping[str, str]
+    labels: LabelSet,
+    review_below: float,
+    skipped: Sequence[str],
+    failed: Mapping[str, str],
+    left_out: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of ``summary.json``; ``failed`` are images that could not be labelled, and why."""
+    """The content of ``summary.json``.
+
+    ``failed`` are images that could not be labelled, ``left_out`` files that were not tried, and why.
+    """
     found = [name for record in labels.records for name in record.class_names]
     return {
         "labelled": len(labels.records),
@@ -58,6 +65,7 @@ def summarize(
         "mean_confidence": round(sum(r.confidence for r in labels.records) / len(labels.records), 6),
         "skipped_supports": list(skipped),
         "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
+        "left_out": [{"image": name, "reason": text} for name, text in left_out.items()],
     }
 
 
@@ -79,6 +87,7 @@ def report_files(
         for i, name in enumerate(labels.class_names)
     )
     notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
+    notes += [f"{row['image']} was left out: {row['reason']}" for row in summary["left_out"]]
     parts = [
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Labels</title>",
         f"<style>{_STYLE}</style></head><body>",

@@ -6,7 +6,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fss_d2.data.images import read_header
 from fss_d2.data.mask_files import Frame, read_mask_file
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.pairs import check_layout, find_pairs_in_parts
@@ -170,9 +169,9 @@ def _folder_records(
         said = {"mask_values": rule.text} if rule else {}
         pairs = find_pairs_in_parts(root / class_name)
         for image, mask in pairs:
-            shape, orientation = read_header(image)
+            frame = Frame.of_file(image)
             if (image, mask) == pairs[0] and mask_encoding == "binary":  # so that the log says how it is read
-                read_mask_file(mask, Frame(shape, orientation, str(image)), rule)
+                read_mask_file(mask, frame, rule)
             image_id = f"{class_name}/{image.stem}"
-            records.append(record_of(image, image_id, shape, [class_id], mask, mask_encoding) | said)
+            records.append(record_of(image, image_id, frame.shape, [class_id], mask, mask_encoding) | said)
     return records
