@@ -54,7 +54,8 @@ def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image
 def decode_file(path: str | os.PathLike[str], what: str = "image") -> tuple[Image.Image, int | None]:
     """As `open_image`, but the orientation is None if the file does not say it."""
     try:
-        with Image.open(path) as image:
+        # An open file, as Pillow maps files given by name into memory and then misreads TIFF that is turned.
+        with open(path, "rb") as file, Image.open(file) as image:
             orientation = _orientation(image)
             frames = _frames(image)
             image.load()

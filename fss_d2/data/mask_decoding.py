@@ -14,7 +14,8 @@ __all__ = ["decode_mask"]
 _IGNORE = 255
 _OPAQUE = 128  # least alpha of a pixel that counts
 _MOST_SHOWN = 8  # values in a message
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+_JPEG = ("JPEG", "MPO")  # formats that keep no number as it was written
+_LOSSY = (*_JPEG, "WEBP", "AVIF", "JPEG2000")  # that may change numbers
 _NOISE = 20  # grey levels that compression moves black and white by, next to an outline
 _FLAT_NOISE = 10  # the same in flat areas
 _NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
@@ -46,61 +47,66 @@ def decode_mask(image: Image.Image, name: str, rule: MaskRule | None = None) -> 
     if image.mode == "P":
         return _by_palette(image, name)
     values = _grey_values(image)
-    return _by_colors(image, name) if values is None else _by_levels(values, name, image.format in _LOSSY)
+    return _by_colors(image, name) if values is None else _by_levels(values, name, image.format)
 
 
 # -- what is recognised ------------------------------------------------------------------------------------
 
 
-def _by_levels(values: np.ndarray, name: str, lossy: bool = False) -> tuple[np.ndarray, str]:
-    """A single channel of any number type."""
-    present = np.unique(values)
-    found = [value.item() for value in present[:4]]
+def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[np.ndarray, str]:
+    """A single channel of any number type; ``kind`` is the format of the file."""
+    present = _present(values)
     several = f"{name} holds the values {_listed(present)}"
     if present[0] < 0 or not np.isfinite(present).all():
         raise ValueError(f"{several}: save it with 0 for background and 1 for the object")
-    if set(found) <= {0, 1, _IGNORE} and 1 in found and len(present) <= 3:
-        mask = values.astype(np.uint8)
-        return mask, "0 is background, 1 the object, 255 ignored" if _IGNORE in found else "1 is the object"
-    if len(present) == 1 and found[0] not in (0, _IGNORE, 65535):
-        raise ValueError(f"{several} only: {_fix(str(found[0]))}")
     if not present.any():
         return np.zeros(values.shape, np.uint8), "0 only, no object"
-    if len(present) == 1 or (len(present) == 2 and found[0] == 0):
-        return (values > 0).astype(np.uint8), f"{present[-1]} is the object, all else background"
-    levels = _eight_bits(values, present[-1])
-    if len(present) == 2 and levels.min() < 128 <= levels.max() < _IGNORE:
-        return (levels >= 128).astype(np.uint8), f"{found[1]} is the object, {found[0]} background"
-    if doubt := _not_black_and_white(levels, lossy):
+    if kind not in _JPEG and (exact := _by_exact_values(values, present)):
+        return exact
+    scale = 1 / 256 if present[-1] > _IGNORE else 255 if present.dtype.kind == "f" and present[-1] <= 1 else 1
+    levels = values.astype(np.float32) * np.float32(scale)
+    doubt = _not_black_and_white(levels, present * scale, kind in _LOSSY)
+    two = len(present) == 2 and kind not in _JPEG and present[0] * scale < 128 <= present[1] * scale < _IGNORE
+    if doubt and not two:
         if len(present) > _MOST_SHOWN:
             raise ValueError(f"{several}, {doubt}: {_fix('nonzero, or bright (from half on)')}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
         raise ValueError(f"{several}: {_fix(_example(objects, _IGNORE in present))}")
-    return (levels >= 128).astype(np.uint8), _BLACK_AND_WHITE
+    meaning = f"{present[1]} is the object, {present[0]} background" if two else _BLACK_AND_WHITE
+    return (levels >= 128).astype(np.uint8), meaning
 
 
-def _not_black_and_white(levels: np.ndarray, lossy: bool) -> str:
-    """Why grey levels (H, W) uint8 are more than black and white with a soft outline; "" if they are not.
+def _by_exact_values(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, str] | None:
+    """0, 1 and 255, or one value besides 0; None for others."""
+    found = {value.item() for value in present[:4]}
+    if len(present) <= 3 and 1 in found and found <= {0, 1, _IGNORE}:
+        void = "255 is ignored, " if _IGNORE in found else ""
+        return values.astype(np.uint8), f"{void}1 is the object, 0 background"
+    if len(present) == 2 and 0 in found:
+        return (values > 0).astype(np.uint8), f"{present[1]} is the object, 0 background"
+    if len(present) == 1 and found <= {_IGNORE, 65535}:
+        return np.ones(values.shape, np.uint8), f"{present[0]} is the object, everywhere"
+    return None
+
+
+def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -> str:
+    """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
     Levels in between must lie near the outline, where blur, resizing and compression leave them, and fill no
-    area of their own, as numbers of classes and objects do.
+    area of their own, as numbers of classes and objects do. ``levels`` are (H, W) float32 from 0 to 255,
+    ``present`` those that occur.
     """
-    counts = np.bincount(levels.ravel(), minlength=256)
-    between = np.flatnonzero(counts[1:_IGNORE]) + 1
-    noisy = lossy or (len(between) >= _NOISY_LEVELS and bool(counts[_IGNORE - _NOISE : _IGNORE].any()))
-    reach = _NOISE if noisy else 0
-    middle = (levels > reach) & (levels < _IGNORE - reach)
-    if not counts[_IGNORE - reach :].any():
+    between = present[(present > 0) & (present < _IGNORE)]
+    noisy = lossy or (len(between) >= _NOISY_LEVELS and between[-1] >= _IGNORE - _NOISE)
+    reach, margin = (_NOISE, _FLAT_NOISE) if noisy else (0, 0)
+    if present[-1] < _IGNORE - reach:
         return "none of them white"
     low, high = cv2.erode(levels, np.ones((3, 3))), cv2.dilate(levels, np.ones((3, 3)))
-    margin = _FLAT_NOISE if noisy else 0
     if ((low == high) & (levels > margin) & (levels < _IGNORE - margin)).any():
         return "which fill areas of their own"
-    square = (levels[1:, 1:] == levels[:-1, :-1]) & (levels[1:, :-1] == levels[:-1, 1:])
-    square &= (levels[1:, 1:] == levels[1:, :-1]) & middle[1:, 1:]
-    covered = cv2.dilate(np.pad(square.astype(np.uint8), ((1, 0), (1, 0))), np.ones((2, 2)), anchor=(0, 0))
+    middle = (levels > reach) & (levels < _IGNORE - reach)
     inside = np.count_nonzero(middle)
-    if 2 * np.count_nonzero(covered) > inside:
+    if 2 * _count_in_squares(levels, middle) > inside:
         return "which fill areas of their own"
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
@@ -109,6 +115,17 @@ def _not_black_and_white(levels: np.ndarray, lossy: bool) -> str:
     if far > _FAR * inside or 2 * inside > levels.size:
         return "not only at the outline"
     return ""
+
+
+def _count_in_squares(levels: np.ndarray, middle: np.ndarray) -> int:
+    """The pixels of ``middle`` (H, W) bool that belong to a square of 2x2 with one level."""
+    here, right, below, across = levels[:-1, :-1], levels[:-1, 1:], levels[1:, :-1], levels[1:, 1:]
+    corners = (here == right) & (here == below) & (here == across) & middle[:-1, :-1]
+    covered = np.zeros_like(middle)
+    for down, along in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        height, width = corners.shape
+        covered[down : down + height, along : along + width] |= corners
+    return np.count_nonzero(covered)
 
 
 def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
@@ -140,24 +157,31 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     """Three channels: grey in colour, or one colour on black."""
     rgb = to_rgb(image)
     spread = rgb.max(axis=2) - rgb.min(axis=2)
-    lossy = image.format in _LOSSY
     if not spread.any():
-        return _by_levels(rgb[:, :, 0], name, lossy)
+        return _by_levels(rgb[:, :, 0], name, image.format)
     grey = rgb.max(axis=2)
-    if spread.max() <= _NOISE and not _not_black_and_white(grey, lossy):
-        return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
+    if spread.max() <= _NOISE:
+        levels = grey.astype(np.float32)
+        if not _not_black_and_white(levels, _present(grey).astype(np.float32), image.format in _LOSSY):
+            return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
     colors = _colors(rgb)
     if len(colors) == 2 and colors[0] == (0, 0, 0):
         return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
-    named = [color for color in colors if color != (0, 0, 0)]
-    raise ValueError(f"{name} holds the colours {_listed(colors)}: {_fix(_shown(named[0]))}")
+    named = _shown(next(color for color in colors if color != (0, 0, 0)))
+    example = named if len(colors) <= _MOST_SHOWN else "bright (from half on), or colours as #ff0000"
+    raise ValueError(f"{name} holds the colours {_listed(colors)}: {_fix(example)}")
 
 
 def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """With transparent pixels: what is opaque is the object, if its colours do not say otherwise."""
-    opaque = alpha >= _OPAQUE
-    if not opaque.any():
+    present = _present(alpha)
+    two = len(present) == 2 and present[0] == 0
+    opaque = alpha > 0 if two else alpha >= _OPAQUE
+    if not alpha.any():
         raise ValueError(f"{name} is transparent everywhere: save it without transparency")
+    if not two and (doubt := _not_black_and_white(alpha.astype(np.float32), present * 1.0, lossy=False)):
+        several = f"{name} has the alpha values {_listed(present)}"
+        raise ValueError(f"{several}, {doubt}: {_fix('opaque (from half on)')}")
     if image.mode == "P" and set(np.asarray(image)[~opaque].tolist()) == {0}:
         used = np.unique(np.asarray(image)[opaque])
         if 1 <= np.count_nonzero(used != _IGNORE) <= _FEW_COLORS:
@@ -167,11 +191,6 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
     if 1 < len(colors) <= _FEW_COLORS:
         held = f"holds the colours {_listed(colors)} and transparent pixels"
         raise ValueError(f"{name} {held}: {_fix(f'opaque, or {_shown(colors[-1])}')}")
-    soft = (alpha > 0) & (alpha < _IGNORE)
-    if soft.any() and (doubt := _not_black_and_white(alpha, lossy=False)):
-        raise ValueError(
-            f"{name} has the alpha values {_listed(np.unique(alpha))}, {doubt}: {_fix('opaque')}"
-        )
     return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
 
 
@@ -229,6 +248,13 @@ def _grey_values(image: Image.Image) -> np.ndarray | None:
         return None
     rgb = to_rgb(image)
     return rgb[:, :, 0] if (rgb == rgb[:, :, :1]).all() else None
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """The values that occur, rising."""
+    if values.dtype in (np.uint8, np.uint16):  # much faster than sorting
+        return np.flatnonzero(np.bincount(values.ravel())).astype(values.dtype)
+    return np.unique(values)
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:

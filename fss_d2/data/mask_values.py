@@ -12,6 +12,7 @@ Color = tuple[int, int, int]  # RGB, 0 to 255
 MaskValues = str | int | Sequence[int] | Sequence[str] | Mapping[str, "str | int | Sequence[int]"]
 
 WORDS = ("nonzero", "bright", "dark", "opaque")
+_AUTO = "auto"  # as if no values were given
 FRAMES = ("upright", "stored")
 _FORM = "give [CLASS=]OBJECT [ignore=VALUES] [frame=upright|stored], such as 1,2,3 or 'cup=15 ignore=255'"
 _SETTINGS = re.compile(r"(?:^|\s)(ignore|frame)=(\S*)")
@@ -69,7 +70,8 @@ def parse_mask_values(given: MaskValues | None) -> MaskRules:
     Args:
         given: a text ``[CLASS=]OBJECT [ignore=VALUES] [frame=upright|stored]``, several separated by ";" or
             in a list; or numbers; or {class: text or numbers}. OBJECT is one of the words of `MaskRule`, or
-            numbers and ranges ("1,2,5-9"), or colours ("#ff0000,#00ff00"). None says nothing.
+            numbers and ranges ("1,2,5-9"), or colours ("#ff0000,#00ff00"), or "auto" (recognised). None says
+            nothing.
 
     Raises:
         ValueError: it does not have this form.
@@ -109,7 +111,8 @@ def _parse_rule(text: str) -> MaskRule:
     settings = dict(_SETTINGS.findall(text))
     words = _SETTINGS.sub("", text).strip()
     word = words if words in WORDS else ""
-    objects = frozenset() if word or (settings and not words) else _values(words, text)
+    recognised = words == _AUTO or (settings and not words)
+    objects = frozenset() if word or recognised else _values(words, text)
     ignored = _values(settings["ignore"], text) if "ignore" in settings else frozenset()
     frame = settings.get("frame", "")
     if (frame or "frame" in settings) and frame not in FRAMES:

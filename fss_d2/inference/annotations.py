@@ -242,6 +242,8 @@ def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:
     """The image upright, with all its pixels read, and whether it says how it is stored."""
     try:
         has_orientation = image.getexif().get(_EXIF_ORIENTATION) in range(1, 9)
+        if image.format == "TIFF":  # mapped into memory by its name, Pillow misreads it if it is turned
+            image.filename = ""
         upright = ImageOps.exif_transpose(image)  # reads the pixels; Pillow opens files lazily
         upright.format = image.format
         return upright, has_orientation
