@@ -23,6 +23,7 @@ _OUTLINE = 8  # pixels from the outline up to which levels in between are its so
 _FAR = 0.05  # share of these levels that may lie farther away
 _COLOR_REACH = 48  # of a colour that the user names, per channel, in files with lossy compression
 _BLACK_AND_WHITE = "black and white with a soft outline, the object from half of white on"
+_HALF = "bright (from half on)"
 _FEW_COLORS = 16  # a cut-out shows a photograph, which has more
 
 
@@ -69,9 +70,14 @@ def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[
     two = len(present) == 2 and kind not in _JPEG and present[0] * scale < 128 <= present[1] * scale < _IGNORE
     if doubt and not two:
         if len(present) > _MOST_SHOWN:
-            raise ValueError(f"{several}, {doubt}: {_fix('nonzero, or bright (from half on)')}")
+            raise ValueError(f"{several}, {doubt}: {_fix(f'nonzero, or {_HALF}')}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
-        raise ValueError(f"{several}: {_fix(_example(objects, _IGNORE in present))}")
+        example = _example(objects, _IGNORE in present)
+        if len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
+            example = f"255 ignore={objects[0]}, or {example}"
+        elif any(128 <= value < _IGNORE for value in objects):
+            example = f"{example}, or {_HALF}"
+        raise ValueError(f"{several}: {_fix(example)}")
     meaning = f"{present[1]} is the object, {present[0]} background" if two else _BLACK_AND_WHITE
     return (levels >= 128).astype(np.uint8), meaning
 
@@ -93,7 +99,8 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
     Levels in between must lie near the outline, where blur, resizing and compression leave them, and fill no
-    area of their own, as numbers of classes and objects do. ``levels`` are (H, W) float32 from 0 to 255,
+    area of their own, as numbers of classes and objects do; where they are few, most must have a darker and a
+    brighter neighbour. ``levels`` are (H, W) float32 from 0 to 255,
     ``present`` those that occur.
     """
     between = present[(present > 0) & (present < _IGNORE)]
@@ -108,6 +115,11 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     inside = np.count_nonzero(middle)
     if 2 * _count_in_squares(levels, middle) > inside:
         return "which fill areas of their own"
+    if (
+        len(between) < _NOISY_LEVELS
+        and 2 * np.count_nonzero(middle & (low < levels) & (levels < high)) < inside
+    ):
+        return "which are no steps between black and white"
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
     width = 2 * max(_OUTLINE, max(levels.shape) // 100) + 1
@@ -168,7 +180,7 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     if len(colors) == 2 and colors[0] == (0, 0, 0):
         return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
     named = _shown(next(color for color in colors if color != (0, 0, 0)))
-    example = named if len(colors) <= _MOST_SHOWN else "bright (from half on), or colours as #ff0000"
+    example = named if len(colors) <= _MOST_SHOWN else f"{_HALF}, or colours as #ff0000"
     raise ValueError(f"{name} holds the colours {_listed(colors)}: {_fix(example)}")
 
 

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from fss_d2.data import register_coco_json, register_folder
-from fss_d2.data.images import open_image
+from fss_d2.data.images import is_image_name, open_image
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.masks import load_sample
 from fss_d2.evaluation.metrics import count_areas, iou
@@ -126,6 +126,10 @@ def _records(path: Path, image_root: Path, mask_values: MaskValues | None) -> Re
         files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
         if not files:
             raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
+        if mask := next((p for p in sorted(path.rglob("[!.]*_mask.*")) if is_image_name(p)), None):
+            raise ValueError(
+                f"{path} has LabelMe files and a mask ({mask.name}): keep one kind, or divide them"
+            )
         return _labelme_records([(file, read_json_object(file, _FORMS)) for file in files])
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")

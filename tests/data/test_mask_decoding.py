@@ -159,6 +159,8 @@ def test_a_transparent_palette_index_0_is_background() -> None:
 
 SAY = r": say which are the object with mask_values \(--mask-values\), such as "
 GRADIENT = np.tile(np.linspace(0, 255, 160).astype(np.uint8), (120, 1))
+THIN = np.zeros((6, 8), np.uint8)  # numbers in lines that are too thin to fill an area
+THIN[1, 2:4], THIN[3], THIN[5] = 1, 2, 255
 RED, BLUE = np.array([255, 0, 0], np.uint8), np.array([0, 0, 255], np.uint8)
 TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(np.uint8)
 
@@ -171,7 +173,16 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
         (np.where(OBJECTS == 3, 65535, OBJECTS.astype(np.uint16)), r"holds the values 0, 1, 2, 65535: say"),
         (np.where(VOID == 1, 15, VOID), rf"holds the values 0, 15, 255{SAY}15 ignore=255$"),
         (np.where(VOID == 0, 7, np.where(VOID == 1, 7, VOID)), rf"holds the values 7, 255{SAY}7 ignore=255$"),
-        (np.where(VOID == 255, 128, VOID * 255), rf"holds the values 0, 128, 255{SAY}128 ignore=255$"),
+        (
+            np.where(VOID == 255, 128, VOID * 255),
+            rf"holds the values 0, 128, 255{SAY}255 ignore=128, or 128 ignore=255$",
+        ),
+        (THIN, rf"holds the values 0, 1, 2, 255{SAY}1,2 ignore=255$"),
+        (np.where(THIN == 1, 15, THIN), r"holds the values 0, 2, 15, 255: say"),
+        (
+            np.where(OBJECTS == 2, 250, OBJECTS),
+            rf"values 0, 1, 3, 250{SAY}1,3,250, or bright \(from half on\)$",
+        ),
         (np.where(ONE, 7, 3).astype(np.uint8), rf"holds the values 3, 7{SAY}3,7$"),
         (np.full_like(ALL, 15), rf"holds the values 15{SAY}15$"),
         (
