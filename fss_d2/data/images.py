@@ -19,7 +19,8 @@ __all__ += ["to_rgb"]
 logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_MEANING = 256, 257, 258, 262
+_TAGS = "tiff_tags"  # in `info`, which copies of an image keep
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
     *(RuntimeError, IndexError, KeyError, TypeError, AttributeError, OverflowError),  # of broken headers
@@ -58,6 +59,7 @@ def decode_file(path: str | os.PathLike[str], what: str = "image") -> tuple[Imag
         with open(path, "rb") as file, Image.open(file) as image:
             orientation = _orientation(image)
             frames = _frames(image)
+            keep_tags(image)
             image.load()
             if orientation in _STORED and image.format == "TIFF" and _orientation(image) is None:
                 kept, image = image, image.transpose(_STORED[orientation])  # Pillow turns TIFF alone upright
@@ -67,6 +69,13 @@ def decode_file(path: str | os.PathLike[str], what: str = "image") -> tuple[Imag
     if frames > 1:
         _log_once(str(Path(path).parent), "of files with several pages or frames, the first is read")
     return image, orientation
+
+
+def keep_tags(image: Image.Image) -> None:
+    """Note in ``info`` what the tags of a TIFF file say about its pixels; copies of an image lose tags."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        image.info[_TAGS] = {number: tags.get(number) for number in (_TIFF_BITS, _TIFF_MEANING)}
 
 
 def _frames(image: Image.Image) -> int:
@@ -139,7 +148,10 @@ def to_rgb(image: Image.Image, name: str = "image") -> np.ndarray:
     if image.mode == "F":
         raise ValueError(f"{name} has floating-point pixels; save it with 8 bits per channel")
     if image.mode.startswith("I"):
-        grey = eight_bits(np.asarray(image), name, _stated_bits(image))
+        tags = image.info.get(_TAGS, {})
+        grey = eight_bits(np.asarray(image), name, _stated_bits(tags.get(_TIFF_BITS)))
+        if tags.get(_TIFF_MEANING) == 0:  # white is zero, which Pillow reads for up to 8 bits only
+            grey = 255 - grey
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -173,11 +185,9 @@ def eight_bits(values: np.ndarray, name: str, bits: int | None = None) -> np.nda
     return (values >> (depth - 8)).astype(np.uint8)
 
 
-def _stated_bits(image: Image.Image) -> int | None:
-    """The bits per channel that a TIFF file states, if they are fewer than those that it is stored with."""
-    tags = getattr(image, "tag_v2", None)
-    bits = tags.get(_TIFF_BITS) if tags is not None else None
-    bits = bits[0] if isinstance(bits, tuple) else bits
+def _stated_bits(tag: int | tuple[int, ...] | None) -> int | None:
+    """The bits per channel that a TIFF file states, if they are fewer than those that it is read as."""
+    bits = tag[0] if isinstance(tag, tuple) else tag
     return bits if bits in (10, 12, 14) else None
 
 

@@ -92,14 +92,15 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
         fault = f"unknown mask_encoding {encoding!r}; use class_map, binary, trimap or threshold"
         raise ValueError(f"{path}: {fault}")
     frame = Frame.of_file(record["file_name"])
+    rule = parse_mask_values(record.get("mask_values")).of()
     if encoding == "binary":
-        return read_mask_file(path, frame, parse_mask_values(record.get("mask_values")).of())
+        return read_mask_file(path, frame, rule)
     image, own = decode_file(path, "mask")
     values = _single_channel(image, path)
     odd = np.setdiff1d(np.unique(values), [0, 1, IGNORE])
     if odd.size:
         raise ValueError(f"mask file {path} has the value {odd[0]}; a trimap holds 0, 1 and 255 only")
-    return to_upright(values.astype(np.uint8), own, frame, f"mask file {path}")
+    return to_upright(values.astype(np.uint8), own, frame, f"mask file {path}", rule)
 
 
 def read_class_map(path: str | os.PathLike[str]) -> np.ndarray:

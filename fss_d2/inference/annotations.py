@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from fss_d2.data.images import eight_bits, read_image, to_rgb
+from fss_d2.data.images import eight_bits, keep_tags, read_image, to_rgb
 from fss_d2.data.mask_decoding import decode_mask
 from fss_d2.data.mask_files import Frame, read_mask_file, to_upright
 from fss_d2.data.mask_values import MaskRule
@@ -242,6 +242,7 @@ def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:
     """The image upright, with all its pixels read, and whether it says how it is stored."""
     try:
         has_orientation = image.getexif().get(_EXIF_ORIENTATION) in range(1, 9)
+        keep_tags(image)
         if image.format == "TIFF":  # mapped into memory by its name, Pillow misreads it if it is turned
             image.filename = ""
         upright = ImageOps.exif_transpose(image)  # reads the pixels; Pillow opens files lazily

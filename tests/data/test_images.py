@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from fss_d2.data.images import orient, read_image
+from fss_d2.inference.annotations import read_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -85,7 +86,18 @@ def test_the_depth_is_what_the_file_says(tmp_path: Path) -> None:
     content[offset : offset + 6] = bits
     (tmp_path / "stated.tif").write_bytes(content)
     assert _grey(read_image(tmp_path / "stated.tif")[0]) == [0, 10, 50]
+    with Image.open(tmp_path / "stated.tif") as opened:
+        assert _grey(read_picture(opened)[0]) == [0, 10, 50]
     assert _grey(read_image(tmp_path / "plain.tif")[0]) == [0, 40, 200]
+
+
+def test_white_is_zero_in_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = content.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    content[entry + 8] = 0
+    (tmp_path / "a.tif").write_bytes(content)
+    assert _grey(read_image(tmp_path / "a.tif")[0]) == [255, 254, 0]
 
 
 def test_the_log_names_the_depth_and_pictures_that_differ(

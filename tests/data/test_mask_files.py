@@ -91,8 +91,9 @@ def test_a_mask_without_orientation(
     file = save(tmp_path / "m.png", stored(mask, orientation) if frame == "stored" else mask, None)
     rule = parse_mask_values(f"frame={frame}").of()
     np.testing.assert_array_equal(read_support(picture, file, "cup", rule)[1], mask)
-    told = record_of(picture, file, "binary", mask_values=f"1 frame={frame}")
-    np.testing.assert_array_equal(load_sample(told, 0)[1], mask)
+    for encoding, values in (("binary", "1 frame="), ("trimap", "frame=")):
+        told = record_of(picture, file, encoding, mask_values=values + frame)
+        np.testing.assert_array_equal(load_sample(told, 0)[1], mask)
     readers = [
         lambda: read_support(picture, file, "cup")[1],
         lambda: read_support(picture, Image.open(file), "cup")[1],

@@ -66,11 +66,10 @@ def register_folder(
     division = ClassDivision(name, split, fold, num_folds, "interleaved", base_classes, novel_classes)
     if mask_encoding not in _MASK_ENCODINGS:
         raise ValueError(f"{name}: mask_encoding {mask_encoding!r} is not one of {_MASK_ENCODINGS}")
-    if mask_values is not None and mask_encoding != "binary":
-        raise ValueError(
-            f"{name}: mask_values does not go with mask_encoding {mask_encoding!r}; leave one out"
-        )
     rules = parse_mask_values(mask_values)
+    if mask_encoding != "binary" and any(rule.names_object for rule in rules.rules.values()):
+        fault = f"mask_values does not go with mask_encoding {mask_encoding!r}"
+        raise ValueError(f"{name}: {fault}; leave one out")
     class_names = _class_folders(name, Path(root), classes)
     rules.check_classes(class_names)
     metadata = division.metadata(class_names)
