@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def read_support_arguments(args: argparse.Namespace) -> Supports:
     """The supports on the command line."""
     from fss_d2.data.mask_values import parse_mask_values
-    from fss_d2.inference.annotations import Box, Boxes, read_support
+    from fss_d2.inference.annotations import Box, Boxes, read_support, support_pairs
     from fss_d2.label.supports import read_supports
 
     if folder := args.support_dir:
@@ -77,14 +77,10 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
         return {args.class_name: (args.support, [Boxes(boxes)])}
     if boxes:
         return {args.class_name: (args.support, boxes)}
-    if len(args.support) != len(args.support_mask):
-        raise ValueError(
-            f"{len(args.support)} --support and {len(args.support_mask)} --support-mask; pair them"
-        )
-    rule, pairs = parse_mask_values(args.mask_values).of(args.class_name), []
-    for number, pair in enumerate(zip(args.support, args.support_mask, strict=True), start=1):
-        pairs.append(read_support(*pair, f"{args.class_name}, support {number}", rule))
-    return {args.class_name: ([image for image, _ in pairs], [mask for _, mask in pairs])}
+    name, rule = args.class_name, parse_mask_values(args.mask_values).of(args.class_name)
+    given = enumerate(support_pairs(args.support, args.support_mask, name), start=1)
+    pairs = [read_support(*pair, f"{name}, support {number}", rule) for number, pair in given]
+    return {name: ([image for image, _ in pairs], [mask for _, mask in pairs])}
 
 
 def run(args: argparse.Namespace, device: str) -> None:

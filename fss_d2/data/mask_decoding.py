@@ -1,6 +1,7 @@
 """What the values of a mask image of one object mean: recognised, said by the user, or refused."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ _NOISE = 20  # grey levels that compression moves black and white by, next to an
 _FLAT_NOISE = 10  # the same in flat areas
 _NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
 _OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG
+_STEPS = 0.75  # share of few levels that must be steps from dark to bright
+_THIN = np.ones((5, 5))  # reaches from the edge to the middle of lines that are too thin for white
 _FAR = 0.05  # share of these levels that may lie farther away
 _COLOR_REACH = 48  # of a colour that the user names, per channel, in files with lossy compression
 _BLACK_AND_WHITE = "black and white with a soft outline, the object from half of white on"
@@ -98,10 +101,10 @@ def _by_exact_values(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarra
 def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -> str:
     """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
-    Levels in between must lie near the outline, where blur, resizing and compression leave them, and fill no
-    area of their own, as numbers of classes and objects do; where they are few, most must have a darker and a
-    brighter neighbour. ``levels`` are (H, W) float32 from 0 to 255,
-    ``present`` those that occur.
+    Levels in between must lie near the outline, where blur, resizing and compression leave them, or in lines
+    that are too thin for white. They fill no area of their own, as numbers of classes and objects do; where
+    they are few, they are several and most have a darker and a brighter neighbour. ``levels`` are (H, W)
+    float32 from 0 to 255, ``present`` those that occur.
     """
     between = present[(present > 0) & (present < _IGNORE)]
     noisy = lossy or (len(between) >= _NOISY_LEVELS and between[-1] >= _IGNORE - _NOISE)
@@ -115,16 +118,14 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     inside = np.count_nonzero(middle)
     if 2 * _count_in_squares(levels, middle) > inside:
         return "which fill areas of their own"
-    if (
-        len(between) < _NOISY_LEVELS
-        and 2 * np.count_nonzero(middle & (low < levels) & (levels < high)) < inside
-    ):
+    steps = np.count_nonzero(middle & (low < levels) & (levels < high))
+    if not noisy and (len(between) == 1 or (len(between) < _NOISY_LEVELS and steps < _STEPS * inside)):
         return "which are no steps between black and white"
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
     width = 2 * max(_OUTLINE, max(levels.shape) // 100) + 1
-    far = np.count_nonzero(middle & (cv2.dilate(edge, np.ones((width, width))) == 0))
-    if far > _FAR * inside or 2 * inside > levels.size:
+    near = cv2.dilate(edge, np.ones((width, width))) | cv2.dilate((levels <= reach).astype(np.uint8), _THIN)
+    if np.count_nonzero(middle & (near == 0)) > _FAR * inside or 2 * inside > levels.size:
         return "not only at the outline"
     return ""
 
@@ -147,11 +148,12 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     colors = _palette_colors(image)
     shown = {int(i): colors[i] for i in used}
     greys = all(red == green == blue for red, green, blue in shown.values())
-    black_and_white = set(shown.values()) == {(0, 0, 0), (255,) * 3} and len(used) == 2
-    if black_and_white or (greys and len(set(shown.values())) == len(used) > 2 and _IGNORE not in used):
-        return _by_levels(np.array([c[0] for c in colors], np.uint8)[indices], name)
     if greys and all(color[0] == index for index, color in shown.items()):
         return _by_levels(indices, name)
+    black_and_white = set(shown.values()) == {(0, 0, 0), (255,) * 3} and len(used) == 2
+    if black_and_white or (greys and len(set(shown.values())) == len(used) > 2 and _IGNORE not in used):
+        with suppress(ValueError):  # otherwise the message lists indices, which mask_values takes
+            return _by_levels(np.array([c[0] for c in colors], np.uint8)[indices], name)
     objects = [int(i) for i in used if i not in (0, _IGNORE)]
     several = f"{name} holds the palette indices {_listed(used)}"
     if len(objects) > 1 or (not objects and _IGNORE in used):
@@ -167,7 +169,7 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
 
 def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     """Three channels: grey in colour, or one colour on black."""
-    rgb = to_rgb(image)
+    rgb = _rgb(image)
     spread = rgb.max(axis=2) - rgb.min(axis=2)
     if not spread.any():
         return _by_levels(rgb[:, :, 0], name, image.format)
@@ -198,8 +200,7 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
         used = np.unique(np.asarray(image)[opaque])
         if 1 <= np.count_nonzero(used != _IGNORE) <= _FEW_COLORS:
             return _by_palette(_without_transparency(image), name)
-    rgb = np.asarray(_full(image).convert("RGB"))
-    colors = _colors(rgb[opaque][None])
+    colors = _colors(_rgb(image)[opaque][None])
     if 1 < len(colors) <= _FEW_COLORS:
         held = f"holds the colours {_listed(colors)} and transparent pixels"
         raise ValueError(f"{name} {held}: {_fix(f'opaque, or {_shown(colors[-1])}')}")
@@ -216,8 +217,8 @@ def _by_rule(image: Image.Image, name: str, rule: MaskRule) -> np.ndarray:
             raise ValueError(f"{name} has no alpha channel: mask_values opaque does not fit it")
         shown = alpha >= _OPAQUE
     elif rule.word in ("bright", "dark"):
-        values = np.asarray(to_rgb(image)).max(axis=2) if image.mode == "P" else _grey_values(image)
-        values = to_rgb(image).max(axis=2) if values is None else values
+        values = _grey_values(image)
+        values = _rgb(image).max(axis=2) if values is None else values
         shown = (_eight_bits(values, values.max()) >= 128) == (rule.word == "bright")
     else:
         shown = _matches(image, name, rule.objects)  # no objects: nonzero
@@ -235,7 +236,7 @@ def _matches(image: Image.Image, name: str, wanted: frozenset[int] | frozenset[C
     values = np.asarray(image) if image.mode == "P" else _grey_values(image)
     if not colored and values is not None:
         return np.isin(values, list(wanted)) if wanted else values != 0
-    rgb = np.asarray(_full(image).convert("RGB")) if image.mode == "P" else to_rgb(image)
+    rgb = _rgb(image)
     if not wanted:
         return rgb.any(axis=2)
     if not colored:
@@ -258,7 +259,7 @@ def _grey_values(image: Image.Image) -> np.ndarray | None:
         return np.asarray(image)
     if image.mode == "P":
         return None
-    rgb = to_rgb(image)
+    rgb = _rgb(image)
     return rgb[:, :, 0] if (rgb == rgb[:, :, :1]).all() else None
 
 
@@ -278,6 +279,11 @@ def _alpha(image: Image.Image) -> np.ndarray | None:
 def _full(image: Image.Image) -> Image.Image:
     """The image as RGBA."""
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8, also under transparent pixels."""
+    return to_rgb(image) if _alpha(image) is None else np.asarray(_full(image).convert("RGB"))
 
 
 def _without_transparency(image: Image.Image) -> Image.Image:
@@ -302,7 +308,7 @@ def _colors(rgb: np.ndarray) -> list[Color]:
 def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
     """Grey levels of any type as uint8: 16 bits, or a range of 0 to 1 of floats, are scaled."""
     if values.dtype.kind == "f" and top <= 1:
-        return (values * 255).round().astype(np.uint8)
+        return (np.nan_to_num(values) * 255).round().astype(np.uint8)
     return (values.astype(np.int64) >> 8 if top > _IGNORE else values).clip(0, 255).astype(np.uint8)
 
 
@@ -315,13 +321,13 @@ def _shown(value: float | Color) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _listed(values: Iterable[float] | Iterable[Color]) -> str:
-    """At most `_MOST_SHOWN` values: "0, 1, 2 and 9 more"."""
+def _listed(values: Sequence[Color] | np.ndarray) -> str:
+    """At most `_MOST_SHOWN` values, the last one always: "0, 1, 2, ... 255 (60 in total)"."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
-    texts = [_shown(value) for value in values]
-    if len(texts) > _MOST_SHOWN:
-        texts[_MOST_SHOWN - 1 :] = [f"... {texts[-1]} ({len(texts)} in total)"]
-    return ", ".join(texts)
+    if len(values) <= _MOST_SHOWN:
+        return ", ".join(map(_shown, values))
+    first = ", ".join(map(_shown, values[: _MOST_SHOWN - 1]))
+    return f"{first}, ... {_shown(values[-1])} ({len(values)} in total)"
 
 
 def _example(objects: list[int], void: bool) -> str:

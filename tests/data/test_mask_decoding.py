@@ -151,6 +151,16 @@ def test_a_soft_cut_out_is_cut_at_half() -> None:
     np.testing.assert_array_equal(decoded(np.dstack([photo, SOFT])), SOFT >= 128)
 
 
+def test_a_soft_outline_in_a_grey_palette() -> None:
+    """As GIF and reduced PNG store it: the grey of each index counts, in whatever order."""
+    levels, order = np.unique(SOFT), np.random.default_rng(0).permutation(len(np.unique(SOFT)))
+    assert 8 < len(levels) < 255
+    colors = np.zeros(len(levels), np.uint8)
+    colors[order] = levels
+    indices = order[np.searchsorted(levels, SOFT)].astype(np.uint8)
+    np.testing.assert_array_equal(decoded(palette(indices, colors.repeat(3).tolist())), SOFT >= 128)
+
+
 def test_a_transparent_palette_index_0_is_background() -> None:
     image = palette(VOID, VOC)
     image.info["transparency"] = 0
@@ -178,6 +188,10 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
             rf"holds the values 0, 128, 255{SAY}255 ignore=128, or 128 ignore=255$",
         ),
         (THIN, rf"holds the values 0, 1, 2, 255{SAY}1,2 ignore=255$"),
+        (
+            np.where(VOID == 255, 127, VOID * 255)[::5, ::5],
+            r"holds the values 0, 127, 255: say",
+        ),  # a thin ring
         (np.where(THIN == 1, 15, THIN), r"holds the values 0, 2, 15, 255: say"),
         (
             np.where(OBJECTS == 2, 250, OBJECTS),
@@ -194,6 +208,10 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
         (-ALL.astype(np.int32), "holds the values -1, 0: save it with 0 for background"),
         (np.full((4, 4), np.nan, np.float32), "holds the values nan: save it with 0"),
         (palette(OBJECTS, VOC), rf"holds the palette indices 0, 1, 2, 3{SAY}1,2,3$"),
+        (
+            palette(OBJECTS, [0, 0, 0, 85, 85, 85, 170, 170, 170, 255, 255, 255]),
+            rf"indices 0, 1, 2, 3{SAY}1,2,3$",
+        ),
         (palette(ALL * 255, VOC), rf"holds the palette indices 0, 255{SAY}255$"),
         (palette(np.where(VOID == 0, 3, VOID), VOC), rf"palette indices 1, 3, 255{SAY}1,3 ignore=255$"),
         (
