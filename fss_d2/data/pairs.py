@@ -93,21 +93,16 @@ def check_layout(folder: Path, classes: Sequence[str] | None = None) -> None:
         classes: the class folders to look at; None takes all.
     """
     chosen = [p for p in class_folders(folder) if classes is None or p.name in classes]
-    parts = [p for p in chosen if (p / "images").is_dir()]
     for path in [folder, *chosen] if classes is None else chosen:
         loose = next((p for p in sorted(path.glob("[!.]*")) if p.is_file() and is_image_name(p)), None)
         if loose is None:
             continue
-        if path in parts:
+        if path != folder and (path / "images").is_dir():
             fix = "move them into images, and their masks into masks"
             raise ValueError(f"{path} has pictures ({loose.name}) next to its folder images: {fix}")
-        where = (
-            f"{folder} has pictures ({loose.name}) next to class folders"
-            if path == folder
-            else (f"class folder {path} has pictures ({loose.name}) but no folder images")
-        )
-        example = f"{parts[0].name}/images and {parts[0].name}/masks"
-        raise ValueError(f"{where}, as {example}: use one layout for all classes, or move it away")
+        where = "next to class folders" if path == folder else "but no folder images"
+        fix = "arrange all classes as <class>/images and <class>/masks, or move them away"
+        raise ValueError(f"{path} has pictures ({loose.name}) {where}: {fix}")
 
 
 def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:

@@ -121,10 +121,10 @@ def test_lost_pictures_and_subfolders_are_named(
     [
         (
             ["key/b.jpg", "key/b_mask.png"],
-            r"class folder .*key has pictures \(b\.jpg\) but no folder images, as cup/",
+            r"key has pictures \(b\.jpg\) but no folder images: arrange all",
         ),
         (["cup/c.jpg"], r"cup has pictures \(c\.jpg\) next to its folder images: move them into images"),
-        (["c.jpg"], r" has pictures \(c\.jpg\) next to class folders, as cup/images and cup/masks: use one"),
+        (["c.jpg"], r" has pictures \(c\.jpg\) next to class folders: arrange all"),
     ],
 )
 def test_mixed_layouts(tmp_path: Path, files: list[str], message: str) -> None:

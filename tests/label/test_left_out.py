@@ -109,7 +109,7 @@ def test_mask_values_without_mask_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["key/b.jpg", "key/b_mask.png"], r"class folder .*key has pictures \(b\.jpg\) but no folder images"),
+        (["key/b.jpg", "key/b_mask.png"], r"key has pictures \(b\.jpg\) but no folder images: arrange all"),
         (["cup/c.jpg", "cup/c_mask.png"], r"cup has pictures \(c\.jpg\) next to its folder images"),
         (["d.jpg"], r"s has pictures \(d\.jpg\) next to class folders"),
     ],

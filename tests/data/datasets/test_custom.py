@@ -163,6 +163,9 @@ def test_pictures_outside_the_images_folders_are_named(folder: Path, name: str) 
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / name)
     with pytest.raises(ValueError, match=r"has pictures \(c\.jpg\)"):
         register_folder("animals", folder)
+    if name.startswith("elk"):
+        with pytest.raises(ValueError, match=r"elk has pictures \(c\.jpg\) but no folder images"):
+            register_folder("animals", folder, classes=["elk"])
     register_folder("animals", folder, classes=["ant", "bee"])
     assert len(get_records("animals")) == 4
 
