@@ -207,7 +207,10 @@ def _is_deep_color(path: str | os.PathLike[str], image: Image.Image) -> bool:
 
 def _deep_colors(path: str | os.PathLike[str], name: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB, as stored, of a colour file of 16 bits per channel; transparency becomes white."""
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        decoded = None
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError(f"{name} is almost black with 16 bits per channel; save it with 8 bits per channel")
     if decoded.ndim == 2:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .images import to_rgb
-from .mask_values import Color, MaskRule
+from .mask_values import Color, MaskRule, UnclearMask
 
 __all__ = ["decode_mask"]
 
@@ -20,7 +20,8 @@ _LOSSY = (*_JPEG, "WEBP", "AVIF", "JPEG2000")  # that may change numbers
 _NOISE = 20  # grey levels that compression moves black and white by, next to an outline
 _FLAT_NOISE = 10  # the same in flat areas
 _NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
-_OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG
+_OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG;
+# also the mean width of that edge, at most
 _STEPS = 0.75  # share of few levels that must be steps from dark to bright
 _THIN = np.ones((5, 5))  # reaches from the edge to the middle of lines that are too thin for white
 _FAR = 0.05  # share of these levels that may lie farther away
@@ -41,7 +42,8 @@ def decode_mask(image: Image.Image, name: str, rule: MaskRule | None = None) -> 
         The mask (H, W) uint8 in {0, 1, 255}, and what the file was taken for.
 
     Raises:
-        ValueError: it is none of these; names the file, the values and the rule to give.
+        UnclearMask: it is none of these; names the file, the values and the rule to give.
+        ValueError: its values cannot be those of a mask, or the rule does not fit them.
     """
     if rule is not None and rule.names_object:
         return _by_rule(image, name, rule), f"mask_values {rule.text}"
@@ -68,19 +70,19 @@ def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[
     if kind not in _JPEG and (exact := _by_exact_values(values, present)):
         return exact
     scale = 1 / 256 if present[-1] > _IGNORE else 255 if present.dtype.kind == "f" and present[-1] <= 1 else 1
-    levels = values.astype(np.float32) * np.float32(scale)
+    levels = values if values.dtype == np.uint8 else values.astype(np.float32) * np.float32(scale)
     doubt = _not_black_and_white(levels, present * scale, kind in _LOSSY)
     two = len(present) == 2 and kind not in _JPEG and present[0] * scale < 128 <= present[1] * scale < _IGNORE
     if doubt and not two:
         if len(present) > _MOST_SHOWN:
-            raise ValueError(f"{several}, {doubt}: {_fix(f'nonzero, or {_HALF}')}")
+            raise UnclearMask(f"{several}, {doubt}", f"nonzero, or {_HALF}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
         example = _example(objects, _IGNORE in present)
         if len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
             example = f"255 ignore={objects[0]}, or {example}"
         elif any(128 <= value < _IGNORE for value in objects):
             example = f"{example}, or {_HALF}"
-        raise ValueError(f"{several}: {_fix(example)}")
+        raise UnclearMask(several, example)
     meaning = f"{present[1]} is the object, {present[0]} background" if two else _BLACK_AND_WHITE
     return (levels >= 128).astype(np.uint8), meaning
 
@@ -102,9 +104,10 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
     Levels in between must lie near the outline, where blur, resizing and compression leave them, or in lines
-    that are too thin for white. They fill no area of their own, as numbers of classes and objects do; where
-    they are few, they are several and most have a darker and a brighter neighbour. ``levels`` are (H, W)
-    float32 from 0 to 255, ``present`` those that occur.
+    that are too thin for white, and be no wider than a blob of a heat map. They fill no area of their own, as
+    numbers of classes and objects do; where they are few, they are several and most have a darker and a
+    brighter neighbour. ``levels`` are (H, W)
+    uint8 or float32 from 0 to 255, ``present`` those that occur.
     """
     between = present[(present > 0) & (present < _IGNORE)]
     noisy = lossy or (len(between) >= _NOISY_LEVELS and between[-1] >= _IGNORE - _NOISE)
@@ -123,9 +126,12 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
         return "which are no steps between black and white"
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
-    width = 2 * max(_OUTLINE, max(levels.shape) // 100) + 1
-    near = cv2.dilate(edge, np.ones((width, width))) | cv2.dilate((levels <= reach).astype(np.uint8), _THIN)
-    if np.count_nonzero(middle & (near == 0)) > _FAR * inside or 2 * inside > levels.size:
+    soft = max(_OUTLINE, max(levels.shape) // 100)
+    wide = middle & (cv2.dilate((levels <= reach).astype(np.uint8), _THIN) == 0)
+    far = np.count_nonzero(wide & (cv2.dilate(edge, np.ones((2 * soft + 1,) * 2)) == 0))
+    white = np.count_nonzero(levels >= _IGNORE - reach)
+    too_wide = np.count_nonzero(wide) > min(soft * np.count_nonzero(edge & bright), 2 * white)
+    if too_wide or far > _FAR * inside or 2 * inside > levels.size:
         return "not only at the outline"
     return ""
 
@@ -158,10 +164,10 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     several = f"{name} holds the palette indices {_listed(used)}"
     if len(objects) > 1 or (not objects and _IGNORE in used):
         example = _example(objects, _IGNORE in used) if objects else "255"
-        raise ValueError(f"{several}: {_fix(example)}")
+        raise UnclearMask(several, example)
     extremes = {(0, 0, 0), (255,) * 3}
     if 0 in shown and shown[0] not in extremes and any(shown[i] in extremes for i in objects):
-        raise ValueError(f"{several}, where {_shown(shown[0])} is index 0: {_fix(f'0, or {objects[0]}')}")
+        raise UnclearMask(f"{several}, where {_shown(shown[0])} is index 0", f"0, or {objects[0]}")
     mask = np.where(indices == _IGNORE, _IGNORE, indices != 0).astype(np.uint8)
     void = ", 255 ignored" if _IGNORE in used else ""
     return mask, f"palette index {objects[0] if objects else 1} is the object{void}, 0 background"
@@ -174,16 +180,14 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     if not spread.any():
         return _by_levels(rgb[:, :, 0], name, image.format)
     grey = rgb.max(axis=2)
-    if spread.max() <= _NOISE:
-        levels = grey.astype(np.float32)
-        if not _not_black_and_white(levels, _present(grey).astype(np.float32), image.format in _LOSSY):
-            return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
+    if spread.max() <= _NOISE and not _not_black_and_white(grey, _present(grey), image.format in _LOSSY):
+        return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
     colors = _colors(rgb)
     if len(colors) == 2 and colors[0] == (0, 0, 0):
         return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
     named = _shown(next(color for color in colors if color != (0, 0, 0)))
     example = named if len(colors) <= _MOST_SHOWN else f"{_HALF}, or colours as #ff0000"
-    raise ValueError(f"{name} holds the colours {_listed(colors)}: {_fix(example)}")
+    raise UnclearMask(f"{name} holds the colours {_listed(colors)}", example)
 
 
 def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -193,9 +197,9 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
     opaque = alpha > 0 if two else alpha >= _OPAQUE
     if not alpha.any():
         raise ValueError(f"{name} is transparent everywhere: save it without transparency")
-    if not two and (doubt := _not_black_and_white(alpha.astype(np.float32), present * 1.0, lossy=False)):
+    if not two and (doubt := _not_black_and_white(alpha, present, lossy=False)):
         several = f"{name} has the alpha values {_listed(present)}"
-        raise ValueError(f"{several}, {doubt}: {_fix('opaque (from half on)')}")
+        raise UnclearMask(f"{several}, {doubt}", "opaque (from half on)")
     if image.mode == "P" and set(np.asarray(image)[~opaque].tolist()) == {0}:
         used = np.unique(np.asarray(image)[opaque])
         if 1 <= np.count_nonzero(used != _IGNORE) <= _FEW_COLORS:
@@ -203,7 +207,7 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
     colors = _colors(_rgb(image)[opaque][None])
     if 1 < len(colors) <= _FEW_COLORS:
         held = f"holds the colours {_listed(colors)} and transparent pixels"
-        raise ValueError(f"{name} {held}: {_fix(f'opaque, or {_shown(colors[-1])}')}")
+        raise UnclearMask(f"{name} {held}", f"opaque, or {_shown(colors[-1])}")
     return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
 
 
@@ -333,7 +337,3 @@ def _listed(values: Sequence[Color] | np.ndarray) -> str:
 def _example(objects: list[int], void: bool) -> str:
     listed = ",".join(_shown(value) for value in objects)
     return f"{listed} ignore=255" if void else listed
-
-
-def _fix(example: str) -> str:
-    return f"say which are the object with mask_values (--mask-values), such as {example}"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Color", "MaskRule", "MaskRules", "MaskValues", "parse_mask_values"]
+__all__ = ["Color", "MaskRule", "MaskRules", "MaskValues", "UnclearMask", "parse_mask_values"]
 
 Color = tuple[int, int, int]  # RGB, 0 to 255
 # What users give: see `parse_mask_values`.
@@ -19,6 +19,15 @@ _SETTINGS = re.compile(r"(?:^|\s)(ignore|frame)=(\S*)")
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _COLOR = re.compile(r"#([0-9a-fA-F]{6})")
 _MOST_VALUES = 65536
+
+
+class UnclearMask(ValueError):
+    """A mask file whose meaning is not certain: what was ``found``, and a rule that would say it."""
+
+    def __init__(self, found: str, example: str) -> None:
+        fix = f"say which are the object with mask_values (--mask-values), such as {example}"
+        super().__init__(f"{found}: {fix}")
+        self.found = found
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ SAY = r": say which are the object with mask_values \(--mask-values\), such as "
 GRADIENT = np.tile(np.linspace(0, 255, 160).astype(np.uint8), (120, 1))
 THIN = np.zeros((6, 8), np.uint8)  # numbers in lines that are too thin to fill an area
 THIN[1, 2:4], THIN[3], THIN[5] = 1, 2, 255
+HEAT = (255 * np.exp(-((np.indices((30, 40)) - 15) ** 2).sum(axis=0) / 72)).round().astype(np.uint8)
 RED, BLUE = np.array([255, 0, 0], np.uint8), np.array([0, 0, 255], np.uint8)
 TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(np.uint8)
 
@@ -203,6 +204,7 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
             GRADIENT,
             r"holds the values 0, 1, 3, 4, 6, 8, 9, \.\.\. 255 \(160 in total\), not only at the outline",
         ),
+        (HEAT, "not only at the outline: say .* bright"),
         (GRADIENT // 2, "none of them white: say .* bright"),
         ((GRADIENT / 255).astype(np.float32), r"160 in total"),
         (-ALL.astype(np.int32), "holds the values -1, 0: save it with 0 for background"),
