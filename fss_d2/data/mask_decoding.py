@@ -75,14 +75,14 @@ def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[
     two = len(present) == 2 and kind not in _JPEG and present[0] * scale < 128 <= present[1] * scale < _IGNORE
     if doubt and not two:
         if len(present) > _MOST_SHOWN:
-            raise UnclearMask(f"{several}, {doubt}", f"nonzero, or {_HALF}")
+            raise UnclearMask.of_values(f"{several}, {doubt}", f"nonzero, or {_HALF}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
         example = _example(objects, _IGNORE in present)
         if len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
             example = f"255 ignore={objects[0]}, or {example}"
         elif any(128 <= value < _IGNORE for value in objects):
             example = f"{example}, or {_HALF}"
-        raise UnclearMask(several, example)
+        raise UnclearMask.of_values(several, example)
     meaning = f"{present[1]} is the object, {present[0]} background" if two else _BLACK_AND_WHITE
     return (levels >= 128).astype(np.uint8), meaning
 
@@ -164,10 +164,10 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     several = f"{name} holds the palette indices {_listed(used)}"
     if len(objects) > 1 or (not objects and _IGNORE in used):
         example = _example(objects, _IGNORE in used) if objects else "255"
-        raise UnclearMask(several, example)
+        raise UnclearMask.of_values(several, example)
     extremes = {(0, 0, 0), (255,) * 3}
     if 0 in shown and shown[0] not in extremes and any(shown[i] in extremes for i in objects):
-        raise UnclearMask(f"{several}, where {_shown(shown[0])} is index 0", f"0, or {objects[0]}")
+        raise UnclearMask.of_values(f"{several}, where {_shown(shown[0])} is index 0", f"0, or {objects[0]}")
     mask = np.where(indices == _IGNORE, _IGNORE, indices != 0).astype(np.uint8)
     void = ", 255 ignored" if _IGNORE in used else ""
     return mask, f"palette index {objects[0] if objects else 1} is the object{void}, 0 background"
@@ -187,7 +187,7 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
         return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
     named = _shown(next(color for color in colors if color != (0, 0, 0)))
     example = named if len(colors) <= _MOST_SHOWN else f"{_HALF}, or colours as #ff0000"
-    raise UnclearMask(f"{name} holds the colours {_listed(colors)}", example)
+    raise UnclearMask.of_values(f"{name} holds the colours {_listed(colors)}", example)
 
 
 def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -199,7 +199,7 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
         raise ValueError(f"{name} is transparent everywhere: save it without transparency")
     if not two and (doubt := _not_black_and_white(alpha, present, lossy=False)):
         several = f"{name} has the alpha values {_listed(present)}"
-        raise UnclearMask(f"{several}, {doubt}", "opaque (from half on)")
+        raise UnclearMask.of_values(f"{several}, {doubt}", "opaque (from half on)")
     if image.mode == "P" and set(np.asarray(image)[~opaque].tolist()) == {0}:
         used = np.unique(np.asarray(image)[opaque])
         if 1 <= np.count_nonzero(used != _IGNORE) <= _FEW_COLORS:
@@ -207,7 +207,7 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
     colors = _colors(_rgb(image)[opaque][None])
     if 1 < len(colors) <= _FEW_COLORS:
         held = f"holds the colours {_listed(colors)} and transparent pixels"
-        raise UnclearMask(f"{name} {held}", f"opaque, or {_shown(colors[-1])}")
+        raise UnclearMask.of_values(f"{name} {held}", f"opaque, or {_shown(colors[-1])}")
     return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
 
 

@@ -13,7 +13,7 @@ from fss_d2.files import printable
 
 from .images import decode_file, image_header, orient
 from .mask_decoding import decode_mask
-from .mask_values import MaskRule
+from .mask_values import MaskRule, UnclearMask
 
 __all__ = ["Frame", "read_mask_file", "to_upright"]
 
@@ -70,7 +70,8 @@ def to_upright(
     the same mask.
 
     Raises:
-        ValueError: neither frame has its size, or both have.
+        UnclearMask: both frames have its size.
+        ValueError: neither has.
     """
     told = rule.frame if rule else ""
     turned = orient(mask, frame.orientation)
@@ -83,10 +84,11 @@ def to_upright(
     elif told == "stored" or turned.shape != frame.shape or np.array_equal(turned, mask):
         upright = turned if turned.shape == frame.shape else mask
     else:
-        raise ValueError(
+        raise UnclearMask(
             f"{name} does not say whether it is upright, and its image {frame.name} is stored turned (EXIF "
-            f"orientation {frame.orientation}): give mask_values (--mask-values) frame=upright or "
-            "frame=stored"
+            f"orientation {frame.orientation})",
+            "give mask_values (--mask-values) frame=upright or frame=stored",
+            "save both upright, without orientation",
         )
     if upright.shape != frame.shape:
         raise ValueError(

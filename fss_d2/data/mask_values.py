@@ -22,12 +22,21 @@ _MOST_VALUES = 65536
 
 
 class UnclearMask(ValueError):
-    """A mask file whose meaning is not certain: what was ``found``, and a rule that would say it."""
+    """A mask file whose meaning is not certain.
 
-    def __init__(self, found: str, example: str) -> None:
-        fix = f"say which are the object with mask_values (--mask-values), such as {example}"
-        super().__init__(f"{found}: {fix}")
-        self.found = found
+    Attributes:
+        in_files: the message for programs that do not take `mask_values`: how to save the files instead.
+    """
+
+    def __init__(self, found: str, rule: str, files: str = "save the mask in black and white") -> None:
+        super().__init__(f"{found}: {rule}")
+        self.in_files = f"{found}: {files}"
+
+    @classmethod
+    def of_values(cls, found: str, example: str) -> "UnclearMask":
+        """The error of values that were found, with an example of a rule that would do."""
+        rule = "say which are the object with mask_values (--mask-values), such as"
+        return cls(found, f"{rule} {example}")
 
 
 @dataclass(frozen=True)
