@@ -277,7 +277,7 @@ class TestSupportList:
         numbers = disc_mask(40, 40) * np.uint8(1)
         numbers[:5] = 2
         with pytest.raises(
-            ValueError, match="m.png holds the values 0, 1, 2: save the mask in black and white$"
+            ValueError, match=r"m\.png holds the values 0, 1, 2: save the mask in black and white$"
         ):
             supports.read_mask(save(tmp_path / "m.png", numbers))
 
