@@ -23,7 +23,8 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_MEANING = 256, 257, 258, 262
 _TAGS = "tiff_tags"  # in `info`, which copies of an image keep
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
-    *(RuntimeError, IndexError, KeyError, TypeError, AttributeError, OverflowError),  # of broken headers
+    # of broken headers
+    *(RuntimeError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError),
 )
 # How an image is turned back to what is stored, after Pillow has turned it upright.
 _STORED = {
@@ -113,7 +114,8 @@ def _unreadable(path: str | os.PathLike[str], what: str, error: Exception) -> Ex
     """The error of a file that Pillow cannot open or decode."""
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{what} file {path} does not exist; restore it or fix its path")
-    reason = "it is a folder" if Path(path).is_dir() else " ".join(str(error).split())[:200]
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = "it is a folder" if Path(path).is_dir() else said
     return ValueError(f"{what} file {path} cannot be read ({reason}); replace it")
 
 
