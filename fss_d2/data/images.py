@@ -62,9 +62,9 @@ def decode_file(path: str | os.PathLike[str], what: str = "image") -> tuple[Imag
             frames = _frames(image)
             keep_tags(image)
             image.load()
-            if orientation in _STORED and image.format == "TIFF" and _orientation(image) is None:
-                kept, image = image, image.transpose(_STORED[orientation])  # Pillow turns TIFF alone upright
-                image.format = kept.format
+            if orientation in _STORED and image.format == "TIFF":  # the one format that `load` turns upright
+                image = image.transpose(_STORED[orientation])
+                image.format = "TIFF"
     except _DECODE_ERRORS as error:
         raise _unreadable(path, what, error) from error
     if frames > 1:
