@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 from fss_d2.files import printable
@@ -10,8 +11,8 @@ from fss_d2.files import printable
 from .images import is_image_name
 from .picture_files import listed, pictures_in
 
-__all__ = ["check_layout", "class_folders", "find_pairs", "find_pairs_in_parts", "listed_files"]
-__all__ += ["say_left_out"]
+__all__ = ["check_layout", "class_folders", "find_marked_masks", "find_pairs", "listed_files"]
+__all__ += ["find_pairs_in_parts", "say_left_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,21 @@ def find_pairs(folder: Path) -> list[Pair]:
         ValueError: a picture without mask, a mask without picture, or two files that one could belong to.
     """
     files, left_out = pictures_in(folder)
-    marked = _by_name(p for p in files if p.stem.endswith(_MARK))
-    masks = {stem.removesuffix(_MARK): paths for stem, paths in marked.items()}
-    plain = _by_name(p for p in files if not p.stem.endswith(_MARK))
-    _check_orphans(masks, plain, left_out, folder)
+    stems = {path.stem for path in files}
+    is_mask = {p: p.stem.endswith(_MARK) and p.stem.removesuffix(_MARK) in stems for p in files}
+    marked = _by_name(path for path in files if is_mask[path])
+    plain = _by_name(path for path in files if not is_mask[path])
+    for stem in marked.keys() - {f"{stem}{_MARK}" for stem in plain}:  # of a mask
+        raise _orphan(marked[stem][0], stem.removesuffix(_MARK), left_out, folder)
     pairs = []
     for stem, pictures in plain.items():
-        own = masks.get(stem, [])
+        own = marked.get(f"{stem}{_MARK}", [])
         pngs = [p for p in pictures if p.suffix.lower() == ".png"]
         if not own and len(pictures) == 2 and len(pngs) == 1:
             own, pictures = pngs, [p for p in pictures if p not in pngs]
         if not own and len(pictures) == 1:
+            if stem.endswith(_MARK):
+                raise _orphan(pictures[0], stem.removesuffix(_MARK), left_out, folder)
             fix = f"add {stem}{_MARK}.png next to it, or remove the image"
             raise ValueError(f"image {pictures[0]} has no mask: {fix}")
         if len(pictures) > 1:
@@ -74,10 +79,19 @@ def find_pairs_in_parts(folder: Path) -> list[Pair]:
         if len(masks_by_name[stem]) > 1:
             names = _names(masks_by_name[stem])
             raise ValueError(f"{folder / 'masks'}: image {paths[0].name} has the masks {names}; remove one")
-    _check_orphans(masks_by_name, by_name, left_out, folder / "images")
+    for stem in sorted(masks_by_name.keys() - by_name.keys()):
+        raise _orphan(masks_by_name[stem][0], stem, left_out, folder / "images")
     say_left_out(folder / "images", left_out)
     say_left_out(folder / "masks", odd)
     return [(paths[0], masks_by_name[stem][0]) for stem, paths in sorted(by_name.items())]
+
+
+def find_marked_masks(folder: Path) -> list[Path]:
+    """The files ``<name>_mask.*`` next to a picture ``<name>.*``, in a folder and its subfolders."""
+    marked = [p for p in sorted(folder.rglob(f"[!.]*{_MARK}.*")) if is_image_name(p)]
+    return [
+        p for p in marked if any(map(is_image_name, p.parent.glob(f"{escape(p.stem.removesuffix(_MARK))}.*")))
+    ]
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -112,17 +126,11 @@ def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
     return dict(grouped)
 
 
-def _check_orphans(
-    masks: Mapping[str, Sequence[Path]],
-    pictures: Mapping[str, Sequence[Path]],
-    left_out: Mapping[Path, str],
-    folder: Path,
-) -> None:
-    """Raise ValueError for the first mask without picture."""
-    for stem in sorted(masks.keys() - pictures.keys()):
-        lost = [path for path in left_out if path.stem == stem]
-        why = f" that can be read, {listed_files({p: left_out[p] for p in lost})}" if lost else ""
-        raise ValueError(f"mask {masks[stem][0]} has no image in {folder}{why}: add it or remove the mask")
+def _orphan(mask: Path, stem: str, left_out: Mapping[Path, str], folder: Path) -> ValueError:
+    """The error of a mask without the picture ``stem`` in ``folder``."""
+    lost = {path: reason for path, reason in left_out.items() if path.stem == stem}
+    why = f" that can be read, {listed_files(lost)}" if lost else ""
+    return ValueError(f"mask {mask} has no image in {folder}{why}: add it or remove the mask")
 
 
 def say_left_out(folder: Path, left_out: Mapping[Path, str], *, has_classes: bool = False) -> None:

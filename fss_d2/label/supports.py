@@ -18,9 +18,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from fss_d2.data import register_coco_json, register_folder
-from fss_d2.data.images import is_image_name, open_image
+from fss_d2.data.images import open_image
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.masks import load_sample
+from fss_d2.data.pairs import find_marked_masks
 from fss_d2.evaluation.metrics import count_areas, iou
 from fss_d2.files import read_json_object
 from fss_d2.inference.annotations import find_supports, read_support
@@ -126,10 +127,10 @@ def _records(path: Path, image_root: Path, mask_values: MaskValues | None) -> Re
         files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
         if not files:
             raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
-        if mask := next((p for p in sorted(path.rglob("[!.]*_mask.*")) if is_image_name(p)), None):
-            raise ValueError(
-                f"{path} has LabelMe files and a mask ({mask.name}): keep one kind, or divide them"
-            )
+        named = {file.with_suffix("") for file in files}
+        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
+            fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
+            raise ValueError(f"{fault}: keep one kind, or divide them")
         return _labelme_records([(file, read_json_object(file, _FORMS)) for file in files])
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")

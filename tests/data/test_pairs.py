@@ -22,6 +22,8 @@ def touch(folder: Path, *names: str) -> None:
         (["a.JPG", "a_mask.JPG", "b.png", "b_mask.bmp"], [("a.JPG", "a_mask.JPG"), ("b.png", "b_mask.bmp")]),
         (["a.jpg", "A.jpg", "a.png", "A.png"], [("A.jpg", "A.png"), ("a.jpg", "a.png")]),
         (["a.b.jpg", "a.b_mask.png", ".a.jpg", "notes.txt"], [("a.b.jpg", "a.b_mask.png")]),
+        (["man_mask.jpg", "man_mask.png"], [("man_mask.jpg", "man_mask.png")]),  # a man with a mask
+        (["man_mask.png", "man_mask_mask.png"], [("man_mask.png", "man_mask_mask.png")]),
         ([], []),
     ],
 )
@@ -49,6 +51,7 @@ def test_masks_next_to_pictures(tmp_path: Path, files: list[str], pairs: list[tu
             r"image a\.jpg has the masks a_mask\.bmp and a_mask\.png; remove",
         ),
         (["a.jpg", "a_mask.png", "b_mask.png"], r"^mask .*b_mask\.png has no image in .*: add it or remove"),
+        (["a.jpg", "a_mask.png", "a_mask_mask.png"], r"^mask .*a_mask_mask\.png has no image in"),
         (["a.jpg"], r"^image .*a\.jpg has no mask: add a_mask\.png next to it, or remove the image$"),
         (
             ["a.jpg", "a_mask.png", "b.HEIC", "b_mask.png"],

@@ -133,6 +133,8 @@ def test_masks_next_to_labelme_files_are_not_dropped(tmp_path: Path) -> None:
     content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 40, "imageWidth": 50}
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert list(read_supports(tmp_path)) == ["cup"]
+    save(tmp_path / "man_mask.jpg", picture({}))  # a picture of a mask
+    assert list(read_supports(tmp_path)) == ["cup"]
     save(tmp_path / "b_mask.png", disc((40, 50), (12, 12), 6).astype(np.uint8))
     with pytest.raises(ValueError, match=r"has LabelMe files and a mask \(b_mask\.png\): keep one kind"):
         read_supports(tmp_path)
