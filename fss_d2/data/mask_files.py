@@ -73,15 +73,15 @@ def to_upright(
         UnclearMask: both frames have its size.
         ValueError: neither has.
     """
-    told = rule.frame if rule else ""
+    said = rule.frame if rule else ""
     turned = orient(mask, frame.orientation)
     if own not in (None, 1):
         upright = orient(mask, own)
     elif mask.shape != frame.shape:
         upright = turned
-    elif own == 1 or told == "upright" or frame.orientation == 1:
+    elif own == 1 or said == "upright" or frame.orientation == 1:
         upright = mask
-    elif told == "stored" or turned.shape != frame.shape or np.array_equal(turned, mask):
+    elif said == "stored" or turned.shape != frame.shape or np.array_equal(turned, mask):
         upright = turned if turned.shape == frame.shape else mask
     else:
         raise UnclearMask(

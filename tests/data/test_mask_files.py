@@ -92,8 +92,8 @@ def test_a_mask_without_orientation(
     rule = parse_mask_values(f"frame={frame}").of()
     np.testing.assert_array_equal(read_support(picture, file, "cup", rule)[1], mask)
     for encoding, values in (("binary", "1 frame="), ("trimap", "frame=")):
-        told = record_of(picture, file, encoding, mask_values=values + frame)
-        np.testing.assert_array_equal(load_sample(told, 0)[1], mask)
+        said = record_of(picture, file, encoding, mask_values=values + frame)
+        np.testing.assert_array_equal(load_sample(said, 0)[1], mask)
     readers = [
         lambda: read_support(picture, file, "cup")[1],
         lambda: read_support(picture, Image.open(file), "cup")[1],
