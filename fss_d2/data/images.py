@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["is_image_name", "open_image", "orient", "read_image", "to_rgb"]
+__all__ = ["image_header", "is_image_name", "open_image", "orient", "read_image", "to_rgb"]
 
 _EXIF_ORIENTATION = 0x0112
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -33,6 +33,21 @@ def open_image(path: str | os.PathLike[str], what: str = "image") -> tuple[Image
         reason = "it is a folder" if Path(path).is_dir() else " ".join(str(error).split())
         raise ValueError(f"{what} file {path} cannot be read ({reason}); replace it") from error
     return image, orientation
+
+
+def image_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
+    """Read an image's (height, width) as stored and its EXIF orientation, without its pixels.
+
+    Errors as `open_image`.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1], _orientation(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image file {path} does not exist; restore it or fix its path") from None
+    except _DECODE_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"image file {path} cannot be read ({reason}); replace it") from error
 
 
 def _orientation(image: Image.Image) -> int:
