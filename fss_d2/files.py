@@ -108,18 +108,20 @@ def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None
     write_atomic(path, (json_text(content, indent=indent) + "\n").encode())
 
 
-def parse_json(content: bytes | str, name: object, fix: str = "") -> Any:
+def parse_json(content: bytes | str, name: object, fix: str = "", *, any_number: bool = False) -> Any:
     """What JSON text holds. UTF-8, UTF-16 and UTF-32 are recognised, with or without a byte order mark.
 
     Raises:
         ValueError: it is not JSON. That includes NaN, Infinity and numbers too large for a float, integers of
             more than 64 bits, a key that stands twice in one object, and brackets nested too deeply. The
-            message begins with ``name`` and ends with ``fix``, what the user can do about it.
+            message begins with ``name`` and ends with ``fix``, what the user can do about it. ``any_number``
+        lets NaN, infinity and large numbers pass, for callers that check each number and can name its place.
     """
+    numbers = {"parse_constant": _refused_constant, "parse_float": _finite, "parse_int": _integer}
     try:
         if not content.strip():
             raise ValueError("it is empty")
-        hooks = {"parse_constant": _refused_constant, "parse_float": _finite, "parse_int": _integer}
+        hooks = {} if any_number else numbers
         return json.loads(_decoded(content), object_pairs_hook=_unique, **hooks)
     except RecursionError:
         reason = "its brackets are nested too deeply"
@@ -128,14 +130,14 @@ def parse_json(content: bytes | str, name: object, fix: str = "") -> Any:
     raise ValueError(f"{shortened(name)} is not valid JSON ({reason})" + (f"; {fix}" if fix else ""))
 
 
-def read_json(path: str | os.PathLike[str], fix: str = "") -> Any:
+def read_json(path: str | os.PathLike[str], fix: str = "", *, any_number: bool = False) -> Any:
     """What a JSON file holds; raises as `parse_json`, and OSError."""
-    return parse_json(Path(path).read_bytes(), path, fix)
+    return parse_json(Path(path).read_bytes(), path, fix, any_number=any_number)
 
 
-def read_json_object(path: str | os.PathLike[str], fix: str) -> dict[str, Any]:
+def read_json_object(path: str | os.PathLike[str], fix: str, *, any_number: bool = False) -> dict[str, Any]:
     """Read a JSON file that holds an object; ValueError if it holds anything else. See `parse_json`."""
-    content = read_json(path, fix)
+    content = read_json(path, fix, any_number=any_number)
     if not isinstance(content, dict):
         kind = _JSON_TYPES.get(type(content), "number")
         raise ValueError(f"{shortened(path)} holds a JSON {kind}, not an object; {fix}")

@@ -19,6 +19,7 @@ __all__ = [
     "disc",
     "draw_outlines",
     "has_outline",
+    "is_empty",
     "overhang",
     "whole_frame",
 ]
@@ -87,6 +88,15 @@ def overhang(outline: Outline, frame: Frame) -> float:
     xs = [x for polygon in outline for x in polygon[0::2]]
     ys = [y for polygon in outline for y in polygon[1::2]]
     return max(0.0, -min(xs), -min(ys), max(xs) - frame[1], max(ys) - frame[0])
+
+
+def is_empty(outline: Outline) -> bool:
+    """Whether a checked outline has no area: each polygon's corners on a line, or no run of the object."""
+    if isinstance(outline, Mapping):
+        counts = outline["counts"]
+        runs = _unpacked(counts) if isinstance(counts, str | bytes) else _listed(counts)
+        return not runs[1::2].any()
+    return all(_is_flat(polygon) for polygon in outline)
 
 
 def box_outline(box: Any, frame: Frame) -> Outline:
@@ -231,6 +241,13 @@ def _bounds(polygon: Sequence[Any], frame: Frame) -> tuple[float, float, float, 
     if count * max(x1 - x0, y1 - y0) > 2 * longest and _length(polygon) > longest:
         raise ValueError(f"its outline is longer than {longest} pixels, too long for {_size(frame)}")
     return x0, y0, x1, y1
+
+
+def _is_flat(polygon: Sequence[float]) -> bool:
+    corners = np.asarray(polygon, np.float64).reshape(-1, 2)
+    steps = corners - corners[0]
+    x, y = steps[np.abs(steps).sum(axis=1).argmax()]  # the farthest corner
+    return bool((np.abs(steps[:, 0] * y - steps[:, 1] * x) < 1e-6).all())
 
 
 def _length(polygon: Sequence[float]) -> float:

@@ -125,7 +125,9 @@ def test_coco_without_images_that_show_novel_classes(coco: Register) -> None:
 
 def test_coco_held_out_images_are_never_trained_on(tmp_path: Path, coco: Register) -> None:
     data = content()
-    data["images"] = [{**data["images"][0], "id": i, "file_name": "1.jpg"} for i in range(400)]
+    data["images"] = [{**data["images"][0], "id": i, "file_name": f"{i}.jpg"} for i in range(400)]
+    for i in range(400):
+        (tmp_path / f"{i}.jpg").touch()
     data["annotations"] = [
         annotation(i, category, square(0, 0, 4)) for i in range(400) for category in (5, 90)
     ]
