@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     start_log()
     logging.getLogger("fss_d2.label").setLevel(logging.WARNING)
-    data = read_supports(args.data)
+    data = read_supports(args.data, image_option="")
     columns: dict[str, Scores] = {}
     for config in args.config_file:
         file = DEFAULT_CONFIG if config == "DEFAULT" else config

@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     start_log()
     formats = tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
     job = Job(Path(args.images), Path(args.output), formats, args.review_below, args.min_area, args.check)
-    supports = read_supports(args.support, args.support_images)
+    supports = read_supports(args.support, args.support_images, image_option="--support-images")
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
     seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
@@ -88,7 +88,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     add("--support", required=True, metavar="PATH", help=_SUPPORT)
-    images = "images of a COCO JSON; default: the folder of the JSON"
+    images = "pictures of JSON files; default: near each file, also in a folder images"
     add("--support-images", metavar="FOLDER", help=images)
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")

@@ -62,7 +62,8 @@ class CocoFile:
             elif any(searched) or any(mark in name for mark in _ODD):
                 path = finder.find(name) or path
             same[image["id"]] = images.setdefault(path, {**image, "file_name": str(path), "listed_as": name})
-        finder.log()
+        if remark := finder.remark():
+            logger.info("%s", printable(remark))
         self._log_joined([(image, same[image["id"]]) for image in self.images])
         rows = [{**row, "image_id": same[row["image_id"]]["id"]} for row in self.annotations]
         return CocoFile(self.path, list(images.values()), self.categories, rows)

@@ -90,6 +90,8 @@ def read_coco_records(settings: CocoSettings) -> tuple[list[dict[str, Any]], dic
     if not records:
         why = f"; {reader.why_none()}" if reader.why_none() else ""
         fault = f"{name}: no image of {path} shows a class of split {settings.division.split!r}{why}"
+        if settings.is_strict:
+            fault = f"{path} annotates no object{why}"
         raise ValueError(fault)
     if not Path(records[0]["file_name"]).is_file():
         fault = f"{name}: image {records[0]['file_name']} does not exist; correct {settings.root_option}"

@@ -145,7 +145,9 @@ class ObjectReader:
                 f"the outlines of {name} do not fit the size in the file, but the {which} picture; taken so"
             )
         if self.is_strict and reading.faults:
-            raise ValueError(f"{self.path}: {reading.faults[0][1]}; correct or delete it")
+            reason = reading.faults[0][1]
+            fix = "" if ";" in reason else "; correct or delete it"
+            raise ValueError(f"{self.path}: {name}, {reason}{fix}")
         if remark:
             self.notes.setdefault("frame", []).append(remark)
         return frame, reading
@@ -187,7 +189,7 @@ class ObjectReader:
 
 
 _NOTES = {
-    "box": "{count} objects have a box and no outline, the first annotation {first}; the pixels in such boxes "
+    "box": "{count} objects have a box and no outline, the first annotation {first}; their boxes "
     "are ignored (255)",
     "crowd": "{count} outlines have iscrowd 1, the first annotation {first}; their pixels are ignored (255)",
     "pairs": "{count} outlines are not written as [[x, y, x, y, ...]], the first annotation {first}; their "

@@ -1,17 +1,13 @@
 """The pictures that an annotation file names: found as other programs and machines write their paths."""
 
-import logging
 import os
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fss_d2.data.images import image_header
-from fss_d2.files import printable
 
 __all__ = ["PictureFinder", "framed_as"]
-
-logger = logging.getLogger(__name__)
 
 _SUBSET = re.compile(r"(?:instances|person_keypoints)_(\w+)")  # names of COCO's and CVAT's files
 
@@ -32,23 +28,22 @@ class PictureFinder:
     def __init__(self, file: Path, root: Path | None, option: str) -> None:
         self.file, self.option, self.root = file, option, root
         self.bases = [root, root / "images"] if root else _near(file)
-        self._taken: dict[Path, str] = {}  # names that were not taken as they stand, by what was found
+        self._names: dict[Path, str] = {}  # of the pictures that were not found under their name
         self._by_name: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | None:
         """The picture of a name, or None; ValueError if several could be meant."""
-        for base in self.bases[:1]:
-            if os.path.isfile(base / name):
-                return base / name
+        plain = self.bases[0] / name.replace("\\", "/")
+        for path in (self.bases[0] / name, plain):
+            if os.path.isfile(path):
+                return path
         tails = _tails(name)
         found = next((b / tail for tail in tails for b in self.bases if os.path.isfile(b / tail)), None)
         if found is None and tails:
             found = self._anywhere(tails[-1])
-        if found is not None and self._taken.setdefault(found, name) != name:
-            raise ValueError(
-                f"{self.file}: pictures {self._taken[found]!r} and {name!r} would both be {found}; "
-                f"{self._fix()}"
-            )
+        if found is not None and self._names.setdefault(found, name) != name:
+            names = f"pictures {self._names[found]!r} and {name!r}"
+            raise ValueError(f"{self.file}: {names} would both be {found}; {self._fix()}")
         return found
 
     def require(self, name: str) -> Path:
@@ -60,13 +55,13 @@ class PictureFinder:
             )
         return path
 
-    def log(self) -> None:
-        """Say which pictures were found under another path than the file gives."""
-        if self._taken:
-            path, name = next(iter(self._taken.items()))
-            what = f"{len(self._taken)} picture{'s' * (len(self._taken) > 1)}"
-            text = f"{self.file}: took {what} from another place than it names, the first {name!r} as {path}"
-            logger.info("%s", printable(text))
+    def remark(self) -> str:
+        """Which pictures were found under another path than the file gives; "" if none."""
+        if not self._names:
+            return ""
+        path, name = next(iter(self._names.items()))
+        count = f"{len(self._names)} pictures" if len(self._names) > 1 else "a picture"
+        return f"{self.file}: found {count} in another place than it gives: {name!r} as {path}"
 
     def _fix(self) -> str:
         if self.root is not None:
