@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fss_d2.data.datasets.picture_files import PictureFinder, framed_as
+from fss_d2.data.datasets.listed_pictures import PictureFinder, framed_as
 from fss_d2.data.images import read_image
 from fss_d2.data.masks import IGNORE, upright_mask
 from fss_d2.data.outlines import checked_frame, checked_outline, disc, draw_outlines, is_empty, overhang

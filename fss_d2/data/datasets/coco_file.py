@@ -11,7 +11,7 @@ from typing import Any
 from fss_d2.data.outlines import checked_frame
 from fss_d2.files import printable, read_json, shortened
 
-from .picture_files import PictureFinder
+from .listed_pictures import PictureFinder
 
 __all__ = ["CocoFile", "Row", "read_coco_file"]
 

@@ -12,7 +12,7 @@ from fss_d2.data.masks import load_mask
 
 from .coco_file import CocoFile, read_coco_file
 from .coco_objects import ObjectReader, Objects
-from .picture_files import PictureFinder
+from .listed_pictures import PictureFinder
 from .splits import ClassDivision, ids_of
 
 __all__ = ["CocoSettings", "load_coco_json", "read_coco_records"]

@@ -18,7 +18,7 @@ from fss_d2.data.outlines import (
 from fss_d2.files import printable, shortened
 
 from .coco_file import Row
-from .picture_files import framed_as
+from .listed_pictures import framed_as
 
 __all__ = ["ObjectReader", "Objects"]
 
