@@ -142,6 +142,8 @@ def _region(shape: Content, frame: Frame) -> tuple[np.ndarray, float]:
     """The pixels (H, W) bool of a shape, and by how many pixels it reaches out of the frame."""
     kind = shape.get("shape_type") or "polygon"
     points = _corners(shape["points"])
+    if not isinstance(kind, str):
+        raise ValueError(f"the shape_type is {shortened(kind)}; give its name")
     if kind == "mask" and len(points) == 2:
         return _pasted(shape["mask"], points, frame)
     if kind == "circle" and len(points) == 2:
