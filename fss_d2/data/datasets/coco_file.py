@@ -81,9 +81,8 @@ class CocoFile:
         if joined:
             image, first = joined[0]
             what = f"{self.path}: {len(joined)} pictures are listed again under another id, the first "
-            what += (
-                f"{image['file_name']} under {first['id']} and {image['id']}; their annotations are joined"
-            )
+            what += f"{shortened(image['file_name'])} under {first['id']} and {image['id']}; "
+            what += "their annotations are joined"
             logger.info("%s", printable(what))
 
 

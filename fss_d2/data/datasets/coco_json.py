@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data.masks import load_mask
+from fss_d2.files import shortened
 
 from .coco_file import CocoFile, read_coco_file
 from .coco_objects import ObjectReader, Objects
@@ -94,7 +95,8 @@ def read_coco_records(settings: CocoSettings) -> tuple[list[dict[str, Any]], dic
             fault = f"{path} annotates no object{why}"
         raise ValueError(fault)
     if not Path(records[0]["file_name"]).is_file():
-        fault = f"{name}: image {records[0]['file_name']} does not exist; correct {settings.root_option}"
+        file = shortened(records[0]["file_name"])
+        fault = f"{name}: image {file} does not exist; correct {settings.root_option}"
         raise FileNotFoundError(fault)
     return records, metadata | {"left_out": reader.left_out}
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fss_d2.data.images import image_header
+from fss_d2.files import shortened
 
 __all__ = ["PictureFinder", "framed_as"]
 
+_MOST_FOLDERS = 40  # of a path that are compared
 _SUBSET = re.compile(r"(?:instances|person_keypoints)_(\w+)")  # names of COCO's and CVAT's files
 
 
@@ -42,7 +44,7 @@ class PictureFinder:
         if found is None and tails:
             found = self._anywhere(tails[-1])
         if found is not None and self._names.setdefault(found, name) != name:
-            names = f"pictures {self._names[found]!r} and {name!r}"
+            names = f"pictures {shortened(self._names[found])!r} and {shortened(name)!r}"
             raise ValueError(f"{self.file}: {names} would both be {found}; {self._fix()}")
         return found
 
@@ -51,7 +53,7 @@ class PictureFinder:
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(
-                f"{self.file}: image {self.bases[0] / name} does not exist; {self._fix()}"
+                f"{self.file}: image {shortened(self.bases[0] / name)} does not exist; {self._fix()}"
             )
         return path
 
@@ -61,7 +63,7 @@ class PictureFinder:
             return ""
         path, name = next(iter(self._names.items()))
         count = f"{len(self._names)} pictures" if len(self._names) > 1 else "a picture"
-        return f"{self.file}: found {count} in another place than it gives: {name!r} as {path}"
+        return f"{self.file}: found {count} in another place than it gives: {shortened(name)!r} as {path}"
 
     def _fix(self) -> str:
         if self.root is not None:
@@ -79,7 +81,9 @@ class PictureFinder:
                         self._by_name.setdefault(path.name, []).append(path)
         found = self._by_name.get(name, [])
         if len(found) > 1:
-            raise ValueError(f"{self.file}: image {name!r} could be {found[0]} or {found[1]}; {self._fix()}")
+            raise ValueError(
+                f"{self.file}: image {shortened(name)!r} could be {found[0]} or {found[1]}; {self._fix()}"
+            )
         return found[0] if found and found[0].is_file() else None
 
 
@@ -130,6 +134,7 @@ def _tails(name: str) -> list[str]:
         if not variant.startswith(("/", "\\")) and ".." in pieces:
             tails.append("/".join(pieces))
         pieces = pieces[max((i + 1 for i, p in enumerate(pieces) if p == ".."), default=0) :]
+        pieces = pieces[-_MOST_FOLDERS:]
         tails += ["/".join(pieces[start:]) for start in range(len(pieces))]
     return list(dict.fromkeys(tails))
 
