@@ -85,9 +85,11 @@ def overhang(outline: Outline, frame: Frame) -> float:
     """Pixels by which a checked outline reaches out of a frame; 0 for run lengths and if it does not."""
     if isinstance(outline, Mapping):
         return 0.0
-    xs = [x for polygon in outline for x in polygon[0::2]]
-    ys = [y for polygon in outline for y in polygon[1::2]]
-    return max(0.0, -min(xs), -min(ys), max(xs) - frame[1], max(ys) - frame[0])
+    reach = 0.0
+    for polygon in outline:
+        xs, ys = polygon[0::2], polygon[1::2]
+        reach = max(reach, -min(xs), -min(ys), max(xs) - frame[1], max(ys) - frame[0])
+    return reach
 
 
 def is_empty(outline: Outline) -> bool:
@@ -218,7 +220,7 @@ def _bounds(polygon: Sequence[Any], frame: Frame) -> tuple[float, float, float, 
         )
     if count < 6:
         box = "; give a box as 'bbox', without an outline" if count == 4 else ""
-        raise ValueError(f"its outline has {count // 2} corners; give at least 3{box}")
+        raise ValueError(f"its outline has fewer than 3 corners ({count // 2}){box or '; draw it again'}")
     try:
         is_finite = math.isfinite(sum(polygon))
     except OverflowError:  # a whole number that no float can hold

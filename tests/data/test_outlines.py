@@ -62,9 +62,9 @@ def test_what_is_in_the_form_of_coco_is_not_copied() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ([[20, 10, 20, 20]], r"has 2 corners; give at least 3; give a box as 'bbox'"),
-        ([[20, 10], [40, 10]], r"has 2 corners; give at least 3"),
-        ([SQUARE, [1, 2]], "has 1 corners"),
+        ([[20, 10, 20, 20]], r"has fewer than 3 corners \(2\); give a box as 'bbox'"),
+        ([[20, 10], [40, 10]], r"has fewer than 3 corners \(2\)"),
+        ([SQUARE, [1, 2]], r"has fewer than 3 corners \(1\); draw it again"),
         ([[20, 10, 40, 10, 40, 30, 20]], "has 7 numbers, an odd number"),
         ([[20, 10, 0, 40, 10, 0, 40, 30, 0]], "leave out the third value of each corner"),
         ([[20, 10, 2, 40, 10, 2, 40, 30, 2, 20, 30, 2]], "each third number of its outline is 0, 1 or 2"),

@@ -149,10 +149,11 @@ def test_boxes_without_outline_are_open(
     expected[10:30, 20:40], expected[10:25, 45:60] = 1, 255
     np.testing.assert_array_equal(support.mask, expected)
     assert caplog.messages == [
-        f"{path}: 1 objects have a box and no outline, the first annotation 2; their boxes are ignored (255)"
+        f"{path}: objects with a box and no outline: 1, the first annotation 2; the pixels in their boxes "
+        "are ignored (255)"
     ]
     write(path, [entry()], [box])
-    with pytest.raises(ValueError, match=r"class 'cup' has 1 boxes and no outline; export outlines"):
+    with pytest.raises(ValueError, match=r"class 'cup' has boxes \(1\) and no outline; export outlines"):
         read_supports(path)
 
 
@@ -174,7 +175,7 @@ def test_crowds_only(tmp_path: Path) -> None:
     for crowd in (1, True, "1"):
         path = write(tmp_path / "c.json", [entry()], [annotation(iscrowd=crowd)])
         with pytest.raises(
-            ValueError, match=r"class 'cup': all 1 outlines have iscrowd 1, .*set iscrowd to 0"
+            ValueError, match=r"class 'cup': each outline \(1\) has iscrowd 1, .*set iscrowd to 0"
         ):
             read_supports(path)
     write(path, [entry()], [annotation(iscrowd=None)])
@@ -224,7 +225,10 @@ def test_ids_as_texts_and_numbers(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([annotation([[1, 2, 3, 4]], id=9)], r"c\.json: a\.jpg, annotation 9: its outline has 2 corners"),
+        (
+            [annotation([[1, 2, 3, 4]], id=9)],
+            r"c\.json: a\.jpg, annotation 9: its outline has fewer than 3 corners",
+        ),
         (
             [annotation([[70, 50, 80, 50, 80, 60]])],
             r"a\.jpg, annotation 1: .* lies outside .*; correct or delete",
@@ -324,5 +328,6 @@ def test_outlines_across_the_border_are_cut_and_said(
     with caplog.at_level(logging.INFO):
         assert pixels(read_supports(path)) == {"cup": [14 * 8]}
     assert caplog.messages == [
-        f"{path}: 1 outlines reach out of their pictures, the first annotation 1; they are cut at the border"
+        f"{path}: outlines that reach out of their picture: 1, the first annotation 1; they are cut at the "
+        "border"
     ]

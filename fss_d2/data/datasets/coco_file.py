@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 Id = int | str
 
+_ID_TYPES = (int, str)
 _ODD = "\\%?:"  # characters of names that another system or program wrote
 
 _NEEDED = {
@@ -65,7 +66,10 @@ class CocoFile:
         if remark := finder.remark():
             logger.info("%s", printable(remark))
         self._log_joined([(image, same[image["id"]]) for image in self.images])
-        rows = [{**row, "image_id": same[row["image_id"]]["id"]} for row in self.annotations]
+        rows = [
+            row if (joined := same[row["image_id"]]["id"]) == row["image_id"] else {**row, "image_id": joined}
+            for row in self.annotations
+        ]
         return CocoFile(self.path, list(images.values()), self.categories, rows)
 
     def _paths(self, root: Path) -> list[Path]:
@@ -80,7 +84,7 @@ class CocoFile:
                 raise ValueError(f"{self.path}: {ids} with different sizes; keep the one that is right")
         if joined:
             image, first = joined[0]
-            what = f"{self.path}: {len(joined)} pictures are listed again under another id, the first "
+            what = f"{self.path}: pictures listed again under another id: {len(joined)}, the first "
             what += f"{shortened(image['file_name'])} under {first['id']} and {image['id']}; "
             what += "their annotations are joined"
             logger.info("%s", printable(what))
@@ -135,10 +139,13 @@ def _linked(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     texts = {key: {str(i): i for i in ids} for key, ids in (("image", images), ("category", categories))}
     mixed, linked = 0, []
     for number, row in enumerate(content["annotations"]):
-        label = f"number {number}" if row.get("id") is None else shortened(row["id"])
+        given = row.get("id")
+        label = f"number {number}" if given is None else given if type(given) is int else shortened(given)
         row = {**row, "label": label}
         for what, ids, part in (("image", images, "images"), ("category", categories, "categories")):
             given = row[f"{what}_id"]
+            if type(given) in _ID_TYPES and given in ids:
+                continue
             if isinstance(given, int | str) and given not in ids and str(given) in texts[what]:
                 row[f"{what}_id"] = texts[what][str(given)]
                 mixed += 1

@@ -46,7 +46,7 @@ class _Reading:
 
     annotations: list[dict[str, Any]]
     faults: list[tuple[int, str]]  # class, reason
-    notes: list[tuple[str, int, str]]  # kind of `ObjectReader.notes`, class, label of the annotation
+    notes: list[tuple[str, int, int | str]]  # kind of `ObjectReader.notes`, class, label of the annotation
     reach: float = 0.0  # pixels by which outlines reach out of the frame
 
     @property
@@ -67,7 +67,7 @@ class ObjectReader:
     def __init__(self, path: Path, class_of: Mapping[int | str, int | None], is_strict: bool) -> None:
         self.path, self.class_of, self.is_strict = path, class_of, is_strict
         self.left_out: list[dict[str, str]] = []
-        self.notes: dict[str, list[str]] = {}  # by kind: labels of the annotations, or sentences
+        self.notes: dict[str, list[int | str]] = {}  # by kind: labels of the annotations, or sentences
         self.counts: dict[str, Counter[int]] = {kind: Counter() for kind in ("shown", "box", "crowd")}
 
     def read(self, image: Row, rows: Sequence[Row]) -> Objects:
@@ -99,8 +99,9 @@ class ObjectReader:
             logger.info("%s", printable(f"{self.path}: {sentence}" + f" ({count} pictures)" * (count > 1)))
         if self.left_out:
             first = self.left_out[0]
-            what = f"{len(self.left_out)} pictures are not used for a class, the first {first['image']}"
-            logger.warning("%s", printable(f"{self.path}: {what}: {first['reason']}"))
+            what = f"pictures not used for one of their classes: {len(self.left_out)}, the first "
+            what += f"{first['image']}: {first['reason']}"
+            logger.warning("%s", printable(f"{self.path}: {what}"))
 
     def check_classes(self, names: Mapping[int, str]) -> None:
         """Raise ValueError for a class (by id) that has boxes and no outline, or, if strict, crowds only."""
@@ -110,10 +111,10 @@ class ObjectReader:
             where = f"{self.path}: class {shortened(name)!r}"
             if count := self.counts["box"][class_id]:
                 fix = "" if self.is_strict else ", or choose other classes"
-                raise ValueError(f"{where} has {count} boxes and no outline; {_SHAPELESS}{fix}")
+                raise ValueError(f"{where} has boxes ({count}) and no outline; {_SHAPELESS}{fix}")
             if self.is_strict and (count := self.counts["crowd"][class_id]):
                 raise ValueError(
-                    f"{where}: all {count} outlines have iscrowd 1, which marks a crowd to ignore (CVAT "
+                    f"{where}: each outline ({count}) has iscrowd 1, which marks a crowd to ignore (CVAT "
                     "writes it for brush masks); set iscrowd to 0 if they are single objects"
                 )
 
@@ -122,7 +123,7 @@ class ObjectReader:
         if self.left_out:
             return f"{self.left_out[0]['image']}: {self.left_out[0]['reason']}"
         crowds = sum(self.counts["crowd"].values())
-        return f"all {crowds} outlines are crowd regions (iscrowd 1)" if crowds else ""
+        return f"each outline ({crowds}) is a crowd region (iscrowd 1)" if crowds else ""
 
     def _compared(
         self, image: Row, rows: Sequence[Row], frame: Frame, reading: _Reading
@@ -189,17 +190,19 @@ class ObjectReader:
 
 
 _NOTES = {
-    "box": "{count} objects have a box and no outline, the first annotation {first}; their boxes "
-    "are ignored (255)",
-    "crowd": "{count} outlines have iscrowd 1, the first annotation {first}; their pixels are ignored (255)",
-    "pairs": "{count} outlines are not written as [[x, y, x, y, ...]], the first annotation {first}; their "
+    "box": "objects with a box and no outline: {count}, the first annotation {first}; the pixels in their "
+    "boxes are ignored (255)",
+    "crowd": "outlines with iscrowd 1: {count}, the first annotation {first}; their pixels are ignored (255)",
+    "pairs": "outlines not written as [[x, y, x, y, ...]]: {count}, the first annotation {first}; their "
     "numbers are taken for the corners of polygons",
-    "cut": "{count} outlines reach out of their pictures, the first annotation {first}; they are cut at the "
-    "border",
+    "cut": "outlines that reach out of their picture: {count}, the first annotation {first}; they are cut at "
+    "the border",
 }
 _STRICT_NOTES = ("crowd",)  # COCO's own files have thousands of crowds
 
 
-def _annotation(class_id: int, outline: Any, iscrowd: int, label: str = "") -> dict[str, Any]:
+def _annotation(class_id: int, outline: Any, iscrowd: int, label: int | str = "") -> dict[str, Any]:
     annotation = {"category_id": class_id, "segmentation": outline, "iscrowd": iscrowd}
-    return annotation | {"id": label} if label else annotation
+    if label != "":
+        annotation["id"] = label
+    return annotation

@@ -189,7 +189,7 @@ def test_coco_refuses_arguments(coco: Register, arguments: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        ([[1, 1, 5, 1]], "annotation 0: its outline has 2 corners"),
+        ([[1, 1, 5, 1]], "annotation 0: its outline has fewer than 3 corners"),
         ([[1, 1, 1e12, 1, 5, 5]], "annotation 0: its outline has the value 1000000000000.0, far outside"),
         ({"size": [HEIGHT, WIDTH], "counts": [7]}, "annotation 0: its run lengths add up to 7 pixels"),
         (None, "annotation 0: it has neither an outline nor a box"),
@@ -211,7 +211,7 @@ def test_coco_objects_that_cannot_be_read_are_not_background(
     left_out = MetadataCatalog.get("mine").left_out
     assert [picture["image"] for picture in left_out] == [str(tmp_path / "1.jpg"), str(tmp_path / "3.jpg")]
     assert left_out[0]["reason"].startswith(reason)
-    assert "my.json: 2 pictures are not used for a class, the first " in caplog.text
+    assert "my.json: pictures not used for one of their classes: 2, the first " in caplog.text
 
 
 def test_coco_boxes_without_outline_are_open(coco: Register) -> None:
@@ -223,7 +223,7 @@ def test_coco_boxes_without_outline_are_open(coco: Register) -> None:
     assert (mask == 255).sum() == 12 and (mask[5:8, 10:14] == 255).all() and not (mask == 1).any()
     data["annotations"] = [row for row in data["annotations"] if row["id"] not in (0, 1)]
     coco("only", data | {"info": {}}, classes=["p", "q"])
-    with pytest.raises(ValueError, match=r"my\.json: class 'p' has 1 boxes .* or choose other classes"):
+    with pytest.raises(ValueError, match=r"my\.json: class 'p' has boxes \(1\) .* or choose other classes"):
         get_records("only")
 
 
