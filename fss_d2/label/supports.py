@@ -13,7 +13,6 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
-from tqdm import tqdm
 
 from fss_d2.data import register_folder
 from fss_d2.data.datasets.coco_json import CocoSettings, read_coco_records
@@ -21,9 +20,10 @@ from fss_d2.data.datasets.splits import ClassDivision
 from fss_d2.data.images import read_image
 from fss_d2.data.masks import check_shows, load_mask, load_sample, upright_mask
 from fss_d2.evaluation.metrics import count_areas, iou
-from fss_d2.files import printable, read_json_object, shortened
+from fss_d2.files import expand_user, printable, read_json_object, shortened
 from fss_d2.inference.annotations import find_supports, read_support
 from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.progress import progress
 
 from .labelme import read_labelme
 
@@ -80,7 +80,7 @@ def read_supports(
         FileNotFoundError: there is no such path, or a picture or mask is missing.
         ValueError: it has none of these forms, is broken, or annotates nothing; or an object cannot be read.
     """
-    path, root = Path(path), Path(image_root) if image_root else None
+    path, root = Path(expand_user(path)), Path(expand_user(image_root)) if image_root else None
     if path.is_dir():
         supports = _of_folder(path, root, class_name, image_option)
     elif path.is_file():
@@ -257,11 +257,11 @@ def check_supports(
     for name, out in groups[comm.get_rank() :: comm.get_world_size()]:
         mine.setdefault(name, []).append(out)
     scores = {}
-    with tqdm(total=sum(map(len, mine.values())), desc="Leave one out", disable=None) as bar:
+    with progress("Check", sum(map(len, mine.values()))) as advance:
         for name, left_out in mine.items():
             for out, ious in _scores(predictor, supports[name], left_out):
                 scores[name, out] = ious
-                bar.update()
+                advance()
     gathered: list[dict[tuple[str, Group], list[float]]] = comm.gather(scores)
     if not comm.is_main_process():
         return []
