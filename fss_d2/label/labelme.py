@@ -60,7 +60,12 @@ def read_labelme(
         FileNotFoundError, ValueError: no picture, or a shape that cannot be drawn; names file and shape.
     """
     notes: Notes = {}
-    pictures = [_picture(path, content, PictureFinder(path, root, option), notes) for path, content in files]
+    checked = [(path, content, _checked_shapes(path, content)) for path, content in files]
+    pictures = [
+        _picture(path, content, PictureFinder(path, root, option), notes)
+        for path, content, shapes in checked
+        if any(shape["label"] not in (_IGNORE, _BACKGROUND) for shape in shapes)
+    ]
     for first, *others in notes.values():
         more = f" ({len(others)} more like this)" if others else ""
         logger.info("%s", printable(first + more))
@@ -68,8 +73,7 @@ def read_labelme(
 
 
 def _picture(path: Path, content: Content, finder: PictureFinder, notes: Notes) -> LabelmePicture:
-    shapes = _checked_shapes(path, content)
-    picture = finder.require(content["imagePath"])
+    shapes, picture = content["shapes"], finder.require(content["imagePath"])
     image, orientation = read_image(picture)
     height, width = content.get("imageHeight"), content.get("imageWidth")
     upright = image.shape[:2]

@@ -85,7 +85,12 @@ def read_supports(
         supports = _of_folder(path, root, class_name, image_option)
     elif path.is_file():
         content = read_json_object(path, _FORMS, any_number=True)
-        supports = _of_files([(path, content)], root, image_option)
+        if not _is_coco(content) and "shapes" not in content:
+            raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
+        if _is_coco(content):
+            supports = _of_coco(path, root, image_option)
+        else:
+            supports = _of_labelme([(path, content)], root, image_option)
     else:
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")
     found = {name: of_class for name, of_class in supports.items() if of_class}
@@ -112,22 +117,16 @@ def _of_folder(path: Path, root: Path | None, class_name: str, image_option: str
     if len(coco) > 1:
         raise ValueError(f"{path} holds {len(coco)} COCO files, {coco[0]} and {coco[1]} among them; give one")
     if not coco:
-        return _of_files(contents, root, image_option)
+        return _of_labelme(contents, root, image_option)
     if labelme := [file for file, content in contents if "shapes" in content]:
         raise ValueError(f"{path} holds {coco[0]} in COCO's format and {labelme[0]} in LabelMe's; give one")
     logger.info("%s holds the COCO file %s; it is read", printable(path), printable(coco[0]))
     return _of_coco(coco[0], root, image_option)
 
 
-def _of_files(
+def _of_labelme(
     files: Sequence[tuple[Path, Mapping[str, Any]]], root: Path | None, image_option: str
 ) -> dict[str, list[Support]]:
-    """Supports of one COCO file, or of LabelMe files."""
-    for path, content in files:
-        if "shapes" not in content and not _is_coco(content):
-            raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
-        if _is_coco(content):
-            return _of_coco(path, root, image_option)
     pictures = read_labelme(files, root, image_option)
     names = _picture_names([picture.picture for picture in pictures])
     supports: dict[str, list[Support]] = {}
