@@ -18,7 +18,9 @@ from fss_d2.data import register_folder
 from fss_d2.data.datasets.coco_json import CocoSettings, read_coco_records
 from fss_d2.data.datasets.splits import ClassDivision
 from fss_d2.data.images import read_image
+from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.masks import check_shows, load_mask, load_sample, upright_mask
+from fss_d2.data.pairs import find_marked_masks
 from fss_d2.evaluation.metrics import count_areas, iou
 from fss_d2.files import expand_user, printable, read_json_object, shortened
 from fss_d2.inference.annotations import find_supports, read_support
@@ -59,6 +61,7 @@ def read_supports(
     image_root: str | Path | None = None,
     *,
     class_name: str = "",
+    mask_values: MaskValues | None = None,
     image_option: str = "image_root",
 ) -> dict[str, list[Support]]:
     """Read annotated pictures; a picture that shows several classes is a support of each.
@@ -71,6 +74,8 @@ def read_supports(
             a LabelMe JSON file, or a folder of them (subfolders too); each names its picture.
         image_root: what file names in a JSON are relative to; None searches near the JSON file.
         class_name: of images next to their masks without class folders; "" takes the folder's name.
+        mask_values: what the values of mask files mean, for all classes or by class
+            (`fss_d2.data.mask_values`); None recognises it.
         image_option: what the calling program calls `image_root`, for messages; "" if it has no such option.
 
     Returns:
@@ -82,8 +87,9 @@ def read_supports(
     """
     path, root = Path(expand_user(path)), Path(expand_user(image_root)) if image_root else None
     if path.is_dir():
-        supports = _of_folder(path, root, class_name, image_option)
+        supports = _of_folder(path, root, class_name, mask_values, image_option)
     elif path.is_file():
+        _check_no_masks(path, mask_values)
         content = read_json_object(path, _FORMS, any_number=True)
         if not _is_coco(content) and "shapes" not in content:
             raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
@@ -100,16 +106,24 @@ def read_supports(
     return found
 
 
-def _of_folder(path: Path, root: Path | None, class_name: str, image_option: str) -> dict[str, list[Support]]:
+def _check_no_masks(path: Path, mask_values: MaskValues | None) -> None:
+    if mask_values is not None:
+        raise ValueError(f"mask_values says how mask files are read, and {path} has none; leave it out")
+
+
+def _of_folder(
+    path: Path, root: Path | None, class_name: str, mask_values: MaskValues | None, image_option: str
+) -> dict[str, list[Support]]:
     class_folders = [folder.parent for folder in path.glob("[!.]*/images")]
     files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
     if (path / "images").is_dir() and (path / "masks").is_dir():
         folder = path.resolve()
-        return _registered(path, folder.parent, classes=[folder.name])
+        return _registered(path, folder.parent, classes=[folder.name], mask_values=mask_values)
     if any((folder / "masks").is_dir() for folder in class_folders) or (class_folders and not files):
-        return _registered(path, path)
+        return _registered(path, path, mask_values=mask_values)
     if not files and not any(path.glob("**/images")):
-        return _side_by_side(path, class_name or path.resolve().name)
+        return _side_by_side(path, class_name or path.resolve().name, parse_mask_values(mask_values))
+    _check_no_masks(path, mask_values)
     if not files:
         raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
     contents = [(file, read_json_object(file, _FORMS, any_number=True)) for file in files]
@@ -117,6 +131,10 @@ def _of_folder(path: Path, root: Path | None, class_name: str, image_option: str
     if len(coco) > 1:
         raise ValueError(f"{path} holds {len(coco)} COCO files, {coco[0]} and {coco[1]} among them; give one")
     if not coco:
+        named = {file.with_suffix("") for file in files}
+        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
+            fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
+            raise ValueError(f"{fault}: keep one kind, or divide them")
         return _of_labelme(contents, root, image_option)
     if labelme := [file for file, content in contents if "shapes" in content]:
         raise ValueError(f"{path} holds {coco[0]} in COCO's format and {labelme[0]} in LabelMe's; give one")
@@ -177,13 +195,15 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             raise ValueError(f"{path}: the classes {pair} differ in case or spaces only; give them one name")
 
 
-def _side_by_side(folder: Path, class_name: str) -> dict[str, list[Support]]:
-    supports = {}
-    for name, pairs in find_supports(folder, class_name).items():
-        supports[name] = [
-            Support(f"{name}/{image.stem}", (image, mask), *read_support(image, mask, f"{name}/{image.stem}"))
-            for image, mask in zip(*pairs, strict=True)
-        ]
+def _side_by_side(folder: Path, class_name: str, rules: MaskRules) -> dict[str, list[Support]]:
+    found = find_supports(folder, class_name)
+    rules.check_classes(found)
+    supports: dict[str, list[Support]] = {name: [] for name in found}
+    for name, pairs in found.items():
+        for image, mask in zip(*pairs, strict=True):
+            label = f"{name}/{image.stem}"
+            pixels = read_support(image, mask, label, rules.of(name))
+            supports[name].append(Support(label, (image, mask), *pixels))
     return supports
 
 
