@@ -100,7 +100,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
 def _warmup_iterations(solver: CfgNode) -> int:
     """WARMUP_ITERS, or half of MAX_ITER if that is less."""
     most = solver.MAX_ITER // 2
-    if solver.WARMUP_ITERS <= most:
+    if most >= solver.WARMUP_ITERS:
         return solver.WARMUP_ITERS
     logger.warning(
         "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the warm-up takes %d iterations, "

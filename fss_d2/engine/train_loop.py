@@ -111,7 +111,12 @@ class AutocastTrainer(SimpleTrainer):
         losses = {f"{prefix}{name}": loss.detach() for name, loss in loss_dict.items()}
         self._unread.append((iteration, data_time, losses))
         if self._reads_losses(iteration):
-            unread, self._unread = self._unread, []
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Check the losses that were not read and put them into the event storage, in all processes."""
+        unread, self._unread = self._unread, []
+        if unread:
             _record(unread)
 
     def close(self) -> None:
@@ -207,6 +212,8 @@ class KeepBest(BestCheckpointer):
             best = json.loads(self._record.read_text())
             if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
                 self.best_metric, self.best_iter = best["value"], best["iteration"]
+        if self._val_metric in self.trainer.storage.latest():  # of an evaluation that was due at the resume
+            self._best_checking()
 
     def _update_best(self, val: float, iteration: int) -> bool:
         updated = super()._update_best(val, iteration)

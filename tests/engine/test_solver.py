@@ -105,7 +105,7 @@ def test_warmup_is_linear_up_to_the_schedule() -> None:
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08] + [0.1] * 6)
 
 
-# The learning rates of configs/dcama/glyphs_efficientnet_lite0.yaml by iteration, written down in version 0.1.
+# Learning rates of configs/dcama/glyphs_efficientnet_lite0.yaml by iteration, written down in version 0.1.
 _PUBLISHED = {
     **{0: 2e-06, 1: 3.83413030433185e-05, 25: 0.0009105325760829623, 49: 0.0017827238491226062},
     **{50: 0.0018190651521659245, 51: 0.0018154266172951293, 250: 0.0010717734625362932},
