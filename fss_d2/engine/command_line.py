@@ -41,6 +41,8 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
+    note = "do an iteration again whose loss was infinite or NaN: OUTPUT_DIR/failed_episode.json"
+    parser.add_argument("--replay", metavar="FILE", help=note)
     add_launch_arguments(parser)
     return parser
 

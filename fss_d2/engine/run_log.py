@@ -76,11 +76,12 @@ def describe_run(cfg: "CfgNode", *, training: bool) -> str:
 
     solver, test, backbone = cfg.SOLVER, cfg.FEW_SHOT.TEST, cfg.MODEL.BACKBONE
     names = {"build_timm_backbone": f" {cfg.MODEL.TIMM.NAME}"}
-    where = f"{cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)"
+    count = comm.get_world_size()
+    where = f"{cfg.MODEL.DEVICE}, {count} process{'es' if count > 1 else ''}"
     lines = {
         "method": cfg.MODEL.META_ARCHITECTURE,
         "backbone": backbone.NAME + names.get(backbone.NAME, "") + (", frozen" if backbone.FREEZE else ""),
-        "weights": cfg.MODEL.WEIGHTS or "none to start from" if training else cfg.MODEL.WEIGHTS or "none",
+        "weights": cfg.MODEL.WEIGHTS or "none",
     }
     if training:
         rate = solver.BASE_LR * solver.LR_FACTOR

@@ -28,6 +28,7 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
+from .replay import Start, report_failure
 from .signals import Interrupted, StopRequest, signal_name
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .stopping import Agreement, ConsoleLines, ConsolePrinter, PeriodicEvaluation, StopOnSignal
@@ -62,6 +63,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.results: Results | None = None
+        self._start = Start()
         self._request = StopRequest()
         self._agreement = Agreement(self._request)
         model = self.build_model(cfg)
@@ -76,6 +78,7 @@ class Trainer(DefaultTrainer):
             clip=build_gradient_clipper(cfg),
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
             reads_losses=_reads_losses(cfg, self._agreement),
+            describe=lambda failure: report_failure(self.cfg, self._start, failure),
         )
         self.checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
@@ -83,10 +86,25 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint in OUTPUT_DIR if ``resume`` and there is one, else MODEL.WEIGHTS."""
         super().resume_or_load(resume)
+        resumed = resume and self.checkpointer.has_checkpoint()
+        self._begin(self.checkpointer.get_checkpoint_file() if resumed else "")
+
+    def start_from(self, checkpoint: str) -> None:
+        """Go on from a checkpoint of this training; from MODEL.WEIGHTS if it is empty."""
+        if not checkpoint:
+            self.resume_or_load(resume=False)
+            return
+        self.checkpointer.load(checkpoint)
+        self.start_iter = self.iter + 1
+        self._begin(checkpoint)
+
+    def _begin(self, checkpoint: str) -> None:
+        """Prepare data and prototypes for the first iteration, which follows a checkpoint ("" for none)."""
+        self._start = Start(self.start_iter, checkpoint)
         self.data_loader.start_at(self.start_iter)
         # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
         model = self.checkpointer.model
-        if not (resume and self.checkpointer.has_checkpoint() and has_base_knowledge(model)):
+        if not (checkpoint and has_base_knowledge(model)):
             fill_base_knowledge(self.cfg, model)
 
     def train(self) -> Results | None:
