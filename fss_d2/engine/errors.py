@@ -72,9 +72,7 @@ def traceback_wanted() -> bool:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-        return (
-            f"{os.strerror(error.errno)}: free some where the output goes; a training continues with --resume"
-        )
+        return f"{os.strerror(error.errno)}: free some for the output; a training goes on with --resume"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         name = error.filename if error.filename2 is None else error.filename2  # a renamed temporary file
         return f"{name}: {error.strerror}"

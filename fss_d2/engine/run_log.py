@@ -24,10 +24,7 @@ def start_log(output_dir: str | None = None) -> None:
     from detectron2.utils.logger import setup_logger
 
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fss_d2")
-    for name in _NAMES:
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
-                handler.handleError = partial(_leave_file, handler)
+    _survive_a_full_disk()
 
 
 @contextmanager
@@ -39,6 +36,7 @@ def quiet_console(output_dir: str) -> Iterator[None]:
     # As Detectron2's `default_setup` calls it, so that its own calls add no further handlers.
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fvcore")
     setup_logger(output_dir, distributed_rank=comm.get_rank())
+    _survive_a_full_disk()
     handlers = [h for name in _NAMES for h in logging.getLogger(name).handlers]
     console = [h for h in handlers if getattr(h, "stream", None) is sys.stdout]
     before = [handler.level for handler in console]
@@ -110,6 +108,14 @@ def _named_sets(names: Sequence[str]) -> str:
 
 def _shots(shots: Sequence[int]) -> str:
     return " or ".join(map(str, shots)) + "-shot"
+
+
+def _survive_a_full_disk() -> None:
+    """Let the log go on where its file cannot be written."""
+    for name in _NAMES:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
+                handler.handleError = partial(_leave_file, handler)
 
 
 def _leave_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
