@@ -111,10 +111,13 @@ def _shots(shots: Sequence[int]) -> str:
 
 
 def _survive_a_full_disk() -> None:
-    """Let the log go on where its file cannot be written."""
-    for name in _NAMES:
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
+    """Let the log go on where its file cannot be written, or has been left before."""
+    for logger in map(logging.getLogger, _NAMES):
+        for handler in list(logger.handlers):
+            stream = getattr(handler, "stream", None)
+            if stream is not None and stream.closed:
+                logger.removeHandler(handler)
+            elif stream not in (None, sys.stdout, sys.stderr):
                 handler.handleError = partial(_leave_file, handler)
 
 

@@ -5,14 +5,15 @@ A signal that was ignored when the program started stays ignored, as SIGHUP is u
 
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["FORWARDED", "Interrupted", "StopRequest", "forwarding", "raising", "signal_name"]
+__all__ = ["FORWARDED", "Commands", "Interrupted", "StopRequest", "forwarding", "raising", "signal_name"]
 
 # Set in the environment of processes to which another process forwards its signals.
 FORWARDED = "FSS_D2_SIGNALS_FORWARDED"
@@ -98,12 +99,38 @@ def raising() -> Iterator[None]:
         yield
 
 
+class Commands:
+    """Commands that are running, each of which gets the signals of this process."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+
+    @contextmanager
+    def start(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """Run a command in the block, which ends with it; the options are those of `subprocess.Popen`."""
+        environment = {**(options.pop("env", None) or os.environ), FORWARDED: "1"}
+        with subprocess.Popen(command, env=environment, text=True, **options) as process:
+            self._running.add(process)
+            try:
+                yield process
+                process.wait()
+            finally:
+                self._running.discard(process)
+
+    def send(self, number: int) -> bool:
+        """Send them a signal; returns whether any is running."""
+        for process in (running := list(self._running)):
+            process.send_signal(number)
+        return bool(running)
+
+
 @contextmanager
-def forwarding(send: Callable[[int], bool]) -> Iterator[None]:
-    """Signals go to other processes; when the block ends, they raise `Interrupted` with nothing more to say.
+def forwarding(send: Callable[[int], bool], line: str = "") -> Iterator[None]:
+    """Signals go to other processes, and raise `Interrupted` when the block ends, as it does with these.
 
     Args:
         send: sends a signal to them, and returns whether there were any. If not, `Interrupted` is raised now.
+        line: what follows "stopped by SIGTERM" in the last line; "" if they have said enough.
     """
     received: list[int] = []
 
@@ -117,12 +144,11 @@ def forwarding(send: Callable[[int], bool]) -> Iterator[None]:
             yield
         except Interrupted:
             raise
-        except Exception as error:
-            if received:
-                raise Interrupted(received[0], "") from error
-            raise
+        except Exception:
+            if not received:
+                raise
         if received:
-            raise Interrupted(received[0], "")
+            raise Interrupted(received[0], line and f"stopped by {signal_name(received[0])}{line}")
 
 
 @contextmanager

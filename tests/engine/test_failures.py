@@ -231,7 +231,7 @@ def test_the_report_of_torchrun_ends_with_the_line(tmp_path: Path) -> None:
     done = _two(tmp_path, *torchrun, "program.py", "error")
     assert done.returncode == 1
     line = "error: image a.jpg is broken; replace it"
-    assert done.stderr.count(f"\n{line}\n") == 1
+    assert done.stderr.splitlines().count(line) == 1
     *_, last, end = [text for text in done.stderr.splitlines() if text.strip()]
     assert last == f"  traceback : {line}"
     assert set(end) == {"="}
