@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,32 @@ def test_a_signal_that_nohup_ignores_stays_ignored(
         assert run(tmp_path, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(1e9, [0, 3]), (0.0, [0, 1, 2, 3])])
+def test_console_lines_come_by_the_clock_and_metrics_by_the_period(
+    seconds: float,
+    shown: list[int],
+    run: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first iteration is shown at once; losses are read only for a line, as a GPU waits for that."""
+    reads: list[int] = []
+    read_losses = AutocastTrainer.read_losses
+
+    def counted(self: AutocastTrainer) -> None:
+        reads.append(self.iter)
+        read_losses(self)
+
+    monkeypatch.setattr(AutocastTrainer, "read_losses", counted)
+    monkeypatch.setattr("fss_d2.engine.stopping._SECONDS", seconds)
+    assert run(tmp_path, "SOLVER.LOG_PERIOD", "1000", "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0") == 0
+    assert [int(found) for found in re.findall(r" iter: (\d+) ", capfd.readouterr().out)] == shown
+    assert reads == shown
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [3]
 
 
 def _start(config: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
