@@ -134,9 +134,13 @@ def replay(trainer: "Trainer", file: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     failure = read_json_object(file, "give the failed_episode.json of a training")
-    for key, kind in _KEYS.items():
-        if not isinstance(failure.get(key), kind):
-            raise ValueError(f"{file}: no {key!r}; give the failed_episode.json of a training")
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(failure.get(key), kind)]
+    if not wrong and not all(
+        isinstance(e, dict) and isinstance(e.get("index"), int) for e in failure["episodes"]
+    ):
+        wrong = ["episodes"]
+    if wrong:
+        raise ValueError(f"{file}: no {wrong[0]!r}; give the failed_episode.json of a training")
     return failure
 
 
@@ -151,6 +155,7 @@ def _compare(trainer: "Trainer", failure: Mapping[str, Any]) -> None:
     loader = build_few_shot_train_loader(cfg)
     episodes: list[Episode] = [loader.sampler.episodes.sample(e["index"]) for e in failure["episodes"]]
     batch = [loader.dataset[episode] for episode in episodes]
+    entries = _described(cfg, [episode.index for episode in episodes])
     model.iteration = iteration
 
     def losses(part: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -161,7 +166,7 @@ def _compare(trainer: "Trainer", failure: Mapping[str, Any]) -> None:
     together = losses(batch)
     logger.info("Iteration %d: the batch has %s", iteration, together)
     guilty = []
-    for entry, mapped in zip(failure["episodes"], batch, strict=True):
+    for entry, mapped in zip(entries, batch, strict=True):
         try:
             alone = losses([mapped])
         except ValueError as error:  # batch norm needs more than one value per channel

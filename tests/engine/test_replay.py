@@ -119,7 +119,10 @@ def test_a_failure_that_does_not_come_again(
     assert "The losses are finite this time" in log
 
 
-@pytest.mark.parametrize("content", ["{}", '{"iteration": 3}', "[]", "not JSON"])
+_EPISODES = '{"iteration": 3, "rank": 0, "checkpoint": "", "episodes": [{"query": "a.jpg"}]}'
+
+
+@pytest.mark.parametrize("content", ["{}", '{"iteration": 3}', _EPISODES, "[]", "not JSON"])
 def test_another_file_is_refused(
     content: str, config: Path, run: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
