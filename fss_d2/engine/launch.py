@@ -129,8 +129,10 @@ def _spawn(count: int, args: tuple[Any, ...]) -> None:
 
 def _wait_for(processes: Sequence[multiprocessing.Process]) -> list[int]:
     """Wait for all, and after a failure end the others; return the exit codes, 0 for those ended here."""
-    while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
-        wait([p.sentinel for p in processes if p.is_alive()])
+    running = list(processes)
+    while running and not any(p.exitcode for p in processes):
+        wait([p.sentinel for p in running])
+        running = [p for p in running if p.exitcode is None]
     # One that failed leaves the others without their exchanges, which need not notice it on GPUs.
     stopped = any(p.exitcode in _STOPPED for p in processes)
     _join(processes, _GRACE if stopped else 2 * _PATIENCE)
