@@ -121,6 +121,8 @@ def test_a_signal_saves_a_checkpoint_and_the_resume_is_exact(
     assert (tmp_path / "last_checkpoint").read_text() == saved.name
     assert not (tmp_path / "inference").exists()
     assert signal.getsignal(signal.Signals[name]) is before
+    if name != "SIGTERM":
+        return  # the rest is the same
     assert run(tmp_path, "--resume") == 0
     assert _same(_model(tmp_path), _model(whole))
     assert _scores(tmp_path) == _scores(whole)
