@@ -1,6 +1,7 @@
 """What all programs share: arguments, set-up, one-line errors with exit codes. Its import needs no torch."""
 
 import argparse
+import difflib
 import itertools
 import logging
 import os
@@ -8,10 +9,12 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fss_d2.files import expand_user, shortened
 
 from .errors import LOST_PROCESS, TRACEBACK_VARIABLE, one_line, report_to_torchrun, traceback_wanted
 from .launch import LaunchPlan
@@ -21,9 +24,9 @@ from .signals import Interrupted, raising
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["TRACEBACK_VARIABLE", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
-__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "plan_from"]
-__all__ += ["remove_half_written", "run_command", "setup", "start_log"]
+__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
+__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "path_option"]
+__all__ += ["plan_from", "remove_half_written", "run_command", "setup", "start_log", "suggestion"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +38,65 @@ _TOP_LEVEL = (
 _KEY = re.compile(rf"(?:{'|'.join(_TOP_LEVEL)})(?:\.[A-Z0-9_]+)*")  # SEED, SOLVER.BASE_LR; not IMG_7.JPG
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the closest option or choice."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As the base class, but the words are kept for `error`."""
+        self._words = [*(sys.argv[1:] if args is None else args), "--"]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2.
+
+        An option that does not exist is named first: where it is one that is required, argparse only says
+        that this is missing.
+        """
+        words = getattr(self, "_words", ["--"])
+        options = list(self._option_string_actions)
+        for word in (word.partition("=")[0] for word in words[: words.index("--")]):
+            if word.startswith("--") and not any(option.startswith(word) for option in options):
+                super().error(f"there is no option {shortened(word)}; {suggestion(word, options, '--help')}")
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
+            hint = suggestion(wrong[1], re.findall(r"[\w.-]+", wrong[2]), "--help")
+            message = f"{message}; {hint}"
+        super().error(message)
+
+
+def suggestion(word: str, known: Iterable[str], everything: str = "") -> str:
+    """What to write instead of a word that is not known: the closest name, or where to find all of them."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    if close:
+        return f"did you mean {by_lower[close[0]]}?"
+    return f"see {everything}" if everything else f"choose from {', '.join(by_lower.values())}"
+
+
+def path_option(text: str) -> Path:
+    """The type of an option that names a file or folder: "~" at its start is the home folder."""
+    try:
+        path = Path(expand_user(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(os.path.abspath(path)) if str(path).startswith("~") else path  # "./~" is a file here
+
+
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments of Detectron2's programs; parse them with `parse_command_line`."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
     note = "do an iteration again whose loss was infinite or NaN: OUTPUT_DIR/failed_episode.json"
-    parser.add_argument("--replay", metavar="FILE", help=note)
+    parser.add_argument("--replay", type=path_option, metavar="FILE", help=note)
     add_launch_arguments(parser)
     return parser
 
 
-def documented_parser(text: str | None) -> argparse.ArgumentParser:
+def documented_parser(text: str | None, program: str | None = None) -> argparse.ArgumentParser:
     """A parser whose --help shows the docstring of a program as it is written."""
-    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=program, description=text, formatter_class=show)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +200,7 @@ def _is_alive(process: int) -> bool:
 
 
 def run_command(main: Callable[[], object]) -> int:
-    """Run a program's main function and return its exit code.
+    """Run a program's main function and return its exit code: 0, or the number that it returns.
 
     User errors (`_USER_ERRORS`, GPU memory), also those of a spawned process or a data loader's worker,
     become ``error: <one line>`` on the standard error stream and exit code 1. Other errors are bugs and keep
@@ -162,7 +209,7 @@ def run_command(main: Callable[[], object]) -> int:
     """
     try:
         with raising(), closing_log_handlers():
-            main()
+            code = main()
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         if stop.line and int(os.environ.get("RANK", "0")) == 0:
@@ -177,4 +224,4 @@ def run_command(main: Callable[[], object]) -> int:
         if not LOST_PROCESS.search(str(error)):  # the process that was lost has the cause
             report_to_torchrun(f"error: {line}")
         return 1
-    return 0
+    return code if isinstance(code, int) else 0

@@ -18,6 +18,7 @@ _USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError, yaml.YAMLErro
 _OUT_OF_MEMORY = "OutOfMemoryError"
 # "ValueError: text" as Python ends a traceback, also inside the message of a worker's error.
 _LAST_ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", re.MULTILINE | re.DOTALL)
+_LONGEST_LINE = 1000  # characters of an error, in which a file may have put a text of any length
 _EXPLAINED_KINDS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What processes that work together say when one of them is gone: gloo, NCCL, torch's store.
@@ -62,6 +63,7 @@ def one_line(error: BaseException) -> str | None:
     line = " ".join(message.split())
     if kind == "KeyError" and " " not in line:  # a bare key says too little
         line = f"missing key {line} (set {TRACEBACK_VARIABLE}=1 to see where)"
+    line = line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
     return line or f"{kind} (set {TRACEBACK_VARIABLE}=1 to see where)"
 
 

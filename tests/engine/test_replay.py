@@ -64,6 +64,11 @@ def _spoil(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seen
 
 
+def _command(line: str) -> list[str]:
+    """The words of the command in an error."""
+    return shlex.split(line.partition("replay it by `")[2].partition("`")[0])
+
+
 @pytest.mark.parametrize("period", ["3", "100"])
 def test_the_episode_is_named_and_replayed(
     period: str,
@@ -88,7 +93,7 @@ def test_the_episode_is_named_and_replayed(
     )
     assert line.startswith("error: Loss became infinite or NaN at iteration=4 (")
     assert sentence in line
-    command = shlex.split(line.rpartition("replay it: ")[2])
+    command = _command(line)
     assert command == [
         *("python", "train_net.py", "--config-file", str(tmp_path / "config.yaml"), "--num-gpus", "0"),
         *("--replay", str(tmp_path / "failed_episode.json")),
@@ -112,7 +117,7 @@ def test_a_failure_that_does_not_come_again(
     with monkeypatch.context() as patch:
         _spoil(patch)
         _, line = run(command_line(config, tmp_path))
-    monkeypatch.setattr(sys, "argv", ["train_net.py", *shlex.split(line.rpartition("replay it: ")[2])[2:]])
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *_command(line)[2:]])
     assert run_command(train_net.run) == 0
     log = (tmp_path / "log.txt").read_text()
     assert re.search(r"Iteration 4: the batch has \{'loss_seg': 0\.\d+", log)
