@@ -66,9 +66,9 @@ def report_failure(cfg: CfgNode, start: Start, failure: NonFiniteLoss) -> str:
     named = "; ".join(map(_sentence, entries[:_MOST_NAMED]))
     more = len(entries) - _MOST_NAMED
     rest = f"; and {more} more of the batch in that file" if more > 0 else ""
-    return (
-        f"{NonFiniteLoss.TEXT}{failure.iteration} ({losses}): {named}{rest}; replay it: {_command(cfg, file)}"
-    )
+    # The command comes first, as a long line is cut at its end.
+    what = f"{NonFiniteLoss.TEXT}{failure.iteration} ({losses}); replay it by `{_command(cfg, file)}`"
+    return f"{what}: {named}{rest}"
 
 
 def _described(cfg: CfgNode, indices: Sequence[int]) -> list[dict[str, Any]]:
