@@ -263,6 +263,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     """Keys of training."""
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
+    # A warm-up (Detectron2's WARMUP_ITERS) longer than half of MAX_ITER is shortened to half, with a warning:
+    # it leads to the value that the schedule has where it ends, and most schedules end at zero.
     # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Iterations between two lines on the console, in metrics.json and in TensorBoard. Losses are copied from

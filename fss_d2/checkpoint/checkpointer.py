@@ -21,6 +21,9 @@ __all__ = ["FewShotCheckpointer", "load_model"]
 logger = logging.getLogger(__name__)
 
 
+_AFTER_FULL = "free space, then go on with --resume"
+
+
 class FewShotCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, safe against interruption, foreign files and silent mismatch.
 
@@ -49,15 +52,24 @@ class FewShotCheckpointer(DetectionCheckpointer):
         self._starts_training = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file."""
+        """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file.
+
+        Raises:
+            OSError: the file cannot be written, for example on a full disk.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        with atomic_path(path) as temporary:
-            torch.save(content | kwargs, temporary)
+        try:
+            # A file of our own says why it cannot be written; torch's says "unexpected pos 704 vs 598".
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                torch.save(content | kwargs, file)
+        except OSError as error:
+            reason = f"{error.strerror}; it is not written, checkpoints before it are whole: {_AFTER_FULL}"
+            raise OSError(error.errno, reason, str(path)) from error
         if self._tag_last:
             self.tag_last_checkpoint(path.name)
 
