@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
 
     from fss_d2.app.server import check_gradio, serve  # after --help, which needs no torch
-    from fss_d2.app.session import MethodPool
+    from fss_d2.app.methods import MethodPool
     from fss_d2.app.uploads import Limits
 
     check_gradio()  # before models are loaded
