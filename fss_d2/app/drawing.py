@@ -19,10 +19,15 @@ from fss_d2.visualization import class_color, draw_mask, picture_grid
 from fss_d2.visualization.panels import attention_panel
 from fss_d2.visualization.tiles import draw_regions
 
-__all__ = ["LARGE", "PAINT_OPACITY", "Point", "VisitorFiles", "attention_rows", "draw_prediction"]
-__all__ += ["draw_support", "edited", "jpeg", "on_screen", "paint_layer", "painted_pixels", "to_picture"]
+__all__ = ["CANVAS", "LARGE", "PAINT_OPACITY", "Point", "VisitorFiles", "attention_rows", "draw_prediction"]
+__all__ += ["draw_support", "edited", "jpeg", "on_canvas", "on_screen", "paint_layer"]
+__all__ += ["painted_pixels", "to_picture"]
 
 SCREEN, LARGE = 720, 1600  # longer side of a picture, and of one that is enlarged, pixels
+# Longer side of the square on which a mask is corrected. Gradio's editor places layers right only if canvas,
+# picture and layer have one size.
+CANVAS = 720
+_AROUND = 235  # grey of what the picture leaves free
 PAINT_OPACITY = 0.5  # of the brush: the picture stays visible
 _PAINTED = round(255 * PAINT_OPACITY / 2)  # least alpha of a painted pixel: half that of the brush
 Point = tuple[float, float]  # (x, y)
@@ -79,11 +84,42 @@ def draw_prediction(
     return draw_regions(on_screen(pixels, side=side), regions)
 
 
+def on_canvas(pixels: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8 in the middle of a painter's square canvas, as large as it fits."""
+    window, size = _window(*pixels.shape[:2])
+    canvas = np.full((CANVAS, CANVAS, 3), _AROUND, np.uint8)
+    smooth = cv2.INTER_AREA if max(pixels.shape) > CANVAS else cv2.INTER_LINEAR
+    canvas[window] = cv2.resize(pixels, size, interpolation=smooth)
+    return canvas
+
+
 def paint_layer(mask: np.ndarray, number: int) -> np.ndarray:
-    """A mask (H, W) bool as paint of class ``number`` at the size of a screen, (h, w, 4) uint8 RGBA."""
+    """The mask (H, W) bool of a picture `on_canvas` as paint of class ``number``, (h, w, 4) uint8 RGBA."""
+    layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     color = [round(255 * part) for part in (*class_color(number), PAINT_OPACITY)]
-    shown = on_screen(mask.astype(np.uint8), smooth=False)
-    return np.where(shown[:, :, None] == 1, np.uint8(color), np.uint8(0))
+    window, size = _window(*mask.shape)
+    layer[window][_resized(mask, size)] = color
+    return layer
+
+
+def edited(mask: np.ndarray, layers: Sequence[np.ndarray]) -> np.ndarray:
+    """A mask (H, W) bool that was given to a painter as `paint_layer`, with what changed in it."""
+    window, size = _window(*mask.shape)
+    shown, painted = _resized(mask, size), painted_pixels(layers, CANVAS, CANVAS)[window]
+    own = mask.shape[1], mask.shape[0]
+    return np.where(_resized(shown ^ painted, own), _resized(painted, own), mask)
+
+
+def _window(height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    """Where a picture lies on the canvas, and its (width, height) there."""
+    factor = CANVAS / max(height, width)
+    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    top, left = (CANVAS - h) // 2, (CANVAS - w) // 2
+    return (slice(top, top + h), slice(left, left + w)), (w, h)
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) == 1
 
 
 def painted_pixels(layers: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -93,15 +129,6 @@ def painted_pixels(layers: Sequence[np.ndarray], height: int, width: int) -> np.
         alpha = np.ascontiguousarray(layer[:, :, 3])
         painted |= cv2.resize(alpha, (width, height), interpolation=cv2.INTER_NEAREST) >= _PAINTED
     return painted
-
-
-def edited(mask: np.ndarray, layers: Sequence[np.ndarray]) -> np.ndarray:
-    """A mask (H, W) bool that was given to a painter as `paint_layer`, with what changed in it."""
-    shown = on_screen(mask.astype(np.uint8), smooth=False)
-    painted = painted_pixels(layers, *shown.shape).astype(np.uint8)
-    changed = cv2.resize(shown ^ painted, mask.shape[::-1], interpolation=cv2.INTER_NEAREST) == 1
-    now = cv2.resize(painted, mask.shape[::-1], interpolation=cv2.INTER_NEAREST) == 1
-    return np.where(changed, now, mask)
 
 
 def attention_rows(

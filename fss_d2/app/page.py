@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from . import events, result_events
+from .drawing import CANVAS
 from .events import handled
 from .methods import MethodPool
 from .painter import PAINTER, painter_class
@@ -38,12 +39,15 @@ _REVIEW = {
     "next": ("Next", "→", "secondary"),
 }
 _KEYS = """<script>
-const keys = {a: "accept", f: "fix", r: "redo", ArrowLeft: "previous", ArrowRight: "next"};
+const reviewing = {a: "accept", f: "fix", r: "redo", ArrowLeft: "previous", ArrowRight: "next"};
+const fixing = {s: "save-fix", e: "use-fix", Escape: "cancel-fix"};
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || event.repeat) return;
-  const busy = "input, textarea, select, [contenteditable], [role=tab], [role=slider], #editor, #fixer";
-  if (event.target.closest && event.target.closest(busy)) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  let busy = "input, textarea, select, [contenteditable], #editor";
+  if (key.startsWith("Arrow")) busy += ", [role=tab], [role=tablist], [role=slider], [role=radio]";
+  if (event.target.closest && event.target.closest(busy)) return;
+  const keys = document.getElementById("save-fix")?.offsetParent ? fixing : reviewing;
   const button = Object.hasOwn(keys, key) && document.getElementById(keys[key]);
   if (!button || button.disabled || !button.offsetParent) return;
   event.preventDefault();
@@ -188,11 +192,12 @@ def _fix_panel(limits: Limits) -> dict[str, Any]:
     with gr.Column(visible=False, elem_id="fix-panel") as panel:
         gr.Markdown("Paint what is missing, erase what is too much. Then save.")
         classes = gr.Radio([], label="Object", visible=False, elem_id="fix-class")
-        painter = painter_class(limits)(label="Correct the mask", elem_id="fixer", **PAINTER)
+        square = {"canvas_size": (CANVAS, CANVAS), "height": 600}
+        painter = painter_class(limits)(label="Correct the mask", elem_id="fixer", **square, **PAINTER)
         with gr.Row():
-            save = gr.Button("Save", variant="primary", min_width=60, elem_id="save-fix")
-            use = gr.Button("Save, and use as an example", min_width=60, elem_id="use-fix")
-            cancel = gr.Button("Cancel", min_width=60, elem_id="cancel-fix")
+            save = gr.Button("Save [S]", variant="primary", min_width=60, elem_id="save-fix")
+            use = gr.Button("Save, and use as an example [E]", min_width=60, elem_id="use-fix")
+            cancel = gr.Button("Cancel [Esc]", min_width=60, elem_id="cancel-fix")
     return {
         "panel": panel,
         "classes": classes,
@@ -218,7 +223,7 @@ def _connect_review(
     """Which event of steps 2 and 3 calls what; ``supports`` are the components that step 1 shows."""
     inputs = [session, give["method"], give["threshold"]]
     names = ("gallery", "table", "chosen", "attention", "said")
-    view = [*(check[name] for name in names), packed, check["compared"], check["state"]]
+    view = [*(check[name] for name in names), packed, check["compared"], check["state"], check["panel"]]
     quiet = {"show_progress": "hidden", **_EVENT}
     latest = {"trigger_mode": "always_last", **quiet}
     gallery, status = supports[0], supports[-1]
@@ -257,7 +262,7 @@ def _connect_fixing(inputs: list[Any], view: list[Any], supports: list[Any], che
     for name, as_support in (("save", False), ("use", True)):
         saved = handled(partial(result_events.save_fix, as_support))
         check[name].click(
-            saved, [*inputs, classes, painter], [panel, *view, *supports], api_name=f"{name}_fix", **quiet
+            saved, [*inputs, classes, painter], [*view, *supports], api_name=f"{name}_fix", **quiet
         )
     check["cancel"].click(result_events.cancel_fix, None, panel, **quiet)
 

@@ -1,6 +1,7 @@
 """Gradio's image editor, which keeps and opens no more than the page allows."""
 
 from abc import ABCMeta
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -10,8 +11,8 @@ from gradio.components.base import server
 
 from fss_d2.visualization import class_css
 
-from .drawing import PAINT_OPACITY
-from .uploads import Limits, open_upload
+from .drawing import CANVAS, PAINT_OPACITY
+from .uploads import MEGA, Limits, open_upload
 
 __all__ = ["PAINTER", "brush_of", "painter_class"]
 
@@ -43,12 +44,14 @@ def painter_class(limits: Limits) -> type[gr.ImageEditor]:
     builds an editor per visitor from the class of the first one, so this must be a class.
     """
 
+    own = replace(limits, megapixels=max(limits.megapixels, CANVAS * CANVAS / MEGA))
+
     def read(self: Any, file: Any, flatten_on_white: bool = False) -> np.ndarray | None:
         """In place of `convert_and_format_image`: a painting, checked like an upload."""
         if file is None or flatten_on_white:  # the picture, with or without the painting
             return None
         source = BytesIO(file) if isinstance(file, bytes) else file.path
-        with open_upload(source, limits, "the painting") as image:
+        with open_upload(source, own, "the painting") as image:
             return np.asarray(image.convert("RGBA"))
 
     @server
@@ -62,9 +65,9 @@ def painter_class(limits: Limits) -> type[gr.ImageEditor]:
             del waiting[next(iter(waiting))]
         gr.ImageEditor.accept_blobs(self, data)
 
-    own = {"convert_and_format_image": read, "accept_blobs": accept_blobs, "is_template": True}
+    methods = {"convert_and_format_image": read, "accept_blobs": accept_blobs, "is_template": True}
     # Not by `class` or `type`: for these, Gradio writes a file next to the source.
-    return ABCMeta.__new__(type(gr.ImageEditor), "Painter", (gr.ImageEditor,), own)
+    return ABCMeta.__new__(type(gr.ImageEditor), "Painter", (gr.ImageEditor,), methods)
 
 
 def _bytes(painting: Any) -> int:

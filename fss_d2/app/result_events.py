@@ -8,7 +8,7 @@ import gradio as gr
 
 from fss_d2.visualization import class_css
 
-from .drawing import paint_layer, to_picture
+from .drawing import on_canvas, paint_layer, to_picture
 from .events import support_view
 from .painter import brush_of
 from .results import QUALITY
@@ -80,6 +80,7 @@ def redo(session: Session, method: str, threshold: float) -> tuple[Any, ...]:
 def fix(session: Session, method: str, threshold: float) -> tuple[Any, ...]:
     """Open the painter with the mask of the picture: values of its panel, of the classes and the painter."""
     names = session.classes_to_fix(method, threshold, session.chosen)
+    session.fixing = session.chosen
     classes = gr.update(choices=list(names), value=names[0], visible=len(names) > 1)
     return gr.update(visible=True), classes, _painter(session, method, threshold, names[0])
 
@@ -99,11 +100,11 @@ def save_fix(
 ) -> tuple[Any, ...]:
     """The painted mask counts; the panel closes, and the next picture that is not accepted opens."""
     layers = drawn["layers"] if drawn else []
-    session.fix(method, threshold, session.chosen, class_name, layers, as_support=as_support)
+    session.fix(method, threshold, session.fixing, class_name, layers, as_support=as_support)
     if as_support:
         session.supports.select_next()
     session.choose_open()
-    return gr.update(**_HIDDEN), *query_view(session, method, threshold), *support_view(session)
+    return *query_view(session, method, threshold), *support_view(session)
 
 
 def cancel_fix() -> Any:
@@ -127,9 +128,9 @@ def pack(session: Session, method: str, threshold: float) -> Any:
 
 
 def query_view(session: Session, method: str, threshold: float) -> tuple[Any, ...]:
-    """Values of gallery, table, large picture, attention, its message, zip file, comparison and state.
+    """Values of gallery, table, large picture, attention, its message, zip file, comparison, state, painter.
 
-    Attention, its message and the zip file are hidden.
+    Attention, its message, the zip file and the painter are hidden.
     """
     session.method = method
     findings = session.findings(method, threshold)
@@ -140,7 +141,8 @@ def query_view(session: Session, method: str, threshold: float) -> tuple[Any, ..
     pair = session.compared(method, threshold, session.chosen) if pictures else None
     compared = tuple(map(session.files.picture, pair)) if pair else None
     hidden = [gr.update(**_HIDDEN)] * 3
-    return gallery, findings_table(findings), chosen, *hidden, compared, _state(session, findings)
+    table, state = findings_table(findings), _state(session, findings)
+    return gallery, table, chosen, *hidden, compared, state, gr.update(**_HIDDEN)
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
@@ -197,10 +199,12 @@ def _known(finding: Finding) -> str:
 
 
 def _painter(session: Session, method: str, threshold: float, class_name: str) -> Any:
-    number = session.chosen
+    number = session.fixing
     mask = session.mask_to_fix(method, threshold, number, class_name)
     color = session.number_of(class_name)
     layer = session.files.layer(paint_layer(mask, color))
-    background = session.files.picture(session.background_to_fix(method, threshold, number, class_name))
+    background = session.files.picture(
+        on_canvas(session.background_to_fix(method, threshold, number, class_name))
+    )
     value = {"background": background, "layers": [layer], "composite": None}
     return gr.update(value=value, brush=brush_of(color))

@@ -61,6 +61,7 @@ class Session:
         self.supports = SupportList(limits)
         self.queries: list[Upload] = []  # the pictures to search; their names differ
         self.chosen = 0  # index of the query that is shown large
+        self.fixing = 0  # index of the query in the painter
         self.method = ""  # that is used now
         self._encoded: dict[str, FewShotPredictor] = {}  # by method
         self._found: dict[tuple[str, str], Prediction] = {}  # by method and name of the query

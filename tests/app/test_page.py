@@ -85,13 +85,13 @@ def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) ->
     settings = ("Prototype", 0.5)
     (found, table, *_), _ = visitor.do("find", *settings)
     same, _ = visitor.do("drop_outdated", *settings)
-    assert "data-pixels" in table and len(same) == 8
+    assert "data-pixels" in table and len(same) == 9
     assert not any({"value", "visible"} & update.keys() for update in same)
     visitor.do("add_box", "disc", 100, 70, 110, 80)
-    (gallery, table, _, *hidden, compared, state), shown = visitor.do("drop_outdated", *settings)
+    (gallery, table, _, *hidden, compared, state, panel), shown = visitor.do("drop_outdated", *settings)
     assert shown == [] and "No masks yet" in table and len(gallery["value"]) == 1
     assert gallery["value"][0]["image"]["path"] != found["value"][0]["image"]["path"]
-    assert [update["visible"] for update in hidden] == [False] * 3
+    assert [update["visible"] for update in hidden] == [False] * 3 and panel["visible"] is False
     assert compared is None and state == "Press **Find the object**."
 
 
