@@ -103,11 +103,15 @@ def paint_layer(mask: np.ndarray, number: int) -> np.ndarray:
 
 
 def edited(mask: np.ndarray, layers: Sequence[np.ndarray]) -> np.ndarray:
-    """A mask (H, W) bool that was given to a painter as `paint_layer`, with what changed in it."""
+    """A mask (H, W) bool that was given to a painter as `paint_layer`, with what changed in it.
+
+    A pixel around each change is taken from the painter, too: there the canvas may not show all of the mask.
+    """
     window, size = _window(*mask.shape)
     shown, painted = _resized(mask, size), painted_pixels(layers, CANVAS, CANVAS)[window]
+    changed = cv2.dilate((shown ^ painted).astype(np.uint8), np.ones((3, 3), np.uint8))
     own = mask.shape[1], mask.shape[0]
-    return np.where(_resized(shown ^ painted, own), _resized(painted, own), mask)
+    return np.where(_resized(changed, own), _resized(painted, own), mask)
 
 
 def _window(height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int]]:

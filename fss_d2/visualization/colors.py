@@ -28,7 +28,7 @@ def _palette() -> tuple[Color, ...]:
     """Detectron2's colours after that of a single class; those that resemble an earlier one come last."""
     first: list[Color] = [PREDICTION_COLOR]
     last: list[Color] = []
-    for color in map(tuple, colormap(rgb=True, maximum=1).tolist()):
+    for color in dict.fromkeys(map(tuple, colormap(rgb=True, maximum=1).tolist())):
         apart = min(float(np.linalg.norm(np.subtract(color, other))) for other in (IGNORE_COLOR, *first))
         (first if apart >= _APART else last).append(color)
     return (*first, *last)
