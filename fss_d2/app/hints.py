@@ -11,9 +11,9 @@ from .uploads import SupportList
 __all__ = ["check_hints", "size_hint"]
 
 _MOST, _LEAST = 0.9, 0.001  # share of the picture that an object usually covers
-# IoU below which a mark is doubtful. With the model of the package on 20 classes of VOC: 1 in 8 of good masks
-# is below, 9 in 10 of boxes of background and of masks of another picture.
-_DOUBTFUL = 0.3
+# IoU below which a mark is doubtful. With the model of the package and 3 supports of 20 classes of VOC, it
+# is lower for 97 % of boxes beside the object, 55 % of masks of another picture, and 20 % of good masks.
+_DOUBTFUL = 0.2
 _IGNORED = 255
 
 
@@ -41,10 +41,10 @@ def check_hints(predictor: FewShotPredictor, supports: SupportList) -> dict[int,
     for check in check_supports(predictor, by_class):
         for one in check.supports:
             if one.iou < _DOUBTFUL:
-                hints[int(one.name)] = _sentence("the other examples show something else", one.iou)
+                hints[int(one.name)] = _sentence("the other examples do not find what you marked", one.iou)
     for name, of_class in by_class.items():
         if len(of_class) == 1 and (found := _with_itself(predictor, name, of_class[0])) < _DOUBTFUL:
-            hints[int(of_class[0].name)] = _sentence("the method finds something else in it", found)
+            hints[int(of_class[0].name)] = _sentence("the method does not find what you marked", found)
     return hints
 
 
@@ -55,6 +55,6 @@ def _with_itself(predictor: FewShotPredictor, class_name: str, support: Support)
 
 def _sentence(what: str, found: float) -> str:
     return (
-        f"{what} ({100 * found:.0f} % overlap with your mark). Is the mark on the object, without much "
-        "background, and is the mask of this picture?"
+        f"{what} ({100 * found:.0f} % overlap). Is the mark on the object, without much background, and the "
+        "mask of this picture? Then keep it."
     )
