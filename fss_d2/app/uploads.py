@@ -102,8 +102,8 @@ def check_total(uploads: Iterable[Upload], limits: Limits) -> None:
     """Raise ValueError if pictures are too large together."""
     if sum(upload.megapixels for upload in uploads) > limits.total_megapixels:
         raise ValueError(
-            f"your pictures have more than {limits.total_megapixels:g} million pixels together: remove some, "
-            "or make them smaller"
+            f"your pictures have more than {limits.total_megapixels:g} million pixels together "
+            "(--max-megapixels): remove some, or make them smaller"
         )
 
 

@@ -15,15 +15,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
 from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.images import open_image
 from fss_d2.data.masks import load_sample
 from fss_d2.evaluation.metrics import count_areas, iou
-from fss_d2.files import read_json_object
+from fss_d2.files import expand_user, read_json_object
 from fss_d2.inference.annotations import find_supports, read_support
 from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.progress import progress
 
 __all__ = ["ClassCheck", "Support", "SupportCheck", "check_supports", "describe", "read_supports"]
 
@@ -74,10 +74,10 @@ def read_supports(
         FileNotFoundError: there is no such path, or a picture or mask is missing.
         ValueError: it has none of these forms, is broken, or annotates nothing.
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     if path.is_dir() and not any(path.glob("**/images")) and not any(path.rglob("[!.]*.json")):
         return _side_by_side(path, class_name or path.resolve().name)
-    records, names = _records(path, Path(image_root) if image_root else path.parent)
+    records, names = _records(path, Path(expand_user(image_root)) if image_root else path.parent)
     supports: dict[str, list[Support]] = {name: [] for name in names}
     for record in records:
         for class_id in record["classes"]:
@@ -267,11 +267,11 @@ def check_supports(
     for name, out in groups[comm.get_rank() :: comm.get_world_size()]:
         mine.setdefault(name, []).append(out)
     scores = {}
-    with tqdm(total=sum(map(len, mine.values())), desc="Leave one out", disable=None) as bar:
+    with progress("Check", sum(map(len, mine.values()))) as advance:
         for name, left_out in mine.items():
             for out, ious in _scores(predictor, supports[name], left_out):
                 scores[name, out] = ious
-                bar.update()
+                advance()
     gathered: list[dict[tuple[str, Group], list[float]]] = comm.gather(scores)
     if not comm.is_main_process():
         return []

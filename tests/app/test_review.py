@@ -223,7 +223,7 @@ class TestHints:
         ask(session, tmp_path, "a.png")
         hints = check(session)
         assert set(hints) == {2} and hints[2].startswith(
-            "the other examples show something else (0 % overlap"
+            "the other examples do not find what you marked (0 %"
         )
 
     def test_a_box_full_of_background(self, session: Session, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ class TestLimits:
         large = save(tmp_path / "large.png", np.zeros((600, 800, 3), np.uint8))  # 0.48 million pixels
         session.add_supports([large])
         session.add_queries([large])
-        message = "your pictures have more than 1 million pixels together: remove some"
+        message = "your pictures have more than 1 million pixels together \\(--max-megapixels\\): remove"
         with pytest.raises(ValueError, match=message):
             session.add_queries([large])
         with pytest.raises(ValueError, match=message):
