@@ -34,7 +34,10 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> argp
     number = {"type": int, "default": 20, "metavar": "N"}
     add("--max-upload-mb", **number, help="megabytes of one file; default: %(default)s")
     add("--max-pictures", **number, help="pictures of objects, and as many to search; default: %(default)s")
-    pixels, disk = "million pixels of all pictures of a visitor", "megabytes that a visitor uploads in an hour"
+    pixels, disk = (
+        "million pixels of all pictures of a visitor",
+        "megabytes that a visitor uploads in an hour",
+    )
     add("--max-megapixels", type=float, default=96, metavar="N", help=f"{pixels}; default: %(default)s")
     add("--max-disk-mb", type=int, default=2000, metavar="N", help=f"{disk}; default: %(default)s")
     return parser.parse_args(argv)
@@ -44,8 +47,8 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
     """Serve the page until Ctrl-C or SIGTERM; ``program`` is the name in the usage message."""
     args = parse(argv, program)
 
-    from .server import check_gradio, serve  # after --help, which needs no torch
     from .methods import MethodPool
+    from .server import check_gradio, serve  # after --help, which needs no torch
     from .uploads import Limits
 
     check_gradio()  # before models are loaded
