@@ -80,7 +80,9 @@ class Screen:
 
     def text(self, selector: str) -> str:
         """The text of the first element that can be seen."""
-        return self.wait_for(selector).text
+        found: list[str] = []
+        self.wait_until(lambda: found.extend(element.text for element in self._seen(selector)[:1]) or found)
+        return found[0]
 
     def shot(self, selector: str) -> np.ndarray:
         """How an element looks, (H, W, 3) uint8."""

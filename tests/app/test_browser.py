@@ -174,7 +174,7 @@ def test_masks_are_reviewed_with_keys(screen: Screen, pictures: dict[str, str], 
     screen.give("query-upload", pictures["query"], pictures["other"], pictures["top"])
     screen.wait_for("#queries img")
     screen.press("a")
-    assert "no masks of query.png yet" in screen.wait_for("[data-testid=toast-body]").text
+    assert "no masks of query.png yet" in screen.text("[data-testid=toast-body]")
     screen.click("#find")
     screen.wait_until(lambda: len(screen.areas()) == 3)
     areas = screen.areas()
@@ -183,7 +183,6 @@ def test_masks_are_reviewed_with_keys(screen: Screen, pictures: dict[str, str], 
     screen.wait_for("#fixer canvas")
     orange = (disc(75, 50)[50, 75] + 255 * np.array(class_color(0))) / 2
     screen.wait_until(lambda: np.abs(screen.shot("#fixer canvas") - orange).max(axis=2).min() < 12)
-    screen.save(artifacts / "app_fix.png")
     screen.paint((15, 45), (120, 90), "fixer", scale=6)  # another dot
     screen.press("s")
     screen.wait_until(lambda: "1 of 3 accepted" in screen.text("#state"))
@@ -203,13 +202,13 @@ def test_masks_are_reviewed_with_keys(screen: Screen, pictures: dict[str, str], 
 
     screen.tab("Compare with the picture")
     assert screen.wait_for("#compared img") is not None
-    screen.save(artifacts / "app_compare.png")
     before = screen.text("#state")
     screen.click("#class-name textarea, #class-name input")
     screen.press("a")  # is a letter of a name here
     screen.click("#find")
     screen.wait_until(lambda: "1 of 3 accepted" in screen.text("#state"))
     assert screen.text("#state") == before
+    screen.save(artifacts / "app_compare.png")
 
 
 def test_an_error_is_one_line(screen: Screen, pictures: dict[str, str], tmp_path: Path) -> None:
