@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from fss_d2.data.images import unreadable
 from fss_d2.data.mask_values import UnclearMask
 from fss_d2.inference.annotations import Box, read_annotation, read_picture
 
@@ -65,17 +66,17 @@ def check_upload(path: Filename, limits: Limits, what: str = "image") -> None:
     name = Path(path).name
     if os.path.getsize(path) > limits.upload_mb * MEGA:
         raise ValueError(f"{name} has more than {limits.upload_mb} MB: make it smaller")
-    with open_upload(path, limits, name, f"{what} file {path}"):
+    with open_upload(path, limits, name, what):
         pass
 
 
 @contextmanager
 def open_upload(
-    source: Filename | BinaryIO, limits: Limits, name: str, subject: str = ""
+    source: Filename | BinaryIO, limits: Limits, name: str, what: str = "image"
 ) -> Iterator[Image.Image]:
     """Open a picture with an allowed format and size; its pixels are not read yet.
 
-    ``name`` is for messages about its size, ``subject`` (default: the name) for those about reading.
+    ``name`` and ``what`` are for messages.
 
     Raises:
         ValueError: it is too large or not a picture, or the block cannot read it.
@@ -87,8 +88,9 @@ def open_upload(
                 yield image
                 return
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{subject or name} cannot be read ({reason}); replace it") from None
+        if not isinstance(source, str | os.PathLike):
+            raise ValueError(f"{name} cannot be read; paint again") from None
+        raise unreadable(source, what, error) from None
     raise ValueError(f"{name} has {width}x{height} pixels: at most {limits.megapixels:g} million are allowed")
 
 

@@ -14,7 +14,8 @@ from fss_d2.app.drawing import VisitorFiles, draw_prediction, draw_support, on_s
 from fss_d2.app.methods import MethodPool
 from fss_d2.app.results import Result, pack
 from fss_d2.app.session import Finding
-from fss_d2.app.uploads import Limits, check_upload, free_name, read_upload
+from fss_d2.app.uploads import Limits, SupportList, check_upload, free_name, read_upload
+from fss_d2.inference.annotations import read_support
 from fss_d2.inference.prediction import Prediction
 from fss_d2.label.writers import class_list
 from fss_d2.visualization import class_color
@@ -92,6 +93,43 @@ def test_messages_of_the_system() -> None:
     missing = FileNotFoundError(2, "No such file", "/srv/secret/x.png")
     assert events.public_message(missing) == "x.png: No such file"
     assert events.public_message(RuntimeError()) == "RuntimeError"
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    """Pictures and masks that cannot be used, by kind."""
+    whole = Path(save(folder / "whole.png", disc(40, 40))).read_bytes()
+    contents = {"text": b"no picture", "empty": b"", "cut": whole[: len(whole) // 2]}
+    paths = {kind: folder / f"{kind}.png" for kind in contents}
+    for kind, content in contents.items():
+        paths[kind].write_bytes(content)
+    paths["size"] = Path(save(folder / "size.png", np.ones((10, 10), bool)))
+    paths["nothing"] = Path(save(folder / "nothing.png", np.zeros((90, 120), bool)))
+    paths["values"] = Path(save(folder / "values.png", np.uint8([[0, 3, 7, 90] * 30] * 90)))
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "size", "nothing", "values"])
+def test_errors_of_reading_are_those_of_the_command_line(tmp_path: Path, kind: str) -> None:
+    """But for folders, which are those of the server."""
+    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
+    path, supports = broken_files(tmp_path)[kind], SupportList(LIMITS)
+    good = tmp_path / "whole.png"
+    if kind in ("text", "empty", "cut"):
+        with pytest.raises(ValueError) as on_page:
+            supports.add([path])
+        with pytest.raises(ValueError) as in_program:
+            read_support(path, good, "object")
+        assert events.public_message(on_page.value) == events.public_message(in_program.value)
+    supports.add([good])
+    with pytest.raises(ValueError) as on_page:
+        supports.read_mask(path)
+    with pytest.raises(ValueError) as in_program:
+        read_support(good, path, "object")
+    texts = [events.public_message(error.value) for error in (on_page, in_program)]
+    if kind == "values":  # the page has no option to say what they mean
+        texts = [text.rpartition(": ")[0] for text in texts]
+    assert texts[0] == texts[1]
+    assert f"{kind}.png" in events.public_message(on_page.value)
 
 
 def test_points_on_the_screen() -> None:
