@@ -20,11 +20,11 @@ _LOSSY = (*_JPEG, "WEBP", "AVIF", "JPEG2000")  # that may change numbers
 _NOISE = 20  # grey levels that compression moves black and white by, next to an outline
 _FLAT_NOISE = 10  # the same in flat areas
 _NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
-_OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG;
-# also the mean width of that edge, at most
+_OUTLINE = 16  # pixels from the outline up to which levels in between are its soft edge (a feather of up to
+# 10 pixels, a block of JPEG); also the mean width of that edge, at most
 _STEPS = 0.75  # share of few levels that must be steps from dark to bright
 _THIN = np.ones((5, 5))  # reaches from the edge to the middle of lines that are too thin for white
-_FAR = 0.05  # share of these levels that may lie farther away
+_FEW = 0.05  # share of these levels that may lie farther away, or in flat spots
 _COLOR_REACH = 48  # of a colour that the user names, per channel, in files with lossy compression
 _BLACK_AND_WHITE = "black and white with a soft outline, the object from half of white on"
 _HALF = "bright (from half on)"
@@ -78,7 +78,9 @@ def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[
             raise UnclearMask.of_values(f"{several}, {doubt}", f"nonzero, or {_HALF}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
         example = _example(objects, _IGNORE in present)
-        if len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
+        if objects[-1] >= _IGNORE - _NOISE and _IGNORE in present:  # perhaps white with noise
+            example = f"{_HALF}, or {example}"
+        elif len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
             example = f"255 ignore={objects[0]}, or {example}"
         elif any(128 <= value < _IGNORE for value in objects):
             example = f"{example}, or {_HALF}"
@@ -103,11 +105,11 @@ def _by_exact_values(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarra
 def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -> str:
     """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
-    Levels in between must lie near the outline, where blur, resizing and compression leave them, or in lines
-    that are too thin for white, and be no wider than a blob of a heat map. They fill no area of their own, as
-    numbers of classes and objects do; where they are few, they are several and most have a darker and a
-    brighter neighbour. ``levels`` are (H, W)
-    uint8 or float32 from 0 to 255, ``present`` those that occur.
+    Levels in between must lie near the outline of white, where blur, resizing and compression leave them, or
+    in lines that are too thin for white, and be no wider than a blob of a heat map. They fill no area of
+    their own, as numbers of classes and objects do. Where they are few, they are several, and most have a
+    darker and a brighter neighbour. ``levels`` are (H, W) uint8 or float32 from 0 to 255, ``present`` those
+    that occur.
     """
     between = present[(present > 0) & (present < _IGNORE)]
     noisy = lossy or (len(between) >= _NOISY_LEVELS and between[-1] >= _IGNORE - _NOISE)
@@ -115,28 +117,30 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     if present[-1] < _IGNORE - reach:
         return "none of them white"
     low, high = cv2.erode(levels, np.ones((3, 3))), cv2.dilate(levels, np.ones((3, 3)))
-    if ((low == high) & (levels > margin) & (levels < _IGNORE - margin)).any():
-        return "which fill areas of their own"
-    middle = (levels > reach) & (levels < _IGNORE - reach)
+    white = levels >= _IGNORE - reach
+    middle = (levels > reach) & ~white
     inside = np.count_nonzero(middle)
-    if 2 * _count_in_squares(levels, middle) > inside:
+    _, spots = cv2.connectedComponents((middle | white).astype(np.uint8))
+    apart = ~np.isin(spots, spots[white])  # from all white
+    flat = (low == high) & (levels > margin) & (levels < _IGNORE - margin)
+    few = _FEW * inside
+    if (flat & apart).any() or np.count_nonzero(flat) > few or 2 * _in_squares(levels, middle) > inside:
         return "which fill areas of their own"
     steps = np.count_nonzero(middle & (low < levels) & (levels < high))
     if not noisy and (len(between) == 1 or (len(between) < _NOISY_LEVELS and steps < _STEPS * inside)):
         return "which are no steps between black and white"
+    wide = middle & (cv2.dilate((levels <= reach).astype(np.uint8), _THIN) == 0)
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
     soft = max(_OUTLINE, max(levels.shape) // 100)
-    wide = middle & (cv2.dilate((levels <= reach).astype(np.uint8), _THIN) == 0)
-    far = np.count_nonzero(wide & (cv2.dilate(edge, np.ones((2 * soft + 1,) * 2)) == 0))
-    white = np.count_nonzero(levels >= _IGNORE - reach)
-    too_wide = np.count_nonzero(wide) > min(soft * np.count_nonzero(edge & bright), 2 * white)
-    if too_wide or far > _FAR * inside or 2 * inside > levels.size:
+    far = np.count_nonzero(wide & (apart | (cv2.dilate(edge, np.ones((2 * soft + 1,) * 2)) == 0)))
+    widest = min(soft * np.count_nonzero(edge & bright), 2 * np.count_nonzero(white))
+    if np.count_nonzero(wide) > widest or far > few or 2 * inside > levels.size:
         return "not only at the outline"
     return ""
 
 
-def _count_in_squares(levels: np.ndarray, middle: np.ndarray) -> int:
+def _in_squares(levels: np.ndarray, middle: np.ndarray) -> int:
     """The pixels of ``middle`` (H, W) bool that belong to a square of 2x2 with one level."""
     here, right, below, across = levels[:-1, :-1], levels[:-1, 1:], levels[1:, :-1], levels[1:, 1:]
     corners = (here == right) & (here == below) & (here == across) & middle[:-1, :-1]
