@@ -100,7 +100,7 @@ def test_255_next_to_the_object_is_ignored(image: Image.Image | np.ndarray) -> N
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-@pytest.mark.parametrize("blur", [0, 2, 4])
+@pytest.mark.parametrize("blur", [0, 2, 5])
 def test_a_soft_outline_is_cut_at_half(blur: int, depth: int) -> None:
     image = Image.fromarray(SOFT).filter(ImageFilter.GaussianBlur(blur))
     levels = np.asarray(image)
