@@ -18,9 +18,10 @@ from fss_d2.data.images import is_image_name, read_image
 from fss_d2.files import printable, write_atomic
 from fss_d2.inference.predictor import FewShotPredictor
 
+from .check import ClassCheck, SupportCheck, check_supports, describe
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
-from .supports import ClassCheck, Support, SupportCheck, check_supports, describe
+from .supports import Support
 from .writers import FORMATS, LabelSet
 
 __all__ = ["Job", "find_images", "run_job"]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fss_d2.visualization.tiles import Color, draw_regions
 
+from .check import ClassCheck, describe
 from .output import ImageRecord, OutputFile, json_bytes
-from .supports import ClassCheck, describe
 from .writers import LabelSet
 
 __all__ = ["THUMBNAILS", "report_files", "summarize", "thumbnail"]

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.label.supports import Support, check_supports, describe
+from fss_d2.label.check import check_supports, describe
+from fss_d2.label.supports import Support
 from tests.label.fakes import ColourPredictor, Ranks, disc, picture
 
 
