@@ -25,7 +25,10 @@ from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from .competition import Contest
+from .evidence import Tokens, tokens_of
 from .prediction import Prediction
+from .quality import QualityModel, load_quality
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
 
 __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
@@ -43,11 +46,13 @@ class EncodedImage:
         size: (height, width) of the image.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
+        tokens: of the first query, for `Prediction.expected_iou`.
     """
 
     size: Size
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
+    tokens: Tokens | None = None
 
 
 class FewShotPredictor:
@@ -80,6 +85,7 @@ class FewShotPredictor:
         *,
         support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
+        quality: QualityModel | None = None,
     ) -> None:
         """Wrap a model, which is put into evaluation mode.
 
@@ -87,6 +93,7 @@ class FewShotPredictor:
             resizes: bring an image to each size at which the model runs; at least one.
             support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for support files.
+            quality: for `Prediction.expected_iou`, which is empty without.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -96,6 +103,7 @@ class FewShotPredictor:
         self._resizes = tuple(resizes)
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
+        self.quality = quality
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
         self._changing = Lock()  # one support at a time is added or removed
 
@@ -127,13 +135,14 @@ class FewShotPredictor:
     def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
         """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
-        views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
-        return cls(load_model(cfg), resizes, support_views=views, settings=encoding_settings(cfg))
+        views, settings, model = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, encoding_settings(cfg), load_model(cfg)
+        quality = load_quality(model, {**settings, "TEST.REFINEMENT": cfg.TEST.REFINEMENT})
+        return cls(model, resizes, support_views=views, settings=settings, quality=quality)
 
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
-        views, settings = self._support_views, self._settings
-        return FewShotPredictor(self.model, self._resizes, support_views=views, settings=settings)
+        shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
+        return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
 

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_CONFIG", "register_paths"]
+__all__ = ["DEFAULT_CONFIG", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
 
 # What programs run that are given no --config-file; MODEL_ZOO.md has its card.
 DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
+
+# Numbers of `fss_d2.inference.quality`: for the weights of the package, and for all others.
+QUALITY_FILES = (_FOLDER / "dcama_efficientnet_lite0.quality.json",)
+QUALITY_PRIOR = _FOLDER / "prior.quality.json"
 
 
 def register_paths() -> None:
