@@ -17,6 +17,7 @@ ROOMS = (
         "state_dict",
         "soft_masks",
         "model_zoo",
+        "progress",
         "files",
         "check_env",
         "__init__",
