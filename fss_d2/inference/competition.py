@@ -27,7 +27,7 @@ class Contest:
         self._best = np.full(size, -np.inf, np.float32)  # lead of the winner so far, before refinement
 
     def enter(self, index: int, lead: Tensor, unrefined: Tensor | None = None) -> None:
-        """Add a class: its lead (H, W) float32 on the CPU, which is overwritten, and that before refinement."""
+        """Add a class: its lead (H, W) float32 on the CPU, which is overwritten, and its unrefined lead."""
         own = (lead if unrefined is None else unrefined).numpy()
         wins = (lead.numpy() > 0) & (own > self._best)
         self._labels[wins], self._best[wins] = index + 1, own[wins]

@@ -18,7 +18,7 @@ from fss_d2.model_zoo import QUALITY_FILES, QUALITY_PRIOR
 from .evidence import SIGNALS
 from .support_file import weights_digest
 
-__all__ = ["QualityModel", "class_shift", "load_quality", "shifted"]
+__all__ = ["QualityModel", "class_shift", "load_quality", "prior_quality", "shifted"]
 
 _FIX = "make it anew with tools/fit_quality.py"
 _STEPS = 30  # of Newton's method, which needs fewer than ten
@@ -60,6 +60,11 @@ class QualityModel:
         return {"origin": self.origin, "bias": self.bias, "spread": self.spread, "signals": signals}
 
 
+def prior_quality() -> QualityModel:
+    """The numbers for weights and settings that nothing was fitted for."""
+    return QualityModel.from_json(read_json_object(QUALITY_PRIOR, _FIX))
+
+
 def load_quality(model: nn.Module, settings: Mapping[str, str]) -> QualityModel:
     """The numbers that were fitted for these weights and settings, or those of the prior.
 
@@ -71,7 +76,7 @@ def load_quality(model: nn.Module, settings: Mapping[str, str]) -> QualityModel:
         same = all(fitted[key] == settings[key] for key in fitted.keys() & settings.keys())
         if same and content["method"] == type(model).__name__ and content["weights"] == weights_digest(model):
             return QualityModel.from_json(content)
-    return QualityModel.from_json(read_json_object(QUALITY_PRIOR, _FIX))
+    return prior_quality()
 
 
 def class_shift(pairs: Iterable[tuple[float, float]], spread: float) -> float:
