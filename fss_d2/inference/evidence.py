@@ -16,8 +16,8 @@ from torch.nn import functional as F
 __all__ = ["SIGNALS", "MaskScores", "Tokens", "signals", "tokens_of"]
 
 SIGNALS = (
-    *("certainty", "agreement", "sharpness", "kept", "larger", "smaller"),
-    *(f"{name}_{grid}" for grid in ("middle", "last") for name in ("similarity", "votes", "cycle")),
+    *("certainty", "agreement", "sharpness", "kept"),
+    *(f"{name}_{grid}" for grid in ("middle", "last") for name in ("similarity", "share", "votes", "cycle")),
 )
 
 _MOST_CELLS = 16  # longer side of a grid; finer maps of the backbone are averaged
@@ -85,23 +85,20 @@ def signals(query: Tokens, supports: Tokens, scores: MaskScores) -> Tensor:
     """The `SIGNALS` of one class in B images with the supports of that class: (B, len(SIGNALS)) float32.
 
     certainty: soft IoU of mask and probability before the refinement; agreement: after it; sharpness: mean
-    probability in the mask, before; kept: IoU of the masks before and after the refinement; larger, smaller:
-    logarithm of how many times the mask is larger or smaller than the mean object of the supports. On each
-    grid: similarity: of the mask's cells to the most similar cell of an object; votes: correlation of the
-    mask with where cells of the image look for objects among those of the supports; cycle: soft IoU of the
-    supports' objects with where their cells look for the mask.
+    probability in the mask, before; kept: IoU of the masks before and after the refinement. On each grid
+    every cell of the image looks at the cells of the supports, most at the most similar ones, and votes for
+    the object by the share of its attention that falls on objects. similarity: of the mask's cells to the
+    most similar cell of an object; share: mean vote in the mask; votes: correlation of the votes with the
+    mask; cycle: the other way round, soft IoU of the objects with the votes of the supports' cells for the
+    mask.
     """
     mask, before = scores.mask.float(), scores.unrefined
     area = mask.sum(dim=(1, 2)).clamp(min=1)
-    shown = supports.objects[0].flatten(1).mean(dim=1).mean()
-    ratio = (mask.mean(dim=(1, 2)) + _LEAST_SHARE).log() - (shown + _LEAST_SHARE).log()
     values = [
         _soft_iou(before, mask),
         _soft_iou(scores.probability, mask),
         (before * mask).sum(dim=(1, 2)) / area,
         _soft_iou((before > 0.5).float(), mask),
-        ratio.clamp(min=0),
-        (-ratio).clamp(min=0),
     ]
     views = len(supports.maps[0])
     used = np.linspace(0, views - 1, min(views, _MOST_VIEWS)).round().astype(int).tolist()
@@ -118,7 +115,7 @@ def _soft_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _compared(maps: Tensor, keys: Tensor, objects: Tensor, mask: Tensor) -> list[Tensor]:
-    """Similarity, votes and cycle, (B,) each, on one grid.
+    """Similarity, share, votes and cycle, (B,) each, on one grid.
 
     From maps (B, C, h, w) of queries with their predicted masks (B, h, w), and keys (V, C, h', w') of the
     views of supports with their objects (V, h', w').
@@ -127,11 +124,12 @@ def _compared(maps: Tensor, keys: Tensor, objects: Tensor, mask: Tensor) -> list
     similar = torch.einsum("bcq,vcs->bqvs", maps.flatten(2), keys.flatten(2))
     to_object = similar + _TEMPERATURE * 0.4 * objects.clamp(min=_LEAST_SHARE).log()
     nearest = to_object.flatten(2).amax(dim=2)  # (B, Q)
-    similarity = (nearest * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-6)
+    cells = mask / mask.sum(dim=1, keepdim=True).clamp(min=1e-6)
     votes = (similar.flatten(2) / _TEMPERATURE).softmax(dim=2) @ objects.flatten()  # (B, Q)
     back = torch.einsum("bqvs,bq->bvs", (similar / _TEMPERATURE).softmax(dim=1), mask)
     cycle = _soft_iou(back.flatten(0, 1), objects.repeat(len(back), 1)).unflatten(0, back.shape[:2])
-    return [similarity, _correlation(votes, mask), cycle.mean(dim=1)]
+    inside = [(values * cells).sum(dim=1) for values in (nearest, votes)]
+    return [*inside, _correlation(votes, mask), cycle.mean(dim=1)]
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

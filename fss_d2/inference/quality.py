@@ -18,10 +18,11 @@ from fss_d2.model_zoo import QUALITY_FILES, QUALITY_PRIOR
 from .evidence import SIGNALS
 from .support_file import weights_digest
 
-__all__ = ["QualityModel", "class_shift", "load_quality", "prior_quality", "shifted"]
+__all__ = ["QualityModel", "class_shift", "fit_quality", "load_quality", "prior_quality", "shifted"]
 
 _FIX = "make it anew with tools/fit_quality.py"
 _STEPS = 30  # of Newton's method, which needs fewer than ten
+_CLIP = 4.0  # standard deviations of a signal from its mean, at most
 _LIMIT = 1e-6  # from 0 and 1, so that logits are finite
 
 
@@ -44,7 +45,7 @@ class QualityModel:
     def expected(self, signals: np.ndarray) -> np.ndarray:
         """The IoU to expect, (...), from signals (..., len(SIGNALS))."""
         standard = (signals - np.array(self.means)) / np.array(self.scales)
-        return _sigmoid(standard.clip(-4, 4) @ np.array(self.weights) + self.bias)
+        return _sigmoid(standard.clip(-_CLIP, _CLIP) @ np.array(self.weights) + self.bias)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "QualityModel":
@@ -58,6 +59,31 @@ class QualityModel:
         rows = zip(SIGNALS, self.means, self.scales, self.weights, strict=True)
         signals = {name: {"mean": m, "scale": s, "weight": w} for name, m, s, w in rows}
         return {"origin": self.origin, "bias": self.bias, "spread": self.spread, "signals": signals}
+
+
+def fit_quality(
+    signals: np.ndarray, true: np.ndarray, weights: np.ndarray, *, origin: str, penalty: float = 0.01
+) -> QualityModel:
+    """Fit a logistic model of the true IoU by Newton's method, with an L2 penalty on the weights.
+
+    Args:
+        signals: (N, len(SIGNALS)).
+        true: (N,) IoUs in [0, 1].
+        weights: (N,) of the masks.
+        penalty: of the squared weights, against the mean log-likelihood of a mask.
+    """
+    means, scales = signals.mean(axis=0), signals.std(axis=0) + _LIMIT
+    x = np.column_stack([np.ones(len(signals)), ((signals - means) / scales).clip(-_CLIP, _CLIP)])
+    shares = weights / weights.sum()
+    ridge = np.diag([_LIMIT, *[2 * penalty] * signals.shape[1]])
+    solution = np.zeros(x.shape[1])
+    for _ in range(_STEPS):
+        now = _sigmoid(x @ solution)
+        slope = x.T @ (shares * (true - now)) - ridge @ solution
+        curvature = (x * (shares * now * (1 - now))[:, None]).T @ x + ridge
+        solution += np.linalg.solve(curvature, slope)
+    bias, *found = solution.tolist()
+    return QualityModel(origin, bias, tuple(means.tolist()), tuple(scales.tolist()), tuple(found))
 
 
 def prior_quality() -> QualityModel:
