@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Turn pictures with class maps into folders <class>/images and <class>/masks.
 
-    python datasets/prepare_class_folders.py --images VOC2012/JPEGImages --maps VOC2012/SegmentationClassAug \\
+    python datasets/prepare_class_folders.py --images JPEGImages --maps SegmentationClassAug \\
         --names aeroplane bicycle ... tvmonitor --list train.txt --output voc_folders
 
-A class map is a single-channel PNG: 0 background, i the i-th name, 255 neither. A picture stands in the folder
-of each class that covers enough of it; its mask there is 255 for the class, 0 for the rest, and, if the map
-has 255, 1 for the class and 255 for what is neither. Pictures are linked, not copied.
+A class map is a single-channel PNG: 0 background, i the i-th name, 255 neither. A picture stands in the
+folder of each class that covers enough of it; its mask there is 255 for the class, 0 for the rest, and, if
+the map has 255, 1 for the class and 255 for what is neither. Pictures are linked, not copied.
 """
 
 import argparse

@@ -60,6 +60,17 @@ class Prediction:
             for (name, mask), probability in pairs
         }
 
+    @property
+    def soft_iou(self) -> dict[str, float]:
+        """Of each class, how well its mask and its probability agree: soft IoU, 0 where the mask is empty."""
+        pairs = zip(self.masks.items(), self.probability, strict=True)
+        return {
+            name: float(p.sum(where=mask, dtype=np.float64) / np.where(mask, 1, p).sum(dtype=np.float64))
+            if mask.any()
+            else 0.0
+            for (name, mask), p in pairs
+        }
+
     def at(self, threshold: float) -> "Prediction":
         """The prediction with another threshold in [0, 1) for the probability, instead of 0.5.
 

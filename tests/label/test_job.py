@@ -66,8 +66,8 @@ def test_every_image_gets_its_labels(place: Path) -> None:
     assert [[s["iou"] for s in c["supports"]] for c in checks] == [[1.0, 1.0], [1.0, 1.0]]
 
 
-def test_images_of_low_confidence_are_listed_the_lowest_first(place: Path) -> None:
-    """A disc of a greyish colour is found with low confidence; the page shows it first, in red."""
+def test_images_of_low_expected_iou_are_listed_the_lowest_first(place: Path) -> None:
+    """A disc of a greyish colour has a low expected IoU; the page shows it first, in red."""
     faint = picture({"red": disc((40, 50), (20, 20), 6)}).astype(float)
     for name, share in (("faint", 0.85), ("fainter", 0.81)):
         save(place / f"images/sub/{name} & <b>.png", (share * faint + (1 - share) * 120).astype(np.uint8))
@@ -77,7 +77,7 @@ def test_images_of_low_confidence_are_listed_the_lowest_first(place: Path) -> No
     assert listed == ["sub/fainter & <b>.png", "sub/faint & <b>.png"]
     rows = json.loads((place / "out/needs_review.json").read_bytes())
     assert [row["image"] for row in rows] == listed
-    assert rows[0]["confidence"] < rows[1]["confidence"] < threshold
+    assert rows[0]["expected_iou"] < rows[1]["expected_iou"] < threshold
     page = (place / "out/report.html").read_text()
     assert "<b>" not in page and page.count('class="review"') == 2
     assert page.index("fainter &amp; &lt;b&gt;") < page.index("faint &amp; &lt;b&gt;") < page.index("photo")
@@ -255,7 +255,7 @@ def test_a_folder_of_something_else_is_not_touched(place: Path) -> None:
 def test_what_cannot_be_run(place: Path) -> None:
     with pytest.raises(ValueError, match="there is no 'voc'; choose from coco, png, yolo, labelme"):
         run(place, formats=("voc",))
-    with pytest.raises(ValueError, match="a confidence is from 0 to 1"):
+    with pytest.raises(ValueError, match="an IoU is from 0 to 1"):
         run(place, review_below=60)
     for path in (place / "images").iterdir():
         path.write_bytes(b"")
