@@ -100,9 +100,8 @@ def signals(query: Tokens, supports: Tokens, scores: MaskScores) -> Tensor:
         (before * mask).sum(dim=(1, 2)) / area,
         _soft_iou((before > 0.5).float(), mask),
     ]
-    views = len(supports.maps[0])
-    used = np.linspace(0, views - 1, min(views, _MOST_VIEWS)).round().astype(int).tolist()
-    supports = supports.select(used)
+    if (views := len(supports.maps[0])) > _MOST_VIEWS:
+        supports = supports.select(np.linspace(0, views - 1, _MOST_VIEWS).round().astype(int).tolist())
     for maps, keys, objects in zip(query.maps, supports.maps, supports.objects, strict=True):
         values += _compared(maps, keys, objects, _pooled(mask, maps))
     return torch.stack(values, dim=1)
