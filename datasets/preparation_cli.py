@@ -4,18 +4,19 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fss_d2.engine.command_line import documented_parser
+from fss_d2.engine.command_line import documented_parser, path_option, start_log
 
 
 def root_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the option ``--root``."""
     parser = documented_parser(description)
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser.add_argument("--root", type=Path, default=root, help="default: $DETECTRON2_DATASETS or datasets")
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument(
+        "--root", type=path_option, default=root, help="default: $DETECTRON2_DATASETS or datasets"
+    )
     return parser
 
 
@@ -23,7 +24,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of the preparations of published sets."""
     parser = root_parser(description)
     parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 works in this one")
-    parser.add_argument("--lists", type=Path, help="folder with published split lists to install")
+    parser.add_argument("--lists", type=path_option, help="folder with published split lists to install")
     parser.add_argument("--check", action="store_true", help="write nothing; verify and count what is there")
     return parser
 
@@ -42,6 +43,7 @@ def run(
         if args.workers < 0:
             raise ValueError(f"--workers {args.workers} is negative, use 0 or more")
         if not args.check:
+            start_log()
             preparation.prepare(args.root, workers=args.workers, lists=args.lists, **checked, **more)
         counts, faults = preparation.check(args.root, **checked)
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ Reads <root>/coco/annotations/instances_train2017.json and <root>/coco/train2017
 <root>/coco_mini/train2017. coco_mini_ids.txt next to this script lists them.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -33,14 +32,14 @@ def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 def prepare(root: Path) -> int:
     """Write the slice; return its number of photographs."""
-    from fss_d2.files import atomic_path, write_atomic
+    from fss_d2.files import atomic_path, json_text, read_json, write_atomic
 
     source, target = root / "coco", root / "coco_mini"
     if not (source / ANNOTATIONS).is_file():
         fix = "unpack COCO 2017 there, or set --root"
         raise FileNotFoundError(f"{source / ANNOTATIONS} does not exist: {fix}")
     ids = {int(line) for line in IDS.read_text().split()}
-    content = cut(json.loads((source / ANNOTATIONS).read_text()), ids)
+    content = cut(read_json(source / ANNOTATIONS), ids)
     for image in content["images"]:
         file = Path("train2017") / image["file_name"]
         if not (source / file).is_file():
@@ -48,7 +47,7 @@ def prepare(root: Path) -> int:
         if not (target / file).exists():
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(source / file, temporary)
-    write_atomic(target / ANNOTATIONS, json.dumps(content).encode())
+    write_atomic(target / ANNOTATIONS, json_text(content).encode())
     return len(content["images"])
 
 

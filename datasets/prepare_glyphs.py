@@ -10,7 +10,7 @@ from functools import partial
 
 from preparation_cli import root_parser
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import run_command, start_log
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +29,7 @@ def prepare(args: argparse.Namespace) -> None:
     from fss_d2.data.datasets.glyphs import check_glyphs, write_glyphs
 
     if not args.check:
+        start_log()
         options = {"images_per_class": args.images_per_class, "workers": args.workers}
         write_glyphs(args.root, seed=args.seed, size=args.size, **options)
     for name, (images, classes) in check_glyphs(args.root).items():

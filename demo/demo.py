@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fss_d2.engine import command_line
@@ -38,7 +37,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--support-dir", type=Path, metavar="PATH", help="annotated images, see above")
+    source.add_argument(
+        "--support-dir", type=command_line.path_option, metavar="PATH", help="annotated images, see above"
+    )
     source.add_argument("--support", nargs="+", metavar="IMAGE", help="annotated images of one class")
     add("--support-mask", nargs="+", default=[], metavar="PNG", help="one per --support")
     corners = {"nargs": 4, "type": float, "metavar": ("X0", "Y0", "X1", "Y1")}
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--support-box", **corners, action="append", default=[], help=note)
     add("--class-name", default="object", metavar="NAME", help="if no folder names it")
     add("--input", nargs="+", required=True, metavar="IMAGE", help="files, folders, 'a/*.jpg'")
-    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--output", type=command_line.path_option, required=True, metavar="FOLDER")
     add("--save", default="mask,overlay", metavar="A,B", help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace files of an earlier run")
     add("--opts", dest="_", action="store_true", help="before KEY VALUE; may be left out")

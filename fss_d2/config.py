@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
+from fss_d2.files import expand_user
 from fss_d2.modeling.keys import KEY_GROUPS, at_least
 
 __all__ = ["add_fss_config", "get_cfg", "load_config"]
@@ -24,6 +25,11 @@ _LEAST = {
     **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
+# Keys that hold the path of a file or folder.
+_PATHS = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"),
+    *("MODEL.BASE_KNOWLEDGE.CACHE_DIR", "FEW_SHOT.TEST.MANIFEST"),
+)
 
 
 def get_cfg() -> CfgNode:
@@ -41,7 +47,7 @@ def add_fss_config(cfg: CfgNode) -> None:
 
 
 def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | None = None) -> CfgNode:
-    """Read a config file with its bases, apply ``KEY VALUE`` pairs, and freeze.
+    """Read a config file with its bases, apply ``KEY VALUE`` pairs, expand "~" in paths, and freeze.
 
     Args:
         opts: keys and values in turn.
@@ -52,7 +58,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
         ValueError: an unknown key (the message has the closest one), a value of the wrong type, YAML that
             does not parse, a key without value, a number below what its key allows.
     """
-    cfg = get_cfg()
+    cfg, config_file = get_cfg(), expand_user(config_file)
     loaded = _read_yaml(config_file)
     for key in _keys(loaded):
         _check_key(cfg, key, config_file)
@@ -71,6 +77,10 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
     if num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _check_limits(cfg)
+    for key in _PATHS:
+        group, _, name = key.rpartition(".")
+        node = reduce(getitem, group.split("."), cfg) if group else cfg
+        node[name] = expand_user(node[name])
     cfg.freeze()
     return cfg
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "check_writable", "expand_user", "is_half_written", "json_text", "parse_json"]
-__all__ += ["printable", "read_json", "read_json_object", "shortened", "write_atomic", "write_json"]
+__all__ = ["atomic_path", "check_writable", "expand_user", "ignores_case", "is_half_written", "json_text"]
+__all__ += ["parse_json", "printable", "read_json", "read_json_object", "shortened", "write_atomic"]
+__all__ += ["write_json"]
 
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 _LONGEST_NAME = 200  # bytes of a name that a temporary file's name still repeats; file systems allow 255
@@ -26,7 +27,8 @@ _JSON_TYPES = {list: "list", str: "string", bool: "boolean", type(None): "null"}
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path, which replaces ``path`` (same folder) when the block ends without error.
 
-    The folder is created if necessary. After an error in the block, ``path`` is as it was.
+    The folder is created if necessary. After an error in the block, ``path`` is as it was; an OSError names
+    ``path``, not the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +39,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, os.fspath(temporary)):  # a full disk gives no name
+            error.filename = os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,6 +64,13 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
             f"cannot write to the output folder {str(folder) or '(empty name)'} ({error.strerror}); "
             "choose another (OUTPUT_DIR, --output)"
         ) from error
+
+
+def ignores_case(folder: str | os.PathLike[str]) -> bool:
+    """Whether the file system of a folder takes "a" and "A" for one name; the folder is made if necessary."""
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".case", suffix=".1.tmp") as probe:
+        return os.path.exists(os.path.join(folder, os.path.basename(probe.name).swapcase()))
 
 
 def is_half_written(path: Path) -> bool:
@@ -108,34 +121,37 @@ def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None
     write_atomic(path, (json_text(content, indent=indent) + "\n").encode())
 
 
-def parse_json(content: bytes | str, name: object, fix: str = "") -> Any:
+def parse_json(content: bytes | str, name: object = "", fix: str = "", *, any_number: bool = False) -> Any:
     """What JSON text holds. UTF-8, UTF-16 and UTF-32 are recognised, with or without a byte order mark.
 
     Raises:
         ValueError: it is not JSON. That includes NaN, Infinity and numbers too large for a float, integers of
             more than 64 bits, a key that stands twice in one object, and brackets nested too deeply. The
-            message begins with ``name`` and ends with ``fix``, what the user can do about it.
+            message begins with ``name`` and ends with ``fix``, what the user can do about it; without a name
+            it is the reason alone. ``any_number`` lets NaN, infinity and large numbers pass, for callers that
+            check each number and can name its place.
     """
     try:
-        if not content.strip():
+        if not content or content.isspace():
             raise ValueError("it is empty")
-        hooks = {"parse_constant": _refused_constant, "parse_float": _finite, "parse_int": _integer}
-        return json.loads(_decoded(content), object_pairs_hook=_unique, **hooks)
+        return (_ANY_NUMBER if any_number else _STRICT).decode(_decoded(content))
     except RecursionError:
         reason = "its brackets are nested too deeply"
     except ValueError as error:
         reason = str(error)
-    raise ValueError(f"{shortened(name)} is not valid JSON ({reason})" + (f"; {fix}" if fix else ""))
+    if name:
+        reason = f"{shortened(name)} is not valid JSON ({reason})" + (f"; {fix}" if fix else "")
+    raise ValueError(reason)
 
 
-def read_json(path: str | os.PathLike[str], fix: str = "") -> Any:
+def read_json(path: str | os.PathLike[str], fix: str = "", *, any_number: bool = False) -> Any:
     """What a JSON file holds; raises as `parse_json`, and OSError."""
-    return parse_json(Path(path).read_bytes(), path, fix)
+    return parse_json(Path(path).read_bytes(), path, fix, any_number=any_number)
 
 
-def read_json_object(path: str | os.PathLike[str], fix: str) -> dict[str, Any]:
+def read_json_object(path: str | os.PathLike[str], fix: str, *, any_number: bool = False) -> dict[str, Any]:
     """Read a JSON file that holds an object; ValueError if it holds anything else. See `parse_json`."""
-    content = read_json(path, fix)
+    content = read_json(path, fix, any_number=any_number)
     if not isinstance(content, dict):
         kind = _JSON_TYPES.get(type(content), "number")
         raise ValueError(f"{shortened(path)} holds a JSON {kind}, not an object; {fix}")
@@ -177,6 +193,12 @@ def _integer(text: str) -> int:
     if len(text) > 20 or abs(value := int(text)) >= _LARGEST_INTEGER:
         raise ValueError(f"its number {text[:20]}{'...' * (len(text) > 20)} has more than 64 bits")
     return value
+
+
+_ANY_NUMBER = json.JSONDecoder(object_pairs_hook=_unique)
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refused_constant, parse_float=_finite, parse_int=_integer
+)
 
 
 def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
+from fss_d2 import config
 from fss_d2.config import load_config
 
 
@@ -70,3 +71,32 @@ def test_missing_file() -> None:
 def test_wrong_overrides(tmp_path: Path, opts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(_write(tmp_path, "VERSION: 2\n"), opts)
+
+
+def test_a_home_folder_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = {
+        "OUTPUT_DIR": "~/out",
+        "MODEL.WEIGHTS": "~/a.pth",
+        "MODEL.BACKBONE.WEIGHTS": "timm://resnet50",
+        "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS": "~/d.pth",
+        "MODEL.BASE_KNOWLEDGE.CACHE_DIR": "~",
+        "FEW_SHOT.TEST.MANIFEST": "m~.jsonl",
+    }
+    _write(tmp_path, 'VERSION: 2\nOUTPUT_DIR: "~/of_file"\n')
+    assert f"{tmp_path}/of_file" == load_config("~/a.yaml").OUTPUT_DIR
+    cfg = load_config("~/a.yaml", [word for pair in keys.items() for word in pair])
+    for key, value in keys.items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node == (f"{tmp_path}{value[1:]}" if value[0] == "~" else value), key
+    with pytest.raises(ValueError, match=r"^~no-such-user/x: ~no-such-user is not a home folder"):
+        load_config("~/a.yaml", ["OUTPUT_DIR", "~no-such-user/x"])
+
+
+def test_every_key_of_a_path_is_known_to_be_one() -> None:
+    """A new key whose name says that it is a file or folder belongs to the list."""
+    words = ("DIR", "FILE", "WEIGHTS", "MANIFEST", "FOLDER", "PATH")
+    keys = [key for key in config._keys(config.get_cfg()) if "BBOX_REG" not in key]
+    assert {key for key in keys if key.rpartition(".")[2].split("_")[-1] in words} == set(config._PATHS)

@@ -38,6 +38,8 @@ PROGRAM = re.compile(r"(?:^|\s)((?:[\w.-]+/)*[\w-]+\.(?:py|yaml))\b")
 USERS_OWN = {"my_data.yaml"}
 REPRODUCE = "python tools/reproduce.py "
 LINE_LENGTH = 110
+# The data sets by the beginning of their names: what their pages call what is downloaded.
+DATA = {"glyphs": "", "pascal5i": "PASCAL VOC", "coco20i": "COCO 2014", "fss1000": "FSS-1000"}
 README_LINES = 130
 FILE = re.compile(r"`((?:fss_d2|tests|configs|datasets|demo|tools)/[\w./-]*?(?:/|\.\w+))`")
 
@@ -76,6 +78,37 @@ def test_commands_name_tables_and_rows_that_exist(page: str, monkeypatch: pytest
             if line.startswith(REPRODUCE):
                 args = reproduce.parse_arguments(shlex.split(line.removeprefix(REPRODUCE), comments=True))
                 assert args.list or reproduce.choose(Path(args.table), args)
+
+
+def needed_data(command: str) -> set[str]:
+    """What somebody has to download for a command, as its note calls it; glyphs are drawn."""
+    configs = re.findall(r"configs/[\w/.-]+\.yaml", command)
+    if command.startswith(REPRODUCE):
+        args = reproduce.parse_arguments(shlex.split(command.removeprefix(REPRODUCE), comments=True))
+        tables = [] if args.list else reproduce.choose(Path(args.table), args)
+        loaded = [stage.load() for _, rows in tables for row in rows for stage in row.stages]
+    elif re.search(r"train_net|cross_validate|check_support_use|visualize", command):
+        loaded = [load_config(config, num_gpus=0) for config in configs]
+    else:  # fss-d2 and the demos take your own pictures
+        return set()
+    names = {name for cfg in loaded for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    return {next((DATA[k] for k in DATA if name.startswith(k)), f"? {name}") for name in names} - {""}
+
+
+@pytest.mark.parametrize("page", ["README.md", "GETTING_STARTED.md"])
+def test_commands_that_need_data_say_so_where_they_stand(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the line of the command, or on a line of its own above it in the same block."""
+    monkeypatch.chdir(ROOT)
+    noted = 0
+    for block in blocks(page, "bash"):
+        above = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            above += line if line.startswith("#") else ""
+            for data in needed_data(line):
+                noted += 1
+                assert f"# needs {data}: datasets/README.md" in above + line, line
+    assert noted
+    assert needed_data("python train_net.py --config-file configs/dcama/fss1000_r50.yaml") == {"FSS-1000"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,11 +1,13 @@
 """Atomic writes, JSON in and out, names that users give."""
 
+import ast
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+import fss_d2
 from fss_d2.files import (
     atomic_path,
     check_writable,
@@ -183,3 +185,34 @@ def test_json_of_another_type_is_an_error_of_one_line(content: str, kind: str, t
         read_json_object(path, "fix it")
     assert str(caught.value) == f"{str(path)[:197]}... holds a JSON {kind}, not an object; fix it"
     assert parse_json(content, "line 1") == json.loads(content)
+
+
+def test_numbers_that_callers_check_themselves() -> None:
+    assert parse_json("[1e999, -Infinity, 18446744073709551616]", any_number=True) == [
+        float("inf"),
+        float("-inf"),
+        2**64,
+    ]
+    with pytest.raises(ValueError, match=r"^the key 'a' stands twice in one object$"):
+        parse_json('{"a": 1, "a": NaN}', any_number=True)
+
+
+def test_json_is_read_and_written_in_one_place() -> None:
+    """So that no reader takes NaN or a key that stands twice, and no file holds NaN."""
+    elsewhere = {
+        "files.py": "that place",
+        "app/server.py": "bodies of requests",
+        "engine/train_loop.py": "lines that Detectron2 wrote",
+        "engine/base_prototypes.py": "a digest, no file",
+    }
+    package = Path(fss_d2.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "json"
+            ):
+                found.add(path.relative_to(package).as_posix())
+    assert found == elsewhere.keys()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fss_d2 import cli
 from fss_d2.checkpoint.convert import CONVERTERS
+from fss_d2.inference import export_command
 from fss_d2.inference.export import FORMATS, INPUT_TYPES
 from fss_d2.label import command
 from fss_d2.label.writers import FORMATS as LABEL_FORMATS
-from tools import convert_checkpoint, export_model
+from tools import convert_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [
@@ -23,7 +25,7 @@ PROGRAMS = [
     ),
     "train_net.py",
     "fss_d2/cli.py",
-    "fss_d2/cli.py label",
+    *(f"fss_d2/cli.py {command}" for command in cli._COMMANDS),
     "fss_d2/check_env.py",
 ]
 # One process for all, so a module counts for the first program that imports it.
@@ -66,7 +68,7 @@ def test_help_imports_no_torch(program: str, answers: dict[str, list[object]]) -
 
 
 def test_choices_that_are_listed_without_an_import_are_complete() -> None:
-    assert export_model.FORMATS == FORMATS
-    assert tuple(INPUT_TYPES) == export_model.INPUT_TYPES
+    assert tuple(FORMATS) == export_command.FORMATS
+    assert tuple(INPUT_TYPES) == export_command.INPUT_TYPES
     assert tuple(sorted(CONVERTERS)) == convert_checkpoint.METHODS
     assert command._FORMATS.split(",") == list(LABEL_FORMATS)

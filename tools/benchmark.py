@@ -20,12 +20,12 @@ allocated tensors).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import documented_parser
+from fss_d2.engine.command_line import documented_parser, path_option
+from fss_d2.files import json_text, write_atomic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
 
@@ -45,14 +45,14 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backbone", choices=BACKBONES, help="(default: resnet50)")
     add("--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)")
-    add("--config-file", type=Path, help="of model, predictor")
+    add("--config-file", type=path_option, help="of model, predictor")
     add("--batch", type=int, help="episodes at once, of model (default: 1)")
     add("--inference-only", action="store_true", help="of model: no training step")
     add("--size", type=int, help=f"side of the square images, pixels (default: {SIZES})")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU, if there is one")
     add("--threads", type=int, help="default: as torch chooses")
     add("--repeats", type=int, default=5)
-    add("--output", type=Path, help="JSON file for the numbers")
+    add("--output", type=path_option, help="JSON file for the numbers")
     args = parser.parse_args(arguments)
     _check_method(parser, args)
     import torch
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{_heading(args)}\n\n{report.tables}")
     if args.output:
         content = {"arguments": vars(args) | {"output": None}, **report.numbers}
-        args.output.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        write_atomic(args.output, (json_text(content, indent=1, default=str) + "\n").encode())
     return 0
 
 

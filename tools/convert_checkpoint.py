@@ -5,22 +5,21 @@ OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN is a
 Mask2Former, a pickle of numpy arrays. Code in a pickle is not run.
 """
 
-import argparse
 import sys
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, path_option, run_command
 
 METHODS = ("dcama", "mask2former", "mmformer", "pfenet")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert one file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = documented_parser(__doc__.splitlines()[0])
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--verbose", action="store_true", help="list the dropped and missing names")
-    parser.add_argument("input", metavar="IN", help="official checkpoint")
-    parser.add_argument("output", metavar="OUT", help="file to write")
+    parser.add_argument("input", metavar="IN", type=path_option, help="official checkpoint")
+    parser.add_argument("output", metavar="OUT", type=path_option, help="file to write")
     args = parser.parse_args(arguments)
 
     from fss_d2.checkpoint.convert import CONVERTERS, check_output, write_converted

@@ -59,7 +59,7 @@ def start(run: Run, args: argparse.Namespace) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.documented_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     note = 'one per method; data set names contain "fold<N>"; A+B: B starts from the weights of A'
     add("--config-file", required=True, nargs="+", metavar="FILE", help=note)
@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--eval-only", action="store_true", help="train nothing")
     note = 'MODEL.WEIGHTS, "runs/{method}/{fold}/{seed}.pth" for example'
     add("--weights", metavar="PATTERN", help=note)
-    add("--output", metavar="DIR", help="default: OUTPUT_DIR/cross_validation")
+    add("--output", type=command_line.path_option, metavar="DIR", help="default: OUTPUT_DIR/cross_validation")
     command_line.add_launch_arguments(parser)
     return command_line.parse_command_line(parser, arguments)
 

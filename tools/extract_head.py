@@ -6,12 +6,11 @@
 The file loads with MODEL.WEIGHTS; the backbone's weights then come from MODEL.BACKBONE.WEIGHTS.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import run_command
+from fss_d2.engine.command_line import documented_parser, path_option, run_command
 
 
 def extract(source: Path, target: Path, *, force: bool = False) -> int:
@@ -34,10 +33,10 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = documented_parser(__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("input", metavar="IN", type=Path, help="checkpoint of a training")
-    parser.add_argument("output", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("input", metavar="IN", type=path_option, help="checkpoint of a training")
+    parser.add_argument("output", metavar="OUT", type=path_option, help="file to write")
     args = parser.parse_args(arguments)
     print(f"{extract(args.input, args.output, force=args.force)} parameters; wrote {args.output}")
 

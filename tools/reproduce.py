@@ -12,7 +12,6 @@ for each row that changes its config, a folder for each run, and the scores in <
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from fss_d2.engine.command_line import documented_parser, run_command
+from fss_d2.engine.command_line import documented_parser, path_option, run_command
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
-from fss_d2.files import write_atomic
+from fss_d2.files import read_json, write_atomic, write_json
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,13 +36,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.usage = "%(prog)s --table FILE TABLE [TABLE ...] [options] [-- more of cross_validate.py]"
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help='the names of tables, "Table 3" for example')
-    add("--table", metavar="FILE", help="configs/tables/<paper>.yaml; --list takes all by default")
+    add(
+        "--table",
+        type=path_option,
+        metavar="FILE",
+        help="configs/tables/<paper>.yaml; --list takes all by default",
+    )
     add("--list", action="store_true", help="print tables and rows, run nothing")
     add("--row", nargs="+", metavar="NAME", help="default: all rows")
     add("--folds", type=int, nargs="+", metavar="F", help="default: all folds of the row")
     add("--seeds", type=int, nargs="+", metavar="S", help="default: FEW_SHOT.TEST.SEED of the row")
     add("--weights", metavar="PATTERN", help='train nothing, test these: "fold{fold}.pth" for example')
-    add("--output", type=Path, metavar="DIR", help="default: output/tables/<paper>")
+    add("--output", type=path_option, metavar="DIR", help="default: output/tables/<paper>")
     end = [*arguments, "--"].index("--")
     args = parser.parse_args(arguments[:end])
     args.rest = list(arguments[end + 1 :])
@@ -105,7 +109,7 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
         _cross_validate(files[-1:], [*options, "--eval-only", "--weights", weights], args.rest)
     elif not row.test:
         _cross_validate(files, options, args.rest)
-    return json.loads((output / "cross_validation.json").read_text())["summary"]
+    return read_json(output / "cross_validation.json")["summary"]
 
 
 def _cross_validate(files: Sequence[str], options: Sequence[Any], rest: Sequence[str]) -> None:
@@ -141,7 +145,7 @@ def main() -> None:
         for row in rows:
             results[row.name] = run_row(slug(f"{table.name} {row.name}"), row, output, args)
             content = {"table": table.name, "arguments": sys.argv[1:], "rows": results}
-            write_atomic(output / f"{slug(table.name)}.json", (json.dumps(content, indent=2) + "\n").encode())
+            write_json(output / f"{slug(table.name)}.json", content)
         print(f"{file}: {table.name} (%)\n\n{report(results)}\n")
 
 

@@ -12,7 +12,6 @@ All configs get the same supports. DEFAULT is the model of the package.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
@@ -23,11 +22,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
-from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
-from fss_d2.files import write_atomic
+from fss_d2.engine.command_line import (
+    documented_parser,
+    parse_command_line,
+    path_option,
+    run_command,
+    start_log,
+)
+from fss_d2.files import json_text, write_atomic
 from fss_d2.model_zoo import DEFAULT_CONFIG
+from fss_d2.progress import track
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.inference.predictor import FewShotPredictor
@@ -42,13 +47,15 @@ _RESAMPLES = 1000
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = documented_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--data", type=path_option, required=True, metavar="FOLDER")
     parser.add_argument("--config-file", nargs="+", default=["DEFAULT"], metavar="FILE")
     parser.add_argument("--shots", type=int, nargs="+", default=[1], metavar="K")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="of supports (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU, if there is one")
-    parser.add_argument("--output", type=Path, metavar="JSON", help="also write the IoU of every image")
+    parser.add_argument(
+        "--output", type=path_option, metavar="JSON", help="also write the IoU of every image"
+    )
     args = parse_command_line(parser, arguments)
     for name in ("shots", "draws"):
         if np.min(getattr(args, name)) < 1:
@@ -90,7 +97,7 @@ def iou(file: Path, truth: np.ndarray) -> float:
 def score(predictor: FewShotPredictor, args: argparse.Namespace, shots: int, data: Mapping) -> Scores:
     """Label and score all draws of all classes."""
     scores: Scores = {name: [] for name in data}
-    for number, (name, of_class) in enumerate(tqdm(data.items(), desc=f"{shots}-shot")):
+    for number, (name, of_class) in enumerate(track(data.items(), f"{shots}-shot", len(data))):
         for draw in range(args.draws):
             chosen = draw_supports(of_class, shots, (args.seed, number, draw))
             scores[name] += label_and_score(predictor, name, of_class, chosen)
@@ -126,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows.append(["mean", *(mean_of_classes(scores) for scores in columns.values())])
     print(tabulate(rows, ["class", *columns], tablefmt="github"))
     if args.output:
-        write_atomic(args.output, json.dumps(columns).encode())
+        write_atomic(args.output, json_text(columns).encode())
 
 
 if __name__ == "__main__":

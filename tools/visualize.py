@@ -22,7 +22,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
+from fss_d2.engine.command_line import (
+    documented_parser,
+    parse_command_line,
+    path_option,
+    run_command,
+    start_log,
+)
 
 BASE_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "Base-FewShot.yaml"
 FIGURES = ("episodes", "proposals", "attention", "aggregated", "activation", "agnostic", "tsne")
@@ -40,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num", type=int, metavar="N", help="episodes; default: 8, or 4 with a model")
     parser.add_argument("--height", type=int, default=192, metavar="PIXELS", help="of a tile")
     parser.add_argument("--proposals", type=int, default=8, metavar="N", help="to draw for each query")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--output", type=path_option, required=True, metavar="FOLDER")
     args = parse_command_line(parser, argv, weights=True)
     plain = args.figure == "episodes"
     if args.config_file is None and not plain:

@@ -15,6 +15,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from fss_d2.files import expand_user
+
 from . import datasets
 from .datasets.custom import register_coco_json, register_folder
 
@@ -34,7 +36,7 @@ def _data_sets() -> Iterator[ModuleType]:
 
 def dataset_root() -> Path:
     """Return the folder of all prepared datasets: $DETECTRON2_DATASETS, or "datasets"."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    return Path(expand_user(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
 def register_all() -> None:
@@ -87,7 +89,7 @@ def register_datasets_from_cfg(cfg: CfgNode) -> None:
         for entry in cfg.DATASETS[key]:
             try:
                 arguments = inspect.signature(register).bind(**entry).arguments
-                located = {path: dataset_root() / os.path.expanduser(arguments[path]) for path in paths}
+                located = {path: dataset_root() / expand_user(arguments[path]) for path in paths}
                 register(**{**arguments, **located})
             except TypeError as error:  # a wrong name, or a value of the wrong type
                 raise ValueError(f"DATASETS.{key}: {error} in {entry}") from error

@@ -1,6 +1,5 @@
 """The episode, the unit of work of few-shot segmentation, and the manifest, a file of episodes."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import atomic_path
+from fss_d2.files import atomic_path, json_text, parse_json
 
 __all__ = [
     "Episode",
@@ -90,7 +89,7 @@ def write_manifest(
         for e in episodes
     )
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (header, *rows))
+        file.writelines(json_text(row, ensure_ascii=False) + "\n" for row in (header, *rows))
 
 
 def read_manifest_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -141,9 +140,9 @@ def read_manifest(
 
 def _parse_json(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); write the manifest again") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); write the manifest again") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row

@@ -23,6 +23,7 @@ from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
+from fss_d2.progress import track
 from fss_d2.state_dict import UNREADABLE, load_plain
 
 __all__ = ["build_base_prototypes", "fill_base_knowledge"]
@@ -123,10 +124,7 @@ def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
     # A generator of its own leaves torch's global one alone.
     loader = DataLoader(instances, sampler=mine, generator=torch.Generator(), **options)
     logger.info("Building the prototypes of the base classes from %d images", len(instances))
-    for done, item in enumerate(loader, start=1):
-        yield item
-        if done * 10 // len(mine) > (done - 1) * 10 // len(mine):  # each tenth
-            logger.info("Prototypes of the base classes: %d of %d images", done, len(mine))
+    yield from track(loader, "Prototypes of the base classes", len(mine))
 
 
 def _init_worker(worker: int) -> None:

@@ -1,26 +1,30 @@
 """What all programs share: arguments, set-up, one-line errors with exit codes. Its import needs no torch."""
 
 import argparse
+import difflib
 import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
+
+from fss_d2.files import expand_user, shortened
 
 from .launch import LaunchPlan
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["TRACEBACK_VARIABLE", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
-__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "plan_from"]
-__all__ += ["run_command", "setup", "start_log"]
+__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
+__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "path_option"]
+__all__ += ["plan_from", "run_command", "setup", "start_log", "suggestion"]
 
 # Set to anything but "" or "0" to see where an error comes from.
 TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
@@ -37,12 +41,56 @@ _USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError, yaml.YAMLErro
 _OUT_OF_MEMORY = "OutOfMemoryError"
 # "ValueError: text" as Python ends a traceback, also inside the message of a worker's error.
 _LAST_ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", re.MULTILINE | re.DOTALL)
+_LONGEST_LINE = 1000  # characters of an error, in which a file may have put a text of any length
 _TRAIN_LOOP = "detectron2.engine.train_loop"  # logs the traceback of any error that ends a training
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the closest option or choice."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As the base class, but the words are kept for `error`."""
+        self._words = [*(sys.argv[1:] if args is None else args), "--"]
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2.
+
+        An option that does not exist is named first: where it is one that is required, argparse only says
+        that this is missing.
+        """
+        words = getattr(self, "_words", ["--"])
+        options = list(self._option_string_actions)
+        for word in (word.partition("=")[0] for word in words[: words.index("--")]):
+            if word.startswith("--") and not any(option.startswith(word) for option in options):
+                super().error(f"there is no option {shortened(word)}; {suggestion(word, options, '--help')}")
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
+            hint = suggestion(wrong[1], re.findall(r"[\w.-]+", wrong[2]), "--help")
+            message = f"{message}; {hint}"
+        super().error(message)
+
+
+def suggestion(word: str, known: Iterable[str], everything: str = "") -> str:
+    """What to write instead of a word that is not known: the closest name, or where to find all of them."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    if close:
+        return f"did you mean {by_lower[close[0]]}?"
+    return f"see {everything}" if everything else f"choose from {', '.join(by_lower.values())}"
+
+
+def path_option(text: str) -> Path:
+    """The type of an option that names a file or folder: "~" at its start is the home folder."""
+    try:
+        path = Path(expand_user(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(os.path.abspath(path)) if str(path).startswith("~") else path  # "./~" is a file here
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments of Detectron2's programs; parse them with `parse_command_line`."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
@@ -50,9 +98,10 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def documented_parser(text: str | None) -> argparse.ArgumentParser:
+def documented_parser(text: str | None, program: str | None = None) -> argparse.ArgumentParser:
     """A parser whose --help shows the docstring of a program as it is written."""
-    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=program, description=text, formatter_class=show)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +184,7 @@ def start_log(output_dir: str | None = None) -> None:
 
 
 def run_command(main: Callable[[], object]) -> int:
-    """Run a program's main function and return its exit code.
+    """Run a program's main function and return its exit code: 0, or the number that it returns.
 
     User errors (`_USER_ERRORS`, GPU memory), also those of a spawned process or a data loader's worker,
     become ``error: <one line>`` on the standard error stream and exit code 1. Other errors are bugs and keep
@@ -143,7 +192,7 @@ def run_command(main: Callable[[], object]) -> int:
     """
     try:
         with closing_log_handlers():
-            main()
+            code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -153,7 +202,7 @@ def run_command(main: Callable[[], object]) -> int:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 @contextmanager
@@ -196,6 +245,7 @@ def one_line(error: BaseException) -> str | None:
     line = " ".join(message.split())
     if kind == "KeyError" and " " not in line:  # a bare key says too little
         line = f"missing key {line} (set {TRACEBACK_VARIABLE}=1 to see where)"
+    line = line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
     return line or f"{kind} (set {TRACEBACK_VARIABLE}=1 to see where)"
 
 

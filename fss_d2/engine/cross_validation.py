@@ -1,7 +1,6 @@
 """Cross-validation: the runs of all methods, folds and seeds, and their report."""
 
 import argparse
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from detectron2.config import CfgNode
 from fss_d2.config import load_config
 from fss_d2.evaluation import Comparison, compare, read_rows
 from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
-from fss_d2.files import check_writable, write_atomic
+from fss_d2.files import check_writable, read_json, write_atomic, write_json
 from fss_d2.modeling.build import build_without_weights
 
 __all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
@@ -65,7 +64,7 @@ class Run:
 
     def scores(self) -> dict[Path, dict[str, float]]:
         """All scores of each evaluation, by the folder of its episodes ("<set>_<K>shot")."""
-        results = json.loads((self.folder / "results.json").read_text())["results"]
+        results = read_json(self.folder / "results.json")["results"]
         inference = self.folder / "inference"
         scores = {name: tasks.get(TASK) or tasks[_ORACLE] for name, tasks in results.items()}
         return {inference / name.replace("/", "_"): found for name, found in scores.items()}
@@ -164,7 +163,7 @@ def _report(args: argparse.Namespace, runs: Sequence[Run], done: set[Path]) -> s
     content = {"config_file": args.config_file, "opts": args.opts, "summary": summary, "runs": rows}
     text = f"{len(done)} of {len(runs)} runs.\n\n{format_folds(summary, first)}"
     output = runs[0].folder.parents[1]
-    write_atomic(output / "cross_validation.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_json(output / "cross_validation.json", content)
     write_atomic(output / "cross_validation.md", text.encode())
     return text
 
@@ -201,7 +200,7 @@ def _compare(folder: Path, reference: Path) -> Comparison:
     if manifests[0].read_bytes() != manifests[1].read_bytes():
         what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
         raise ValueError(f"{what}; remove the older run and start again")
-    recorded = json.loads((reference / "results.json").read_text())
+    recorded = read_json(reference / "results.json")
     settings = recorded["settings"]
     rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}
     rows = [read_rows(each / "episodes.jsonl") for each in (folder, reference)]

@@ -1,7 +1,6 @@
 """Evaluation of a model on every (test set, number of shots) of a config, and of its use of supports."""
 
 import itertools
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from fss_d2.evaluation import (
     format_table,
     read_rows,
 )
-from fss_d2.files import check_writable, write_atomic
+from fss_d2.files import check_writable, write_json
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
@@ -147,7 +146,7 @@ def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
     if comm.is_main_process():
         content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
         content["results"] = results
-        write_atomic(Path(cfg.OUTPUT_DIR) / "results.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_json(Path(cfg.OUTPUT_DIR) / "results.json", content)
 
 
 class EpisodePictures(DatasetEvaluator):
@@ -233,7 +232,7 @@ def check_support_use(
         **{"mIoU_own": result.mean_iou_a, "mIoU_foreign": result.mean_iou_b},
         **{"difference": result.difference, "low": result.low, "high": result.high},
     }
-    write_atomic(file, (json.dumps(numbers, indent=2) + "\n").encode())
+    write_json(file, numbers)
     return result, file
 
 

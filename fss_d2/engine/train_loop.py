@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fss_d2.files import write_atomic
+from fss_d2.files import read_json, write_atomic, write_json
 
 from .solver import GradientClipper
 
@@ -204,7 +204,7 @@ class KeepBest(BestCheckpointer):
     def before_train(self) -> None:
         """Read the best value of the training that is resumed."""
         if self.trainer.start_iter > 0 and self._record.is_file():
-            best = json.loads(self._record.read_text())
+            best = read_json(self._record)
             if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
                 self.best_metric, self.best_iter = best["value"], best["iteration"]
 
@@ -212,7 +212,7 @@ class KeepBest(BestCheckpointer):
         updated = super()._update_best(val, iteration)
         if updated and comm.is_main_process():
             record = {"metric": self._val_metric, "value": val, "iteration": iteration}
-            write_atomic(self._record, (json.dumps(record) + "\n").encode())
+            write_json(self._record, record, indent=None)
         return updated
 
 

@@ -5,7 +5,6 @@ computed again, and the interval holds the middle ``level`` of those scores. It 
 would move with other episodes of the same classes, and says nothing about other training seeds.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import write_atomic
+from fss_d2.files import json_text, parse_json, write_atomic
 
 from .metrics import check_absent, episode_iou, iou, mean_iou
 
@@ -47,7 +46,7 @@ def stack_rows(rows: Sequence[EpisodeCounts]) -> tuple[np.ndarray, np.ndarray, n
 
 def write_rows(path: str | Path, rows: Iterable[EpisodeCounts]) -> None:
     """Write rows as JSON lines (``episodes.jsonl``)."""
-    lines = (json.dumps({k: v for k, v in asdict(row).items() if v is not None}) + "\n" for row in rows)
+    lines = (json_text({k: v for k, v in asdict(row).items() if v is not None}) + "\n" for row in rows)
     write_atomic(path, "".join(lines).encode())
 
 
@@ -59,7 +58,7 @@ def read_rows(path: str | Path) -> list[EpisodeCounts]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            rows.append(_parse_row(json.loads(line)))
+            rows.append(_parse_row(parse_json(line)))
         except (KeyError, TypeError, ValueError) as error:
             what = f"{path}:{number} is not an episode's counts ({error})"
             raise ValueError(f"{what}; evaluate again to rewrite the file") from error

@@ -1,6 +1,5 @@
 """The scores of a run, and of the runs of a cross-validation: in percent, as tables, as ``results.json``."""
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from fss_d2.files import write_atomic
+from fss_d2.files import write_json
 
 from .bootstrap import EpisodeCounts, bootstrap_episode_iou, bootstrap_mean_iou, interval, stack_rows
 from .metrics import class_iou, class_sums, episode_iou, fb_iou, mean_iou
@@ -127,7 +126,7 @@ def write_results(
 ) -> None:
     """Write ``results.json``."""
     content = {"settings": dict(settings), "summary": dict(summary), "per_class": list(per_class)}
-    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(path, content)
 
 
 def _runs(

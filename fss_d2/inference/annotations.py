@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from fss_d2.data.images import is_image_name, open_image, read_image, to_rgb
 from fss_d2.data.masks import IGNORE, binary_mask, upright_mask
+from fss_d2.files import expand_user
 
 __all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
 __all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]
@@ -123,7 +124,7 @@ def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int
         (H, W, 3) uint8 RGB, and the EXIF orientation that was undone (1: none).
     """
     if isinstance(picture, str | os.PathLike):
-        return read_image(picture)
+        return read_image(expand_user(picture))
     image = _decoded(picture, name) if isinstance(picture, Image.Image) else _from_array(picture, name)
     if image.mode == "F" or not all(image.size):
         raise ValueError(f"{name} is {image.size[0]}x{image.size[1]}, mode {image.mode}: give 8-bit pixels")
@@ -156,7 +157,7 @@ def read_annotation(
     """
     if isinstance(annotation, str | os.PathLike):
         name = f"mask file {annotation}"
-        mask = _mask_of(open_image(annotation, "mask")[0])
+        mask = _mask_of(open_image(expand_user(annotation), "mask")[0])
     elif isinstance(annotation, Image.Image):
         mask = _mask_of(_decoded(annotation, name))
     elif isinstance(annotation, np.ndarray):

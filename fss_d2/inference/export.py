@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fss_d2.files import atomic_path, write_atomic
+from fss_d2.files import atomic_path, expand_user, shortened, write_json
 from fss_d2.modeling import FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import BaseKnowledge
 
-__all__ = ["FORMATS", "INPUT_TYPES", "TOLERANCE", "FrozenQuery", "capture", "export_query", "load_exported"]
+__all__ = ["FORMATS", "INPUT_TYPES", "TOLERANCE", "FrozenQuery", "capture", "export_query"]
+__all__ += ["format_of", "load_exported"]
 
-FORMATS = ("torch_export", "torchscript", "onnx")
+# The endings of each format's files; the first is the usual one.
+FORMATS = {
+    "torch_export": (".pt2",),
+    "torchscript": (".ts", ".pt", ".torchscript"),
+    "onnx": (".onnx",),
+}
 INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 TOLERANCE = 1e-4  # largest difference from eager, as a share of the largest logit
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
@@ -76,12 +81,34 @@ def capture(module: FrozenQuery, image: Tensor) -> ExportedProgram:
         raise ValueError(_refusal(module, "exported", error)) from error
 
 
+def format_of(path: str | os.PathLike[str], file_format: str | None = None) -> str:
+    """The format of a file to write: what its ending says, or ``file_format`` if the name has no ending.
+
+    Raises:
+        ValueError: an unknown format or ending, an ending of another format, or neither format nor ending.
+    """
+    if file_format is not None and file_format not in FORMATS:
+        raise ValueError(f"there is no format {file_format!r}: choose from {', '.join(FORMATS)}")
+    ending = Path(path).suffix
+    said = next((name for name, endings in FORMATS.items() if ending.lower() in endings), None)
+    if said is None and (ending or file_format is None):
+        known = ", ".join(f"{each} ({name})" for name, endings in FORMATS.items() for each in endings)
+        what = f"{ending} is the ending of no format" if ending else "its name has no ending"
+        raise ValueError(f"{shortened(path)}: {what}; end the name with {known}")
+    if file_format is not None and said not in (None, file_format):
+        raise ValueError(
+            f"{shortened(path)}: {ending} is the ending of {said}, but the format is {file_format}: leave "
+            f"the format out, or end the name with {FORMATS[file_format][0]}"
+        )
+    return file_format or said
+
+
 def export_query(
     module: FrozenQuery,
     path: str | os.PathLike[str],
     *,
     size: Sequence[int],
-    file_format: str = "torch_export",
+    file_format: str | None = None,
     input_type: str = "uint8",
     images: Mapping[str, Tensor] | None = None,
     details: Mapping[str, Any] | None = None,
@@ -92,7 +119,7 @@ def export_query(
 
     Args:
         size: (H, W) of the images, fixed from then on.
-        file_format: one of `FORMATS`.
+        file_format: a key of `FORMATS`; None takes what the ending of ``path`` says (`format_of`).
         input_type: of the images, a key of `INPUT_TYPES`; values from 0 to 255 in both.
         images: name -> (3, H, W), to compare on in addition to noise.
         details: further entries of the JSON file.
@@ -101,19 +128,17 @@ def export_query(
         The content of the JSON file.
 
     Raises:
-        ValueError: unknown format or type, an image of another size, a missing package, a method that cannot
-            be exported to this format, or a file whose logits differ by more than `TOLERANCE`.
+        ValueError: unknown format, ending or type, an image of another size, a missing package, a method that
+            cannot be exported to this format, or a file whose logits differ by more than `TOLERANCE`.
     """
-    if file_format not in FORMATS or input_type not in INPUT_TYPES:
-        raise ValueError(
-            f"cannot export {file_format!r} with input {input_type!r}: choose from {', '.join(FORMATS)} and "
-            f"{', '.join(INPUT_TYPES)}"
-        )
+    file_format = format_of(path, file_format)
+    if input_type not in INPUT_TYPES:
+        raise ValueError(f"there is no input type {input_type!r}: choose from {', '.join(INPUT_TYPES)}")
     if file_format == "onnx":
         _need_onnx()
     inputs = _check_inputs(size, INPUT_TYPES[input_type], images or {})
     program = capture(module, inputs["noise"])
-    path = Path(path)
+    path = Path(expand_user(path))
     with atomic_path(path) as temporary:
         try:
             _WRITERS[file_format](program, inputs["noise"], temporary)
@@ -127,12 +152,13 @@ def export_query(
             "torch": torch.__version__,
             **(details or {}),
         }
-        write_atomic(f"{path}.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_json(f"{path}.json", content)
     return content
 
 
 def load_exported(path: str | os.PathLike[str], file_format: str) -> Run:
     """Read an exported file as a function from image (1, 3, H, W) to logits (1, 2, H, W), on the CPU."""
+    path = expand_user(path)
     if file_format == "onnx":
         return _onnx_session(path)
     if file_format == "torchscript":

@@ -18,6 +18,7 @@ from fss_d2.config import load_config
 from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.views import check_support_views, shown_views
+from fss_d2.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.meta_arch.contract import resize_support
@@ -181,7 +182,7 @@ class FewShotPredictor:
 
     def save_support(self, path: str | os.PathLike[str]) -> None:
         """Write the encoded supports to a file; an existing one is replaced."""
-        save_classes(path, self.supports, self.model, self._settings)
+        save_classes(expand_user(path), self.supports, self.model, self._settings)
 
     @torch.no_grad()
     def load_support(self, path: str | os.PathLike[str]) -> None:
@@ -189,7 +190,7 @@ class FewShotPredictor:
 
         They replace all earlier supports; another file raises ValueError.
         """
-        self._classes = load_classes(path, self.model, self._settings)
+        self._classes = load_classes(expand_user(path), self.model, self._settings)
 
     # -- images ------------------------------------------------------------------------------------------
 

@@ -3,10 +3,16 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import add_launch_arguments, parse_command_line, plan_from, start_log
+from fss_d2.engine.command_line import (
+    add_launch_arguments,
+    documented_parser,
+    parse_command_line,
+    path_option,
+    plan_from,
+    start_log,
+)
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
@@ -58,8 +64,10 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     from .supports import read_supports
 
     start_log()
-    formats = tuple(dict.fromkeys(name.strip() for name in args.formats.split(",")))
-    job = Job(Path(args.images), Path(args.output), formats, args.review_below, args.min_area, args.check)
+    formats = args.formats
+    if formats is not None:
+        formats = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))
+    job = Job(args.images, args.output, formats, args.review_below, args.min_area, args.check)
     supports = read_supports(args.support, args.support_images)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
@@ -81,19 +89,17 @@ def _model(cfg: "CfgNode", predictor: "FewShotPredictor") -> dict[str, str]:
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add, folder = parser.add_argument, {"required": True, "metavar": "FOLDER"}
+    parser = documented_parser(_DESCRIPTION, program)
+    add, folder = parser.add_argument, {"required": True, "metavar": "FOLDER", "type": path_option}
     zoo = str(DEFAULT_CONFIG)
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
-    add("--support", required=True, metavar="PATH", help=_SUPPORT)
+    add("--support", required=True, metavar="PATH", type=path_option, help=_SUPPORT)
     images = "images of a COCO JSON; default: the folder of the JSON"
-    add("--support-images", metavar="FOLDER", help=images)
+    add("--support-images", metavar="FOLDER", type=path_option, help=images)
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")
-    add("--formats", default=_FORMATS, metavar="A,B", help="default: all, %(default)s")
+    add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")
     review = "list images of less expected IoU in needs_review.txt; default: %(default)s"
     add("--review-below", type=float, default=0.6, metavar="P", help=review)
     area = "pixels of the smallest object; default: 1/2000 of the image"

@@ -2,20 +2,22 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
+import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from detectron2.utils import comm
 
 from fss_d2.data.images import is_image_name, read_image
-from fss_d2.files import printable, write_atomic
+from fss_d2.engine.command_line import suggestion
+from fss_d2.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.progress import track
 
@@ -23,7 +25,7 @@ from .check import MOST_CHECKED, ClassCheck, SupportCheck, check_steps, check_su
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
 from .supports import Support
-from .writers import FORMATS, LabelSet
+from .writers import FORMATS, LabelSet, check_class_names, first_alike, format_problem, one_stem
 
 __all__ = ["Job", "find_images", "run_job"]
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _CHECK_FILE = "leave_one_out.json"
 _MOST_CLASSES = 254  # a class map has 255 for ignored pixels
+_LONGEST_NAME = 250  # bytes of an image's name; a file may have 255, and labels add an ending
 
 Supports = Mapping[str, Sequence[Support]]
 State = tuple[int, int]  # of a file: size in bytes, time of the last change in nanoseconds
@@ -42,15 +45,18 @@ class Job:
 
     images: Path  # folder of the images to label, with its subfolders
     output: Path  # folder for the results and nothing else
-    formats: tuple[str, ...] = tuple(FORMATS)  # run the job again to write more formats later
+    # Run the job again to write more formats later. None: all, without those that the images do not allow.
+    formats: tuple[str, ...] | None = None
     review_below: float = 0.6  # images of less expected IoU are listed in needs_review.txt
     min_area: int | None = None  # pixels that a connected object must have; None takes 1/2000 of the image
     check: int = MOST_CHECKED  # supports of each class that are segmented with the others first; 0: none
 
     def __post_init__(self) -> None:
-        for name in self.formats:
+        for folder in ("images", "output"):
+            object.__setattr__(self, folder, Path(expand_user(getattr(self, folder))))
+        for name in self.formats or ():
             if name not in FORMATS:
-                raise ValueError(f"formats: there is no {name!r}; choose from {', '.join(FORMATS)}")
+                raise ValueError(f"formats: there is no {shortened(name)!r}; {suggestion(name, FORMATS)}")
         if not 0 <= self.review_below <= 1:
             raise ValueError(f"review_below is {self.review_below}; an IoU is from 0 to 1")
         if self.check < 0:
@@ -74,20 +80,31 @@ def run_job(
     A finished record is kept while its image file, the supports, ``min_area`` and ``model`` (config keys and
     digests that the predictions depend on) stay the same; everything else may change, also the paths of both
     folders. Edited files are kept; labels of images that are gone are deleted. Images that are supports are
-    skipped, and images that cannot be read are listed in the summary. In several processes
+    skipped, and images that cannot be read are listed in the summary, as are formats that the images do not
+    allow. In several processes
     (`fss_d2.engine.launch`) each labels its share.
 
     Raises:
         FileNotFoundError, ValueError: no folder, no image, or none that can be labelled; too many classes; or
             an output folder that belongs to another job.
     """
-    names, skipped = _to_label(job, supports)
+    every, skipped = _to_label(job, supports)
+    too_long = f"its name has more than {_LONGEST_NAME} bytes, too many for its labels; shorten it"
+    failed = {name: too_long for name in every if len(os.fsencode(PurePath(name).name)) > _LONGEST_NAME}
+    names = [name for name in every if name not in failed]
+    formats, formats_left_out = _formats(job, names)
     classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
     start = time.monotonic()
     predictor.set_support_classes(classes)  # first: supports that are refused leave no folder behind
     encoding = (time.monotonic() - start) / sum(map(len, supports.values()))
     output, journal = OutputFolder(job.output), Journal(job.output / "records")
     if comm.is_main_process():
+        for name, problem in formats_left_out.items():
+            logger.warning("The format %s is left out: %s", name, problem)
+        if pair := one_stem(names):
+            both = (*map(shortened, pair), shortened(pair[0]))
+            logger.warning("%s and %s differ only in their ending: label files keep it (%s.png)", *both)
+        _check_case(job, names)
         if output.claim(_settings(job, supports), model):
             logger.info("Going on with the job in %s", printable(job.output))
         if not journal.knows_any(names):
@@ -98,19 +115,21 @@ def run_job(
     comm.synchronize()
     checks = _checks(job, predictor, supports, encoding) if job.check else []
     states = {name: _state(job.images / name) for name in names}
-    failed = _label(job, predictor, tuple(supports), states)
+    failed |= _label(job, predictor, tuple(supports), states)
     if not comm.is_main_process():
         return {}
     shifts = {check.class_name: check.shift for check in checks}
     finished = (journal.read(name, states[name]) for name in names if name not in failed)
     records = [record.shifted(shifts) for record in finished if record]
     if not records:
-        raise ValueError(f"none of {len(names)} images could be labelled; {next(iter(failed.values()))}")
+        raise ValueError(f"none of {len(every)} images could be labelled; {next(iter(failed.values()))}")
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
-    summary = summarize(labels, job.review_below, skipped, failed)
-    formats = [FORMATS[name](labels) for name in FORMATS if name in job.formats]
+    summary = summarize(labels, job.review_below, skipped, failed, formats_left_out)
+    files = [FORMATS[name](labels) for name in formats]
     report = report_files(labels, job.review_below, checks, summary, predictor.quality.origin)
-    for name in output.write(chain(*formats, report)):
+    with _resumable():
+        edited = output.write(chain(*files, report), outdated=formats_left_out)
+    for name in edited:
         logger.warning("%s was edited after it was written; it stays as it is", printable(job.output / name))
     return summary
 
@@ -141,6 +160,7 @@ def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str]]:
     """The names of the images to label, and of those that are supports."""
     if len(supports) > _MOST_CLASSES:
         raise ValueError(f"{len(supports)} classes; at most {_MOST_CLASSES} fit into one class map")
+    check_class_names(tuple(supports))
     files = {file for of_class in supports.values() for support in of_class for file in support.files}
     names, skipped = _without_supports(job.images, find_images(job.images, job.output), files)
     for name in skipped:
@@ -148,6 +168,41 @@ def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str]]:
     if not names:
         raise ValueError(f"{job.images} holds no image but the supports; there is nothing to label")
     return names, skipped
+
+
+def _formats(job: Job, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The formats to write, and those that the images do not allow, with the reason.
+
+    One of these that the job names is a ValueError, before anything is labelled.
+    """
+    asked = [name for name in FORMATS if job.formats is None or name in job.formats]
+    problems = {name: text for name in asked if (text := format_problem(name, names))}
+    for name, problem in problems.items() if job.formats is not None else ():
+        raise ValueError(f"--formats {name}: {problem}, or leave {name} out of --formats")
+    return [name for name in asked if name not in problems], problems
+
+
+def _check_case(job: Job, names: Sequence[str]) -> None:
+    """Say which images have one label file where case does not count; a ValueError if the output is there."""
+    if (alike := first_alike(names)) is None:
+        return
+    pair = " and ".join(map(shortened, alike))
+    if ignores_case(job.output):
+        raise ValueError(
+            f"{pair} differ in case only, and the file system of {job.output} does not distinguish that: "
+            "rename one of them, or give an output folder elsewhere"
+        )
+    logger.warning("%s differ in case only: on Windows and macOS the labels of one replace the other's", pair)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Add to an error of the disk (full, read-only) that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror}; finished images are kept: the same command goes on when that is solved"
+        raise OSError(error.errno, what, error.filename) from error
 
 
 def _without_supports(
@@ -209,7 +264,7 @@ def _read_checks(file: Path, supports: Supports, most: int) -> list[ClassCheck] 
     try:
         checks = [
             ClassCheck(**{**content, "supports": tuple(SupportCheck(**s) for s in content["supports"])})
-            for content in json.loads(file.read_bytes())
+            for content in read_json(file)
         ]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -243,7 +298,8 @@ def _label(
             failed[name] = " ".join(str(error).split())
             continue
         record = record_of(name, prediction, job.min_area)
-        write_atomic(job.output / THUMBNAILS / f"{name}.jpg", thumbnail(image, record, class_names))
-        journal.write(record, states[name])
+        with _resumable():
+            write_atomic(job.output / THUMBNAILS / f"{name}.jpg", thumbnail(image, record, class_names))
+            journal.write(record, states[name])
     gathered: list[dict[str, str]] = comm.gather(failed)
     return dict(sorted((name, text) for part in gathered for name, text in part.items()))

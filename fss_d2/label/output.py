@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,15 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from fss_d2.files import check_writable, is_half_written, read_json_object, write_atomic
+from fss_d2.files import (
+    check_writable,
+    is_half_written,
+    json_text,
+    parse_json,
+    read_json,
+    read_json_object,
+    write_atomic,
+)
 from fss_d2.inference.prediction import Instance, Prediction
 from fss_d2.inference.quality import shifted
 
@@ -28,7 +35,7 @@ OutputFile = tuple[str, bytes]  # name relative to the output folder, with "/"; 
 
 def json_bytes(content: Any) -> bytes:
     """JSON in ASCII, so that any file name survives any reader."""
-    return (json.dumps(content, indent=1) + "\n").encode("ascii")
+    return (json_text(content, indent=1) + "\n").encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Journal:
     def read(self, image: str, state: Sequence[int]) -> ImageRecord | None:
         """The record of an image; None if there is none, it is damaged, or the image file has changed."""
         try:
-            content = json.loads(self._file(image).read_bytes())
+            content = read_json(self._file(image))
             return _parsed(content) if content["state"] == list(state) else None
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -199,10 +206,11 @@ class OutputFolder:
                 "give the same again to go on, or another output folder"
             )
 
-    def write(self, files: Iterable[OutputFile]) -> list[str]:
+    def write(self, files: Iterable[OutputFile], outdated: Iterable[str] = ()) -> list[str]:
         """Write files, replacing only what this job wrote; return the names of edited files, which are kept.
 
-        In the subfolders of the new files, files of an earlier run that are not among them are deleted.
+        In the subfolders of the new files, and in ``outdated`` subfolders, files of an earlier run that are
+        not among the new ones are deleted.
         """
         own, come, kept = self._own_digests(), set(), []
         written: dict[str, str] = {}
@@ -214,11 +222,11 @@ class OutputFolder:
                     kept.append(name)
                     continue
                 if found != digest:
-                    log.write("\n" + json.dumps([name, digest]))  # ends a line that was cut off
+                    log.write("\n" + json_text([name, digest]))  # ends a line that was cut off
                     log.flush()
                     write_atomic(self.root / name, content)
                 written[name] = digest
-        folders = {name.split("/")[0] for name in come if "/" in name}
+        folders = {*outdated, *(name.split("/")[0] for name in come if "/" in name)}
         for name in own.keys() - written.keys():
             found = self._digest(name)
             if found in own[name] and name not in come and name.split("/")[0] in folders:
@@ -237,7 +245,7 @@ class OutputFolder:
                 own[name].add(digest)
         for line in self._log.read_bytes().splitlines() if self._log.is_file() else ():
             try:
-                name, digest = json.loads(line)
+                name, digest = parse_json(line)
             except ValueError:
                 continue  # empty, or cut off
             own[name].add(digest)

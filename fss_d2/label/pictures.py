@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from tqdm import tqdm
 
-from fss_d2.files import check_writable, printable, write_atomic
+from fss_d2.files import check_writable, expand_user, printable, write_atomic
 from fss_d2.inference.annotations import read_picture
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
+from fss_d2.progress import track
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
 
@@ -74,6 +74,7 @@ def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
     """The files that are named, lie in named folders (except ``output``), or match a pattern; each once."""
     files: dict[str, Path] = {}  # by absolute path
     for pattern in patterns:
+        pattern = expand_user(pattern)
         path = Path(pattern)
         if path.is_dir():
             found = [path / name for name in find_images(path, leave_out=output)]
@@ -110,7 +111,7 @@ def _segment(
     job: PictureJob, files: Sequence[Path], predictor: FewShotPredictor, supports: Supports
 ) -> Iterator[ImageRecord | str]:
     """Write the results of each picture; yield its record, or the error if it cannot be read."""
-    for file in tqdm(files, unit="image", disable=not comm.is_main_process()):
+    for file in track(files, "Segment", len(files)):
         name, stem = job.work[file]
         try:
             image, _ = read_picture(file)

@@ -46,7 +46,11 @@ def thumbnail(image: np.ndarray, record: ImageRecord, class_names: Sequence[str]
 
 
 def summarize(
-    labels: LabelSet, review_below: float, skipped: Sequence[str], failed: Mapping[str, str]
+    labels: LabelSet,
+    review_below: float,
+    skipped: Sequence[str],
+    failed: Mapping[str, str],
+    formats_left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of ``summary.json``; ``failed`` are images that could not be labelled, and why."""
     found = [name for record in labels.records for name in record.class_names]
@@ -58,6 +62,7 @@ def summarize(
         "mean_expected_iou": round(sum(r.lowest_iou for r in labels.records) / len(labels.records), 6),
         "skipped_supports": list(skipped),
         "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
+        "formats_left_out": [{"format": name, "reason": why} for name, why in formats_left_out.items()],
     }
 
 
@@ -82,6 +87,7 @@ def report_files(
         for i, name in enumerate(labels.class_names)
     )
     notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
+    notes += [f"The format {o['format']} is left out: {o['reason']}" for o in summary["formats_left_out"]]
     parts = [
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Labels</title>",
         f"<style>{_STYLE}</style></head><body>",

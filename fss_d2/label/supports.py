@@ -17,7 +17,7 @@ from PIL import Image
 from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.images import open_image
 from fss_d2.data.masks import load_sample
-from fss_d2.files import read_json_object
+from fss_d2.files import expand_user, read_json_object
 from fss_d2.inference.annotations import find_supports, read_support
 
 __all__ = ["Support", "read_supports"]
@@ -64,10 +64,10 @@ def read_supports(
         FileNotFoundError: there is no such path, or a picture or mask is missing.
         ValueError: it has none of these forms, is broken, or annotates nothing.
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     if path.is_dir() and not any(path.glob("**/images")) and not any(path.rglob("[!.]*.json")):
         return _side_by_side(path, class_name or path.resolve().name)
-    records, names = _records(path, Path(image_root) if image_root else path.parent)
+    records, names = _records(path, Path(expand_user(image_root)) if image_root else path.parent)
     supports: dict[str, list[Support]] = {name: [] for name in names}
     for record in records:
         for class_id in record["classes"]:

@@ -1,8 +1,9 @@
 """Label files in the formats of other programs; each writer yields (name, content)."""
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -13,9 +14,12 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from fss_d2.files import shortened
+
 from .output import ImageRecord, OutputFile, json_bytes
 
-__all__ = ["FORMATS", "LabelSet", "class_list", "file_stems", "mask_polygons"]
+__all__ = ["FORMATS", "LabelSet", "check_class_names", "class_list", "file_stems", "first_alike"]
+__all__ += ["format_problem", "mask_polygons", "one_stem"]
 
 # Added to polygon corners, which are whole pixels: rounding and truncation then both return the same pixel.
 _INSIDE = 0.25
@@ -23,6 +27,11 @@ _INSIDE = 0.25
 # in pixels.
 _LABELME_TOLERANCE, _LEAST_TOLERANCE, _MOST_TOLERANCE = 0.005, 0.5, 1.5
 _LABELME_VERSION = "5.4.1"
+# YOLO takes an image without a label file for one without objects.
+_YOLO_NOTE = """\
+# Copy or link the folder of photographs to the folder images next to this file. images.txt lists those that
+# have labels: the supports, and images that were left out, have none.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,16 +47,82 @@ class LabelSet:
 def file_stems(images: Sequence[str]) -> dict[str, str]:
     """Image names without their ending, for files about the images; two equal stems both keep the ending.
 
-    "a.jpg" and "b.png" become "a" and "b"; "a.jpg" next to "a.png" stays "a.jpg".
+    "a.jpg" and "b.png" become "a" and "b"; "a.jpg" next to "a.png" stays "a.jpg". Stems that differ in case
+    only are equal, because the files of both may go to a file system that ignores case.
     """
-    stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
-    count = Counter(stems.values())
-    return {image: stem if count[stem] == 1 and stem not in stems else image for image, stem in stems.items()}
+    stems = {image: _stem(image) for image in images}
+    count, taken = Counter(map(_alike, stems.values())), set(map(_alike, images))
+    return {
+        image: stem if count[_alike(stem)] == 1 and _alike(stem) not in taken else image
+        for image, stem in stems.items()
+    }
+
+
+def first_alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that are one on a file system that ignores case; None if there are none."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(_alike(name), name)) is not name:
+            return other, name
+    return None
+
+
+def format_problem(file_format: str, images: Sequence[str]) -> str:
+    """Why a format cannot be written for images, with the fix; "" if it can.
+
+    YOLO lists images one per line. It finds the labels of an image by its path, in which the last folder
+    "images" becomes "labels", without the ending, so that two images of a folder may share one file.
+    """
+    if file_format != "yolo":
+        return ""
+    if broken := next((image for image in images if len(image.splitlines()) > 1), None):
+        return f"YOLO lists images one per line, and the name {shortened(broken)} has a line break: rename it"
+    if inside := next((image for image in images if "images" in PurePosixPath(image).parts[:-1]), None):
+        what = f"{shortened(inside)} lies in a folder named images"
+        return f"{what}, so that YOLO looks for its labels in a folder labels next to that: rename the folder"
+    if pair := one_stem(images):
+        both = " and ".join(map(shortened, pair))
+        return f"{both} would share the label file {shortened(_stem(pair[0]))}.txt: rename one of them"
+    return ""
+
+
+def one_stem(images: Iterable[str]) -> tuple[str, str] | None:
+    """The first two images that differ only in their ending; None if there are none."""
+    image_of: dict[str, str] = {}
+    for image in images:
+        if (other := image_of.setdefault(_stem(image), image)) is not image:
+            return other, image
+    return None
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise ValueError for a class that lists of classes cannot hold: no name, or the name of another one."""
+    seen: dict[str, str] = {}
+    for name in class_names:
+        line = _one_line(name)
+        if not line.strip():
+            raise ValueError(f"a class has the name {name!r}, which shows nothing: rename it in the supports")
+        if (other := seen.setdefault(line, name)) is not name:
+            pair = f"{shortened(repr(other))} and {shortened(repr(name))}"
+            raise ValueError(f"the classes {pair} are one name in a list of classes: rename one of them")
 
 
 def class_list(class_names: Sequence[str]) -> bytes:
     """The class names, one per line, in the order of their numbers; line breaks in names become spaces."""
-    return b"".join(os.fsencode(" ".join(name.splitlines()) + "\n") for name in class_names)
+    return b"".join(os.fsencode(_one_line(name) + "\n") for name in class_names)
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.splitlines())
+
+
+def _stem(image: str) -> str:
+    return str(PurePosixPath(image).with_suffix(""))
+
+
+def _alike(name: str) -> str:
+    """The same for names that some file systems do not distinguish: by case, or by how an accent is coded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _coco(labels: LabelSet) -> Iterator[OutputFile]:
@@ -82,12 +157,17 @@ def _yolo(labels: LabelSet) -> Iterator[OutputFile]:
     Outlines are exact: rounded or truncated to pixels and filled by `cv2.fillPoly`, as YOLO's own programs
     do, each line gives back the mask of its object. COCO's rasteriser takes corners for pixel edges and loses
     up to one pixel of the rim. The format has no holes; `mask_polygons` joins them to the outline. An image
-    without objects has an empty file.
+    without objects has an empty file. The labels of images/a.jpg are in labels/a.txt, as YOLO expects; images
+    for which that cannot be (`format_problem`) raise ValueError. Without "path", Ultralytics starts at the
+    folder of data.yaml.
     """
+    images = [record.image for record in labels.records]
+    if problem := format_problem("yolo", images):
+        raise ValueError(f"yolo: {problem}")
     names = dict(enumerate(labels.class_names))
-    listing = yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": names})
-    yield "yolo/data.yaml", listing.encode()
-    stems = file_stems([record.image for record in labels.records])
+    listing = yaml.safe_dump({"train": "images.txt", "val": "images.txt", "names": names}, sort_keys=False)
+    yield "yolo/data.yaml", (_YOLO_NOTE + listing).encode()
+    yield "yolo/images.txt", b"".join(os.fsencode(f"./images/{image}\n") for image in images)
     for record in labels.records:
         lines = []
         for item in record.objects:
@@ -95,7 +175,7 @@ def _yolo(labels: LabelSet) -> Iterator[OutputFile]:
                 shares = (polygon + _INSIDE) / (record.width, record.height)
                 corners = " ".join(f"{value:.7f}" for value in shares.ravel())
                 lines.append(f"{labels.class_names.index(item.class_name)} {corners}\n")
-        yield f"yolo/labels/{stems[record.image]}.txt", "".join(lines).encode()
+        yield f"yolo/labels/{_stem(record.image)}.txt", "".join(lines).encode()
 
 
 def _labelme(labels: LabelSet) -> Iterator[OutputFile]:

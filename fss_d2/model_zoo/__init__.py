@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_CONFIG", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
+__all__ = ["DEFAULT_CONFIG", "DEMO_CONFIGS", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
 
 # What programs run that are given no --config-file; MODEL_ZOO.md has its card.
 DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
+# What the demo compares: configs/<name>/glyphs_efficientnet_lite0.yaml, which are not part of the package.
+DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dcama")}
 
 # Numbers of `fss_d2.inference.quality`: for the weights of the package, and for all others.
 QUALITY_FILES = (_FOLDER / "dcama_efficientnet_lite0.quality.json",)

@@ -1,26 +1,26 @@
-"""demo/app.py as a program."""
+"""The command ``fss-d2 app``, and demo/app.py as a program."""
 
 import importlib.util
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from fss_d2.app import command
+from fss_d2.engine.command_line import run_command
+
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "demo" / "app.py"
-app: dict[str, Any] = runpy.run_path(str(APP))
 CONFIG = ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml"
 
 
 def test_arguments() -> None:
-    args = app["parse"](
+    args = command.parse(
         ["--config-file", "a.yaml", "b.yaml", "--weights", "-", "b.pth", "--max-pictures", "5"]
     )
     assert args.config_file == ["a.yaml", "b.yaml"] and args.weights == ["-", "b.pth"]
@@ -34,12 +34,12 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.util, "find_spec", lambda name, *a: None if name == "gradio" else find(name, *a)
     )
     with pytest.raises(ValueError, match=r"needs the package gradio: pip install -e '\.\[app\]'"):
-        app["main"](["--config-file", "none.yaml"])
+        command.main(["--config-file", "none.yaml"])
 
 
 def test_a_missing_config_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gradio", reason="needs the extra app")
-    assert app["run_command"](lambda: app["main"](["--config-file", "none.yaml"])) == 1
+    assert run_command(lambda: command.main(["--config-file", "none.yaml"])) == 1
     assert capsys.readouterr().err.strip().endswith("error: config file none.yaml does not exist")
 
 
@@ -49,8 +49,8 @@ def test_as_a_program(tmp_path: Path) -> None:
     config.parent.mkdir()
     config.write_text(f'_BASE_: {CONFIG}\nMODEL:\n  BACKBONE:\n    WEIGHTS: ""\n')
     env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, str(APP), "--config-file", str(config), "--device", "cpu"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, str(APP), "--config-file", str(config), "--device", "cpu"]
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")

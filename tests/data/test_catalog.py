@@ -1,4 +1,5 @@
 import doctest
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from fss_d2.config import get_cfg
+from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.catalog import dataset_root, get_records, register_all, register_datasets_from_cfg
 from fss_d2.data.datasets import custom
 from fss_d2.data.datasets.glyphs import write_glyphs
@@ -135,3 +137,28 @@ def test_wrong_config_entries(folder: Path, entry: dict[str, object], message: s
 def test_examples_in_the_documentation() -> None:
     failed, attempted = doctest.testmod(custom)
     assert (failed, attempted) == (0, 17)
+
+
+def test_a_home_folder_is_expanded_in_every_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the arguments, the config and the variable; not in what an annotation file names."""
+    root = folder.parent if folder.name == "mine" else folder
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/elsewhere")
+    assert dataset_root() == root / "elsewhere"
+    register_folder("tilde_folder", "~/mine")
+    cfg = get_cfg()
+    cfg.DATASETS.FOLDERS = [{"name": "tilde_config", "root": "~/mine"}]
+    register_datasets_from_cfg(cfg)
+    names = [[r["file_name"] for r in get_records(name)] for name in ("tilde_folder", "tilde_config")]
+    assert names[0] == names[1] and all(name.startswith(f"{root}/mine/") for name in names[0])
+    Image.new("RGB", (8, 6)).save(root / "~a.jpg")
+    square = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}
+    content = {
+        "images": [{"id": 7, "file_name": "~a.jpg", "height": 6, "width": 8}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [square],
+    }
+    (root / "x.json").write_text(json.dumps(content))
+    register_coco_json("tilde_coco", "~/x.json", "~")
+    (record,) = get_records("tilde_coco")
+    assert record["file_name"] == f"{root}/~a.jpg"

@@ -131,7 +131,7 @@ def test_small_instances_and_classes_without_any(
         prototypes = build(cfg, records, min_pixels=1100)
     assert [bool(p.any()) for p in prototypes] == [True, False, True]
     assert "No instance of at least 1100 pixels" in caplog.text and "ids [1]" in caplog.text
-    assert "10 of 10 images" in caplog.text
+    assert "Prototypes of the base classes: 10 of 10 in" in caplog.text
     with pytest.raises(ValueError, match=r"at least 2000 pixels .*MIN_PIXELS.*lower it"):
         build(cfg, records, min_pixels=2000)
 

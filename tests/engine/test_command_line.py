@@ -70,6 +70,7 @@ def _raise(error: BaseException) -> Callable[[], None]:
     ("error", "line"),
     [
         (ValueError("image a.jpg is broken;\n  replace it"), "image a.jpg is broken; replace it"),
+        (ValueError("x" * 10**6), "x" * 997 + "..."),
         (FileNotFoundError("checkpoint x.pth does not exist"), "checkpoint x.pth does not exist"),
         (PermissionError(13, "Permission denied", "/root/out"), "/root/out: Permission denied"),
         (KeyError("no dataset named 'a'"), "no dataset named 'a'"),

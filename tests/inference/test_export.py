@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fss_d2.inference import export
-from fss_d2.inference.export import FrozenQuery, export_query, load_exported
+from fss_d2.inference.export import FrozenQuery, export_query, format_of, load_exported
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, Prototype, SupportSet
 from fss_d2.modeling.meta_arch.contract import stack_supports
 from fss_d2.modeling.meta_arch.jc2a import ShotEncoding
@@ -163,8 +163,71 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 )
 def test_wrong_arguments(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        export_query(prototype(), tmp_path / "x", size=SIZE, **change)
+        export_query(prototype(), tmp_path / "x.pt2", size=SIZE, **change)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "found"),
+    [
+        ("cat.onnx", None, "onnx"),
+        ("cat.ONNX", "onnx", "onnx"),
+        ("cat.pt2", None, "torch_export"),
+        ("cat.v1.ts", None, "torchscript"),
+        ("cat.pt", None, "torchscript"),
+        ("cat.torchscript", "torchscript", "torchscript"),
+        ("a.b/cat", "onnx", "onnx"),
+    ],
+)
+def test_the_ending_says_the_format(name: str, asked: str | None, found: str) -> None:
+    assert format_of(name, asked) == found
+
+
+_ENDINGS = (
+    ".pt2 (torch_export), .ts (torchscript), .pt (torchscript), .torchscript (torchscript), .onnx (onnx)"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("cat", None, f"cat: its name has no ending; end the name with {_ENDINGS}"),
+        ("cat.bin", None, f"cat.bin: .bin is the ending of no format; end the name with {_ENDINGS}"),
+        ("cat.pth", "onnx", f"cat.pth: .pth is the ending of no format; end the name with {_ENDINGS}"),
+        (
+            "cat.onnx",
+            "torch_export",
+            "cat.onnx: .onnx is the ending of onnx, but the format is torch_export: leave the format out, or "
+            "end the name with .pt2",
+        ),
+        (
+            "cat.pt2",
+            "torchscript",
+            "cat.pt2: .pt2 is the ending of torch_export, but the format is torchscript: leave the format "
+            "out, or end the name with .ts",
+        ),
+    ],
+)
+def test_an_ending_that_contradicts_is_refused(
+    name: str, asked: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        export_query(prototype(), name, size=SIZE, file_format=asked)
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".ts", ".onnx"])
+def test_a_file_is_what_its_ending_says(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra export")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    module, image = prototype(), torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
+    content = export_query(module, f"~/cat{ending}", size=SIZE)
+    run = load_exported(tmp_path / f"cat{ending}", format_of(f"cat{ending}"))
+    torch.testing.assert_close(run(image), module(image), rtol=0, atol=1e-3)
+    assert content["format"] == format_of(f"cat{ending}")
 
 
 def test_several_episodes_are_refused() -> None:

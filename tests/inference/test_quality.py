@@ -138,4 +138,4 @@ def test_numbers_are_bound_to_weights_and_settings(tmp_path: Path, monkeypatch: 
     assert load_quality(model, settings) != prior_quality()
     settings["TEST.REFINEMENT"] = ""
     assert load_quality(model, settings) == prior_quality()
-    assert load_config(str(DEFAULT_CONFIG)).TEST.REFINEMENT == content["settings"]["TEST.REFINEMENT"]
+    assert content["settings"]["TEST.REFINEMENT"] == load_config(str(DEFAULT_CONFIG)).TEST.REFINEMENT

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fss_d2.label.supports import read_supports
 from tests.inference.predictors import METHODS, make_predictor, square, three_colors
 
 
@@ -119,3 +121,25 @@ def test_damaged_files(spoil: Callable[[dict[str, Any]], None], tmp_path: Path) 
     with pytest.raises(ValueError, match=r"support file .*s\.pt is damaged") as caught:
         predictor.load_support(tmp_path / "s.pt")
     assert "\n" not in str(caught.value) and predictor.names == ("object",)
+
+
+def test_a_home_folder_is_expanded_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".here").mkdir()
+    monkeypatch.chdir(tmp_path / ".here")
+    image, mask = square()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    predictor = make_predictor()
+    predictor.set_support("~/a.png", "~/a_mask.png")
+    expected = predictor.predict(tmp_path / "a.png").probability
+    predictor.add_support(Path("~/a.png"), "~/a_mask.png", name="object")
+    predictor.remove_support(1)
+    predictor.save_support("~/s.pt")
+    predictor.load_support("~/s.pt")
+    np.testing.assert_array_equal(predictor.predict("~/a.png").probability, expected)
+    assert (tmp_path / "s.pt").is_file() and not list((tmp_path / ".here").iterdir())
+    (support,) = read_supports("~", class_name="cup")["cup"]
+    assert support.files == (tmp_path / "a.png", tmp_path / "a_mask.png")

@@ -15,7 +15,6 @@ from fss_d2.label import command
 from fss_d2.label.writers import FORMATS
 from tests.label.fakes import annotated_folder, image_folder
 
-_ROOT = Path(__file__).parents[2]
 _CONFIG = """
 VERSION: 2
 MODEL:
@@ -107,18 +106,25 @@ def test_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (place / "out/leave_one_out.json").exists()
     assert label("--formats", "voc") == 1
     assert "there is no 'voc'; choose from coco, png, yolo, labelme" in capsys.readouterr().err
+    assert label("--formats", "") == 1
+    assert "there is no ''; choose from coco, png, yolo, labelme" in capsys.readouterr().err
+    assert label("--formats", "coco,YOLOv8") == 1
+    assert "there is no 'YOLOv8'; did you mean yolo?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as done:
         cli.main(["label"])
     assert done.value.code == 2 and "usage: fss-d2 label" in capsys.readouterr().err
     assert command._FORMATS.split(",") == list(FORMATS)  # by default all
 
 
-def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
-    assert "label" in capsys.readouterr().out
-    assert cli.main([]) == cli.main(["lable"]) == 2
-    assert "usage: fss-d2 COMMAND" in capsys.readouterr().err
-
-
-def test_the_script_is_declared() -> None:
-    assert 'fss-d2 = "fss_d2.cli:main"' in (_ROOT / "pyproject.toml").read_text()
+def test_a_home_folder_is_understood_in_every_option(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells expand "~" only at the start of a word, so --output=~/out arrives as it is."""
+    monkeypatch.setenv("HOME", str(place))
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    flags = ["--config-file=~/tiny.yaml", "--support=~/supports", "--images=~/images", "--output=~/out"]
+    assert cli.main(["label", *flags, "--num-gpus", "0", "--no-check", "OUTPUT_DIR", "~/unused"]) == 0
+    assert (place / "out/coco/annotations.json").is_file()
+    assert list((place / "elsewhere").iterdir()) == []
+    flags[-1] = "--output=./~"  # a folder of that name, because it is asked for
+    assert cli.main(["label", *flags, "--num-gpus", "0", "--no-check"]) == 0
+    assert (place / "elsewhere/~/coco/annotations.json").is_file()

@@ -1,11 +1,14 @@
 """A job over a folder: what it labels, what it keeps, and how it goes on after it was killed."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fss_d2.engine.command_line import one_line
+from fss_d2.inference.prediction import Prediction
+from fss_d2.label import job
 from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor, Ranks, annotated_folder, disc, image_folder, picture, save
@@ -22,6 +28,9 @@ _PROGRAM = """
 import sys
 from pathlib import Path
 import fss_d2
+from fss_d2.engine.command_line import one_line
+from fss_d2.label import job
+from fss_d2.inference.prediction import Prediction
 from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
@@ -40,8 +49,8 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path, predictor: ColourPredictor | None = None, **options: Any) -> dict[str, Any]:
     model = options.pop("model", {"weights": "w", "MODEL.X": "1"})
-    job = Job(place / "images", options.pop("output", place / "out"), **options)
-    return run_job(job, predictor or ColourPredictor(), read_supports(place / "supports"), model)
+    todo = Job(place / "images", options.pop("output", place / "out"), **options)
+    return run_job(todo, predictor or ColourPredictor(), read_supports(place / "supports"), model)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -83,6 +92,78 @@ def test_images_of_low_expected_iou_are_listed_the_lowest_first(place: Path) -> 
     assert page.index("fainter &amp; &lt;b&gt;") < page.index("faint &amp; &lt;b&gt;") < page.index("photo")
 
 
+class Deceived(ColourPredictor):
+    """Takes everything bright blue for red with full probability, and expects an IoU of 0.2 of that."""
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        found = super().predict(image)
+        blue = (image[..., 2] > 200) & (image[..., 0] < 100)
+        if not blue.any():
+            return replace(found, expected_iou={"red": 0.9})
+        probability = np.where(blue, 1, found.probability).astype(np.float32)
+        labels = np.where(blue, 1, found.labels).astype(np.uint8)
+        return Prediction(found.names, probability, labels, {"red": 0.2})
+
+
+def test_bad_masks_are_listed_however_probable(place: Path) -> None:
+    """The mean probability of the planted ones is the highest of the run."""
+    shutil.rmtree(place / "supports/blue")
+    run(place, Deceived(), min_area=4, check=0)
+    listed = (place / "out/needs_review.txt").read_text().splitlines()
+    assert listed == [f"photo {i:03}.png" for i in (3, 4, 5)]  # those with a blue disc
+    rows = json.loads((place / "out/needs_review.json").read_bytes())
+    assert rows[0] == {
+        "image": "photo 003.png",
+        "expected_iou": 0.2,
+        "of_classes": {"red": 0.2},
+        "classes": ["red"],
+    }
+    page = (place / "out/report.html").read_text()
+    assert "confidence" not in page and "confidence" not in json.dumps(rows)
+    assert "3 images below 0.6 have a red frame" in page and "Its numbers come from a fit" in page
+    assert page.index("photo 003.png") < page.index("photo 001.png")
+
+
+def test_the_check_shifts_the_estimates_of_the_job(place: Path) -> None:
+    """The masks of the supports are wrong, which their estimates of nearly 1 did not know."""
+    shutil.rmtree(place / "supports/blue")
+    assert run(place, output=place / "trusting")["needs_review"] == 0
+    for file in (place / "supports/red/masks").iterdir():
+        save(file, 255 - np.asarray(Image.open(file)))
+    run(place)
+    (check,) = json.loads((place / "out/leave_one_out.json").read_bytes())
+    assert check["shift"] < -0.5
+    summary = run(place, output=place / "unchecked", check=0)
+    checked = json.loads((place / "out/summary.json").read_bytes())
+    assert checked["mean_expected_iou"] < summary["mean_expected_iou"] - 0.1
+    assert not (place / "unchecked/leave_one_out.json").exists()
+
+
+def test_the_check_says_how_long_it_takes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Encoding four supports took 12 seconds; checking them is four encodings and four masks."""
+    clock = iter([100.0, 112.0])
+    monkeypatch.setattr("fss_d2.label.job.time.monotonic", lambda: next(clock, 112.0))
+    with caplog.at_level("INFO", logger="fss_d2.label"):
+        run(place)
+    text = "Checking 4 supports, each with the others of its class: about 24 s"
+    assert caplog.text.count(text) == 1
+    assert caplog.text.index(text) < caplog.text.index("Labelling 6 images")
+
+
+def test_another_number_of_supports_is_checked_anew(place: Path) -> None:
+    annotated_folder(place / "supports", ("red", "blue"), count=4)
+    sizes = []
+    for most in (24, 2, 2, 0, 24):
+        predictor = ColourPredictor()
+        run(place, predictor, check=most)
+        sizes.append(sum(len(out) == 1 for out in predictor.left_out))
+    assert sizes == [8, 4, 0, 0, 8]
+    with pytest.raises(ValueError, match="check is -1; it must be 0 supports or more"):
+        run(place, check=-1)
+
+
 def test_supports_among_the_images_are_skipped(place: Path) -> None:
     """Also a copy with another name, and masks; images in the output folder do not count."""
     original = place / "supports/red/images/0.png"
@@ -121,10 +202,92 @@ def test_names_survive_every_format(place: Path) -> None:
     assert {i["file_name"] for i in coco["images"]} >= set(names)
     for stem in ("日本 é", "a/x", "b/x.png", "b/x.bmp", os.fsdecode(b"bad\xff"), "a'\"#?%"):
         assert (place / f"out/png/{stem}.png").is_file()
-        assert (place / f"out/yolo/labels/{stem}.txt").is_file()
         path = place / f"out/labelme/{stem}.json"
         assert (path.parent / json.loads(path.read_bytes())["imagePath"]).is_file()
     assert b"thumbnails/bad%FF.png.jpg" in (place / "out/report.html").read_bytes()
+
+
+def test_two_images_of_one_name_are_refused_by_yolo(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By default the format is left out, which log, summary and report say; asked for, it is an error."""
+    save(place / "images/photo 000.bmp", picture({"red": disc((40, 50), (20, 20), 6)}))
+    reason = "photo 000.bmp and photo 000.png would share the label file photo 000.txt: rename one of them"
+    predictor = ColourPredictor()
+    with pytest.raises(ValueError) as error:
+        run(place, predictor, formats=("coco", "yolo"))
+    assert str(error.value) == f"--formats yolo: {reason}, or leave yolo out of --formats"
+    assert predictor.predicted == 0 and not (place / "out").exists()
+    summary = run(place)
+    assert summary["formats_left_out"] == [{"format": "yolo", "reason": reason}]
+    assert f"The format yolo is left out: {reason}" in caplog.messages
+    assert (
+        "photo 000.bmp and photo 000.png differ only in their ending: label files keep it (photo 000.bmp.png)"
+    ) in caplog.messages
+    assert f"<p>The format yolo is left out: {reason}</p>" in (place / "out/report.html").read_text()
+    assert {path.name for path in (place / "out").iterdir() if path.is_dir()} >= {"coco", "png", "labelme"}
+    assert not (place / "out/yolo").exists()
+    (place / "images/photo 000.bmp").unlink()
+    assert run(place)["formats_left_out"] == []
+    assert (place / "out/yolo/labels/photo 000.txt").read_bytes() == b""
+
+
+def test_names_that_differ_in_case_only(
+    place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(place / "images/PHOTO 001.png", picture({"red": disc((40, 50), (20, 20), 6)}))
+    monkeypatch.setattr(job, "ignores_case", lambda folder: True)
+    with pytest.raises(
+        ValueError, match=r"PHOTO 001\.png and photo 001\.png differ in case only, and the file "
+    ):
+        run(place)
+    monkeypatch.undo()
+    run(place)
+    assert (
+        "PHOTO 001.png and photo 001.png differ in case only: on Windows and macOS the labels of one replace "
+        "the other's"
+    ) in caplog.messages
+    assert (place / "out/png/PHOTO 001.png.png").is_file() and (place / "out/png/photo 002.png").is_file()
+
+
+def test_a_name_that_is_too_long_for_labels_is_left_out(place: Path) -> None:
+    """255 bytes are the limit of file systems, and the labels add an ending."""
+    fits, too_long = "f" * 246 + ".png", "ü" * 124 + "x.png"
+    for name in (fits, too_long):
+        save(place / "images" / name, picture({"red": disc((40, 50), (20, 20), 6)}, seed=len(name)))
+    summary = run(place)
+    reason = "its name has more than 250 bytes, too many for its labels; shorten it"
+    assert summary["unreadable"] == [{"image": too_long, "error": reason}] and summary["labelled"] == 7
+    assert (place / f"out/records/{fits}.json").is_file()
+
+
+@pytest.mark.parametrize("wanted", ["records", "coco", "report.html", "written.json"])
+def test_a_full_disk_is_one_line_and_the_same_job_goes_on(
+    place: Path, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the third record, or the first file of that name, is written."""
+    run(place, output=place / "whole")
+    left, write = [2 if wanted == "records" else 0], Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if wanted in path.parts or f".{wanted}." in path.name:
+            if not left[0]:
+                write(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left[0] -= 1
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError) as error:
+            run(place)
+    line = one_line(error.value)
+    assert line.startswith(f"{place}/out/") and f"/{wanted}" in line and ".tmp" not in line
+    assert line.endswith(
+        ": No space left on device; finished images are kept: the same command goes on when that is solved"
+    )
+    predictor = ColourPredictor()
+    run(place, predictor)
+    assert predictor.predicted == (4 if wanted == "records" else 0)
+    assert contents(place / "out") == contents(place / "whole")
 
 
 def test_a_finished_run_does_nothing_again(place: Path) -> None:
@@ -150,15 +313,19 @@ def test_changed_and_new_images_are_labelled(place: Path) -> None:
 
 
 def test_labels_of_images_that_are_gone_go_too(place: Path) -> None:
-    """A second image with the same stem renames files, too; no file with the old name stays."""
+    """A second image with the same stem renames files, too; no file with the old name stays.
+
+    YOLO does not allow that, so nothing stays of it.
+    """
     run(place)
     (place / "images/photo 001.png").unlink()
     save(place / "images/photo 002.bmp", picture({}, seed=8))
     run(place)
     stems = [*(f"photo {i:03}" for i in (0, 3, 4, 5)), "photo 002.bmp", "photo 002.png"]
-    for folder, ending in (("png", "png"), ("yolo/labels", "txt"), ("labelme", "json")):
+    for folder, ending in (("png", "png"), ("labelme", "json")):
         found = {path.name for path in (place / "out" / folder).glob(f"*.{ending}")}
         assert found == {f"{stem}.{ending}" for stem in stems}
+    assert not [path for path in (place / "out/yolo").rglob("*") if path.is_file()]
 
 
 def test_edited_files_are_left_alone(place: Path, caplog: pytest.LogCaptureFixture) -> None:

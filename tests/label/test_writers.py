@@ -1,6 +1,8 @@
 """Each format, read back by its own tool."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from pycocotools.coco import COCO
 
 from fss_d2.inference.prediction import Prediction
 from fss_d2.label.output import ImageRecord, record_of
-from fss_d2.label.writers import FORMATS, LabelSet, file_stems
+from fss_d2.label.writers import (
+    FORMATS,
+    LabelSet,
+    check_class_names,
+    file_stems,
+    first_alike,
+    format_problem,
+)
 from tests.label.fakes import disc
 
 NAMES = ("cat", "übergroßer Hund")
@@ -50,12 +59,17 @@ def labels(tmp_path: Path) -> LabelSet:
 def out(labels: LabelSet) -> Path:
     """All formats, written."""
     for name, write in FORMATS.items():
-        for file, content in write(labels):
+        for file, content in write(yolo_labels(labels) if name == "yolo" else labels):
             assert file.startswith(f"{name}/")
             path = labels.output / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     return labels.output
+
+
+def yolo_labels(labels: LabelSet) -> LabelSet:
+    """Without the image whose label file would be that of another one."""
+    return replace(labels, records=tuple(r for r in labels.records if r.image != "b/photo.png"))
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -101,15 +115,24 @@ def test_png_by_pillow_and_opencv(labels: LabelSet, out: Path) -> None:
     np.testing.assert_array_equal(values == 1, CAT_PIECES)
 
 
+def yolo_label_file(image: str) -> str:
+    """Where YOLO looks for the labels of an image (`img2label_paths` of Ultralytics)."""
+    labels = "/labels/".join(f"/yolo/{image}".rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+    return labels.removeprefix("/yolo/")
+
+
 @pytest.mark.parametrize("to_pixels", [np.trunc, np.rint])
 def test_yolo_by_opencv(labels: LabelSet, out: Path, to_pixels: np.ufunc) -> None:
     """Filling line by line gives the masks back, holes included."""
     listing = yaml.safe_load((out / "yolo/data.yaml").read_text(encoding="utf-8"))
     assert listing["names"] == dict(enumerate(NAMES))
-    stems = file_stems([r.image for r in labels.records])
-    for item in labels.records:
+    records = yolo_labels(labels).records
+    assert listing["train"] == listing["val"] == "images.txt" and "path" not in listing
+    listed = (out / "yolo/images.txt").read_text(encoding="utf-8").splitlines()
+    assert listed == [f"./images/{item.image}" for item in records]
+    for item in records:
         filled = np.zeros((2, *SIZE), np.uint8)
-        lines = (out / f"yolo/labels/{stems[item.image]}.txt").read_text().splitlines()
+        lines = (out / "yolo" / yolo_label_file(f"images/{item.image}")).read_text().splitlines()
         assert len(lines) == len(item.objects)
         for line in lines:
             class_id, *shares = line.split()
@@ -179,6 +202,63 @@ def test_labelme_outline_of_a_large_object_is_close(tmp_path: Path) -> None:
     assert overlap(np.array(drawn), mask) > 0.99
 
 
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (["p.jpg", "sub/p.png", "P.png", "q.jpg"], ""),
+        (["p.v1.jpg", "p.v2.jpg"], ""),
+        (["p.jpg", "p.png"], "p.jpg and p.png would share the label file p.txt: rename one of them"),
+        (
+            ["a/b.bmp", "a/b.JPG"],
+            "a/b.bmp and a/b.JPG would share the label file a/b.txt: rename one of them",
+        ),
+        (["my images/a.jpg", "Images/b.jpg", "images.jpg"], ""),
+        (
+            ["a.jpg", "b/images/c.jpg"],
+            "b/images/c.jpg lies in a folder named images, so that YOLO looks for its labels in a folder "
+            "labels next to that: rename the folder",
+        ),
+        (
+            ["a.jpg", "b\nc.jpg"],
+            r"YOLO lists images one per line, and the name b\nc.jpg has a line break: rename it",
+        ),
+    ],
+)
+def test_what_yolo_cannot_hold(images: list[str], problem: str, tmp_path: Path) -> None:
+    assert format_problem("yolo", images) == problem
+    assert [format_problem(name, images) for name in FORMATS if name != "yolo"] == [""] * 3
+    labels = LabelSet(NAMES, tuple(record(image) for image in images), tmp_path, tmp_path / "out")
+    if problem:
+        with pytest.raises(ValueError) as error:
+            list(FORMATS["yolo"](labels))
+        assert str(error.value) == f"yolo: {problem}"
+    else:
+        files = dict(FORMATS["yolo"](labels))
+        assert {f"yolo/{yolo_label_file(f'images/{image}')}" for image in images} < files.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a b", "a\nb"], r"the classes 'a b' and 'a\\nb' are one name in a list of classes: rename one"),
+        (["cat", " "], "a class has the name ' ', which shows nothing: rename it in the supports"),
+        (["cat", "\n"], r"a class has the name '\\n', which shows nothing"),
+    ],
+)
+def test_class_names_that_a_list_cannot_hold(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_class_names(names)
+    check_class_names(["cat", "Cat", ".cat", "a/b", os.fsdecode(b"bad\xff")])
+
+
+def test_names_that_are_one_where_case_does_not_count() -> None:
+    assert first_alike(["a.jpg", "b.jpg", "A.JPG"]) == ("a.jpg", "A.JPG")
+    assert first_alike(["e\u0301.jpg", "\xe9.jpg"]) == ("e\u0301.jpg", "\xe9.jpg")
+    assert first_alike(["a.jpg", "a.png"]) is None
+    stems = file_stems(["a.jpg", "A.png", "b.jpg"])
+    assert list(stems.values()) == ["a.jpg", "A.png", "b"]
+
+
 def test_stems_are_unique() -> None:
     names = ["a.jpg", "a.png", "a.jpg.png", "b.jpg", "sub/a.jpg"]
     stems = file_stems(names)
@@ -187,16 +267,31 @@ def test_stems_are_unique() -> None:
     assert len(set(stems.values())) == len(names)
 
 
-def test_confidence_is_the_lowest_of_the_classes_over_their_pixels() -> None:
+def test_an_image_counts_by_the_worst_of_its_classes() -> None:
     probability = np.full((2, 4, 4), 0.1, np.float32)
     probability[0, 0, :2] = 0.9, 0.7  # cat: mean 0.8
     probability[1, 2, :3] = 0.6, 0.6, 0.9  # dog: mean 0.7
     labels = np.zeros((4, 4), np.uint8)
     labels[0, :2], labels[2, :3] = 1, 2
-    prediction = Prediction(NAMES, probability, labels)
-    assert record_of("x", prediction, 0).confidence == pytest.approx(0.7)
-    assert record_of("x", prediction, 3).class_names == (NAMES[1],)
+    prediction = Prediction(NAMES, probability, labels, {NAMES[0]: 0.3, NAMES[1]: 0.75})
+    both = record_of("x", prediction, 0)
+    assert both.expected_iou == {NAMES[0]: 0.3, NAMES[1]: 0.75} and both.lowest_iou == 0.3
+    one = record_of("x", prediction, 3)  # the cat is too small
+    assert one.class_names == (NAMES[1],) and one.lowest_iou == 0.75
     nothing = record_of("x", prediction, 4)  # too small: the image needs a review
-    assert nothing.objects == () and nothing.confidence == pytest.approx(0.1)
+    assert nothing.objects == () and nothing.lowest_iou == pytest.approx(0.1)
     empty = Prediction(NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8))
-    assert record_of("x", empty, 0).confidence == pytest.approx(0.8)
+    assert record_of("x", empty, 0).lowest_iou == pytest.approx(0.8)
+    # Without an estimate, how well mask and probability agree: 1.6 of 2 + 14 * 0.1, 2.1 of 3 + 13 * 0.1.
+    plain = record_of("x", Prediction(NAMES, probability, labels), 0)
+    assert plain.expected_iou == pytest.approx({NAMES[0]: 1.6 / 3.4, NAMES[1]: 2.1 / 4.3}, abs=1e-6)
+
+
+def test_the_check_shifts_what_was_found_only() -> None:
+    found = record("x", CAT)
+    up = found.shifted({NAMES[0]: 1.0})
+    odds = found.lowest_iou / (1 - found.lowest_iou)
+    assert up.lowest_iou == pytest.approx(odds * np.e / (1 + odds * np.e), abs=1e-6)
+    assert found.shifted({}) == found.shifted({NAMES[1]: 1.0}) == found
+    nothing = record("x")
+    assert nothing.shifted({NAMES[0]: 1.0}) == nothing

@@ -13,7 +13,6 @@ All except ``coco20i_hsnet`` also exist as ``..._train_no_novel``, without image
 
 import graphlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+from fss_d2.files import parse_json
 
 from .preparation import list_path, prepared_dir, read_index, require
 from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
@@ -165,7 +166,7 @@ def class_map_path(root: Path, image_set: str, file_name: str) -> Path:
 def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
     """Parse ``{class id 0..79: [".../COCO_val2014_000000000042.jpg", ...]}`` of ``source`` into image ids."""
     try:
-        lists = {int(c): [_image_number(path) for path in paths] for c, paths in json.loads(text).items()}
+        lists = {int(c): [_image_number(path) for path in paths] for c, paths in parse_json(text).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({error})") from error
     if not set(lists) <= set(range(len(CLASS_NAMES))):

@@ -1,7 +1,6 @@
 """Instance annotations in COCO's JSON format as dataset dicts."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data.masks import load_mask
+from fss_d2.files import read_json
 
 from .splits import ClassDivision, first_duplicate, ids_of
 
@@ -84,10 +84,7 @@ def _load(settings: CocoSettings) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Parse the file; its three lists must exist and have distinct ids."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again") from error
+    content = read_json(path, "write it again")
     needs = {
         "images": {"id", "file_name", "height", "width"},
         "categories": {"id", "name"},

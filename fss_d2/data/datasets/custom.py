@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fss_d2.data.images import is_image_name
+from fss_d2.files import expand_user
 
 from .coco_json import CocoSettings, load_coco_json
 from .splits import ClassDivision, first_duplicate, ids_of, record_of, register_once
@@ -59,7 +60,8 @@ def register_folder(
         >>> [(r["image_id"], r["height"], r["width"], r["classes"]) for r in get_records("my_cats")]
         [('cat/tom', 6, 8, [0])]
     """
-    arguments = {**locals(), "root": str(root)}
+    root = expand_user(root)
+    arguments = dict(locals())
     division = ClassDivision(name, split, fold, num_folds, "interleaved", base_classes, novel_classes)
     if mask_encoding not in _MASK_ENCODINGS:
         raise ValueError(f"{name}: mask_encoding {mask_encoding!r} is not one of {_MASK_ENCODINGS}")
@@ -128,7 +130,8 @@ def register_coco_json(
         >>> [(r["image_id"], r["classes"]) for r in get_records("my_coco")]
         [(7, [0])]
     """
-    arguments = {**locals(), "json_file": str(json_file), "image_root": str(image_root)}
+    json_file, image_root = expand_user(json_file), expand_user(image_root)
+    arguments = dict(locals())
     division = ClassDivision(name, split, fold, num_folds, fold_rule, base_classes, novel_classes)
     rules = (classes, min_area, exclude_images_with_novel, val_fraction, division)
     settings = CocoSettings(Path(json_file), Path(image_root), *rules)

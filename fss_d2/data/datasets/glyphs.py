@@ -13,7 +13,6 @@ distractors. The symbols of an image come from at most two folds, which leaves e
 for training.
 """
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.files import atomic_path
+from fss_d2.files import atomic_path, json_text, read_json
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
 from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
@@ -85,10 +84,10 @@ def write_glyphs(
     _claim(folder, {"version": _VERSION, "seed": seed, "size": size})
     write = partial(_write_image, folder, GlyphGenerator(seed, size))
     indices = range(images_per_class * len(CLASS_NAMES))
-    shown = parallel_map(write, indices, workers=workers, progress="glyphs")
+    shown = parallel_map(write, indices, workers=workers, progress="Glyphs")
     images = [{"id": i, "classes": classes} for i, classes in zip(indices, shown, strict=True)]
     index = {"seed": seed, "size": size, "classes": list(CLASS_NAMES), "images": images}
-    write_text_if_changed(folder / "index.json", json.dumps(index))
+    write_text_if_changed(folder / "index.json", json_text(index))
 
 
 def check_glyphs(root: Path) -> dict[str, tuple[int, int]]:
@@ -131,7 +130,7 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
     if not path.exists():
-        write_text_if_changed(path, json.dumps(settings))
+        write_text_if_changed(path, json_text(settings))
     elif (found := _read_json(path)) != settings:
         fault = f"{folder} holds glyphs made with {found}, not {settings}: remove it or choose another root"
         raise ValueError(fault)
@@ -151,9 +150,9 @@ def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[in
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    text = require(path, f"run `{_PREPARE}`").read_text()
+    require(path, f"run `{_PREPARE}`")
     try:
-        content = json.loads(text)
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict) or not content.keys() >= set(keys):

@@ -178,7 +178,7 @@ def prepare(root: Path, *, workers: int, lists: Path | None) -> None:
     out = prepared_dir(root, "pascal5i")
     maps = {i: out / "SegmentationClassAug" / f"{i}.png" for i in sources}
     todo = [(sources[i], maps[i]) for i in sources if not png_is_whole(maps[i])]
-    for _ in parallel_map(_write_mask, todo, workers=workers, progress="class maps"):
+    for _ in parallel_map(_write_mask, todo, workers=workers, progress="Class maps"):
         pass
     files = [(voc / "JPEGImages" / f"{i}.jpg", maps[i]) for i in sources]
     header = {"index": "pascal5i", "version": 1, "ids": zlib.crc32("\n".join(sources).encode())}

@@ -1,9 +1,7 @@
 """Files of prepared sets, and the worker pool, tables of counts and published lists of preparations."""
 
 import gzip
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from fss_d2.files import atomic_path
+from fss_d2.files import atomic_path, json_text, parse_json
+from fss_d2.progress import track
 
 from .splits import NUM_FOLDS
 
@@ -113,7 +111,7 @@ def write_index(
     items: Callable[[], Sequence[_In]],
     *,
     workers: int,
-    progress: str = "index",
+    progress: str = "Index",
 ) -> None:
     """Write a JSON-lines index: ``header``, then the row of each item (`parallel_map`).
 
@@ -127,7 +125,7 @@ def write_index(
     done = _keep_whole_rows(partial, header)
     with partial.open("a") as file:
         for row in parallel_map(row_of, items()[done:], workers=workers, progress=progress):
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            file.write(json_text(row, separators=(",", ":")) + "\n")
     os.replace(partial, path)
 
 
@@ -135,7 +133,7 @@ def _keep_whole_rows(partial: Path, header: dict[str, Any]) -> int:
     """Truncate a partial index after its last whole row, or restart one of another header; count its rows."""
     if _read_header(partial) != header:
         with atomic_path(partial) as temporary:
-            temporary.write_text(json.dumps(header) + "\n")
+            temporary.write_text(json_text(header) + "\n")
         return 0
     end, rows = 0, -1
     with partial.open("rb+") as file:
@@ -149,7 +147,7 @@ def _keep_whole_rows(partial: Path, header: dict[str, Any]) -> int:
 
 def _parse(line: str | bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
@@ -185,10 +183,7 @@ def parallel_map(
 
     ``function`` must be importable by name, because it is pickled; its errors are raised here.
     """
-    with tqdm(total=len(items), desc=progress, file=sys.stderr, disable=None if items else True) as bar:
-        for result in _map(function, items, workers):
-            bar.update()
-            yield result
+    yield from track(_map(function, items, workers), progress, len(items))
 
 
 def _map(function: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:

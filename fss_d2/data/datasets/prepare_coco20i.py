@@ -1,6 +1,5 @@
 """Preparation of COCO-20i from the instances JSON files: class masks, flattened class maps, lists."""
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from pycocotools import mask as rle
+
+from fss_d2.files import json_text, read_json
 
 from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES
@@ -136,7 +137,7 @@ class _Instances:
     def tasks(self) -> list[ImageTask]:
         """Return the images that have annotations, by rising id; the file must have COCO's 80 classes."""
         try:
-            content = json.loads(self.path.read_bytes())
+            content = read_json(self.path)
             categories = {c["id"]: c["name"] for c in content["categories"]}
             images = {image["id"]: image for image in content["images"]}
             grouped: dict[int, list[Mapping[str, Any]]] = {}
@@ -226,7 +227,7 @@ def _write_class_maps(root: Path, image_set: str, instances: _Instances, workers
     if missing:
         tasks = (task for task in instances.tasks if task.image["file_name"] in missing)
         todo = [task._replace(class_map=missing[task.image["file_name"]]) for task in tasks]
-        for _ in parallel_map(_write_map, todo, workers=workers, progress=f"class maps {image_set}"):
+        for _ in parallel_map(_write_map, todo, workers=workers, progress=f"Class maps {image_set}"):
             pass
 
 
@@ -257,7 +258,7 @@ def _write_lists(root: Path) -> None:
                     for class_id in classes:
                         lists[str(class_id)].append(f"{split}2014/{row['file_name']}")
                 path = list_path(root, "coco20i", f"{variant}/fold{fold}_{split}.json")
-                write_text_if_changed(path, json.dumps(lists))
+                write_text_if_changed(path, json_text(lists))
 
 
 def _install_hsnet_lists(root: Path, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The tool that exports: which supports go in, what is written, what is refused."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,9 @@ from PIL import Image
 
 from fss_d2.config import load_config
 from fss_d2.inference.export import load_exported
+from fss_d2.inference.export_command import main
 from fss_d2.inference.predictor import FewShotPredictor
 from tests.modeling.fake_backbone import register_fake_backbone
-
-ROOT = Path(__file__).resolve().parents[2]
-_tool = runpy.run_path(str(ROOT / "tools" / "export_model.py"))
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _export(folder: Path, *words: str) -> tuple[Path, dict]:
     out = folder / "out" / "model.pt2"
-    _tool["main"](["--config-file", str(folder / "config.yaml"), "--output", str(out), *words])
+    main(["--config-file", str(folder / "config.yaml"), "--output", str(out), *words])
     return out, json.loads(out.with_name("model.pt2.json").read_text())
 
 
@@ -116,6 +113,16 @@ def test_wrong_supports_are_refused(words: list[str], message: str, folder: Path
     with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message):
         _export(folder, *(word.format(folder) for word in words))
     assert not (folder / "out").exists()
+
+
+def test_the_ending_of_the_output_is_the_format(folder: Path) -> None:
+    config = ["--config-file", str(folder / "config.yaml"), *_pictures(folder, 1)]
+    main([*config, "--output", str(folder / "cat.ts")])
+    assert json.loads((folder / "cat.ts.json").read_text())["format"] == "torchscript"
+    assert torch.jit.load(folder / "cat.ts")(torch.zeros(1, 3, 32, 64, dtype=torch.uint8)).shape[1] == 2
+    with pytest.raises(ValueError, match=r"cat\.onnx: \.onnx is the ending of onnx, but the format is"):
+        main([*config, "--output", str(folder / "cat.onnx"), "--format", "torch_export"])
+    assert not list(folder.glob("cat.onnx*"))
 
 
 @pytest.mark.parametrize(
