@@ -5,8 +5,8 @@
         --names aeroplane bicycle ... tvmonitor --list train.txt --output voc_folders
 
 A class map is a single-channel PNG: 0 background, i the i-th name, 255 neither. A picture stands in the
-folder of each class that covers enough of it; its mask there is 255 for the class, 0 for the rest, and, if
-the map has 255, 1 for the class and 255 for what is neither. Pictures are linked, not copied.
+folder of each class that covers enough of it; its mask there is 255 for the class and 0 for the rest, what is
+neither included. Pictures are linked, not copied.
 """
 
 import argparse
@@ -62,21 +62,19 @@ def prepare(args: argparse.Namespace) -> int:
             shown = class_map == label
             if label in {0, 255} or label not in names or shown.mean() < args.least_share:
                 continue
-            write(args.output / names[label], image, shown, class_map == 255)
+            write(args.output / names[label], image, shown)
             count += 1
     return count
 
 
-def write(folder: Path, image: Path, shown: np.ndarray, neither: np.ndarray) -> None:
+def write(folder: Path, image: Path, shown: np.ndarray) -> None:
     """Link a picture and write its mask."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     link = folder / "images" / image.name
     if not link.exists():
         os.symlink(image.resolve(), link)
-    bright = 1 if neither.any() else 255
-    mask = np.where(neither, 255, np.where(shown, bright, 0)).astype(np.uint8)
-    Image.fromarray(mask).save(folder / "masks" / f"{image.stem}.png")
+    Image.fromarray(shown.astype(np.uint8) * 255).save(folder / "masks" / f"{image.stem}.png")
 
 
 def main(argv: list[str] | None = None) -> int:
