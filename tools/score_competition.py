@@ -4,11 +4,11 @@
     python tools/score_competition.py --images photos --maps class_maps --names labels.json \\
         --classes pants coat bag --classes skirt blouse bag --draws 2
 
-`--maps` contains <stem>.png: 0 background, i the i-th class of `--names` (a JSON file {number: name}). For each
-`--classes` and draw, three images of each are supports, and images with two or more of the classes are
+`--maps` contains <stem>.png: 0 background, i the i-th class of `--names` (a JSON file {number: name}). For
+each `--classes` and draw, three images of each are supports, and images with two or more of the classes are
 segmented. By pixel, the class with the highest probability gets it. The table has the mIoU (pixels of all
-images of a draw, then the mean of classes, draws and groups) and the number of 8-connected parts of each class
-that was found in an image.
+images of a draw, then the mean of classes, draws and groups) and the number of 8-connected parts of each
+class that was found in an image.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class FewShotPredictor:
     """Segment images with supports that are encoded once.
 
     Images go through the same steps as in an evaluation with TEST.FRAME "original", TEST.SCALES included.
-    An image passes the backbone once for all classes, which compete by score. ``model`` is the method, in
-    evaluation mode.
+    An image passes the backbone once for all classes, which compete (`fss_d2.inference.competition`).
+    ``model`` is the method, in evaluation mode.
 
     Several threads may use one predictor at the same time: each call works on the supports that are set when
     it starts, and its result equals that of a call alone to the bit.
@@ -57,7 +57,7 @@ class FewShotPredictor:
         >>> predictor = FewShotPredictor.from_config()
         >>> predictor.set_support(["a.jpg", "b.jpg"], ["a.png", Box(10, 20, 200, 180)], name="dog")
         >>> prediction = predictor.predict("photo.jpg")
-        >>> prediction.masks["dog"], prediction.confidence["dog"]  # (H, W) bool, a float
+        >>> prediction.masks["dog"], prediction.expected_iou["dog"]  # (H, W) bool, a float
     """
 
     def __init__(
