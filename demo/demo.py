@@ -45,6 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     corners = {"nargs": 4, "type": float, "metavar": ("X0", "Y0", "X1", "Y1")}
     note = "in pixels; one per --support, or several for a single one"
     add("--support-box", **corners, action="append", default=[], help=note)
+    command_line.add_mask_values(parser)
     add("--class-name", default="object", metavar="NAME", help="if no folder names it")
     add("--input", nargs="+", required=True, metavar="IMAGE", help="files, folders, 'a/*.jpg'")
     add("--output", type=command_line.path_option, required=True, metavar="FOLDER")
@@ -61,20 +62,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_support_arguments(args: argparse.Namespace) -> Supports:
     """The supports on the command line."""
-    from fss_d2.inference.annotations import Box, Boxes
+    from fss_d2.data.mask_values import parse_mask_values
+    from fss_d2.inference.annotations import Box, Boxes, read_support, support_pairs
     from fss_d2.label.supports import read_supports
 
     if folder := args.support_dir:
         if args.support_mask or args.support_box:
             raise ValueError("--support-mask and --support-box go with --support, not with --support-dir")
-        found = read_supports(folder, class_name=args.class_name)
+        found = read_supports(folder, class_name=args.class_name, mask_values=args.mask_values)
         return {name: ([s.image for s in some], [s.mask for s in some]) for name, some in found.items()}
     if bool(args.support_mask) == bool(args.support_box):
         raise ValueError("--support needs either --support-mask or --support-box")
     boxes = [Box(*corners) for corners in args.support_box]
     if boxes and len(args.support) == 1:
         return {args.class_name: (args.support, [Boxes(boxes)])}
-    return {args.class_name: (args.support, args.support_mask or boxes)}
+    if boxes:
+        return {args.class_name: (args.support, boxes)}
+    name, rule = args.class_name, parse_mask_values(args.mask_values).of(args.class_name)
+    given = enumerate(support_pairs(args.support, args.support_mask, name), start=1)
+    pairs = [read_support(*pair, f"{name}, support {number}", rule) for number, pair in given]
+    return {name: ([image for image, _ in pairs], [mask for _, mask in pairs])}
 
 
 def run(args: argparse.Namespace, device: str) -> None:

@@ -97,6 +97,21 @@ def test_masks_are_the_predictors(files: Path) -> None:
     assert (files / "out/mask/classes.txt").read_text() == "object\n"
 
 
+def test_mask_values_of_files_and_folders(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.asarray(Image.open(files / "S/red/r.png")) * np.uint8(7)
+    mask[0] = 9
+    Image.fromarray(mask).save(files / "S/red/r.png")
+    parse, supports = demo["parse"], demo["read_support_arguments"]
+    line = ["--input", "q", "--output", "o"]
+    by_file = [*line, "--support", f"{files}/S/red/r.jpg", "--support-mask", f"{files}/S/red/r.png"]
+    by_folder = [*line, "--support-dir", f"{files}/S"]
+    for given, said, name in ((by_file, "7", "object"), (by_folder, "red=7", "red")):
+        with pytest.raises(ValueError, match=r"r\.png holds the values 0, 7, 9: say which are the object"):
+            supports(parse(given))
+        _, (found,) = supports(parse([*given, "--mask-values", said]))[name]
+        np.testing.assert_array_equal(found, mask == 7)
+
+
 def test_boxes_of_one_image_or_one_for_each(files: Path) -> None:
     parse, supports = demo["parse"], demo["read_support_arguments"]
     line = ["--config-file", "c.yaml", "--input", "q", "--output", "o", "--support"]

@@ -24,6 +24,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from fss_d2.engine.command_line import (
+    add_mask_values,
     documented_parser,
     parse_command_line,
     path_option,
@@ -48,6 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = documented_parser(__doc__)
     parser.add_argument("--data", type=path_option, required=True, metavar="FOLDER")
+    add_mask_values(parser)
     parser.add_argument("--config-file", nargs="+", default=["DEFAULT"], metavar="FILE")
     parser.add_argument("--shots", type=int, nargs="+", default=[1], metavar="K")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="of supports (default: 1)")
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     start_log()
     logging.getLogger("fss_d2.label").setLevel(logging.WARNING)
-    data = read_supports(args.data)
+    data = read_supports(args.data, mask_values=args.mask_values)
     columns: dict[str, Scores] = {}
     for config in args.config_file:
         file = DEFAULT_CONFIG if config == "DEFAULT" else config

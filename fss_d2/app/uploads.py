@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from fss_d2.data.mask_values import UnclearMask
 from fss_d2.inference.annotations import Box, read_annotation, read_picture
 
 from .drawing import Point
@@ -234,7 +235,10 @@ class SupportList:
     def _read(self, annotation: Box | Filename) -> np.ndarray:
         upload = self.open.upload
         names = {"name": f"box in {upload.name}", "image_name": upload.name}
-        return read_annotation(annotation, upload.pixels, orientation=upload.orientation, **names)
+        try:
+            return read_annotation(annotation, upload.pixels, orientation=upload.orientation, **names)
+        except UnclearMask as error:
+            raise ValueError(error.in_files) from error
 
     def _add(self, marked: np.ndarray) -> None:
         """Mark pixels (H, W) bool of the open picture, in addition to earlier marks."""

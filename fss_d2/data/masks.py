@@ -10,7 +10,9 @@ import pycocotools.mask as coco_mask
 from detectron2.config import CfgNode
 from PIL import Image
 
-from .images import open_image, orient, read_image
+from .images import decode_file, open_image, orient, read_image
+from .mask_files import Frame, read_mask_file, to_upright
+from .mask_values import parse_mask_values
 
 __all__ = [
     "ANNOTATIONS",
@@ -71,7 +73,10 @@ def check_shows(mask: np.ndarray, record: Mapping[str, Any], class_id: int) -> N
 
 
 def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
-    """Return the mask of one class as stored (not upright yet); errors as `load_sample`."""
+    """Return the mask of one class; errors as `load_sample`.
+
+    Class maps and those of "threshold" are as stored (not upright yet), the others upright.
+    """
     if "annotations" in record:
         return _annotation_mask(record, class_id)
     path = record.get("sem_seg_file_name")
@@ -81,16 +86,21 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     encoding = record.get("mask_encoding", "class_map")
     if encoding == "class_map":
         return class_of_map(read_class_map(path), class_id)
-    pixels, _ = open_image(path, "mask")
+    if encoding == "threshold":
+        return binary_mask(open_image(path, "mask")[0]).astype(np.uint8)
+    if encoding not in ("binary", "trimap"):
+        fault = f"unknown mask_encoding {encoding!r}; use class_map, binary, trimap or threshold"
+        raise ValueError(f"{path}: {fault}")
+    frame = Frame.of_file(record["file_name"])
+    rule = parse_mask_values(record.get("mask_values")).of()
     if encoding == "binary":
-        return binary_mask(pixels).astype(np.uint8)
-    if encoding == "trimap":
-        values = _single_channel(pixels, path)
-        odd = np.setdiff1d(np.unique(values), [0, 1, IGNORE])
-        if odd.size:
-            raise ValueError(f"mask file {path} has the value {odd[0]}; a trimap holds 0, 1 and 255 only")
-        return values.astype(np.uint8)
-    raise ValueError(f"{path}: unknown mask_encoding {encoding!r}; use class_map, binary or trimap")
+        return read_mask_file(path, frame, rule)
+    image, own = decode_file(path, "mask")
+    values = _single_channel(image, path)
+    odd = np.setdiff1d(np.unique(values), [0, 1, IGNORE])
+    if odd.size:
+        raise ValueError(f"mask file {path} has the value {odd[0]}; a trimap holds 0, 1 and 255 only")
+    return to_upright(values.astype(np.uint8), own, frame, f"mask file {path}", rule)
 
 
 def read_class_map(path: str | os.PathLike[str]) -> np.ndarray:
@@ -111,7 +121,10 @@ def mask_source(record: Mapping[str, Any]) -> str:
 
 
 def binary_mask(image: Image.Image) -> np.ndarray:
-    """Return the foreground (H, W) bool of a black-and-white mask in any Pillow mode.
+    """Return the foreground (H, W) bool of a published black-and-white mask in any Pillow mode.
+
+    For data sets whose masks are known to be black and white (FSS-1000), whatever their levels;
+    `fss_d2.data.mask_files` reads masks of users.
 
     Foreground reaches half of the format's largest value (128 of 8 bits, 32768 of 16); in a file without
     such values, half of its own largest value, so that masks of 0 and 1 work. A colour counts by its

@@ -22,9 +22,9 @@ from .launch import LaunchPlan
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "argument_parser", "closing_log_handlers"]
-__all__ += ["documented_parser", "hide_tracebacks", "one_line", "parse_command_line", "path_option"]
-__all__ += ["plan_from", "run_command", "setup", "start_log", "suggestion"]
+__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "add_mask_values", "argument_parser"]
+__all__ += ["closing_log_handlers", "documented_parser", "hide_tracebacks", "one_line", "parse_command_line"]
+__all__ += ["path_option", "plan_from", "run_command", "setup", "start_log", "suggestion"]
 
 # Set to anything but "" or "0" to see where an error comes from.
 TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
@@ -112,6 +112,16 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-machines", type=int, default=1, metavar="N")
     add("--machine-rank", type=int, default=0, metavar="R", help="0 to N-1")
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, of several machines")
+
+
+def add_mask_values(parser: argparse.ArgumentParser) -> None:
+    """Add --mask-values, a list of texts for `fss_d2.data.mask_values.parse_mask_values`."""
+    note = (
+        "what the values of mask files mean, if it is not recognised: '[CLASS=]OBJECT [ignore=VALUES] "
+        "[frame=upright|stored]', where OBJECT and VALUES are numbers (1,2,5-9) or colours (#ff0000), and "
+        "OBJECT may be nonzero, bright, dark or opaque; may be repeated"
+    )
+    parser.add_argument("--mask-values", action="append", metavar="VALUES", help=note)
 
 
 def parse_command_line(

@@ -12,14 +12,19 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from fss_d2.data.images import is_image_name, open_image, read_image, to_rgb
-from fss_d2.data.masks import IGNORE, binary_mask, upright_mask
+from fss_d2.data.images import eight_bits, keep_tags, read_image, to_rgb
+from fss_d2.data.mask_decoding import decode_mask
+from fss_d2.data.mask_files import Frame, read_mask_file, to_upright
+from fss_d2.data.mask_values import MaskRule
+from fss_d2.data.masks import IGNORE, upright_mask
+from fss_d2.data.pairs import class_folders, find_pairs, listed_files, say_left_out
+from fss_d2.data.picture_files import pictures_in
 from fss_d2.files import expand_user
 
 __all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
 __all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]
 
-_MARK = "_mask"  # at the end of a mask's file name, before the ending
+_EXIF_ORIENTATION = 0x0112
 # Width of a stroke in pixels: the least as in `fss_d2.data.masks`, the most that OpenCV draws.
 _LEAST_WIDTH, _MOST_WIDTH = 3, 32767
 
@@ -117,7 +122,8 @@ def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int
 
     Args:
         picture: a path; a Pillow image of any mode; or an array (H, W), (H, W, 3) or (H, W, 4), uint8 or
-            uint16, RGB. Transparent pixels are blended with white; 16 bits are reduced to 8.
+            uint16, RGB. Transparent pixels are blended with white; more than 8 bits are reduced to 8
+            (`fss_d2.data.images.eight_bits`).
         name: for error messages, unless the picture is a path.
 
     Returns:
@@ -125,10 +131,10 @@ def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int
     """
     if isinstance(picture, str | os.PathLike):
         return read_image(expand_user(picture))
-    image = _decoded(picture, name) if isinstance(picture, Image.Image) else _from_array(picture, name)
+    image = _decoded(picture, name)[0] if isinstance(picture, Image.Image) else _from_array(picture, name)
     if image.mode == "F" or not all(image.size):
         raise ValueError(f"{name} is {image.size[0]}x{image.size[1]}, mode {image.mode}: give 8-bit pixels")
-    return np.ascontiguousarray(to_rgb(image)), 1
+    return np.ascontiguousarray(to_rgb(image, name)), 1
 
 
 def read_annotation(
@@ -138,30 +144,35 @@ def read_annotation(
     orientation: int = 1,
     name: str = "mask",
     image_name: str = "",
+    rule: MaskRule | None = None,
 ) -> np.ndarray:
     """Convert an annotation of a support image to a mask (H, W) uint8 in {0, 1, 255}.
 
     Args:
         annotation: one of
-            a path or a Pillow image: black and white in any mode (`fss_d2.data.masks.binary_mask`), or with
-            the values 0, 1 and 255 alone, 255 for pixels to ignore (in palette images, the palette indices);
+            a path or a Pillow image, whose values are recognised (`fss_d2.data.mask_decoding`): black and
+            white, 0 and 1, with 255 for pixels to ignore, a cut-out;
             an array (H, W): bool, or integers 1 object, 0 background, 255 ignored;
             `Box`, `Boxes`, `Scribble`.
         image: (H, W, 3), upright.
-        orientation: EXIF orientation of the stored image; a mask of the stored size is rotated with it.
+        orientation: EXIF orientation of the stored image. A path or Pillow image with one of its own
+            follows that, one without is in the frame, upright or stored, whose size it has. An array is
+            upright, or of the stored size and rotated with the image.
         name: of the annotation, for error messages, unless it is a path.
         image_name: of the image, for error messages.
+        rule: what the values of a path or Pillow image mean (`fss_d2.data.mask_values`); None recognises it.
 
     Raises:
         FileNotFoundError, ValueError: it does not exist, cannot be read, differs in size, or marks no object.
     """
+    frame = Frame(image.shape[:2], orientation, image_name)
     if isinstance(annotation, str | os.PathLike):
         name = f"mask file {annotation}"
-        mask = _mask_of(open_image(expand_user(annotation), "mask")[0])
+        mask = read_mask_file(expand_user(annotation), frame, rule)
     elif isinstance(annotation, Image.Image):
-        mask = _mask_of(_decoded(annotation, name))
+        mask = _mask_of(annotation, name, frame, rule)
     elif isinstance(annotation, np.ndarray):
-        mask = _checked_mask(annotation, name)
+        mask = _checked_mask(annotation, name, rule)
     elif isinstance(annotation, Box | Boxes | Scribble):
         mask = annotation.mask(*image.shape[:2])
     else:
@@ -178,14 +189,16 @@ def read_annotation(
     return mask
 
 
-def read_support(picture: Picture, annotation: Annotation, name: str) -> tuple[np.ndarray, np.ndarray]:
+def read_support(
+    picture: Picture, annotation: Annotation, name: str, rule: MaskRule | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read a support image (H, W, 3) uint8 RGB and its mask (H, W) uint8 in {0, 1, 255}, both upright.
 
-    ``name`` is the support's, for error messages; errors as `read_picture` and `read_annotation`.
+    ``name`` is the support's, for error messages; ``rule`` and errors as in `read_annotation`.
     """
     pixels, orientation = read_picture(picture, f"image of {name}")
     image_name = str(picture) if isinstance(picture, str | os.PathLike) else f"of {name}"
-    names = {"name": f"mask of {name}", "image_name": image_name}
+    names = {"name": f"mask of {name}", "image_name": image_name, "rule": rule}
     return pixels, read_annotation(annotation, pixels, orientation=orientation, **names)
 
 
@@ -226,10 +239,16 @@ def _strokes(given: Sequence) -> tuple[tuple[tuple[float, float], ...], ...]:
     return strokes
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
-    """The image upright, with all its pixels read; Pillow opens files lazily."""
+def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:
+    """The image upright, with all its pixels read, and whether it says how it is stored."""
     try:
-        return ImageOps.exif_transpose(image)
+        has_orientation = image.getexif().get(_EXIF_ORIENTATION) in range(1, 9)
+        keep_tags(image)
+        if image.format == "TIFF":  # mapped into memory by its name, Pillow misreads it if it is turned
+            image.filename = ""
+        upright = ImageOps.exif_transpose(image)  # reads the pixels; Pillow opens files lazily
+        upright.format = image.format
+        return upright, has_orientation
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read ({' '.join(str(error).split())}); replace it") from error
 
@@ -246,24 +265,24 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
             f"{name} has shape {array.shape}: give (H, W), (H, W, 3) or (H, W, 4), channels last, RGB"
         )
     if array.ndim == 3 and array.dtype == np.uint16:
-        array = (array >> 8 if array.max() > 255 else array).astype(np.uint8)
+        array = eight_bits(array, name)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _mask_of(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a mask image: a trimap if its values are 1, 255 and perhaps 0, otherwise binary."""
-    if image.mode in ("L", "P"):
-        present = {value for value, count in enumerate(image.histogram()) if count}
-        if {1, IGNORE} <= present <= {0, 1, IGNORE}:
-            return np.array(image)
-    return binary_mask(image).astype(np.uint8)
+def _mask_of(image: Image.Image, name: str, frame: Frame, rule: MaskRule | None) -> np.ndarray:
+    """(H, W) uint8, upright, of a mask that is a Pillow image."""
+    decoded, has_orientation = _decoded(image, name)
+    mask, _ = decode_mask(decoded, name, rule)
+    return to_upright(mask, 1 if has_orientation else None, frame, name, rule)
 
 
-def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
+def _checked_mask(array: np.ndarray, name: str, rule: MaskRule | None) -> np.ndarray:
     if array.ndim != 2:
         raise ValueError(f"{name} has shape {array.shape}: give (H, W), one mask for each image")
     if array.dtype.kind not in "bui":
         raise ValueError(f"{name} holds {array.dtype}: give bool, or integers 0, 1 and 255")
+    if rule is not None and rule.names_object:
+        return decode_mask(Image.fromarray(array.astype(np.int32)), name, rule)[0]
     odd = (array != 0) & (array != 1) & (array != IGNORE)
     if odd.any():
         raise ValueError(
@@ -273,51 +292,33 @@ def _checked_mask(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def find_supports(folder: Path, name: str = "object") -> dict[str, tuple[list[Path], list[Path]]]:
-    """Find the images of one or several classes and their masks; both are sorted by name.
-
-    The mask of ``<folder>/<class>/<name>.jpg`` is ``<name>.png`` or ``<name>_mask.png`` next to it; that of
-    a PNG image is ``<name>_mask.png``. Files whose names start with a dot are skipped.
+    """Find the images of one or several classes and their masks (`fss_d2.data.pairs.find_pairs`), by name.
 
     Args:
         folder: has a folder per class, or the files of one class.
         name: of the class if there are no class folders.
 
     Raises:
-        FileNotFoundError, ValueError: no folder, no image, an image without a mask, or images next to class
-            folders.
+        FileNotFoundError, ValueError: no folder, no image, images next to class folders, or as `find_pairs`.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"support folder {folder} does not exist; give one with <class>/<name>.jpg")
-    classes = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
-    here = _pairs(folder)
-    if classes and here[0]:
+    classes = class_folders(folder)
+    here, left_out = pictures_in(folder)
+    if classes and here:
         raise ValueError(
-            f"{folder} has the image {here[0][0].name} next to the class folder {classes[0].name}: move all "
+            f"{folder} has the image {here[0].name} next to the class folder {classes[0].name}: move all "
             "images into class folders, or all out of them"
         )
-    found = {path.name: _pairs(path) for path in classes} if classes else {name: here}
-    for class_name, (images, _) in found.items():
-        if not images:
-            where = folder / class_name if classes else folder
-            raise ValueError(f"{where} holds no image: add images with their masks, or give another folder")
+    if classes:
+        say_left_out(folder, left_out, has_classes=True)
+    found = {}
+    for path in classes or [folder]:
+        pairs = find_pairs(path)
+        if not pairs:
+            _, left_out = pictures_in(path)
+            lost = f" that can be read, {listed_files(left_out)}" if left_out else ""
+            fix = "add images with their masks, or give another folder"
+            raise ValueError(f"{path} holds no image{lost}: {fix}")
+        found[path.name if classes else name] = ([i for i, _ in pairs], [m for _, m in pairs])
     return found
-
-
-def _pairs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images of a folder, sorted by name, and their masks."""
-    files = [p for p in sorted(folder.glob("[!.]*")) if is_image_name(p) and p.is_file()]
-    pngs = {p.stem: p for p in files if p.suffix.lower() == ".png"}
-    marked = {stem.removesuffix(_MARK): p for stem, p in pngs.items() if stem.endswith(_MARK)}
-    plain = [p for p in files if p not in marked.values()]
-    pictures = {p.stem for p in plain if p != pngs.get(p.stem)}
-    images = [p for p in plain if p != pngs.get(p.stem) or p.stem not in pictures]
-    masks = []
-    for image in images:
-        near = pngs.get(image.stem)
-        mask = marked.get(image.stem, near if near in plain and near != image else None)
-        if mask is None:
-            raise ValueError(
-                f"image {image} has no mask: add {image.stem}{_MARK}.png next to it, or remove the image"
-            )
-        masks.append(mask)
-    return images, masks

@@ -19,7 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import documented_parser, parse_command_line, path_option, start_log
+from fss_d2.engine.command_line import (
+    add_mask_values,
+    documented_parser,
+    parse_command_line,
+    path_option,
+    start_log,
+)
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
@@ -45,6 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None, program: str | None 
     support.add_argument("--support-file", **file, help="written by FewShotPredictor.save_support")
     support.add_argument("--support", nargs="+", **image, help="support images")
     add("--support-mask", nargs="+", type=path_option, metavar="PNG", help="their masks, in the same order")
+    add_mask_values(parser)
     add("--class-name", metavar="NAME", help="of --support-file; default: its only class")
     add("--format", choices=FORMATS, help="default: what the ending of --output says")
     add("--input-type", choices=INPUT_TYPES, default="uint8")
@@ -65,7 +72,7 @@ def encoded_support(predictor: FewShotPredictor, args: argparse.Namespace) -> tu
     """Name and supports of the chosen class."""
     if args.support:
         named = {} if args.class_name is None else {"name": args.class_name}
-        predictor.set_support(args.support, args.support_mask, **named)
+        predictor.set_support(args.support, args.support_mask, **named, mask_values=args.mask_values)
     else:
         predictor.load_support(args.support_file)
     known = ", ".join(predictor.names)

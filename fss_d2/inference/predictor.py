@@ -16,6 +16,7 @@ from torch import Tensor
 from fss_d2.checkpoint.checkpointer import load_model
 from fss_d2.config import load_config
 from fss_d2.data.augmentations import build_resize, build_view_resizes
+from fss_d2.data.mask_values import MaskRule, MaskValues, parse_mask_values
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.files import expand_user
@@ -140,24 +141,52 @@ class FewShotPredictor:
             raise RuntimeError("no supports yet: call set_support or load_support first")
         return self._classes
 
-    def set_support(self, images: Pictures, masks: Annotations, *, name: str = "object") -> None:
-        """Encode one or more supports of one class, each with its mask; they replace all earlier supports."""
-        self.set_support_classes({name: (images, masks)})
+    def set_support(
+        self,
+        images: Pictures,
+        masks: Annotations,
+        *,
+        name: str = "object",
+        mask_values: MaskValues | None = None,
+    ) -> None:
+        """Encode one or more supports of one class, each with its mask; they replace all earlier supports.
 
-    def set_support_classes(self, classes: Supports) -> None:
-        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones."""
+        ``mask_values`` says what the values of mask files mean, as in `set_support_classes`.
+        """
+        self.set_support_classes({name: (images, masks)}, mask_values=mask_values)
+
+    def set_support_classes(self, classes: Supports, *, mask_values: MaskValues | None = None) -> None:
+        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones.
+
+        ``mask_values`` says what the values of mask files mean, for all classes or by class, such as
+        {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+        """
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
         if not all(isinstance(name, str) and name for name in classes):
             raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
+        rules = parse_mask_values(mask_values)
+        rules.check_classes(classes)
         self._classes = {
-            name: self._encode_class(name, *support_pairs(*given, name)) for name, given in classes.items()
+            name: self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
+            for name, given in classes.items()
         }
 
-    def add_support(self, image: Picture, mask: Annotation, *, name: str = "object") -> None:
-        """Encode one more support of a class, or the first of a new class; the others stay."""
+    def add_support(
+        self,
+        image: Picture,
+        mask: Annotation,
+        *,
+        name: str = "object",
+        mask_values: MaskValues | None = None,
+    ) -> None:
+        """Encode one more support of a class, or the first of a new class; the others stay.
+
+        ``mask_values`` says what the values of a mask file mean, as in `set_support_classes`.
+        """
+        rule = parse_mask_values(mask_values).of(name)
         with self._changing:
-            added = self._encode_class(name, (image, mask), after=self._classes.get(name))
+            added = self._encode_class(name, (image, mask), after=self._classes.get(name), rule=rule)
             self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
@@ -312,14 +341,18 @@ class FewShotPredictor:
 
     @torch.no_grad()
     def _encode_class(
-        self, name: str, *pairs: tuple[Picture, Annotation], after: ClassSupport | None = None
+        self,
+        name: str,
+        *pairs: tuple[Picture, Annotation],
+        after: ClassSupport | None = None,
+        rule: MaskRule | None = None,
     ) -> ClassSupport:
         """Encode supports of a class, after those that it has; all at the sizes of the first."""
         parts = [after] if after else []
         count = len(after.frames) if after else 0
         for number, pair in enumerate(pairs, start=count + 1):
             where = f"{name}, support {number}"
-            views = self._views(*read_support(*pair, where), where)
+            views = self._views(*read_support(*pair, where, rule), where)
             parts.append(self._encode_views(views, parts[0].sizes if parts else None))
         return self._merge(parts)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fss_d2.engine.command_line import (
     add_launch_arguments,
+    add_mask_values,
     documented_parser,
     parse_command_line,
     path_option,
@@ -68,16 +69,18 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     if formats is not None:
         formats = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))
     job = Job(args.images, args.output, formats, args.review_below, args.min_area, args.check)
-    supports = read_supports(args.support, args.support_images)
+    supports = read_supports(args.support, args.support_images, mask_values=args.mask_values)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
     seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
     predictor = FewShotPredictor.from_cfg(cfg)
     summary = run_job(job, predictor, supports, _model(cfg, predictor))
     if summary:
-        counts = summary["labelled"], summary["needs_review"], len(summary["unreadable"])
+        lost = len(summary["unreadable"]), len(summary["left_out"])
+        counts = summary["labelled"], summary["needs_review"], *lost
         page = printable(job.output / "report.html")
-        logger.info("Labelled %d images (%d to review, %d unreadable); look at %s", *counts, page)
+        text = "Labelled %d images (%d to review, %d unreadable, %d left out); look at %s"
+        logger.info(text, *counts, page)
 
 
 def _model(cfg: "CfgNode", predictor: "FewShotPredictor") -> dict[str, str]:
@@ -97,6 +100,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--support", required=True, metavar="PATH", type=path_option, help=_SUPPORT)
     images = "images of a COCO JSON; default: the folder of the JSON"
     add("--support-images", metavar="FOLDER", type=path_option, help=images)
+    add_mask_values(parser)
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")

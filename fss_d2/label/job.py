@@ -15,7 +15,8 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from fss_d2.data.images import is_image_name, read_image
+from fss_d2.data.images import read_image
+from fss_d2.data.picture_files import FoundPictures, find_pictures_below, listed
 from fss_d2.engine.command_line import suggestion
 from fss_d2.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.inference.predictor import FewShotPredictor
@@ -80,15 +81,15 @@ def run_job(
     A finished record is kept while its image file, the supports, ``min_area`` and ``model`` (config keys and
     digests that the predictions depend on) stay the same; everything else may change, also the paths of both
     folders. Edited files are kept; labels of images that are gone are deleted. Images that are supports are
-    skipped, and images that cannot be read are listed in the summary, as are formats that the images do not
-    allow. In several processes
-    (`fss_d2.engine.launch`) each labels its share.
+    skipped. The log, the summary and the report list images that cannot be read, files that look like images
+    but are of no format that is decoded here (``left_out``), and formats that the images do not allow. In
+    several processes (`fss_d2.engine.launch`) each labels its share.
 
     Raises:
         FileNotFoundError, ValueError: no folder, no image, or none that can be labelled; too many classes; or
             an output folder that belongs to another job.
     """
-    every, skipped = _to_label(job, supports)
+    every, skipped, left_out = _to_label(job, supports)
     too_long = f"its name has more than {_LONGEST_NAME} bytes, too many for its labels; shorten it"
     failed = {name: too_long for name in every if len(os.fsencode(PurePath(name).name)) > _LONGEST_NAME}
     names = [name for name in every if name not in failed]
@@ -124,7 +125,7 @@ def run_job(
     if not records:
         raise ValueError(f"none of {len(every)} images could be labelled; {next(iter(failed.values()))}")
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
-    summary = summarize(labels, job.review_below, skipped, failed, formats_left_out)
+    summary = summarize(labels, job.review_below, skipped, failed, left_out, formats_left_out)
     files = [FORMATS[name](labels) for name in formats]
     report = report_files(labels, job.review_below, checks, summary, predictor.quality.origin)
     with _resumable():
@@ -134,40 +135,37 @@ def run_job(
     return summary
 
 
-def find_images(folder: Path, leave_out: Path) -> list[str]:
-    """The names of all images in a folder and its subfolders, sorted: paths relative to it, with "/".
+def find_images(folder: Path, leave_out: Path) -> FoundPictures:
+    """The images in a folder and its subfolders (`find_pictures_below`), at least one.
 
-    Images are recognised by their ending. Names that start with a dot, and the files of the folder
-    ``leave_out``, are skipped. Without a folder or an image, FileNotFoundError or ValueError is raised.
+    What looks like an image and was left out is named in the log. Without a folder or an image,
+    FileNotFoundError or ValueError is raised.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the folder of the images to label")
-    leave_out = leave_out.resolve()
-    names = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not is_image_name(path) or not path.is_file():
-            continue
-        if leave_out not in path.resolve().parents:
-            names.append(relative.as_posix())
-    if not names:
-        raise ValueError(f"{folder} holds no image; give the folder of the images to label")
-    return sorted(names)
+    found = find_pictures_below(folder, leave_out)
+    lost = listed(list(found.left_out.items()))
+    if not found.names:
+        held = f" that can be read, {lost}" if lost else ""
+        raise ValueError(f"{folder} holds no image{held}; give the folder of the images to label")
+    if lost:
+        logger.warning("Left out %d files of %s: %s", len(found.left_out), printable(folder), printable(lost))
+    return found
 
 
-def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str]]:
-    """The names of the images to label, and of those that are supports."""
+def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str], dict[str, str]]:
+    """The names of the images to label, of those that are supports, and what is left out with the reason."""
     if len(supports) > _MOST_CLASSES:
         raise ValueError(f"{len(supports)} classes; at most {_MOST_CLASSES} fit into one class map")
     check_class_names(tuple(supports))
     files = {file for of_class in supports.values() for support in of_class for file in support.files}
-    names, skipped = _without_supports(job.images, find_images(job.images, job.output), files)
+    found = find_images(job.images, job.output)
+    names, skipped = _without_supports(job.images, found.names, files)
     for name in skipped:
         logger.info("Skipped %s: it is a support, or the mask of one", printable(name))
     if not names:
         raise ValueError(f"{job.images} holds no image but the supports; there is nothing to label")
-    return names, skipped
+    return names, skipped, found.left_out
 
 
 def _formats(job: Job, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:

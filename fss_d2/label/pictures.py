@@ -77,7 +77,7 @@ def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
         pattern = expand_user(pattern)
         path = Path(pattern)
         if path.is_dir():
-            found = [path / name for name in find_images(path, leave_out=output)]
+            found = [path / name for name in find_images(path, leave_out=output).names]
         else:
             matches = [path] if path.is_file() else map(Path, sorted(glob.glob(pattern, recursive=True)))
             found = [file for file in matches if file.is_file()]

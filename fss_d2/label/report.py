@@ -50,9 +50,13 @@ def summarize(
     review_below: float,
     skipped: Sequence[str],
     failed: Mapping[str, str],
+    left_out: Mapping[str, str],
     formats_left_out: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of ``summary.json``; ``failed`` are images that could not be labelled, and why."""
+    """The content of ``summary.json``.
+
+    ``failed`` are images that could not be labelled, ``left_out`` files that were not tried, and why.
+    """
     found = [name for record in labels.records for name in record.class_names]
     return {
         "labelled": len(labels.records),
@@ -62,6 +66,7 @@ def summarize(
         "mean_expected_iou": round(sum(r.lowest_iou for r in labels.records) / len(labels.records), 6),
         "skipped_supports": list(skipped),
         "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
+        "left_out": [{"image": name, "reason": text} for name, text in left_out.items()],
         "formats_left_out": [{"format": name, "reason": why} for name, why in formats_left_out.items()],
     }
 
@@ -88,6 +93,7 @@ def report_files(
     )
     notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
     notes += [f"The format {o['format']} is left out: {o['reason']}" for o in summary["formats_left_out"]]
+    notes += [f"{row['image']} was left out: {row['reason']}" for row in summary["left_out"]]
     parts = [
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Labels</title>",
         f"<style>{_STYLE}</style></head><body>",

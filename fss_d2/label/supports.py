@@ -16,7 +16,9 @@ from PIL import Image
 
 from fss_d2.data import register_coco_json, register_folder
 from fss_d2.data.images import open_image
+from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.masks import load_sample
+from fss_d2.data.pairs import find_marked_masks
 from fss_d2.files import expand_user, read_json_object
 from fss_d2.inference.annotations import find_supports, read_support
 
@@ -44,7 +46,11 @@ class Support:
 
 
 def read_supports(
-    path: str | Path, image_root: str | Path | None = None, *, class_name: str = ""
+    path: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    class_name: str = "",
+    mask_values: MaskValues | None = None,
 ) -> dict[str, list[Support]]:
     """Read annotated pictures; a picture that shows several classes is a support of each.
 
@@ -56,6 +62,8 @@ def read_supports(
             a LabelMe JSON file, or a folder of them (subfolders too); each names its picture.
         image_root: what file names in a COCO JSON are relative to; None takes the folder of the JSON.
         class_name: of images next to their masks without class folders; "" takes the folder's name.
+        mask_values: what the values of mask files mean, for all classes or by class
+            (`fss_d2.data.mask_values`); None recognises it.
 
     Returns:
         The supports of each class that has any, ordered by class name, or by category id of a COCO JSON.
@@ -66,8 +74,9 @@ def read_supports(
     """
     path = Path(expand_user(path))
     if path.is_dir() and not any(path.glob("**/images")) and not any(path.rglob("[!.]*.json")):
-        return _side_by_side(path, class_name or path.resolve().name)
-    records, names = _records(path, Path(expand_user(image_root)) if image_root else path.parent)
+        return _side_by_side(path, class_name or path.resolve().name, parse_mask_values(mask_values))
+    root = Path(expand_user(image_root)) if image_root else path.parent
+    records, names = _records(path, root, mask_values)
     supports: dict[str, list[Support]] = {name: [] for name in names}
     for record in records:
         for class_id in record["classes"]:
@@ -82,27 +91,37 @@ def read_supports(
     return found
 
 
-def _side_by_side(folder: Path, class_name: str) -> dict[str, list[Support]]:
-    supports = {}
-    for name, pairs in find_supports(folder, class_name).items():
-        supports[name] = [
-            Support(f"{name}/{image.stem}", (image, mask), *read_support(image, mask, f"{name}/{image.stem}"))
-            for image, mask in zip(*pairs, strict=True)
-        ]
+def _side_by_side(folder: Path, class_name: str, rules: MaskRules) -> dict[str, list[Support]]:
+    found = find_supports(folder, class_name)
+    rules.check_classes(found)
+    supports: dict[str, list[Support]] = {name: [] for name in found}
+    for name, pairs in found.items():
+        for image, mask in zip(*pairs, strict=True):
+            label = f"{name}/{image.stem}"
+            pixels = read_support(image, mask, label, rules.of(name))
+            supports[name].append(Support(label, (image, mask), *pixels))
     return supports
 
 
-def _records(path: Path, image_root: Path) -> Records:
+def _records(path: Path, image_root: Path, mask_values: MaskValues | None) -> Records:
     """Dataset dicts and class names of any other form."""
     if path.is_dir():
+        of_masks = {"mask_values": mask_values}
         if (path / "images").is_dir() and (path / "masks").is_dir():
             folder = path.resolve()
-            return _registered(path, register_folder, folder.parent, classes=[folder.name])
+            return _registered(path, register_folder, folder.parent, classes=[folder.name], **of_masks)
         if any(path.glob("[!.]*/images")):
-            return _registered(path, register_folder, path)
+            return _registered(path, register_folder, path, **of_masks)
+    if mask_values is not None:
+        raise ValueError(f"mask_values says how mask files are read, and {path} has none; leave it out")
+    if path.is_dir():
         files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
         if not files:
             raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
+        named = {file.with_suffix("") for file in files}
+        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
+            fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
+            raise ValueError(f"{fault}: keep one kind, or divide them")
         return _labelme_records([(file, read_json_object(file, _FORMS)) for file in files])
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {_FORMS}")

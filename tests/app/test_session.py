@@ -271,6 +271,16 @@ class TestSupportList:
             supports.read_mask(save(tmp_path / "n.png", np.ones((10, 10), bool)))
         np.testing.assert_array_equal(supports.open.mask, disc_mask(40, 40))
 
+    def test_an_unclear_mask_file_names_no_option_of_a_program(
+        self, supports: SupportList, tmp_path: Path
+    ) -> None:
+        numbers = disc_mask(40, 40) * np.uint8(1)
+        numbers[:5] = 2
+        with pytest.raises(
+            ValueError, match=r"m\.png holds the values 0, 1, 2: save the mask in black and white$"
+        ):
+            supports.read_mask(save(tmp_path / "m.png", numbers))
+
     def test_removing_one_of_two_with_the_same_name(self, supports: SupportList, tmp_path: Path) -> None:
         supports.add([save(tmp_path / "other/a.png", disc(60, 40))])
         supports.remove()

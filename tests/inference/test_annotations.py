@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.data.images import read_image
+from fss_d2.data.mask_values import parse_mask_values
 from fss_d2.inference.annotations import (
     Box,
     Boxes,
@@ -276,3 +277,38 @@ def test_one_or_several() -> None:
 def test_unpaired_supports_are_refused(images: Any, masks: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         support_pairs(images, masks, "cat")
+
+
+# -- what the values of a mask mean ------------------------------------------------------------------------
+
+
+def test_a_rule_says_which_values_are_the_object(tmp_path: Path) -> None:
+    values = np.zeros((6, 8), np.uint8)
+    values[1, 2:4], values[3], values[5] = 1, 2, 255
+    expected = np.where(values == 255, 255, values > 0)
+    rule = parse_mask_values("1,2 ignore=255").of()
+    Image.fromarray(values).save(tmp_path / "m.png")
+    for annotation in (tmp_path / "m.png", Image.fromarray(values), values, values.astype(np.int64)):
+        np.testing.assert_array_equal(mask_of(annotation, rule=rule), expected)
+    for annotation in (tmp_path / "m.png", Image.fromarray(values)):
+        with pytest.raises(
+            ValueError, match=r"holds the values 0, 1, 2, 255: say .* such as 1,2 ignore=255$"
+        ):
+            mask_of(annotation)
+
+
+def test_an_array_of_12_bits_is_scaled_by_them() -> None:
+    grey = np.array([[0, 100, 4095]], np.uint16)
+    assert read_picture(grey)[0][0, :, 0].tolist() == [0, 6, 255]
+    assert read_picture(np.dstack([grey] * 3))[0].tolist() == [[[0] * 3, [6] * 3, [255] * 3]]
+
+
+def test_pictures_that_pillow_opened_keep_their_orientation(tmp_path: Path) -> None:
+    """Also grey TIFF, which Pillow turns itself."""
+    grey = RGB[:, :, 0].copy()
+    for name in ("a.png", "a.tif"):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(grey).save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as opened:
+            np.testing.assert_array_equal(read_picture(opened)[0][..., 0], np.rot90(grey, -1))

@@ -40,6 +40,31 @@ def test_a_scribble_finds_the_object() -> None:
     assert overlap(found, mask) > 0.6
 
 
+def test_mask_values_say_what_the_object_is(tmp_path: Path) -> None:
+    predictor = make_predictor()
+    image, mask = square()
+    predictor.set_support(image, mask)
+    expected = predictor.predict(image).probability
+    numbers = mask * np.uint8(3)
+    numbers[-1] = 9
+    Image.fromarray(numbers).save(tmp_path / "m.png")
+    calls = (
+        lambda **said: predictor.set_support(image, tmp_path / "m.png", **said),
+        lambda **said: predictor.set_support_classes({"object": (image, tmp_path / "m.png")}, **said),
+        lambda **said: predictor.add_support(image, tmp_path / "m.png", **said),
+    )
+    for call in calls:
+        predictor.reset()
+        with pytest.raises(ValueError, match=r"m\.png holds the values 0, 3, 9: say which are the object"):
+            call()
+        for given in (3, "3", {"object": [3]}):
+            predictor.reset()
+            call(mask_values=given)
+            np.testing.assert_array_equal(predictor.predict(image).probability, expected)
+    with pytest.raises(ValueError, match="mask_values names the class 'cup', but the classes are object"):
+        predictor.set_support(image, mask, mask_values="cup=3")
+
+
 @METHODS
 def test_every_method_takes_small_and_odd_pictures(method: str) -> None:
     predictor = make_predictor(method)

@@ -1,5 +1,6 @@
 """Folders of annotated images."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_files_of_one_class(tmp_path: Path) -> None:
         (["cat/notes.txt"], "cat holds no image"),
         ([], "holds no image"),
         (["a.jpg", "a.png", "cat/b.jpg", "cat/b.png"], r"a\.jpg next to the class folder cat"),
+        (
+            ["cat/a.jpg", "cat/a.bmp", "cat/a_mask.png"],
+            r"a\.bmp and a\.jpg have the same name, and a_mask\.png",
+        ),
+        (["cat/a.jpg", "cat/a.png", "cat/a_mask.png"], r"a\.jpg and a\.png have the same name"),
+        (["cat/a.jpg", "cat/a.png", "cat/b_mask.png"], r"b_mask\.png has no image"),
+        (["cat/a.HEIC"], r"cat holds no image that can be read, a\.HEIC \(HEIC files cannot be decoded"),
     ],
 )
 def test_folders_that_are_not_whole(files: list[str], message: str, tmp_path: Path) -> None:
@@ -60,3 +68,14 @@ def test_folders_that_are_not_whole(files: list[str], message: str, tmp_path: Pa
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_supports(tmp_path / "none")
+
+
+def test_lost_pictures_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "cat/a.jpg", "cat/a_mask.png", "cat/b.NEF", "c.heic", "notes.txt")
+    with caplog.at_level(logging.WARNING):
+        assert list(find_supports(tmp_path)) == ["cat"]
+    no_decoder = "files cannot be decoded here, save it as JPEG or PNG"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Left out in {tmp_path}: c.heic (HEIC {no_decoder})",
+        f"Left out in {tmp_path / 'cat'}: b.NEF (NEF {no_decoder})",
+    ]

@@ -6,9 +6,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from fss_d2.data.images import is_image_name
+from fss_d2.data.mask_files import Frame, read_mask_file
+from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
+from fss_d2.data.pairs import check_layout, find_pairs_in_parts
 from fss_d2.files import expand_user
 
 from .coco_json import CocoSettings, load_coco_json
@@ -17,7 +17,6 @@ from .splits import ClassDivision, first_duplicate, ids_of, record_of, register_
 __all__ = ["register_coco_json", "register_folder"]
 
 _MASK_ENCODINGS = ("binary", "trimap")
-_EXIF_ORIENTATION = 0x0112
 
 
 def register_folder(
@@ -31,6 +30,7 @@ def register_folder(
     num_folds: int = 4,
     split: str = "all",
     mask_encoding: str = "binary",
+    mask_values: MaskValues | None = None,
 ) -> None:
     """Register a folder of one subfolder per class, `<class>/images/*` and `<class>/masks/<same stem>.png`.
 
@@ -46,7 +46,10 @@ def register_folder(
             the other is the rest.
         fold, num_folds: in place of names: hold out class ids with `id % num_folds == fold`.
         split: the classes to sample: "train" the base classes, "val" the novel ones, "all" every class.
-        mask_encoding: "binary" (see `fss_d2.data.masks.binary_mask`) or "trimap" (0, 1, 255 ignored).
+        mask_encoding: "binary", what `fss_d2.data.mask_decoding` recognises, or "trimap", nothing but 0, 1
+            and 255 (ignored).
+        mask_values: what the values of the mask files mean, for all classes or by class
+            (`fss_d2.data.mask_values`); None recognises it.
 
     Example:
         >>> import pathlib, tempfile
@@ -65,10 +68,16 @@ def register_folder(
     division = ClassDivision(name, split, fold, num_folds, "interleaved", base_classes, novel_classes)
     if mask_encoding not in _MASK_ENCODINGS:
         raise ValueError(f"{name}: mask_encoding {mask_encoding!r} is not one of {_MASK_ENCODINGS}")
+    rules = parse_mask_values(mask_values)
+    if mask_encoding != "binary" and any(rule.names_object for rule in rules.rules.values()):
+        fault = f"mask_values does not go with mask_encoding {mask_encoding!r}"
+        raise ValueError(f"{name}: {fault}; leave one out")
     class_names = _class_folders(name, Path(root), classes)
+    rules.check_classes(class_names)
     metadata = division.metadata(class_names)
     drawn = {class_names[c]: c for c in metadata["class_ids"]}
-    register_once(name, partial(_folder_records, Path(root), drawn, mask_encoding), arguments, metadata)
+    load = partial(_folder_records, Path(root), drawn, mask_encoding, rules)
+    register_once(name, load, arguments, metadata)
 
 
 def register_coco_json(
@@ -144,6 +153,7 @@ def _class_folders(name: str, root: Path, classes: Sequence[str] | None) -> list
     found = sorted(path.parent.name for path in root.glob("[!.]*/images") if path.is_dir())
     if not found:
         raise FileNotFoundError(f"{name}: {root} has no <class>/images folder; arrange the files so")
+    check_layout(root, classes)
     if classes is None:
         return found
     if (twice := first_duplicate(classes)) is not None:
@@ -152,39 +162,18 @@ def _class_folders(name: str, root: Path, classes: Sequence[str] | None) -> list
     return list(classes)
 
 
-def _folder_records(root: Path, drawn: dict[str, int], mask_encoding: str) -> list[dict[str, Any]]:
+def _folder_records(
+    root: Path, drawn: dict[str, int], mask_encoding: str, rules: MaskRules
+) -> list[dict[str, Any]]:
     records = []
     for class_name, class_id in drawn.items():
-        for image, mask in _image_mask_pairs(root / class_name):
-            shape, image_id = _upright_size(image), f"{class_name}/{image.stem}"
-            records.append(record_of(image, image_id, shape, [class_id], mask, mask_encoding))
+        rule = rules.of(class_name)
+        said = {"mask_values": rule.text} if rule else {}
+        pairs = find_pairs_in_parts(root / class_name)
+        for image, mask in pairs:
+            frame = Frame.of_file(image)
+            if (image, mask) == pairs[0] and mask_encoding == "binary":  # so that the log says how it is read
+                read_mask_file(mask, frame, rule)
+            image_id = f"{class_name}/{image.stem}"
+            records.append(record_of(image, image_id, frame.shape, [class_id], mask, mask_encoding) | said)
     return records
-
-
-def _image_mask_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Return the images of a class folder by name, each with its mask; every file must have its partner."""
-    images = [p for p in sorted((folder / "images").glob("[!.]*")) if is_image_name(p)]
-    masks = {p.stem: p for p in (folder / "masks").glob("[!.]*") if p.suffix.lower() == ".png"}
-    if not images:
-        raise ValueError(f"{folder / 'images'} holds no image: add images or remove the class folder")
-    if (twice := first_duplicate(p.stem for p in images)) is not None:
-        fault = f"two images have the name {twice!r} with different suffixes"
-        raise ValueError(f"{folder / 'images'}: {fault}; rename one")
-    for image in images:
-        if image.stem not in masks:
-            fix = f"add {folder / 'masks' / image.stem}.png or remove the image"
-            raise ValueError(f"image {image} has no mask: {fix}")
-    if orphans := sorted(masks.keys() - {p.stem for p in images}):
-        mask = masks[orphans[0]]
-        raise ValueError(f"mask {mask} has no image in {folder / 'images'}: add it or remove the mask")
-    return [(image, masks[image.stem]) for image in images]
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the file's header, after its EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size if is_rotated else image.size[::-1]
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"image file {path} cannot be read ({error}); replace it") from error

@@ -65,7 +65,7 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
         class_name = all_names[class_id]
         for number, *shape in sorted(images[class_name], key=lambda image: str(image[0])):
             stem, image_id = root / "fss1000" / class_name / str(number), f"{class_name}/{number}"
-            records.append(record_of(f"{stem}.jpg", image_id, shape, [class_id], f"{stem}.png", "binary"))
+            records.append(record_of(f"{stem}.jpg", image_id, shape, [class_id], f"{stem}.png", "threshold"))
     _publish_names(name, all_names)
     return records
 

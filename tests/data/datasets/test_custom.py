@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -96,6 +97,15 @@ def test_folder_splits(folder: Path, arguments: dict[str, Any], train: list[int]
         ({"classes": ["ant", "ant"]}, "'ant' is listed twice"),
         ({"fold": 3, "classes": ["ant", "bee"], "split": "val"}, "no class is left for split 'val'"),
         ({"mask_encoding": "rgb"}, "mask_encoding 'rgb' is not one of"),
+        (
+            {"mask_encoding": "trimap", "mask_values": "1"},
+            "mask_values does not go with mask_encoding 'trimap'",
+        ),
+        (
+            {"mask_values": "cows=1"},
+            "mask_values names the class 'cows', but the classes are ant, bee, cow, dog",
+        ),
+        ({"mask_values": "one"}, "mask_values 'one': 'one' is no number or colour"),
     ],
 )
 def test_folder_refuses_arguments(folder: Path, arguments: dict[str, Any], message: str) -> None:
@@ -115,6 +125,14 @@ def test_folder_refuses_arguments(folder: Path, arguments: dict[str, Any], messa
         (lambda root: [p.unlink() for p in (root / "cow").rglob("*.*")], r"cow/images holds no image"),
         (lambda root: (root / "cow/images/b.jpg").write_bytes(b"no"), r"b\.jpg cannot be read"),
         (lambda root: Image.new("L", (3, 3)).save(root / "cow/images/b.png"), "two images have the name 'b'"),
+        (
+            lambda root: Image.new("L", (3, 3)).save(root / "cow/masks/b.bmp"),
+            r"b\.jpg has the masks b\.bmp and",
+        ),
+        (
+            lambda root: Image.new("L", (3, 3), 9).save(root / "cow/masks/a.png"),
+            r"holds the values 9: say which",
+        ),
     ],
 )
 def test_folder_names_the_wrong_file(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
@@ -123,6 +141,33 @@ def test_folder_names_the_wrong_file(folder: Path, spoil: Callable[[Path], objec
     with pytest.raises(ValueError, match=message) as error:
         get_records("animals")
     assert "\n" not in str(error.value)
+
+
+def test_mask_values_are_kept_in_the_records(folder: Path) -> None:
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[:5], values[5:9], values[9:12] = 1, 2, 255
+    for name in ("ant", "bee"):
+        for stem in ("a", "b"):
+            Image.fromarray(values).save(folder / name / "masks" / f"{stem}.png")
+    register_folder("numbers", folder, mask_values={"ant": "1,2", "bee": "2 ignore=255"})
+    records = get_records("numbers")
+    assert [r.get("mask_values") for r in records[::2]] == ["1,2", "2 ignore=255", None, None]
+    np.testing.assert_array_equal(load_mask(records[0], 0), (values == 1) | (values == 2))
+    np.testing.assert_array_equal(load_mask(records[2], 1), np.where(values == 255, 255, values == 2))
+    assert load_mask(records[4], 2).all()
+
+
+@pytest.mark.parametrize("name", ["dog/c.jpg", "elk/c.jpg", "c.jpg"])
+def test_pictures_outside_the_images_folders_are_named(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / name)
+    with pytest.raises(ValueError, match=r"has pictures \(c\.jpg\)"):
+        register_folder("animals", folder)
+    if name.startswith("elk"):
+        with pytest.raises(ValueError, match=r"elk has pictures \(c\.jpg\) but no folder images"):
+            register_folder("animals", folder, classes=["elk"])
+    register_folder("animals", folder, classes=["ant", "bee"])
+    assert len(get_records("animals")) == 4
 
 
 def test_folder_that_is_missing_or_holds_no_class(tmp_path: Path) -> None:
