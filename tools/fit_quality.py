@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # imported late, so that --help is quick
 logger = logging.getLogger("fss_d2.tools.fit_quality")
 
 _SHOTS = (3, 4, 5)
-_SPREAD = 1.4  # of classes' logits; 1 is best for photographs like those of the fit, 2 for another domain
+_SPREAD = 2.0  # of classes, as logits: 1 is best for photographs like those of the fit, 2 for another domain
 _WEIGHT_WITHOUT = 0.5  # of a mask in an image without the object
 
 

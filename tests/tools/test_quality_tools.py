@@ -77,7 +77,7 @@ def test_numbers_are_fitted_and_bound(tmp_path: Path, monkeypatch: pytest.Monkey
     fit_quality.main([*files, "--draws", "2", "--device", "cpu", "--classes", "red"])
     content = json.loads((tmp_path / "q.json").read_bytes())
     assert content["method"] == "Prototype" and content["settings"]["TEST.REFINEMENT"] == "grabcut"
-    assert content["origin"].endswith("masks of data (red)") and content["spread"] == 1.4
+    assert content["origin"].endswith("masks of data (red)") and content["spread"] == 2.0
     assert replace(QualityModel.from_json(content), origin="") != QualityModel.from_json(content)
     configs = ["--config-file", "DEFAULT", "DEFAULT"]
     fit_quality.main([*files, *configs, "--draws", "1", "--device", "cpu", "--classes", "red"])
