@@ -17,13 +17,12 @@ __all__ = ["SIGNALS", "MaskScores", "Tokens", "signals", "tokens_of"]
 
 SIGNALS = (
     *("certainty", "agreement", "sharpness", "kept"),
-    *(f"{name}_{grid}" for grid in ("middle", "last") for name in ("similarity", "share", "votes", "cycle")),
+    *(f"{name}_{grid}" for grid in ("middle", "last") for name in ("share", "votes", "cycle")),
 )
 
 _MOST_CELLS = 16  # longer side of a grid; finer maps of the backbone are averaged
 _MOST_VIEWS = 24  # views of supports that are compared; of more, as many spread evenly
 _TEMPERATURE = 0.05  # of the votes between cells, whose features are unit vectors
-_LEAST_SHARE = 1e-4  # of the object in a cell that can be the most similar one
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ def signals(query: Tokens, supports: Tokens, scores: MaskScores) -> Tensor:
     certainty: soft IoU of mask and probability before the refinement; agreement: after it; sharpness: mean
     probability in the mask, before; kept: IoU of the masks before and after the refinement. On each grid
     every cell of the image looks at the cells of the supports, most at the most similar ones, and votes for
-    the object by the share of its attention that falls on objects. similarity: of the mask's cells to the
-    most similar cell of an object; share: mean vote in the mask; votes: correlation of the votes with the
-    mask; cycle: the other way round, soft IoU of the objects with the votes of the supports' cells for the
-    mask.
+    the object by the share of its attention that falls on objects. share: mean vote in the mask; votes:
+    correlation of the votes with the mask; cycle: the other way round, soft IoU of the objects with the votes
+    of the supports' cells for the mask. How similar the cells are is not among them: it says more about the
+    kind of photographs than about the mask.
     """
     mask, before = scores.mask.float(), scores.unrefined
     area = mask.sum(dim=(1, 2)).clamp(min=1)
@@ -114,21 +113,18 @@ def _soft_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _compared(maps: Tensor, keys: Tensor, objects: Tensor, mask: Tensor) -> list[Tensor]:
-    """Similarity, share, votes and cycle, (B,) each, on one grid.
+    """Share, votes and cycle, (B,) each, on one grid.
 
     From maps (B, C, h, w) of queries with their predicted masks (B, h, w), and keys (V, C, h', w') of the
     views of supports with their objects (V, h', w').
     """
     mask, objects = mask.flatten(1), objects.flatten(1)  # (B, Q), (V, S)
     similar = torch.einsum("bcq,vcs->bqvs", maps.flatten(2), keys.flatten(2))
-    to_object = similar + _TEMPERATURE * 0.4 * objects.clamp(min=_LEAST_SHARE).log()
-    nearest = to_object.flatten(2).amax(dim=2)  # (B, Q)
     cells = mask / mask.sum(dim=1, keepdim=True).clamp(min=1e-6)
     votes = (similar.flatten(2) / _TEMPERATURE).softmax(dim=2) @ objects.flatten()  # (B, Q)
     back = torch.einsum("bqvs,bq->bvs", (similar / _TEMPERATURE).softmax(dim=1), mask)
     cycle = _soft_iou(back.flatten(0, 1), objects.repeat(len(back), 1)).unflatten(0, back.shape[:2])
-    inside = [(values * cells).sum(dim=1) for values in (nearest, votes)]
-    return [*inside, _correlation(votes, mask), cycle.mean(dim=1)]
+    return [(votes * cells).sum(dim=1), _correlation(votes, mask), cycle.mean(dim=1)]
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
