@@ -41,6 +41,8 @@ def test_class_maps_become_folders(tmp_path: Path) -> None:
 @pytest.fixture
 def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     annotated_folder(tmp_path / "data", ("red", "blue"), count=6)
+    for file in sorted((tmp_path / "data/blue").rglob("*.png")):
+        file.rename(file.with_name(f"blue {file.name}"))  # an image has one name in all classes
     monkeypatch.setattr(FewShotPredictor, "from_config", lambda *args, **options: ColourPredictor())
     return tmp_path / "data"
 
