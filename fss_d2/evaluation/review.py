@@ -36,14 +36,19 @@ class ReviewScore:
 
 
 def score_review(
-    expected: Sequence[float], true: Sequence[float], *, below: float = 0.6, share: float = 0.35
+    expected: Sequence[float],
+    true: Sequence[float],
+    *,
+    bad_below: float = 0.6,
+    listed_below: float = 0.65,
+    share: float = 0.35,
 ) -> ReviewScore:
-    """Score the list of images whose expected IoU is below a limit, which also makes a true IoU bad.
+    """Score the list of images whose expected IoU is below a limit; bad ones have a true IoU below another.
 
     ``share`` is that of `ReviewScore.recall_at`, rounded down to whole images.
     """
     guess, truth = np.asarray(expected, np.float64), np.asarray(true, np.float64)
-    bad, listed = truth < below, guess < below
+    bad, listed = truth < bad_below, guess < listed_below
     room, count = int(share * len(truth)), int(bad.sum())
     first = np.argsort(guess, kind="stable")[:room]
     return ReviewScore(

@@ -105,7 +105,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")
     review = "list images of less expected IoU in needs_review.txt; default: %(default)s"
-    add("--review-below", type=float, default=0.6, metavar="P", help=review)
+    add("--review-below", type=float, default=0.65, metavar="P", help=review)
     area = "pixels of the smallest object; default: 1/2000 of the image"
     add("--min-area", type=int, metavar="N", help=area)
     check = "check at most N supports of each class first; default: %(default)s"

@@ -48,7 +48,7 @@ class Job:
     output: Path  # folder for the results and nothing else
     # Run the job again to write more formats later. None: all, without those that the images do not allow.
     formats: tuple[str, ...] | None = None
-    review_below: float = 0.6  # images of less expected IoU are listed in needs_review.txt
+    review_below: float = 0.65  # images of less expected IoU are listed in needs_review.txt
     min_area: int | None = None  # pixels that a connected object must have; None takes 1/2000 of the image
     check: int = MOST_CHECKED  # supports of each class that are segmented with the others first; 0: none
 

@@ -122,7 +122,7 @@ def test_bad_masks_are_listed_however_probable(place: Path) -> None:
     }
     page = (place / "out/report.html").read_text()
     assert "confidence" not in page and "confidence" not in json.dumps(rows)
-    assert "3 images below 0.6 have a red frame" in page and "Its numbers come from a fit" in page
+    assert "3 images below 0.65 have a red frame" in page and "Its numbers come from a fit" in page
     assert page.index("photo 003.png") < page.index("photo 001.png")
 
 
