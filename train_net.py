@@ -9,6 +9,7 @@ torchrun --nproc-per-node 4 train_net.py --config-file configs/dcama/pascal5i_r5
 
 import argparse
 import sys
+from pathlib import Path
 
 from fss_d2.engine.command_line import argument_parser, parse_command_line, plan_from, run_command, setup
 from fss_d2.engine.launch import launch
@@ -18,18 +19,21 @@ def main(args: argparse.Namespace) -> None:
     """What every process runs; imported here, so that wrong arguments are reported at once."""
     from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
     from fss_d2.engine.evaluate import write_summary
+    from fss_d2.engine.replay import replay
     from fss_d2.engine.trainer import Trainer
     from fss_d2.modeling.build import check_base_knowledge
 
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         resumed = args.resume and checkpointer.has_checkpoint()
         weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
         check_base_knowledge(model)
         write_summary(cfg, Trainer.test(cfg, model), weights=weights)
+    elif args.replay:
+        replay(Trainer(cfg), Path(args.replay))
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)

@@ -69,7 +69,8 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
     if folder := args.support_dir:
         if args.support_mask or args.support_box:
             raise ValueError("--support-mask and --support-box go with --support, not with --support-dir")
-        found = read_supports(folder, class_name=args.class_name, mask_values=args.mask_values)
+        options = {"mask_values": args.mask_values, "image_option": ""}
+        found = read_supports(folder, class_name=args.class_name, **options)
         return {name: ([s.image for s in some], [s.mask for s in some]) for name, some in found.items()}
     if bool(args.support_mask) == bool(args.support_box):
         raise ValueError("--support needs either --support-mask or --support-box")

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-__all__ = ["OperatorState", "apply", "operator_state"]
+__all__ = ["OperatorState", "apply", "operator_state", "require_safe_torch_load"]
 
 OperatorState = Literal["compiled", "absent", "broken"]
 _OPERATORS = "detectron2._C"
@@ -52,6 +52,21 @@ def apply() -> None:
 def operator_state() -> OperatorState:
     """Whether Detectron2's compiled operators are in place, were never built, or do not load."""
     return getattr(importlib.import_module(_OPERATORS), "state", "compiled")
+
+
+def require_safe_torch_load(what: str) -> None:
+    """Raise ValueError where `torch.load` of another library would read a pickle unsafely.
+
+    Before torch 2.6 ``weights_only`` ran code from some files (CVE-2025-32434). Files that are given by path
+    do not need this: `fss_d2.weight_files` reads them without `torch.load`.
+    """
+    import torch  # here, so that --help does not wait for it
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise ValueError(
+            f"{what} may be a pickle, which torch {torch.__version__} reads unsafely: install torch 2.6 or "
+            "newer, or download the file and set the key to its path"
+        )
 
 
 class _NoOperators(types.ModuleType):

@@ -1,20 +1,20 @@
 """The configuration: keys of Detectron2, shared keys of ours, and keys that backbones and methods declare."""
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
-from fss_d2.files import expand_user
-from fss_d2.modeling.keys import KEY_GROUPS, at_least
+from fss_d2.files import expand_user, shortened
+from fss_d2.modeling.keys import KEY_GROUPS, at_least, require
+from fss_d2.network import check_address, is_address
+from fss_d2.yaml_files import brief, read_yaml
 
 __all__ = ["add_fss_config", "get_cfg", "load_config"]
 
@@ -25,9 +25,11 @@ _LEAST = {
     **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
-# Keys that hold the path of a file or folder.
+_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
+_LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
+# Keys that hold the path of a file or folder; the first two may hold a name or an address instead.
 _PATHS = (
-    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS"),
+    *("MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR"),
     *("MODEL.BASE_KNOWLEDGE.CACHE_DIR", "FEW_SHOT.TEST.MANIFEST"),
 )
 
@@ -41,8 +43,8 @@ def get_cfg() -> CfgNode:
 
 def add_fss_config(cfg: CfgNode) -> None:
     """Add the keys of fss_d2 to a Detectron2 config, in place."""
-    shared = (_add_dataset_keys, _add_episode_keys, _add_input_keys, _add_solver_keys, _add_test_keys)
-    for add in (*shared, *KEY_GROUPS):
+    shared = (_add_weight_keys, _add_dataset_keys, _add_episode_keys, _add_input_keys, _add_solver_keys)
+    for add in (*shared, _add_test_keys, *KEY_GROUPS):
         add(cfg)
 
 
@@ -58,50 +60,84 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
         ValueError: an unknown key (the message has the closest one), a value of the wrong type, YAML that
             does not parse, a key without value, a number below what its key allows.
     """
-    cfg, config_file = get_cfg(), expand_user(config_file)
-    loaded = _read_yaml(config_file)
+    defaults, cfg, config_file = get_cfg(), get_cfg(), expand_user(config_file)
+    loaded = read_yaml(config_file)
     for key in _keys(loaded):
         _check_key(cfg, key, config_file)
     try:
         cfg.merge_from_other_cfg(CfgNode(loaded))
+        for key in _keys(loaded):
+            _check_elements(key, _value(cfg, key), _value(defaults, key))
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"{config_file}: {error}") from error
+        raise ValueError(f"{config_file}: {brief(error)}") from error
     if len(opts) % 2:
-        raise ValueError(f"{opts[-1]} has no value; give config keys and values in pairs: KEY VALUE")
+        name = shortened(opts[-1])
+        raise ValueError(f"{name} has no value; give config keys and values in pairs: KEY VALUE")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _check_key(cfg, key, "command line")
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
-            raise ValueError(f"command line: {key} {value}: {error}") from error
+        _merge_pair(cfg, key, value, _value(defaults, key))
     if num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _check_limits(cfg)
+    _check_addresses(cfg)
     for key in _PATHS:
         group, _, name = key.rpartition(".")
-        node = reduce(getitem, group.split("."), cfg) if group else cfg
+        node = _value(cfg, group) if group else cfg
         node[name] = expand_user(node[name])
     cfg.freeze()
     return cfg
 
 
+def _merge_pair(cfg: CfgNode, key: str, value: str, default: Any) -> None:
+    """Set a key from the command line."""
+    try:
+        cfg.merge_from_list([key, value])
+        _check_elements(key, _value(cfg, key), default)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"command line: {key}: its value is nested too deeply") from error
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"command line: {key} {shortened(value)}: {brief(error)}") from error
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
+
+
 def _check_limits(cfg: CfgNode) -> None:
     for key, least in _LEAST.items():
-        at_least(key, reduce(getitem, key.split("."), cfg), least)
+        at_least(key, _value(cfg, key), least)
+    for key, length in _LENGTHS.items():
+        require(len(_value(cfg, key)) == length, key, _value(cfg, key), f"{length} numbers")
 
 
-def _read_yaml(config_file: str) -> dict[str, Any]:
-    if not os.path.isfile(config_file):
-        raise FileNotFoundError(f"config file {config_file} does not exist")
-    try:
-        loaded = CfgNode.load_yaml_with_base(config_file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
-    except (yaml.YAMLError, TypeError, AssertionError, ValueError, RecursionError) as error:
-        raise ValueError(f"{config_file}: not a config: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{config_file}: not a config: it holds no keys")
-    return loaded
+def _check_addresses(cfg: CfgNode) -> None:
+    """Refuse addresses where files are meant; weights may be downloaded if the environment allows it."""
+    check_address(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    listed = [(f"DATASETS.{key}", entry) for key in ("FOLDERS", "COCO_JSON") for entry in cfg.DATASETS[key]]
+    paths = [(name, v) for name, entry in listed if isinstance(entry, Mapping) for v in entry.values()]
+    paths += [(key, _value(cfg, key)) for key in _PATHS[2:]]
+    for name, path in paths:
+        if isinstance(path, str) and is_address(path):
+            raise ValueError(
+                f"{name} {shortened(path)} is an address: download what is there and give its path"
+            )
+
+
+def _check_elements(key: str, value: Any, default: Any) -> None:
+    """Refuse text where a list holds numbers, and numbers where it holds text."""
+    leaves, known = _leaves(value), _leaves(default)
+    kinds = {isinstance(leaf, str) for leaf in known} or ({True} if key in _LISTS_OF_NAMES else set())
+    if wrong := [leaf for leaf in leaves if kinds and isinstance(leaf, str) not in kinds]:
+        kind = "text" if True in kinds else "numbers"
+        raise ValueError(f"{key} takes {kind}, not {shortened(repr(wrong[0]))}")
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What a list holds, also in lists in it; nothing for other values."""
+    found = []
+    for inner in value if isinstance(value, list | tuple) else ():
+        found += _leaves(inner) if isinstance(inner, list | tuple) else [inner]
+    return found
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -130,7 +166,15 @@ def _check_key(cfg: CfgNode, key: str, where: str) -> None:
     hint = (
         f"did you mean {known[close[0]]}?" if close else "see fss_d2/config.py and the files of the methods"
     )
-    raise ValueError(f"{where}: there is no config key {key}; {hint}")
+    raise ValueError(f"{where}: there is no config key {shortened(key)}; {hint}")
+
+
+def _add_weight_keys(cfg: CfgNode) -> None:
+    """Add the key of what MODEL.WEIGHTS may lack."""
+    # A checkpoint must have all tensors of the model, except a backbone that MODEL.BACKBONE.WEIGHTS gives,
+    # and the matching network where a training of MMFormer starts from stage 1. True: any may be missing;
+    # they keep their initial values, and a warning names them.
+    cfg.MODEL.WEIGHTS_PARTIAL = False
 
 
 def _add_dataset_keys(cfg: CfgNode) -> None:
@@ -219,6 +263,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     """Keys of training."""
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
+    # A warm-up (Detectron2's WARMUP_ITERS) longer than half of MAX_ITER is shortened to half, with a warning:
+    # it leads to the value that the schedule has where it ends, and most schedules end at zero.
     # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Iterations between two lines on the console, in metrics.json and in TensorBoard. Losses are copied from

@@ -1,56 +1,68 @@
-"""State dicts from files, read without running code that a pickle may carry."""
+"""State dicts of models: read from weight files, unwrapped, and what they consist of."""
 
-import collections
+import logging
 import os
-import pickle
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
-import torch
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
 from torch import Tensor
 
+from fss_d2.files import expand_user, shortened
 from fss_d2.model_zoo import register_paths
+from fss_d2.network import check_address
+from fss_d2.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError, describe, load_plain
 
 __all__ = [
     "UNREADABLE",
     "ForbiddenPickle",
+    "bare_name",
+    "check_values",
     "head_of",
     "is_head",
     "is_head_file",
     "load_plain",
+    "local_file",
+    "not_finite",
+    "quoted",
     "read_content",
     "read_state_dict",
     "state_dict_of",
 ]
 
+logger = logging.getLogger(__name__)
+
 register_paths()
 
-# What `load_plain` raises for foreign, truncated or code-carrying files; a text file can raise the last six.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-)
+# Names under which files keep a state dict; those of the second row hold another copy of the same model.
 _WRAPPERS = ("state_dict", "model")
+_COPIES = (
+    *("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "teacher", "student"),
+    *("model_state_dict", "model_state", "net", "network", "params", "params_ema", "weights", "module"),
+)
+# What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into names.
+_ADDED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BACKBONE = "backbone."
 
 
-class ForbiddenPickle(ValueError):
-    """A pickle refers to something other than numbers, arrays and containers; the message names it."""
+def local_file(path: str, key: str) -> str:
+    """The file on this machine that ``fss_d2://NAME``, ``~`` or an address means.
+
+    Raises:
+        ValueError: an address, and the environment does not allow downloads (`fss_d2.network`).
+        FileNotFoundError: there is no such file, or it cannot be downloaded. ``key`` names it.
+    """
+    check_address(path, key)
+    try:
+        local = PathManager.get_local_path(expand_user(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        fault = f"cannot download {key} {shortened(path)} ({shortened(error)})"
+        raise FileNotFoundError(f"{fault}: check the address") from error
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"checkpoint {shortened(local)} does not exist: check {key}")
+    return local
 
 
 def read_state_dict(path: str | os.PathLike[str], key: str = "the path") -> dict[str, Tensor]:
@@ -66,36 +78,134 @@ def read_state_dict(path: str | os.PathLike[str], key: str = "the path") -> dict
 def read_content(path: str | os.PathLike[str], key: str = "the path") -> Any:
     """Read everything that a checkpoint holds; arguments and errors as `read_state_dict`."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check {key}")
+        check_address(os.fspath(path), key)
+        raise FileNotFoundError(f"checkpoint {shortened(path)} does not exist: check {key}")
     try:
         return load_plain(path)
-    except ForbiddenPickle:
+    except UnreadableError:
         raise
     except UNREADABLE as error:
         raise ValueError(
-            f"{path} is no checkpoint of plain tensors, or it is broken: check {key}, or save the model's "
+            f"{path} is no checkpoint of plain tensors: {describe(path)}; check {key}, or save the model's "
             "state dict alone"
         ) from error
 
 
-def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Take the named tensors out of the content of the file `path`; ValueError if it holds none.
+def bare_name(name: str) -> str:
+    """The name of a tensor without what DistributedDataParallel, torch.compile and the like add to it."""
+    return _ADDED.sub("", name)
 
-    Wrappers "state_dict" and "model" are opened, the prefix "module." of DistributedDataParallel is
-    removed, entries that are no tensors are left out.
+
+def state_dict_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Take the named tensors out of the content of the file `path`.
+
+    Wrappers such as "state_dict", "model" and "ema" are opened; which copy of a model is taken is logged
+    where there are several. Names lose what wrappers of modules add (`bare_name`). Entries that are no
+    tensors are left out.
+
+    Raises:
+        ValueError: there are none, there are several copies of which none is called "state_dict" or "model",
+            or two names become the same.
     """
-    while isinstance(content, Mapping):
-        inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    state = {}
-    if isinstance(content, Mapping):
-        named = {name: value for name, value in content.items() if isinstance(name, str)}
-        state = {name.removeprefix("module."): t for name, t in named.items() if isinstance(t, Tensor)}
+    content, place = _unwrapped(content, path)
+    state: dict[str, Tensor] = {}
+    for name, tensor in _named_tensors(content):
+        bare = bare_name(name)
+        if bare in state:
+            raise ValueError(f"{path} holds {bare} twice, once as {name}: save one state dict alone")
+        state[bare] = tensor
     if not isinstance(content, Mapping) or (content and not state):
         raise ValueError(f"{path} holds no state dict of named tensors: save the model's state dict")
+    if nested := [name for name, value in content.items() if state and any(_named_tensors(value))]:
+        raise ValueError(
+            f"{path} holds tensors both in {place or 'its state dict'} and one level below, in "
+            f"{quoted(nested)}: save one state dict with full names"
+        )
     return state
+
+
+def _named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Mapping):
+        yield from ((n, t) for n, t in content.items() if isinstance(n, str) and isinstance(t, Tensor))
+
+
+def _holds_tensors(content: Any) -> bool:
+    """Whether something is a state dict, or a wrapper of one."""
+    return any(_named_tensors(content)) or (
+        isinstance(content, Mapping) and any(_holds_tensors(content.get(w)) for w in (*_WRAPPERS, *_COPIES))
+    )
+
+
+def _unwrapped(content: Any, path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Open wrappers; return what is in them, and where that was, "model" for example."""
+    place = ""
+    while isinstance(content, Mapping):
+        held = [name for name in (*_WRAPPERS, *_COPIES) if _holds_tensors(content.get(name))]
+        usual = [name for name in held if name in _WRAPPERS]
+        copies = [name for name in held if name in _COPIES]
+        if not usual and any(_named_tensors(content)):
+            break
+        if len(usual or copies) > 1:
+            raise ValueError(
+                f"{path} holds several state dicts ({quoted(usual or copies)}): save the one to load alone"
+            )
+        if not held:
+            break
+        taken = (usual or copies)[0]
+        if others := [name for name in held if name != taken]:
+            logger.info("%s: the state dict %r is taken, not %s", path, taken, quoted(others))
+        elif not usual:
+            logger.info("%s: the state dict is taken from %r", path, taken)
+        content, place = content[taken], f"{place}.{taken}".removeprefix(".")
+    return content, place
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return the first three names, for a message."""
+    names = list(names)
+    return ", ".join(shortened(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_values(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Refuse values that the model cannot take as they are.
+
+    Args:
+        state, own: tensors of the file and the model's of the same names and shapes.
+        path: the file, for the message.
+
+    Raises:
+        ValueError: a tensor is complex, holds integers in place of real numbers or the reverse, or holds NaN
+            or infinite values, also those that become infinite in the model's number type.
+    """
+    for name, tensor in state.items():
+        target = own[name].dtype
+        if tensor.is_complex() or tensor.is_floating_point() != target.is_floating_point:
+            if name.endswith("num_batches_tracked") and not tensor.is_complex():
+                continue
+            raise ValueError(
+                f"{path}: tensor {name} is {tensor.dtype} and the model's is {target}: save the weights as "
+                "they were trained, not quantized or transformed"
+            )
+        if not tensor.is_floating_point():
+            continue
+        fault = (~tensor.to(target).isfinite()).sum().item()
+        if fault:
+            raise ValueError(
+                f"{path}: tensor {name} holds {fault} values that are NaN or infinite, of {tensor.numel()}: "
+                "take a checkpoint from before the training diverged"
+            )
+
+
+def not_finite(content: Any, name: str = "") -> Iterator[str]:
+    """The full names of the tensors in nested containers that hold NaN or infinite values."""
+    if isinstance(content, Mapping | list | tuple):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from not_finite(value, f"{name}.{key}".removeprefix("."))
+    elif isinstance(content, Tensor) and not content.isfinite().all():
+        yield name
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,101 +222,15 @@ def is_head(weights: Mapping[str, Tensor]) -> bool:
 
 
 def is_head_file(path: str) -> bool:
-    """Whether a file is a checkpoint {"model": tensors} without a backbone; False if it cannot be read.
+    """Whether a file is a checkpoint without a backbone; False if it cannot be read.
 
-    The tensors of a large file stay on the disk.
+    The values of the tensors stay on the disk.
     """
     if not path:
         return False
+    check_address(path, "MODEL.WEIGHTS")
     try:
-        local = PathManager.get_local_path(path)
-        if not os.path.isfile(local):
-            return False
-        content = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
-        return is_head(content["model"])
+        local = PathManager.get_local_path(expand_user(path))
+        return os.path.isfile(local) and is_head(state_dict_of(load_plain(local, values=False), path))
     except (*UNREADABLE, OSError):
         return False
-
-
-def load_plain(path: str | os.PathLike[str]) -> Any:
-    """Read tensors, arrays, numbers, strings and containers of these onto the CPU.
-
-    PyTorch's files and plain pickles of numpy arrays (``.pkl`` of Detectron2 and Mask2Former) are
-    recognised by their content; ``.safetensors`` files by their name. Arrays in nested dicts become tensors.
-
-    Raises:
-        ForbiddenPickle: a plain pickle refers to anything else; none of it was run.
-        UNREADABLE: the file is none of these; code in it was not run.
-        OSError: the file cannot be opened.
-    """
-    if Path(path).suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    if not zipfile.is_zipfile(path):
-        with Path(path).open("rb") as file:
-            content = _ArrayUnpickler(file, str(path)).load()
-        is_older_torch = isinstance(content, int) and content == torch.serialization.MAGIC_NUMBER
-        if not is_older_torch:  # PyTorch's files from before its zip format begin with that number
-            return _to_tensors(content)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Replace `_codecs.encode`, which protocols 0 to 2 use to pickle bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}, not latin1")
-    return text.encode("latin1")
-
-
-def _numpy_functions() -> dict[tuple[str, str], Any]:
-    """The functions that rebuild arrays, dtypes and scalars, under the module names of numpy 1 and 2."""
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-    frombuffer = np.zeros(1).__reduce_ex__(5)[0]
-    functions: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-    for core in ("numpy.core", "numpy._core"):
-        functions[core + ".multiarray", "_reconstruct"] = reconstruct
-        functions[core + ".multiarray", "scalar"] = scalar
-        functions[core + ".numeric", "_frombuffer"] = frombuffer
-    return functions
-
-
-_PERMITTED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode,
-    **{
-        (module, kind.__name__): kind
-        for module in ("builtins", "__builtin__")
-        for kind in (set, frozenset, bytes, bytearray)
-    },
-    **_numpy_functions(),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Finds only what arrays, numbers and containers need; everything else ends the reading."""
-
-    def __init__(self, file: Any, path: str) -> None:
-        super().__init__(file, encoding="latin1")  # for arrays in pickles of Python 2
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the permitted object of that name; raise `ForbiddenPickle` for any other."""
-        try:
-            return _PERMITTED[module, name]
-        except KeyError:
-            raise ForbiddenPickle(
-                f"{self._path} refers to {module}.{name}, which is no number, array or container, and was "
-                "not run: save the state dict alone, as tensors or numpy arrays"
-            ) from None
-
-
-def _to_tensors(content: Any) -> Any:
-    """Replace numpy arrays and scalars in nested dicts by tensors; what no tensor can hold stays."""
-    if isinstance(content, Mapping):
-        return {key: _to_tensors(value) for key, value in content.items()}
-    if isinstance(content, np.ndarray | np.generic) and content.dtype.kind in "biuf":
-        native = np.array(content, dtype=content.dtype.newbyteorder("="))
-        try:
-            return torch.from_numpy(native)
-        except TypeError:  # a number type that PyTorch lacks
-            return content
-    return content

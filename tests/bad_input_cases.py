@@ -106,6 +106,17 @@ CASES = [
     Case("eval MODEL.WEIGHTS w.pth", f"{_STEM} (1,) instead of (24, 3, 3, 3)", save({_STEM: torch.zeros(1)})),
     Case("eval MODEL.WEIGHTS w.pth", "w.pth is no checkpoint of plain", save(Code())),
     Case("eval MODEL.WEIGHTS w.pth", "w.pth is no checkpoint of plain", write("w.pth", "a text")),
+    *(
+        Case(f"{program} MODEL.WEIGHTS w.pth", "w.pth lacks", save({_STEM: torch.zeros(24, 3, 3, 3)}))
+        for program in ("train", "eval", "supports")
+    ),
+    Case("train MODEL.WEIGHTS https://x.org/w.pth", "MODEL.WEIGHTS https://x.org/w.pth is an address"),
+    Case(
+        "eval", "tiny.yaml: not a config: it is nested too deeply", write("tiny.yaml", "SEED: " + "[" * 9999)
+    ),
+    Case(
+        "eval", "tiny.yaml: its _BASE_ https://x.org/a is an", write("tiny.yaml", "_BASE_: https://x.org/a")
+    ),
     Case("train --resume", "out/model_9.pth, which", write("out/last_checkpoint", "model_9.pth")),
     # Outputs.
     Case("train OUTPUT_DIR tiny.yaml", "output folder tiny.yaml"),

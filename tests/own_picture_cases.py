@@ -14,6 +14,7 @@ _CUT = each("images", partial(cut, size=1200))
 _NO_SUPPORTS = "MODEL.META_ARCHITECTURE PotentialObjectsSegmenter"
 _JOB = '{"version": 2, "settings": {"supports": "x", "min_area": 1}, "model": {"weights": "y"}}'
 _COCO = "label --support coco.json --support-images toy/cat/images"
+_STEM = "backbone.model.conv_stem.weight"
 _LABELME = "label --support labelme"
 _NO_FOLDER = "cannot write to the output folder tiny.yaml"
 _MASKED = "one --support-mask"
@@ -74,6 +75,7 @@ _LABEL = [
     Case("label --config-file nowhere.yaml", "nowhere.yaml does not exist"),
     Case("label --weights w.pth", "checkpoint w.pth does not exist"),
     Case("label --weights w.pth", "w.pth: none of its 1 names (a)", save({"a": torch.zeros(1)})),
+    Case("label --weights w.pth", "w.pth lacks", save({_STEM: torch.zeros(24, 3, 3, 3)})),
     Case("label --weights w.pth", "w.pth is no checkpoint of plain", save(Code())),
     Case(f"label {_NO_SUPPORTS}", "PotentialObjectsSegmenter takes no supports"),
     Case("label INPUT.FEW_SHOT_SIZE (0,0)", "INPUT.FEW_SHOT_SIZE (0, 0)"),

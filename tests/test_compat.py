@@ -13,6 +13,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from fss_d2 import compat
+from fss_d2.modeling.backbone.weights import load_backbone_weights
 
 PURE = compat.operator_state() == "absent"
 
@@ -121,3 +122,23 @@ def test_stand_in_is_an_ordinary_module() -> None:
     stand_in = compat._NoOperators("absent")
     assert isinstance(stand_in, types.ModuleType)
     assert not hasattr(stand_in, "__file__")  # as tools that walk sys.modules ask
+
+
+@pytest.mark.parametrize("version", ["2.4.1+cu121", "2.5.1", "1.13.0"])
+def test_an_old_torch_reads_no_pickles_of_other_libraries(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    for spec in ("timm://resnet50.a1h_in1k", "torchvision://resnet50"):
+        with pytest.raises(ValueError) as caught:
+            load_backbone_weights(torch.nn.Identity(), spec)
+        assert str(caught.value) == (
+            f"{spec} may be a pickle, which torch {version} reads unsafely: install torch 2.6 or newer, or "
+            "download the file and set the key to its path"
+        )
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.12.1+cu130", "3.0.0a0+git"])
+def test_a_newer_torch_reads_them(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    compat.require_safe_torch_load("timm://a")

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fss_d2.engine import command_line
+from fss_d2.engine.signals import Commands, forwarding
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.engine.cross_validation import Run
 
 _PROGRAM = Path(__file__).resolve().parents[1] / "train_net.py"
+_COMMANDS = Commands()
 _CONSOLE = "console.txt"  # in the folder of a run: its output, if several runs are done at once
 
 
@@ -46,7 +48,7 @@ def start(run: Run, args: argparse.Namespace) -> None:
     reason = "the run failed"
     with (
         (run.folder / _CONSOLE).open("a") if args.jobs > 1 else nullcontext() as file,
-        subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment) as process,
+        _COMMANDS.start(command, stdout=file, stderr=subprocess.PIPE, env=environment) as process,
     ):
         for line in process.stderr or ():
             if line.startswith("error: "):
@@ -82,7 +84,8 @@ def main() -> None:
     from fss_d2.engine.cross_validation import run_all
 
     command_line.start_log()
-    run_all(args, start)
+    with forwarding(_COMMANDS.send, "; the same command goes on where the runs stopped"):
+        run_all(args, start)
 
 
 if __name__ == "__main__":

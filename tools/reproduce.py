@@ -13,7 +13,6 @@ for each row that changes its config, a folder for each run, and the scores in <
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -24,6 +23,7 @@ import yaml
 from tabulate import tabulate
 
 from fss_d2.engine.command_line import documented_parser, path_option, run_command
+from fss_d2.engine.signals import Commands, forwarding
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
 from fss_d2.files import read_json, write_atomic, write_json
 
@@ -114,8 +114,16 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> list
 
 def _cross_validate(files: Sequence[str], options: Sequence[Any], rest: Sequence[str]) -> None:
     command = [sys.executable, _ROOT / "tools" / "cross_validate.py", "--config-file", "+".join(files)]
-    if code := subprocess.run([*map(str, [*command, *options, *rest])], check=False).returncode:
+    if code := _run([*map(str, [*command, *options, *rest])]):
         sys.exit(code)  # cross_validate.py has printed its error
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command, which also gets the signals that come here; return its exit code."""
+    commands = Commands()
+    with forwarding(commands.send), commands.start(command) as process:
+        pass
+    return process.returncode
 
 
 def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

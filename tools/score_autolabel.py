@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     start_log()
     logging.getLogger("fss_d2.label").setLevel(logging.WARNING)
-    data = read_supports(args.data, mask_values=args.mask_values)
+    data = read_supports(args.data, mask_values=args.mask_values, image_option="")
     columns: dict[str, Scores] = {}
     for config in args.config_file:
         file = DEFAULT_CONFIG if config == "DEFAULT" else config

@@ -34,6 +34,12 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> argp
     number = {"type": int, "default": 20, "metavar": "N"}
     add("--max-upload-mb", **number, help="megabytes of one file; default: %(default)s")
     add("--max-pictures", **number, help="pictures of objects, and as many to search; default: %(default)s")
+    pixels, disk = (
+        "million pixels of all pictures of a visitor",
+        "megabytes that a visitor uploads in an hour",
+    )
+    add("--max-megapixels", type=float, default=96, metavar="N", help=f"{pixels}; default: %(default)s")
+    add("--max-disk-mb", type=int, default=2000, metavar="N", help=f"{disk}; default: %(default)s")
     return parser.parse_args(argv)
 
 
@@ -41,13 +47,18 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
     """Serve the page until Ctrl-C or SIGTERM; ``program`` is the name in the usage message."""
     args = parse(argv, program)
 
+    from .methods import MethodPool
     from .server import check_gradio, serve  # after --help, which needs no torch
-    from .session import MethodPool
     from .uploads import Limits
 
     check_gradio()  # before models are loaded
     start_log()
-    limits = Limits(upload_mb=args.max_upload_mb, pictures=args.max_pictures)
+    limits = Limits(
+        upload_mb=args.max_upload_mb,
+        pictures=args.max_pictures,
+        total_megapixels=args.max_megapixels,
+        disk_mb=args.max_disk_mb,
+    )
     pool = MethodPool.load(args.config_file, args.weights, device=args.device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve(pool, limits, host=args.host, port=args.port) as url:

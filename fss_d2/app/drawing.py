@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,27 +15,34 @@ from PIL import Image
 
 from fss_d2.files import write_atomic
 from fss_d2.inference.prediction import Prediction
-from fss_d2.visualization import draw_mask
-from fss_d2.visualization.panels import attention_panel, class_color
-from fss_d2.visualization.tiles import SUPPORT_COLOR, draw_regions, picture_grid
+from fss_d2.visualization import class_color, draw_mask, picture_grid
+from fss_d2.visualization.panels import attention_panel
+from fss_d2.visualization.tiles import draw_regions
 
-__all__ = ["Point", "VisitorFiles", "attention_rows", "draw_prediction", "draw_support", "on_screen"]
-__all__ += ["to_picture"]
+__all__ = ["CANVAS", "LARGE", "PAINT_OPACITY", "Point", "VisitorFiles", "attention_rows", "draw_prediction"]
+__all__ += ["draw_support", "edited", "jpeg", "on_canvas", "on_screen", "paint_layer"]
+__all__ += ["painted_pixels", "to_picture"]
 
-_SCREEN = 720  # longer side, pixels
+SCREEN, LARGE = 720, 1600  # longer side of a picture, and of one that is enlarged, pixels
+# Longer side of the square on which a mask is corrected. Gradio's editor places layers right only if canvas,
+# picture and layer have one size.
+CANVAS = 720
+_AROUND = 235  # grey of what the picture leaves free
+PAINT_OPACITY = 0.5  # of the brush: the picture stays visible
+_PAINTED = round(255 * PAINT_OPACITY / 2)  # least alpha of a painted pixel: half that of the brush
 Point = tuple[float, float]  # (x, y)
 
 
-def on_screen(picture: np.ndarray, *, smooth: bool = True) -> np.ndarray:
-    """A picture (H, W, ...), or without ``smooth`` a label map, scaled down to the size of a screen."""
-    height, width = _screen_size(*picture.shape[:2])
+def on_screen(picture: np.ndarray, *, smooth: bool = True, side: int = SCREEN) -> np.ndarray:
+    """A picture (H, W, ...), or without ``smooth`` a label map, scaled down to ``side`` pixels at most."""
+    height, width = _screen_size(*picture.shape[:2], side)
     if (height, width) == picture.shape[:2]:
         return picture
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smooth else cv2.INTER_NEAREST)
 
 
-def _screen_size(height: int, width: int) -> tuple[int, int]:
-    factor = min(1.0, _SCREEN / max(height, width))
+def _screen_size(height: int, width: int, side: int = SCREEN) -> tuple[int, int]:
+    factor = min(1.0, side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
@@ -46,22 +54,85 @@ def to_picture(point: Point, height: int, width: int) -> Point:
     return (x + 0.5) * width / shown_width, (y + 0.5) * height / shown_height
 
 
-def draw_support(pixels: np.ndarray, mask: np.ndarray | None, corner: Point | None = None) -> np.ndarray:
-    """A support with its mask (H, W) in {0, 1, 255} or None, and the first corner of a box as a cross."""
+def draw_support(
+    pixels: np.ndarray, mask: np.ndarray | None, number: int = 0, corner: Point | None = None
+) -> np.ndarray:
+    """A support of class ``number`` with its mask (H, W) in {0, 1, 255} or None.
+
+    ``corner``, the first of a box, is drawn as a cross.
+    """
     shown = on_screen(pixels)
     if mask is not None:
-        shown = draw_mask(shown, on_screen(mask, smooth=False), SUPPORT_COLOR)
+        shown = draw_mask(shown, on_screen(mask, smooth=False), class_color(number))
     if corner is not None:
         x, y = _on_screen_point(corner, pixels, shown)
         shown = cv2.drawMarker(shown.copy(), (int(x), int(y)), (255, 40, 40), cv2.MARKER_CROSS, 24, 2)
     return shown
 
 
-def draw_prediction(pixels: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """A picture with its masks, one colour per class."""
-    labels = on_screen(prediction.labels, smooth=False)
-    regions = [(labels == i + 1, class_color(i)) for i in range(len(prediction.names))]
-    return draw_regions(on_screen(pixels), regions)
+def draw_prediction(
+    pixels: np.ndarray,
+    prediction: Prediction,
+    numbers: Mapping[str, int] | None = None,
+    *,
+    side: int = SCREEN,
+) -> np.ndarray:
+    """A picture with its masks in the colours of the classes: ``numbers``, or in their order."""
+    labels = on_screen(prediction.labels, smooth=False, side=side)
+    colors = [class_color(numbers[name] if numbers else i) for i, name in enumerate(prediction.names)]
+    regions = [(labels == i + 1, color) for i, color in enumerate(colors)]
+    return draw_regions(on_screen(pixels, side=side), regions)
+
+
+def on_canvas(pixels: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8 in the middle of a painter's square canvas, as large as it fits."""
+    window, size = _window(*pixels.shape[:2])
+    canvas = np.full((CANVAS, CANVAS, 3), _AROUND, np.uint8)
+    smooth = cv2.INTER_AREA if max(pixels.shape) > CANVAS else cv2.INTER_LINEAR
+    canvas[window] = cv2.resize(pixels, size, interpolation=smooth)
+    return canvas
+
+
+def paint_layer(mask: np.ndarray, number: int) -> np.ndarray:
+    """The mask (H, W) bool of a picture `on_canvas` as paint of class ``number``, (h, w, 4) uint8 RGBA."""
+    layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
+    color = [round(255 * part) for part in (*class_color(number), PAINT_OPACITY)]
+    window, size = _window(*mask.shape)
+    layer[window][_resized(mask, size)] = color
+    return layer
+
+
+def edited(mask: np.ndarray, layers: Sequence[np.ndarray]) -> np.ndarray:
+    """A mask (H, W) bool that was given to a painter as `paint_layer`, with what changed in it.
+
+    A pixel around each change is taken from the painter, too: there the canvas may not show all of the mask.
+    """
+    window, size = _window(*mask.shape)
+    shown, painted = _resized(mask, size), painted_pixels(layers, CANVAS, CANVAS)[window]
+    changed = cv2.dilate((shown ^ painted).astype(np.uint8), np.ones((3, 3), np.uint8))
+    own = mask.shape[1], mask.shape[0]
+    return np.where(_resized(changed, own), _resized(painted, own), mask)
+
+
+def _window(height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    """Where a picture lies on the canvas, and its (width, height) there."""
+    factor = CANVAS / max(height, width)
+    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    top, left = (CANVAS - h) // 2, (CANVAS - w) // 2
+    return (slice(top, top + h), slice(left, left + w)), (w, h)
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) == 1
+
+
+def painted_pixels(layers: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Where layers (h, w, 4) uint8 of any sizes, which cover the whole picture, are painted: bool."""
+    painted = np.zeros((height, width), bool)
+    for layer in layers:
+        alpha = np.ascontiguousarray(layer[:, :, 3])
+        painted |= cv2.resize(alpha, (width, height), interpolation=cv2.INTER_NEAREST) >= _PAINTED
+    return painted
 
 
 def attention_rows(
@@ -92,18 +163,21 @@ def _on_screen_point(point: Point, pixels: np.ndarray, shown: np.ndarray) -> Poi
 class VisitorFiles:
     """The folder of one visitor in ``parent``, with a name that nobody can guess; the first file creates it.
 
-    A file is named by its content and never changes: it can be fetched while it is written again.
+    A file is named by its content and never changes: it can be fetched while it is written again. The files
+    used longest ago are deleted when all would have more than ``most`` bytes.
     """
 
-    def __init__(self, parent: str | os.PathLike[str]) -> None:
-        self.parent = Path(parent)
+    def __init__(self, parent: str | os.PathLike[str], most: int = 2_000_000_000) -> None:
+        self.parent, self.most = Path(parent), most
         self.folder = self.parent / secrets.token_hex(16)
 
     def picture(self, pixels: np.ndarray) -> str:
         """Write a picture (H, W, 3) uint8 as JPEG; return its path."""
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="JPEG", quality=92, subsampling=0)
-        return self.file(buffer.getvalue(), ".jpg")
+        return self.file(jpeg(pixels), ".jpg")
+
+    def layer(self, pixels: np.ndarray) -> str:
+        """Write a picture (H, W, 4) uint8 as PNG; return its path."""
+        return self.file(_encoded(pixels, format="PNG"), ".png")
 
     def file(self, content: bytes, ending: str) -> str:
         """Write a file; return its path. ``ending`` may start with a name: "/masks.zip"."""
@@ -111,9 +185,34 @@ class VisitorFiles:
         if path.exists():
             os.utime(path)  # Gradio deletes it a while after its last use
         else:
+            self._make_room(len(content))
             write_atomic(path, content)
         return str(path)
+
+    def _make_room(self, size: int) -> None:
+        if size > self.most:
+            raise ValueError(
+                f"the file has more than {self.most // 1_000_000} MB (--max-disk-mb): give fewer pictures"
+            )
+        files = [(path, path.stat()) for path in self.folder.rglob("*") if path.is_file()]
+        total = sum(status.st_size for _, status in files)
+        for path, status in sorted(files, key=lambda file: file[1].st_mtime_ns):
+            if total + size <= self.most:
+                return
+            path.unlink(missing_ok=True)
+            total -= status.st_size
 
     def clear(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """A picture (H, W, 3) uint8 as a JPEG file."""
+    return _encoded(pixels, format="JPEG", quality=92, subsampling=0)
+
+
+def _encoded(pixels: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return buffer.getvalue()

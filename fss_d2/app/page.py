@@ -1,26 +1,24 @@
 """The page: texts, layout, and which event calls what."""
 
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from gradio.components.base import server
 
-from . import events
+from . import events, result_events
+from .drawing import CANVAS
 from .events import handled
-from .session import MethodPool, Session
-from .uploads import Limits, open_upload
+from .methods import MethodPool
+from .painter import PAINTER, painter_class
+from .session import Session
+from .uploads import Limits
 
 __all__ = ["build_page", "look"]
 
 # No event is an interface for programs, and none waits for another visitor's.
 _EVENT = {"api_visibility": "private", "concurrency_limit": None}
 _SIDES = ("left", "top", "right", "bottom")  # of a box, pixels
-_MOST_LAYERS = 4  # of a painting; the page itself sends one
-_MOST_WAITING = 64  # paintings that were sent and not used yet; the oldest goes first
 
 _INTRODUCTION = """
 # Few-shot segmentation
@@ -29,8 +27,33 @@ Mark an object in a few pictures, and get its mask in many others. Your pictures
 _STEPS = (
     "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask.",
     "## <b>2</b> Search pictures\nAdd the pictures to search, then press **Find the object**.",
-    "## <b>3</b> Download the masks\nPNG masks and COCO JSON in one zip file, at the size of your pictures.",
+    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong.",
+    "## <b>4</b> Download the masks\nPNG masks, COCO JSON, overlays and the list to review in one zip file.",
 )
+# Buttons to review a picture: text, key and look. The script presses the button whose key is pressed.
+_REVIEW = {
+    "previous": ("Previous", "←", "secondary"),
+    "accept": ("✓ Accept", "A", "primary"),
+    "fix": ("Fix", "F", "secondary"),
+    "redo": ("Redo", "R", "secondary"),
+    "next": ("Next", "→", "secondary"),
+}
+_KEYS = """<script>
+const reviewing = {a: "accept", f: "fix", r: "redo", ArrowLeft: "previous", ArrowRight: "next"};
+const fixing = {s: "save-fix", e: "use-fix", Escape: "cancel-fix"};
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || event.repeat) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  let busy = "input, textarea, select, [contenteditable], #editor";
+  if (key.startsWith("Arrow")) busy += ", [role=tab], [role=tablist], [role=slider], [role=radio]";
+  if (event.target.closest && event.target.closest(busy)) return;
+  const keys = document.getElementById("save-fix")?.offsetParent ? fixing : reviewing;
+  const button = Object.hasOwn(keys, key) && document.getElementById(keys[key]);
+  if (!button || button.disabled || !button.offsetParent) return;
+  event.preventDefault();
+  button.click();
+});
+</script>"""
 _CSS = """
 .gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
 .gradio-container main { max-width: 100% !important; width: 100% !important; }
@@ -53,7 +76,7 @@ def look() -> dict[str, Any]:
         "font": ["ui-sans-serif", "system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
     }
-    return {"theme": gr.themes.Default(primary_hue="indigo", **fonts), "css": _CSS}
+    return {"theme": gr.themes.Default(primary_hue="indigo", **fonts), "css": _CSS, "head": _KEYS}
 
 
 def build_page(pool: MethodPool, limits: Limits, folder: Path, *, keep: int = 3600) -> gr.Blocks:
@@ -66,17 +89,20 @@ def build_page(pool: MethodPool, limits: Limits, folder: Path, *, keep: int = 36
         with gr.Column(elem_classes="step"):
             supports = _show_object(session, limits)
         with gr.Column(elem_classes="step"):
-            packed = gr.File(label="Zip file", interactive=False, visible=False, elem_id="zip", render=False)
-            settings = _give_pictures(session, pool, supports, packed)
+            give = _give_pictures(session, pool)
         with gr.Column(elem_classes="step"):
-            _take_masks(session, settings, packed)
+            check = _check_masks(limits)
+        with gr.Column(elem_classes="step"):
+            packed = gr.File(label="Zip file", interactive=False, visible=False, elem_id="zip", render=False)
+            _take_masks(session, [give["method"], give["threshold"]], packed)
+        _connect_review(session, supports, give, check, packed)
         # Gradio deletes only states that an event has set.
         page.load(lambda: Session(pool, limits, folder), None, session, api_name="start", **_EVENT)
     return page
 
 
-def _show_object(session: gr.State, limits: Limits) -> gr.Gallery:
-    """Step 1: pictures of the object, and three ways to mark it; returns the gallery."""
+def _show_object(session: gr.State, limits: Limits) -> list[Any]:
+    """Step 1: pictures of the object, and three ways to mark it; returns what shows them."""
     gr.Markdown(_STEPS[0])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -90,7 +116,7 @@ def _show_object(session: gr.State, limits: Limits) -> gr.Gallery:
         with gr.Column(scale=5, min_width=320):
             status = gr.Markdown("Add a picture that shows the object.", elem_id="status")
             with gr.Tab("Paint", id="paint"):
-                editor = _editor(limits)
+                editor = painter_class(limits)(label="Paint over the object", elem_id="editor", **PAINTER)
                 painted = gr.Button("Add what I painted", variant="primary", elem_id="use-paint")
             with gr.Tab("Box", id="box"):
                 boxed = gr.Image(label="Click two opposite corners", elem_id="boxed", **_image())
@@ -101,100 +127,148 @@ def _show_object(session: gr.State, limits: Limits) -> gr.Gallery:
                 mask = _upload("mask-upload", "Mask of this picture, white where the object is", "single")
     view = [gallery, class_name, editor, boxed, status]
     both = [session, class_name]
-    upload.upload(handled(events.add_supports, emptied=upload), [*both, upload], [*view, upload], **_EVENT)
-    gallery.select(handled(events.open_support), session, view, **_EVENT)
-    class_name.blur(handled(events.name_object), both, gallery, show_progress="hidden", **_EVENT)
-    painted.click(handled(events.paint), [*both, editor], view, **_EVENT)
-    boxed.select(handled(events.click_corner), both, view, **_EVENT)
-    numbers.click(handled(events.add_box), [*both, *sides], view, **_EVENT)
-    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask], [*view, mask], **_EVENT)
+    quiet = {"show_progress": "hidden", **_EVENT}
+    upload.upload(handled(events.add_supports, emptied=upload), [*both, upload], [*view, upload], **quiet)
+    gallery.select(handled(events.open_support), session, view, **quiet)
+    class_name.blur(handled(events.name_object), both, [gallery, editor], **quiet)
+    painted.click(handled(events.paint), [*both, editor], view, **quiet)
+    boxed.select(handled(events.click_corner), both, view, **quiet)
+    numbers.click(handled(events.add_box), [*both, *sides], view, **quiet)
+    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask], [*view, mask], **quiet)
     for button, action in ((unmark, "unmark"), (remove, "remove"), (clear, "clear")):
-        button.click(
-            handled(partial(events.change_support, action)), session, view, api_name=action, **_EVENT
-        )
-    return gallery
+        button.click(handled(partial(events.change_support, action)), session, view, api_name=action, **quiet)
+    return view
 
 
-def _give_pictures(session: gr.State, pool: MethodPool, supports: gr.Gallery, packed: gr.File) -> list[Any]:
-    """Step 2: pictures to search, method and threshold, masks; returns the inputs method and threshold."""
+def _give_pictures(session: gr.State, pool: MethodPool) -> dict[str, Any]:
+    """Step 2: pictures to search, method and threshold; returns the components."""
     gr.Markdown(_STEPS[1])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             upload = _upload("query-upload", "Pictures to search")
-            clear = gr.Button("Remove all", size="sm")
+            clear = gr.Button("Remove all", size="sm", elem_id="clear-queries")
+        with gr.Column(scale=5, min_width=320):
             method = gr.Dropdown(list(pool.names), value=pool.names[0], label="Method", elem_id="method")
             threshold = gr.Slider(
                 0, 0.99, 0.5, step=0.01, label="Threshold: higher finds less", elem_id="threshold"
             )
             find = gr.Button("Find the object", variant="primary", elem_id="find")
-            gallery = gr.Gallery(height=240, **_gallery("queries"))
+    return {"upload": upload, "clear": clear, "method": method, "threshold": threshold, "find": find}
+
+
+def _check_masks(limits: Limits) -> dict[str, Any]:
+    """Step 3: the masks, and the buttons to review them; returns the components."""
+    gr.Markdown(_STEPS[2])
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            gallery = gr.Gallery(height=420, **_gallery("queries"))
         with gr.Column(scale=5, min_width=320):
-            gr.Markdown("Click a pixel to see where it looks in your pictures of step 1.")
-            chosen = gr.Image(elem_id="chosen", show_label=False, **_image())
-            said = gr.Markdown(visible=False, elem_id="said")
-            attention = gr.Image(elem_id="attention", show_label=False, visible=False, **_image())
+            state = gr.Markdown("Add the pictures to search.", elem_id="state")
+            with gr.Row():
+                buttons = {key: _key_button(key, *text) for key, text in _REVIEW.items()}
+            fixing = _fix_panel(limits)
+            with gr.Tab("Masks", id="masks"):
+                chosen = gr.Image(
+                    elem_id="chosen", show_label=False, **_image() | {"buttons": ["fullscreen"]}
+                )
+                gr.Markdown("Click a pixel to see where it looks in your pictures of step 1.")
+                said = gr.Markdown(visible=False, elem_id="said")
+                attention = gr.Image(elem_id="attention", show_label=False, visible=False, **_image())
+            with gr.Tab("Compare with the picture", id="compare"):
+                compared = gr.ImageSlider(
+                    elem_id="compared",
+                    show_label=False,
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=720,
+                )
     table = gr.HTML(elem_id="table")
-    settings = [method, threshold]
-    inputs, view = [session, *settings], [gallery, table, chosen, attention, said, packed]
-    upload.upload(handled(events.add_queries, emptied=upload), [*inputs, upload], [*view, upload], **_EVENT)
-    clear.click(handled(events.clear_queries), inputs, view, **_EVENT)
-    find.click(handled(events.find), inputs, view, **_EVENT)
-    quiet = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    for changed in (method.change, threshold.release):
-        changed(handled(events.query_view), inputs, view, **quiet, **_EVENT)
-    supports.change(handled(events.drop_outdated), inputs, view, **quiet, **_EVENT)
-    gallery.select(handled(events.choose_query), inputs, [chosen, attention, said], **_EVENT)
-    chosen.select(handled(events.attend), [session, method], [attention, said], **_EVENT)
-    return settings
+    shown = {"gallery": gallery, "table": table, "chosen": chosen, "attention": attention, "said": said}
+    return {**shown, "compared": compared, "state": state, **buttons, **fixing}
+
+
+def _fix_panel(limits: Limits) -> dict[str, Any]:
+    """The painter for a mask that was found; it is hidden until it is needed."""
+    with gr.Column(visible=False, elem_id="fix-panel") as panel:
+        gr.Markdown("Paint what is missing, erase what is too much. Then save.")
+        classes = gr.Radio([], label="Object", visible=False, elem_id="fix-class")
+        square = {"canvas_size": (CANVAS, CANVAS), "height": 600}
+        painter = painter_class(limits)(label="Correct the mask", elem_id="fixer", **square, **PAINTER)
+        with gr.Row():
+            save = gr.Button("Save [S]", variant="primary", min_width=60, elem_id="save-fix")
+            use = gr.Button("Save, and use as an example [E]", min_width=60, elem_id="use-fix")
+            cancel = gr.Button("Cancel [Esc]", min_width=60, elem_id="cancel-fix")
+    return {
+        "panel": panel,
+        "classes": classes,
+        "painter": painter,
+        "save": save,
+        "use": use,
+        "cancel": cancel,
+    }
 
 
 def _take_masks(session: gr.State, settings: list[Any], packed: gr.File) -> None:
-    """Step 3: the zip file."""
-    gr.Markdown(_STEPS[2])
+    """Step 4: the zip file."""
+    gr.Markdown(_STEPS[3])
     with gr.Row():
         pack = gr.Button("Make the zip file", variant="primary", elem_id="pack")
         packed.render()
-    pack.click(handled(events.pack), [session, *settings], packed, **_EVENT)
+    pack.click(handled(result_events.pack), [session, *settings], packed, show_progress_on=packed, **_EVENT)
 
 
-def _editor(limits: Limits) -> gr.ImageEditor:
-    """Gradio's editor; its value is what was painted, (h, w, 4) uint8 layers, without the picture.
-
-    Gradio's own opens any format that Pillow knows at any size, and keeps everything that it gets. For a
-    subclass Gradio would write a file next to its source, so the methods of this one object are replaced.
-    """
-    editor = gr.ImageEditor(
-        label="Paint over the object",
-        sources=(),
-        transforms=(),
-        layers=gr.LayerOptions(disabled=True),
-        brush=gr.Brush(default_size=24, colors=["rgb(26, 115, 242)"], color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
-        format="png",
-        elem_id="editor",
+def _connect_review(
+    session: gr.State, supports: list[Any], give: dict[str, Any], check: dict[str, Any], packed: gr.File
+) -> None:
+    """Which event of steps 2 and 3 calls what; ``supports`` are the components that step 1 shows."""
+    inputs = [session, give["method"], give["threshold"]]
+    names = ("gallery", "table", "chosen", "attention", "said")
+    view = [*(check[name] for name in names), packed, check["compared"], check["state"], check["panel"]]
+    quiet = {"show_progress": "hidden", **_EVENT}
+    latest = {"trigger_mode": "always_last", **quiet}
+    gallery, status = supports[0], supports[-1]
+    upload = give["upload"]
+    added = handled(result_events.add_queries, emptied=upload)
+    upload.upload(added, [*inputs, upload], [*view, upload], **quiet)
+    give["clear"].click(handled(result_events.clear_queries), inputs, view, **quiet)
+    give["find"].click(
+        handled(result_events.find),
+        inputs,
+        [*view, gallery, status],
+        show_progress_on=check["gallery"],
+        **_EVENT,
     )
-    keep, waiting = editor.accept_blobs, editor.blob_storage
+    for changed in (give["method"].change, give["threshold"].release):
+        changed(handled(result_events.query_view), inputs, view, **latest)
+    gallery.change(handled(result_events.drop_outdated), inputs, view, **latest)
+    check["gallery"].select(handled(result_events.choose_query), inputs, view, **quiet)
+    pixel = [check["attention"], check["said"]]
+    check["chosen"].select(
+        handled(result_events.attend), inputs[:2], pixel, show_progress_on=check["chosen"], **_EVENT
+    )
+    check["accept"].click(handled(result_events.accept), inputs, view, **quiet)
+    check["redo"].click(handled(result_events.redo), inputs, view, show_progress_on=check["chosen"], **_EVENT)
+    for name, step in (("previous", -1), ("next", 1)):
+        moved = handled(partial(result_events.move, step))
+        check[name].click(moved, inputs, view, api_name=name, **latest)
+    _connect_fixing(inputs, view, supports, check)
 
-    def read(file: Any, flatten_on_white: bool = False) -> np.ndarray | None:
-        """In place of `convert_and_format_image`: a painting, checked like an upload."""
-        if file is None or flatten_on_white:  # the picture, with or without the painting
-            return None
-        source = BytesIO(file) if isinstance(file, bytes) else file.path
-        with open_upload(source, limits, "the painting") as image:
-            return np.asarray(image.convert("RGBA"))
 
-    @server
-    def accept_blobs(data: Any) -> None:
-        """In place of Gradio's own: limits the layers and the paintings that are kept."""
-        index = str(data.data["index"])
-        if index.isdigit() and int(index) >= _MOST_LAYERS:
-            raise ValueError(f"a painting of more than {_MOST_LAYERS} layers: paint on one")
-        while len(waiting) >= _MOST_WAITING:
-            del waiting[next(iter(waiting))]
-        keep(data)
+def _connect_fixing(inputs: list[Any], view: list[Any], supports: list[Any], check: dict[str, Any]) -> None:
+    quiet = {"show_progress": "hidden", **_EVENT}
+    panel, classes, painter = check["panel"], check["classes"], check["painter"]
+    check["fix"].click(handled(result_events.fix), inputs, [panel, classes, painter], **quiet)
+    classes.input(handled(result_events.fix_class), [*inputs, classes], painter, **quiet)
+    for name, as_support in (("save", False), ("use", True)):
+        saved = handled(partial(result_events.save_fix, as_support))
+        check[name].click(
+            saved, [*inputs, classes, painter], [*view, *supports], api_name=f"{name}_fix", **quiet
+        )
+    check["cancel"].click(result_events.cancel_fix, None, panel, **quiet)
 
-    editor.convert_and_format_image, editor.accept_blobs = read, accept_blobs
-    return editor
+
+def _key_button(key: str, text: str, hint: str, variant: str) -> gr.Button:
+    return gr.Button(f"{text} [{hint}]", size="sm", min_width=60, variant=variant, elem_id=key)
 
 
 def _upload(elem_id: str, label: str, count: str = "multiple") -> gr.File:

@@ -1,83 +1,22 @@
-"""The methods of the page, and the state of one visitor: supports, pictures to search, masks."""
+"""The state of one visitor: supports, pictures to search, masks and which of them are accepted."""
 
-import io
-import os
 import threading
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.label.output import record_of
-from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
-from fss_d2.visualization.panels import class_map_png
 
-from .drawing import Point, VisitorFiles, attention_rows, draw_prediction, on_screen
-from .uploads import Filename, Limits, SupportList, Upload, free_name, read_upload
+from .drawing import LARGE, Point, VisitorFiles, attention_rows, draw_prediction, edited, on_screen
+from .hints import check_hints, size_hint
+from .methods import MethodPool
+from .results import REVIEW_BELOW, Result, expected_quality, pack, picture_quality
+from .uploads import MEGA, Filename, Limits, SupportList, Upload, check_total, free_name, read_upload
 
-__all__ = ["Finding", "MethodPool", "Session", "pack"]
-
-
-class MethodPool:
-    """One or more loaded methods by name, shared by all sessions, which take turns through `lock`."""
-
-    def __init__(self, predictors: Mapping[str, FewShotPredictor]) -> None:
-        if not predictors:
-            raise ValueError("no method to offer: give at least one config")
-        self._predictors = dict(predictors)
-        self.lock = threading.Lock()
-
-    @classmethod
-    def load(
-        cls, config_files: Sequence[Filename], weights: Sequence[Filename] = (), *, device: str = ""
-    ) -> "MethodPool":
-        """Load a method per config; its name is that of the folder and file, "dcama/pascal5i_r50".
-
-        Args:
-            config_files: YAML, each once.
-            weights: none, or one checkpoint per config; "" or "-" takes the config's MODEL.WEIGHTS.
-            device: as for `FewShotPredictor.from_config`, which also has the other errors.
-        """
-        if weights and len(weights) != len(config_files):
-            raise ValueError(f"{len(config_files)} configs and {len(weights)} weights: give '-' for none")
-        predictors: dict[str, FewShotPredictor] = {}
-        for i, config_file in enumerate(config_files):
-            path = Path(config_file)
-            name = f"{path.resolve().parent.name}/{path.stem}"
-            if name in predictors:
-                raise ValueError(f"config {name} is given twice: leave one out, or rename its file")
-            chosen = os.fspath(weights[i]) if weights else ""
-            predictors[name] = FewShotPredictor.from_config(
-                config_file, weights="" if chosen == "-" else chosen, device=device
-            )
-        return cls(predictors)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the methods, in the order of their configs."""
-        return tuple(self._predictors)
-
-    def predictor(self, name: str) -> FewShotPredictor:
-        """A predictor without supports that uses the shared model."""
-        return self._get(name).another()
-
-    def has_attention(self, name: str) -> bool:
-        """Whether a method can show the attention of a pixel to the supports."""
-        try:
-            self._get(name).check_attention()
-        except ValueError:
-            return False
-        return True
-
-    def _get(self, name: str) -> FewShotPredictor:
-        if name not in self._predictors:
-            raise ValueError(f"no method {name!r}: choose from {', '.join(self._predictors)}")
-        return self._predictors[name]
+__all__ = ["Finding", "Session"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +27,24 @@ class Finding:
     picture: np.ndarray  # (h, w, 3) uint8 at the size of a screen, with the masks
     pixels: int  # of the picture itself, height times width
     areas: dict[str, int] | None = None  # pixels of each class's mask; None before the search
-    confidence: dict[str, float] | None = None  # mean probability in it
+    confidence: dict[str, float] | None = None  # see `expected_quality`
+    quality: float | None = None  # of the whole picture, see `picture_quality`
+    accepted: bool = False
+    corrected: bool = False  # by hand
+    numbers: dict[str, int] | None = None  # of the classes, from 0: their colours
+
+    @property
+    def needs_review(self) -> bool:
+        """Whether the visitor should look at it."""
+        return self.quality is not None and self.quality < REVIEW_BELOW and not self.accepted
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """Masks that the visitor accepted, or corrected; they stay as they are."""
+
+    prediction: Prediction
+    corrected: bool
 
 
 class Session:
@@ -100,57 +56,172 @@ class Session:
     def __init__(self, pool: MethodPool, limits: Limits, folder: Filename) -> None:
         self.pool = pool
         self.limits = limits
-        self.files = VisitorFiles(folder)  # what the visitor's browser may fetch
+        self.files = VisitorFiles(folder, limits.disk_mb * MEGA)  # what the visitor's browser may fetch
         self.lock = threading.RLock()  # for use of the session from several threads
         self.supports = SupportList(limits)
         self.queries: list[Upload] = []  # the pictures to search; their names differ
         self.chosen = 0  # index of the query that is shown large
+        self.fixing = 0  # index of the query in the painter
+        self.method = ""  # that is used now
         self._encoded: dict[str, FewShotPredictor] = {}  # by method
         self._found: dict[tuple[str, str], Prediction] = {}  # by method and name of the query
-        self._revision = self.supports.revision  # of the supports that the two above were made with
+        self._accepted: dict[str, _Accepted] = {}  # by name of the query
+        self._hints: dict[str, dict[int, str]] = {}  # by method, then by index of the support
+        self._revision = self.supports.revision  # of the supports that these were made with
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
         return Session(self.pool, self.limits, self.files.parent)
+
+    # -- pictures ----------------------------------------------------------------------------------------
+
+    def add_supports(self, paths: Sequence[Filename], class_name: str = "object") -> None:
+        """Add uploaded pictures of objects; after an error, none is added."""
+        self.supports.add(paths, class_name, self.queries)
 
     def add_queries(self, paths: Sequence[Filename]) -> None:
         """Add uploaded pictures to search; after an error, none is added."""
         if len(self.queries) + len(paths) > self.limits.pictures:
             raise ValueError(f"at most {self.limits.pictures} pictures at a time: remove some first")
+        supports = [picture.upload for picture in self.supports.pictures]
         queries = list(self.queries)
         for path in paths:
             upload = read_upload(path, self.limits)
             upload = replace(upload, name=free_name(upload.name, {query.name for query in queries}))
             queries.append(upload)
-            if sum(query.megapixels for query in queries) > self.limits.total_megapixels:
-                most = self.limits.total_megapixels
-                raise ValueError(f"the pictures have more than {most:g} million pixels together: give fewer")
+            check_total([*supports, *queries], self.limits)
         self.queries = queries
 
     def clear_queries(self) -> None:
         """Remove all pictures to search and what was found in them."""
-        self.queries, self._found, self.chosen = [], {}, 0
+        self.queries, self._found, self._accepted, self.chosen = [], {}, {}, 0
 
-    def find(self, method: str, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
+    def query(self, number: int) -> Upload:
+        """The picture to search with an index."""
+        if not 0 <= number < len(self.queries):
+            raise ValueError(f"there is no picture number {number + 1}: choose one of the gallery")
+        return self.queries[number]
+
+    def choose(self, number: int) -> None:
+        """Show a picture large."""
+        self.query(number)
+        self.chosen = number
+
+    # -- search ------------------------------------------------------------------------------------------
+
+    def find(
+        self, method: str, progress: Callable[[int, int, str], object] = lambda done, total, what: None
+    ) -> None:
         """Search all pictures that were not searched yet with these supports and this method.
 
-        ``progress`` is called with the number of searched pictures and that of all.
+        The supports are checked first (`hints`). ``progress`` is called with the number of steps that are
+        done, that of all, and what is done next.
         """
         if not self.queries:
             raise ValueError("no picture to search yet: add some (step 2)")
         predictor = self._predictor(method)
-        for done, query in enumerate(self.queries):
-            progress(done, len(self.queries))
-            if (method, query.name) not in self._found:
+        steps = len(self.queries) + 1
+        if method not in self._hints:
+            progress(0, steps, "Checking your examples")
+            with self.pool.lock:
+                self._hints[method] = check_hints(predictor, self.supports)
+        for done, query in enumerate(self.queries, start=1):
+            progress(done, steps, f"Searching {query.name}")
+            if (method, query.name) not in self._found and query.name not in self._accepted:
                 with self.pool.lock:
                     self._found[method, query.name] = predictor.predict(query.pixels)
 
+    def redo(self, method: str, number: int) -> None:
+        """Search a picture again with the present supports, also one that was accepted or corrected."""
+        query, predictor = self.query(number), self._predictor(method)
+        with self.pool.lock:
+            self._found[method, query.name] = predictor.predict(query.pixels)
+        self._accepted.pop(query.name, None)
+
     def drop_outdated(self) -> bool:
-        """Remove everything that was made with earlier supports; return whether masks were removed."""
+        """Remove everything that was made with earlier supports; return whether masks were removed.
+
+        What was accepted stays.
+        """
         outdated = self._revision != self.supports.revision
-        lost = outdated and bool(self._found)
+        lost = outdated and any(name not in self._accepted for _, name in self._found)
         if outdated:
-            self._found, self._encoded, self._revision = {}, {}, self.supports.revision
+            self._found, self._encoded, self._hints = {}, {}, {}
+            self._revision = self.supports.revision
         return lost
+
+    def hints(self, method: str) -> dict[int, str]:
+        """What seems wrong with supports, by index: with their marks alone, and after `find` with all."""
+        current = self._revision == self.supports.revision
+        sizes = {
+            i: hint
+            for i, picture in enumerate(self.supports.pictures)
+            if picture.mask is not None and (hint := size_hint(picture.mask))
+        }
+        return (self._hints.get(method, {}) if current else {}) | sizes
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    def accept(self, method: str, threshold: float, number: int) -> None:
+        """Keep the masks of a picture as they are now; they count as done."""
+        query = self.query(number)
+        if query.name not in self._accepted:
+            self._accepted[query.name] = _Accepted(self._needed(method, query, threshold), corrected=False)
+
+    def choose_open(self) -> None:
+        """Show the next picture that is not accepted, if there is one."""
+        count = len(self.queries)
+        for number in ((self.chosen + i) % count for i in range(1, count + 1)):
+            if self.queries[number].name not in self._accepted:
+                self.chosen = number
+                return
+
+    def mask_to_fix(self, method: str, threshold: float, number: int, class_name: str) -> np.ndarray:
+        """The mask (H, W) bool of a class in a picture."""
+        masks = self._needed(method, self.query(number), threshold).masks
+        if class_name not in masks:
+            raise ValueError(f"no object {class_name!r} in this picture: choose from {', '.join(masks)}")
+        return masks[class_name]
+
+    def background_to_fix(self, method: str, threshold: float, number: int, class_name: str) -> np.ndarray:
+        """A picture at the size of a screen, with the masks of the other classes."""
+        query = self.query(number)
+        prediction = self._needed(method, query, threshold)
+        own = prediction.names.index(class_name) + 1
+        others = replace(prediction, labels=np.where(prediction.labels == own, 0, prediction.labels))
+        return draw_prediction(query.pixels, others, self._numbers())
+
+    def number_of(self, class_name: str) -> int:
+        """The number of a class of a support or a mask, from 0: its colour."""
+        return self._numbers().get(class_name, 0)
+
+    def classes_to_fix(self, method: str, threshold: float, number: int) -> tuple[str, ...]:
+        """The classes that a picture was searched for, those that were found first."""
+        masks = self._needed(method, self.query(number), threshold).masks
+        return tuple(sorted(masks, key=lambda name: not masks[name].any()))
+
+    def fix(
+        self,
+        method: str,
+        threshold: float,
+        number: int,
+        class_name: str,
+        layers: Sequence[np.ndarray],
+        *,
+        as_support: bool = False,
+    ) -> None:
+        """Replace a mask by what a painter made of it, and accept it; on request also as a support.
+
+        ``layers`` are the painter's, see `edited`. Other classes lose the pixels that this one gains.
+        """
+        query = self.query(number)
+        mask = edited(self.mask_to_fix(method, threshold, number, class_name), layers)
+        prediction = self._needed(method, query, threshold)
+        if as_support:
+            self.supports.add_marked(query, class_name, mask)
+        own = prediction.names.index(class_name) + 1
+        labels = np.where(prediction.labels == own, 0, prediction.labels)
+        labels = np.where(mask, own, labels).astype(prediction.labels.dtype)
+        self._accepted[query.name] = _Accepted(replace(prediction, labels=labels), corrected=True)
 
     def findings(self, method: str, threshold: float) -> list[Finding]:
         """`finding` of each picture."""
@@ -164,8 +235,21 @@ class Session:
         if prediction is None:
             return Finding(query.name, on_screen(query.pixels), pixels)
         areas = {name: int(mask.sum()) for name, mask in prediction.masks.items()}
-        drawn = draw_prediction(query.pixels, prediction)
-        return Finding(query.name, drawn, pixels, areas, prediction.confidence)
+        numbers = self._numbers()
+        drawn = draw_prediction(query.pixels, prediction, numbers)
+        accepted = self._accepted.get(query.name)
+        state = {"accepted": accepted is not None, "corrected": accepted is not None and accepted.corrected}
+        values = expected_quality(prediction), picture_quality(prediction)
+        return Finding(query.name, drawn, pixels, areas, *values, **state, numbers=numbers)
+
+    def compared(self, method: str, threshold: float, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """A picture without and with its masks, (h, w, 3) uint8, large; None before the search."""
+        query = self.query(number)
+        prediction = self._prediction(method, query, threshold)
+        if prediction is None:
+            return None
+        drawn = draw_prediction(query.pixels, prediction, self._numbers(), side=LARGE)
+        return on_screen(query.pixels, side=LARGE), drawn
 
     def attention(self, method: str, number: int, point: Point) -> np.ndarray:
         """Draw the attention of a pixel (x, y) of a picture to the supports of each class: (H, W, 3) uint8.
@@ -179,19 +263,30 @@ class Session:
         supports = {name: pictures for name, (pictures, _) in self.supports.classes().items()}
         return attention_rows(pixels, point, supports, maps)
 
-    def query(self, number: int) -> Upload:
-        """The picture to search with an index."""
-        if not 0 <= number < len(self.queries):
-            raise ValueError(f"there is no picture number {number + 1}: choose one of the gallery")
-        return self.queries[number]
-
     def zip_file(self, method: str, threshold: float) -> bytes:
         """All masks that were found, packed by `pack`."""
-        pairs = [(query.name, self._prediction(method, query, threshold)) for query in self.queries]
-        return pack([(name, prediction) for name, prediction in pairs if prediction])
+        results = [
+            Result(query.name, query.pixels, prediction, query.name in self._accepted)
+            for query in self.queries
+            if (prediction := self._prediction(method, query, threshold))
+        ]
+        return pack(results, list(self._numbers()))
+
+    def _numbers(self) -> dict[str, int]:
+        """The numbers of the present classes, then of those that only accepted masks have."""
+        accepted = [name for done in self._accepted.values() for name in done.prediction.names]
+        return {name: i for i, name in enumerate(dict.fromkeys([*self.supports.class_names, *accepted]))}
+
+    def _needed(self, method: str, query: Upload, threshold: float) -> Prediction:
+        prediction = self._prediction(method, query, threshold)
+        if prediction is None:
+            raise ValueError(f"no masks of {query.name} yet: press Find the object first (step 2)")
+        return prediction
 
     def _prediction(self, method: str, query: Upload, threshold: float) -> Prediction | None:
         self.drop_outdated()
+        if query.name in self._accepted:
+            return self._accepted[query.name].prediction
         prediction = self._found.get((method, query.name))
         return prediction and prediction.at(threshold)
 
@@ -205,24 +300,3 @@ class Session:
                 predictor.set_support_classes(classes)
             self._encoded[method] = predictor
         return self._encoded[method]
-
-
-def pack(predictions: Sequence[tuple[str, Prediction]]) -> bytes:
-    """Pack predictions of the same classes, with the file names of their pictures, into a zip file.
-
-    It has mask/<stem>.png (0 background, i the class on line i of mask/classes.txt), and
-    coco/annotations.json with an annotation per connected part, masks as RLE.
-    """
-    if not predictions:
-        raise ValueError("no masks yet: press Find the object first (step 2)")
-    class_names = predictions[0][1].names
-    stems = file_stems([name for name, _ in predictions])
-    files = {"mask/classes.txt": class_list(class_names)}
-    files |= {f"mask/{stems[name]}.png": class_map_png(p.labels) for name, p in predictions}
-    records = tuple(record_of(name, prediction, 1) for name, prediction in predictions)
-    files |= dict(FORMATS["coco"](LabelSet(class_names, records, Path(), Path())))
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()

@@ -1,30 +1,29 @@
 """Uploaded pictures: what is allowed, how they are read, and the mask of the object in each support."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from fss_d2.data.images import unreadable
 from fss_d2.data.mask_values import UnclearMask
 from fss_d2.inference.annotations import Box, read_annotation, read_picture
 
-from .drawing import Point
+from .drawing import Point, painted_pixels
 
-__all__ = ["Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
-__all__ += ["check_upload", "free_name", "open_upload", "read_upload"]
+__all__ = ["MEGA", "Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
+__all__ += ["check_total", "check_upload", "free_name", "open_upload", "read_upload"]
 
 Filename = str | os.PathLike[str]
 
 # Formats that cameras and scanners write. Pillow knows more, and runs other programs for some of these.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-_MEGA = 1_000_000
-_OPAQUE = 128  # least alpha of a painted pixel
+MEGA = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,9 @@ class Limits:
     upload_mb: int = 20  # megabytes of one file
     pictures: int = 20  # that show objects, and as many to search
     megapixels: float = 24  # of one picture
-    total_megapixels: float = 96  # of all pictures to search; their scores stay in memory
+    total_megapixels: float = 96  # of all pictures; they and their scores stay in memory
     classes: int = 8
+    disk_mb: int = 2000  # megabytes that a visitor uploads in an hour, and as many that are drawn
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -54,24 +54,29 @@ class Upload:
     @property
     def megapixels(self) -> float:
         """Millions of pixels."""
-        return self.pixels.shape[0] * self.pixels.shape[1] / _MEGA
+        return self.pixels.shape[0] * self.pixels.shape[1] / MEGA
 
 
-def check_upload(path: Filename, limits: Limits) -> None:
-    """Raise ValueError if a file is too large or not a picture, before its pixels are read.
+def check_upload(path: Filename, limits: Limits, what: str = "image") -> None:
+    """Check a file, an "image" or a "mask" (``what``), before its pixels are read.
 
-    The message has the name of the file without its folder.
+    Raises:
+        ValueError: it is too large, or not a picture; then with the words of `fss_d2.data.images.open_image`.
     """
     name = Path(path).name
-    if os.path.getsize(path) > limits.upload_mb * _MEGA:
+    if os.path.getsize(path) > limits.upload_mb * MEGA:
         raise ValueError(f"{name} has more than {limits.upload_mb} MB: make it smaller")
-    with open_upload(path, limits, name):
+    with open_upload(path, limits, name, what):
         pass
 
 
 @contextmanager
-def open_upload(source: Filename | BinaryIO, limits: Limits, name: str) -> Iterator[Image.Image]:
+def open_upload(
+    source: Filename | BinaryIO, limits: Limits, name: str, what: str = "image"
+) -> Iterator[Image.Image]:
     """Open a picture with an allowed format and size; its pixels are not read yet.
+
+    ``name`` and ``what`` are for messages.
 
     Raises:
         ValueError: it is too large or not a picture, or the block cannot read it.
@@ -79,11 +84,13 @@ def open_upload(source: Filename | BinaryIO, limits: Limits, name: str) -> Itera
     try:
         with Image.open(source, formats=_FORMATS) as image:
             width, height = image.size
-            if width * height <= limits.megapixels * _MEGA:
+            if width * height <= limits.megapixels * MEGA:
                 yield image
                 return
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise ValueError(f"{name} is not a picture: give JPEG, PNG, WebP, TIFF, BMP or GIF") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if not isinstance(source, str | os.PathLike):
+            raise ValueError(f"{name} cannot be read; paint again") from None
+        raise unreadable(source, what, error) from None
     raise ValueError(f"{name} has {width}x{height} pixels: at most {limits.megapixels:g} million are allowed")
 
 
@@ -92,6 +99,15 @@ def read_upload(path: Filename, limits: Limits) -> Upload:
     check_upload(path, limits)
     pixels, orientation = read_picture(path)
     return Upload(Path(path).name, pixels, orientation)
+
+
+def check_total(uploads: Iterable[Upload], limits: Limits) -> None:
+    """Raise ValueError if pictures are too large together."""
+    if sum(upload.megapixels for upload in uploads) > limits.total_megapixels:
+        raise ValueError(
+            f"your pictures have more than {limits.total_megapixels:g} million pixels together "
+            "(--max-megapixels): remove some, or make them smaller"
+        )
 
 
 def free_name(name: str, taken: set[str]) -> str:
@@ -132,18 +148,45 @@ class SupportList:
     def clear(self) -> None:
         """Remove all pictures."""
         self.pictures: list[SupportPicture] = []
+        self.class_names: list[str] = []  # of marked pictures, in the order in which they were first marked
         self.current: int | None = None
         self.corner: Point | None = None
         self.revision += 1
 
-    def add(self, paths: Sequence[Filename], class_name: str = "object") -> None:
-        """Add uploaded pictures and open the first of them; after an error, none is added."""
-        if len(self.pictures) + len(paths) > self._limits.pictures:
-            raise ValueError(f"at most {self._limits.pictures} pictures can show objects: remove some first")
-        added = [SupportPicture(read_upload(path, self._limits), class_name) for path in paths]
+    def add(
+        self, paths: Sequence[Filename], class_name: str = "object", others: Sequence[Upload] = ()
+    ) -> None:
+        """Add uploaded pictures and open the first of them; after an error, none is added.
+
+        ``others`` are pictures of the visitor that count for the limit of all pixels, too.
+        """
+        self._check_room(len(paths))
+        uploads = [picture.upload for picture in self.pictures]
+        added = []
+        for path in paths:
+            added.append(SupportPicture(read_upload(path, self._limits), class_name))
+            check_total([*others, *uploads, *(picture.upload for picture in added)], self._limits)
         if added:
             self.pictures += added
             self.select(len(self.pictures) - len(added))
+
+    def add_marked(self, upload: Upload, class_name: str, mask: np.ndarray) -> None:
+        """Add and open a picture with the mask (H, W) bool of its object."""
+        self._check_room(1)
+        if not mask.any():
+            raise ValueError(f"nothing is painted in {upload.name}: an example must show the object")
+        self.pictures.append(SupportPicture(upload, class_name))
+        self.select(len(self.pictures) - 1)
+        self._set_mask(mask.astype(np.uint8))
+
+    def _check_room(self, count: int) -> None:
+        if len(self.pictures) + count > self._limits.pictures:
+            raise ValueError(f"at most {self._limits.pictures} pictures can show objects: remove some first")
+
+    def number_of(self, class_name: str) -> int:
+        """The number of a class, from 0: its colour. A class that is not marked yet gets the next number."""
+        names = self.class_names
+        return names.index(class_name) if class_name in names else len(names)
 
     def select(self, number: int) -> None:
         """Open the picture with an index."""
@@ -170,7 +213,7 @@ class SupportList:
         self.pictures = [picture for picture in self.pictures if picture is not removed]
         self.current = min(self.current or 0, len(self.pictures) - 1) if self.pictures else None
         self.corner = None
-        self.revision += 1
+        self._changed()
 
     def name_class(self, class_name: str) -> None:
         """Name the object of the open picture."""
@@ -182,18 +225,15 @@ class SupportList:
             raise ValueError(f"at most {self._limits.classes} kinds of object: take one of {sorted(others)}")
         if name != self.open.class_name:
             self.open.class_name = name
-            self.revision += self.open.mask is not None
+            if self.open.mask is not None:
+                self._changed()
 
     def paint(self, layers: Sequence[np.ndarray]) -> None:
         """Add painted pixels to the object of the open picture; unmarked pixels are background.
 
         Each layer (h, w, 4) uint8 has any size, and covers the whole picture.
         """
-        height, width = self.open.upload.pixels.shape[:2]
-        painted = np.zeros((height, width), bool)
-        for layer in layers:
-            alpha = np.ascontiguousarray(layer[:, :, 3])
-            painted |= cv2.resize(alpha, (width, height), interpolation=cv2.INTER_NEAREST) >= _OPAQUE
+        painted = painted_pixels(layers, *self.open.upload.pixels.shape[:2])
         if not painted.any():
             raise ValueError("nothing is painted yet: draw over the object first")
         self._add(painted)
@@ -213,7 +253,7 @@ class SupportList:
 
     def read_mask(self, path: Filename) -> None:
         """Read an uploaded mask of the open picture; it replaces all earlier marks."""
-        check_upload(path, self._limits)
+        check_upload(path, self._limits, "mask")
         self._set_mask(self._read(path))
 
     def unmark(self) -> None:
@@ -221,13 +261,12 @@ class SupportList:
         self._set_mask(None)
 
     def classes(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-        """Pictures and masks of each class; pictures without a mask are left out."""
-        found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+        """Pictures and masks of each class, in the order of `class_names`."""
+        found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {n: ([], []) for n in self.class_names}
         for picture in self.pictures:
             if picture.mask is not None:
-                pictures, masks = found.setdefault(picture.class_name, ([], []))
-                pictures.append(picture.upload.pixels)
-                masks.append(picture.mask)
+                found[picture.class_name][0].append(picture.upload.pixels)
+                found[picture.class_name][1].append(picture.mask)
         if not found:
             raise ValueError("no object is marked yet: add a picture and mark the object in it (step 1)")
         return found
@@ -247,4 +286,10 @@ class SupportList:
 
     def _set_mask(self, mask: np.ndarray | None) -> None:
         self.open.mask, self.corner = mask, None
+        self._changed()
+
+    def _changed(self) -> None:
         self.revision += 1
+        marked = [picture.class_name for picture in self.pictures if picture.mask is not None]
+        kept = [name for name in self.class_names if name in marked]
+        self.class_names = list(dict.fromkeys([*kept, *marked]))

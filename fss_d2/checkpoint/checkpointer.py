@@ -12,13 +12,16 @@ from torch import nn
 
 from fss_d2.files import atomic_path, write_atomic
 from fss_d2.modeling.build import build_model, check_base_knowledge
-from fss_d2.state_dict import is_head, read_content, state_dict_of
+from fss_d2.state_dict import local_file, read_content, state_dict_of
 
-from .conversion import quoted
+from .matching import Missing, match_tensors
 
 __all__ = ["FewShotCheckpointer", "load_model"]
 
 logger = logging.getLogger(__name__)
+
+
+_AFTER_FULL = "free space, then go on with --resume"
 
 
 class FewShotCheckpointer(DetectionCheckpointer):
@@ -28,27 +31,45 @@ class FewShotCheckpointer(DetectionCheckpointer):
     ``torch.load(file, weights_only=True)`` reads it.
 
     Args:
-        model: the model, also inside DistributedDataParallel.
+        model: the model, also inside DistributedDataParallel. A checkpoint from which training starts may
+            lack the parts of the model that its ``starts_without`` names.
+        cfg: decides what other checkpoints may lack (MODEL.WEIGHTS_PARTIAL, MODEL.BACKBONE.WEIGHTS).
         tag_last: whether `resume_or_load` resumes from the last file saved here.
-        checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
+        checkpointables: further objects with ``state_dict`` and ``load_state_dict``; a training has some.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, tag_last: bool = True, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        tag_last: bool = True,
+        **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self._tag_last = tag_last
+        self._cfg, self._tag_last = cfg, tag_last
+        self._starts_training = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file."""
+        """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file.
+
+        Raises:
+            OSError: the file cannot be written, for example on a full disk.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        with atomic_path(path) as temporary:
-            torch.save(content | kwargs, temporary)
+        try:
+            # A file of our own says why it cannot be written; torch's says "unexpected pos 704 vs 598".
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                torch.save(content | kwargs, file)
+        except OSError as error:
+            reason = f"{error.strerror}; it is not written, checkpoints before it are whole: {_AFTER_FULL}"
+            raise OSError(error.errno, reason, str(path)) from error
         if self._tag_last:
             self.tag_last_checkpoint(path.name)
 
@@ -56,24 +77,16 @@ class FewShotCheckpointer(DetectionCheckpointer):
         """Name the file to resume from, once that file is complete."""
         write_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty path loads nothing.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no checkpoint of plain tensors, the model has none of its names, or a
-                tensor has another shape.
+            ValueError: the file is no checkpoint of plain tensors, or it is not one of this model
+                (`match_tensors`).
         """
-        if path:
-            try:
-                path = self.path_manager.get_local_path(path)
-            except OSError as error:
-                raise FileNotFoundError(
-                    f"cannot download MODEL.WEIGHTS {path} ({error}): check the address"
-                ) from error
-            if not os.path.isfile(path):
-                raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS")
-        return super().load(path, *args, **kwargs)
+        self._starts_training = bool(self.checkpointables) and checkpointables == []
+        return super().load(path and local_file(path, "MODEL.WEIGHTS"), checkpointables)
 
     def get_checkpoint_file(self) -> str:
         """Return the file that ``last_checkpoint`` names; FileNotFoundError if it does not exist."""
@@ -92,27 +105,21 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         filename = checkpoint.pop("__file__", "the checkpoint")
+        checkpoint.pop("matching_heuristics", None)  # of Detectron2's pickles: names match, or do not
+        may_lack = Missing(
+            parts=getattr(self.model, "starts_without", ()) if self._starts_training else (),
+            anything=self._cfg is not None and self._cfg.MODEL.WEIGHTS_PARTIAL,
+            backbone=self._cfg is None or _has_backbone_weights(self._cfg),
+        )
         own = self.model.state_dict()
-        found = checkpoint["model"]
-        shared = [name for name in found if name in own]
-        if not shared and own:
-            raise ValueError(
-                f"{filename}: none of its {len(found)} names ({quoted(found)}) is one of the model's "
-                f"({quoted(own)}): check MODEL.META_ARCHITECTURE and MODEL.BACKBONE.NAME, "
-                "or convert it with tools/convert_checkpoint.py"
-            )
-        if wrong := [name for name in shared if found[name].shape != own[name].shape]:
-            name = wrong[0]
-            raise ValueError(
-                f"{filename}: {len(wrong)} tensor(s) of another shape than the model's, the first {name} "
-                f"{tuple(found[name].shape)} instead of {tuple(own[name].shape)}: check the MODEL.* keys"
-            )
-        if is_head(found) and (kept := {n: t for n, t in own.items() if n.startswith("backbone.")}):
-            logger.info(
-                "%s holds no backbone; the backbone keeps the weights of MODEL.BACKBONE.WEIGHTS", filename
-            )
-            checkpoint["model"] = found | kept
+        checkpoint["model"] = own | match_tensors(checkpoint["model"], own, filename, may_lack)
         return super()._load_model(checkpoint)
+
+
+def _has_backbone_weights(cfg: CfgNode) -> bool:
+    """Whether the backbone has weights of its own where MODEL.WEIGHTS is a head."""
+    decoded = cfg.MODEL.BACKBONE.FEATURES == "pixel_decoder" and cfg.MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS
+    return bool(cfg.MODEL.BACKBONE.WEIGHTS or decoded)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
@@ -128,6 +135,6 @@ def load_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg).eval()
     if not cfg.MODEL.WEIGHTS and model.trainable:
         logger.warning("MODEL.WEIGHTS is empty: %s is untrained", cfg.MODEL.META_ARCHITECTURE)
-    FewShotCheckpointer(model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    FewShotCheckpointer(model, cfg=cfg).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     check_base_knowledge(model)
     return model

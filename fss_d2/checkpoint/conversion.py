@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_d2.files import atomic_path
+from fss_d2.state_dict import quoted
 
 __all__ = [
     "Conversion",
@@ -18,7 +19,6 @@ __all__ = [
     "check_output",
     "convert",
     "deep_stem_name",
-    "quoted",
     "require",
     "write_converted",
 ]
@@ -115,12 +115,6 @@ def _check(architecture: str, model: State, expected: State) -> tuple[str, ...]:
         shapes = f"{tuple(model[wrong[0]].shape)} instead of {tuple(expected[wrong[0]].shape)}"
         raise ValueError(f"{architecture}: {wrong[0]} is {shapes}; this variant is not supported")
     return tuple(missing)
-
-
-def quoted(names: Iterable[str]) -> str:
-    """Return the first three names, for a message."""
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -22,6 +21,7 @@ from .sampler import (
     TrainingEpisodeSampler,
     pairs_of,
 )
+from .workers import init_worker
 
 __all__ = [
     "PUBLISHED_RULES",
@@ -158,10 +158,6 @@ def _loader(
         pin_memory=has_gpu,
         persistent_workers=has_gpu and workers > 0,
         collate_fn=list,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # its seeds are unused; this leaves torch's global generator alone
     )
-
-
-def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)

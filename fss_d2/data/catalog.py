@@ -15,12 +15,15 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from fss_d2.files import expand_user
+from fss_d2.files import expand_user, shortened
 
 from . import datasets
 from .datasets.custom import register_coco_json, register_folder
+from .datasets.preparation import PAGE
 
 __all__ = ["dataset_root", "get_records", "register_all", "register_datasets_from_cfg"]
+
+_COCO_MINI = "coco_mini"  # the folder of the slice of COCO that several configs read
 
 
 def _data_sets() -> Iterator[ModuleType]:
@@ -92,4 +95,9 @@ def register_datasets_from_cfg(cfg: CfgNode) -> None:
                 located = {path: dataset_root() / expand_user(arguments[path]) for path in paths}
                 register(**{**arguments, **located})
             except TypeError as error:  # a wrong name, or a value of the wrong type
-                raise ValueError(f"DATASETS.{key}: {error} in {entry}") from error
+                raise ValueError(f"DATASETS.{key}: {error} in {shortened(entry)}") from error
+            except FileNotFoundError as error:
+                if str(dataset_root() / _COCO_MINI) not in str(error):
+                    raise
+                fix = f"run `python datasets/prepare_coco_mini.py`; {PAGE}"
+                raise FileNotFoundError(f"{error}, or {fix}") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import atomic_path, json_text, parse_json
+from fss_d2.files import atomic_path, json_text, parse_json, shortened
 
 __all__ = [
     "Episode",
@@ -122,7 +122,7 @@ def read_manifest(
     if records is not None:
         classes_of = {r["image_id"]: frozenset([*r["classes"], *r.get("query_classes", ())]) for r in records}
     episodes: list[Episode] = []
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:  # other bytes are no JSON
         next(file)
         for number, line in enumerate(file, start=2):
             if line.strip():
@@ -152,7 +152,7 @@ def _require(row: dict[str, Any], key: str, kinds: type | tuple[type, ...], wher
     if key not in row:
         raise ValueError(f"{where}: key {key!r} is missing")
     if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-        raise ValueError(f"{where}: {key!r} has a value of the wrong type: {row[key]!r}")
+        raise ValueError(f"{where}: {key!r} has a value of the wrong type: {shortened(repr(row[key]))}")
     return row[key]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import struct
 import zlib
 from functools import lru_cache
@@ -14,7 +15,7 @@ from PIL import Image, ImageCms
 from fss_d2.files import printable
 
 __all__ = ["decode_file", "eight_bits", "image_header", "is_image_name", "open_image", "orient", "read_image"]
-__all__ += ["to_rgb"]
+__all__ += ["to_rgb", "unreadable"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+_OPEN_FILE = re.compile(r"<_io\.BufferedReader name=(.*?)>")  # in messages of Pillow
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill in a 16-bit file
 
 
@@ -66,7 +68,7 @@ def decode_file(path: str | os.PathLike[str], what: str = "image") -> tuple[Imag
                 image = image.transpose(_STORED[orientation])
                 image.format = "TIFF"
     except _DECODE_ERRORS as error:
-        raise _unreadable(path, what, error) from error
+        raise unreadable(path, what, error) from error
     if frames > 1:
         _log_once(str(Path(path).parent), "of files with several pages or frames, the first is read")
     return image, orientation
@@ -107,14 +109,14 @@ def image_header(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int]:
                 width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
             return (height, width), _orientation(image) or 1
     except _DECODE_ERRORS as error:
-        raise _unreadable(path, "image", error) from error
+        raise unreadable(path, "image", error) from error
 
 
-def _unreadable(path: str | os.PathLike[str], what: str, error: Exception) -> Exception:
+def unreadable(path: str | os.PathLike[str], what: str, error: Exception) -> Exception:
     """The error of a file that Pillow cannot open or decode."""
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{what} file {path} does not exist; restore it or fix its path")
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    said = _OPEN_FILE.sub(r"\1", " ".join(str(error).split()))[:200] or type(error).__name__
     reason = "it is a folder" if Path(path).is_dir() else said
     return ValueError(f"{what} file {path} cannot be read ({reason}); replace it")
 

@@ -1,18 +1,19 @@
 """Masks of one class, (H, W) uint8 (1 object, 0 rest, 255 ignored): read, or reduced to boxes and strokes."""
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.config import CfgNode
 from PIL import Image
 
-from .images import decode_file, open_image, orient, read_image
+from .images import decode_file, image_header, open_image, orient, read_image
 from .mask_files import Frame, read_mask_file, to_upright
 from .mask_values import parse_mask_values
+from .outlines import checked_frame, checked_outline, draw_outlines
 
 __all__ = [
     "ANNOTATIONS",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 IGNORE = 255
+_LARGE = 2**26  # pixels from which on a frame is compared with the file before masks of its size are made
 ANNOTATIONS = ("mask", "box", "scribble")  # of supports
 
 
@@ -161,38 +163,39 @@ def _single_channel(image: Image.Image, path: str | os.PathLike[str]) -> np.ndar
 
 def _annotation_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     """Return the union of the class's objects; its crowd regions without an object are 255."""
-    shape = (record["height"], record["width"])
     mine = [a for a in record["annotations"] if a["category_id"] == class_id]
-    objects = [a["segmentation"] for a in mine if not a.get("iscrowd", 0)]
-    crowds = [a["segmentation"] for a in mine if a.get("iscrowd", 0)]
     try:
-        mask = _union(crowds, shape) * np.uint8(IGNORE)
-        mask[_union(objects, shape) > 0] = 1
+        frame = _annotated_frame(record)
+        outlines = [_outline_of(annotation, frame) for annotation in mine]
+        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in mine]
     except (TypeError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{mask_source(record)}: class {class_id} cannot be drawn ({reason})") from error
+    objects = [outline for outline, is_crowd in zip(outlines, crowds, strict=True) if not is_crowd]
+    mask = draw_outlines(objects, frame)
+    if any(crowds):
+        ignored = draw_outlines(itertools.compress(outlines, crowds), frame)
+        mask[(ignored > 0) & (mask == 0)] = IGNORE
     return mask
 
 
-def _union(segmentations: Iterable[Any], shape: tuple[int, int]) -> np.ndarray:
-    """Rasterise polygons and RLEs into one mask (H, W) uint8 in {0, 1}."""
-    rles: list[Any] = []
-    vertices: list[np.ndarray] = []
-    for segmentation in segmentations:
-        if isinstance(segmentation, Mapping):
-            if list(segmentation["size"]) != list(shape):
-                raise ValueError(f"RLE of size {segmentation['size']}, the image is {list(shape)}")
-            compressed = isinstance(segmentation["counts"], (str, bytes))
-            rles.append(segmentation if compressed else coco_mask.frPyObjects(segmentation, *shape))
-        else:
-            vertices += [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
-            polygons = [p for p in segmentation if len(p) >= 6]
-            rles += coco_mask.frPyObjects(polygons, *shape) if polygons else []
-    union = coco_mask.decode(coco_mask.merge(rles)) if rles else np.zeros(shape, np.uint8)
-    if vertices and not union.any():  # too thin for the rasteriser: the pixels under its corners
-        x, y = np.concatenate(vertices).astype(int).T
-        union[np.clip(y, 0, shape[0] - 1), np.clip(x, 0, shape[1] - 1)] = 1
-    return union
+def _annotated_frame(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the (height, width) that a record gives; one of a large picture must be that of its file."""
+    frame = checked_frame(record["height"], record["width"])
+    if frame[0] * frame[1] > _LARGE:
+        stored, _ = image_header(record["file_name"])
+        if sorted(stored) != sorted(frame):
+            raise ValueError(f"the picture is {stored[1]}x{stored[0]}, not {frame[1]}x{frame[0]} pixels")
+    return frame
+
+
+def _outline_of(annotation: Mapping[str, Any], frame: tuple[int, int]) -> Any:
+    try:
+        return checked_outline(annotation["segmentation"], frame)
+    except ValueError as error:
+        if "id" not in annotation:
+            raise
+        raise ValueError(f"annotation {annotation['id']}: {error}") from error
 
 
 def _size(array: np.ndarray) -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -20,11 +19,12 @@ from torch.utils.data import DataLoader
 from fss_d2.data.augmentations import build_resize
 from fss_d2.data.catalog import get_records
 from fss_d2.data.samples import BaseInstances, Instances
+from fss_d2.data.workers import init_worker
 from fss_d2.files import atomic_path
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
 from fss_d2.progress import track
-from fss_d2.state_dict import UNREADABLE, load_plain
+from fss_d2.state_dict import UNREADABLE, load_plain, not_finite
 
 __all__ = ["build_base_prototypes", "fill_base_knowledge"]
 
@@ -120,15 +120,11 @@ def _instance_means(model: ImageModel, item: Instances) -> tuple[Tensor, Tensor]
 def _share(instances: BaseInstances, workers: int) -> Iterator[Instances]:
     """This process's images, in order."""
     mine = range(comm.get_rank(), len(instances), comm.get_world_size())
-    options = {"batch_size": None, "num_workers": workers, "worker_init_fn": _init_worker}
+    options = {"batch_size": None, "num_workers": workers, "worker_init_fn": init_worker}
     # A generator of its own leaves torch's global one alone.
     loader = DataLoader(instances, sampler=mine, generator=torch.Generator(), **options)
     logger.info("Building the prototypes of the base classes from %d images", len(instances))
     yield from track(loader, "Prototypes of the base classes", len(mine))
-
-
-def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)
 
 
 def _report(counts: Tensor, instances: BaseInstances) -> None:
@@ -187,6 +183,8 @@ def _read(path: Path | None, knowledge: BaseKnowledge) -> Tensor | None:
         return None
     try:
         prototypes = load_plain(path)["prototypes"]
+        if next(not_finite(prototypes, "prototypes"), ""):
+            raise ValueError("tensor prototypes holds NaN or infinite values")
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is broken (%s); building the prototypes again", path, error)
         return None

@@ -6,28 +6,30 @@ import itertools
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-
 from fss_d2.files import expand_user, shortened
 
+from .errors import LOST_PROCESS, TRACEBACK_VARIABLE, one_line, report_to_torchrun, traceback_wanted
 from .launch import LaunchPlan
+from .run_log import closing_log_handlers, describe_run, hide_tracebacks, quiet_console, start_log
+from .signals import Interrupted, raising
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 __all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "add_mask_values", "argument_parser"]
 __all__ += ["closing_log_handlers", "documented_parser", "hide_tracebacks", "one_line", "parse_command_line"]
-__all__ += ["path_option", "plan_from", "run_command", "setup", "start_log", "suggestion"]
+__all__ += ["path_option", "plan_from", "remove_half_written", "run_command", "setup", "start_log"]
+__all__ += ["suggestion"]
 
-# Set to anything but "" or "0" to see where an error comes from.
-TRACEBACK_VARIABLE = "FSS_D2_TRACEBACK"
+logger = logging.getLogger(__name__)
 
 # The first parts of all config keys. `get_cfg` has them too, but needs seconds to import.
 _TOP_LEVEL = (
@@ -35,14 +37,6 @@ _TOP_LEVEL = (
     *("MODEL", "OUTPUT_DIR", "SEED", "SOLVER", "TEST", "VERSION", "VIS_PERIOD"),
 )
 _KEY = re.compile(rf"(?:{'|'.join(_TOP_LEVEL)})(?:\.[A-Z0-9_]+)*")  # SEED, SOLVER.BASE_LR; not IMG_7.JPG
-
-# What bad input raises: values, keys, files, a loss that became NaN, YAML that does not parse.
-_USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError, yaml.YAMLError)
-_OUT_OF_MEMORY = "OutOfMemoryError"
-# "ValueError: text" as Python ends a traceback, also inside the message of a worker's error.
-_LAST_ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", re.MULTILINE | re.DOTALL)
-_LONGEST_LINE = 1000  # characters of an error, in which a file may have put a text of any length
-_TRAIN_LOOP = "detectron2.engine.train_loop"  # logs the traceback of any error that ends a training
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,6 +88,8 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
+    note = "do an iteration again whose loss was infinite or NaN: OUTPUT_DIR/failed_episode.json"
+    parser.add_argument("--replay", type=path_option, metavar="FILE", help=note)
     add_launch_arguments(parser)
     return parser
 
@@ -157,6 +153,9 @@ def plan_from(args: argparse.Namespace) -> LaunchPlan:
 def setup(args: argparse.Namespace) -> "CfgNode":
     """Read the config, register the data sets that it lists, start the logs and seed all generators.
 
+    The console gets ten lines about the run, ``log.txt`` also the environment and the whole config. What an
+    earlier run in this folder left half-written is removed.
+
     Args:
         args: what `argument_parser` parses; ``OUTPUT_DIR`` receives ``config.yaml`` and ``log.txt``.
 
@@ -165,6 +164,7 @@ def setup(args: argparse.Namespace) -> "CfgNode":
         FileNotFoundError: a data set has not been prepared; nothing has been written then.
     """
     from detectron2.engine import default_setup
+    from detectron2.utils import comm
 
     from fss_d2.config import load_config
     from fss_d2.data.catalog import get_records, register_datasets_from_cfg
@@ -179,18 +179,35 @@ def setup(args: argparse.Namespace) -> "CfgNode":
     for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         get_records(name)  # so that a missing test set is an error now, not at the first evaluation
     check_writable(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
+    with quiet_console(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     start_log(cfg.OUTPUT_DIR)
     hide_tracebacks()
+    logger.info("%s", describe_run(cfg, training=not args.eval_only))
+    if comm.is_main_process():
+        remove_half_written(Path(cfg.OUTPUT_DIR))
     return cfg
 
 
-def start_log(output_dir: str | None = None) -> None:
-    """Show the log of fss_d2 on the console (main process), and in ``output_dir/log.txt``."""
-    from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
+def remove_half_written(folder: Path) -> None:
+    """Remove the half-written files of killed processes from a folder, not from those below it."""
+    from fss_d2.files import is_half_written
 
-    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fss_d2")
+    for path in filter(is_half_written, folder.glob(".*.tmp")):
+        writer = int(path.name.split(".")[-2])
+        if writer == os.getpid() or not _is_alive(writer):  # this process has written nothing yet
+            path.unlink(missing_ok=True)
+            logger.info("Removed %s, half-written by a run that was killed", path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def run_command(main: Callable[[], object]) -> int:
@@ -198,103 +215,24 @@ def run_command(main: Callable[[], object]) -> int:
 
     User errors (`_USER_ERRORS`, GPU memory), also those of a spawned process or a data loader's worker,
     become ``error: <one line>`` on the standard error stream and exit code 1. Other errors are bugs and keep
-    their traceback, as all do when FSS_D2_TRACEBACK is set. Log handlers that the command added are closed.
+    their traceback, as all do when FSS_D2_TRACEBACK is set. SIGTERM, SIGHUP and Ctrl-C end the program with
+    one line and exit code 143, 129 or 130. Log handlers that the command added are closed.
     """
     try:
-        with closing_log_handlers():
+        with raising(), closing_log_handlers():
             code = main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        if stop.line and int(os.environ.get("RANK", "0")) == 0:
+            print(stop.line, file=sys.stderr)
+        return stop.exit_code
     except Exception as error:
-        line = None if _traceback_wanted() else one_line(error)
+        line = None if traceback_wanted() else one_line(error)
         if line is None:
+            report_to_torchrun(traceback.format_exc())
             raise
         print(f"error: {line}", file=sys.stderr)
+        if not LOST_PROCESS.search(str(error)):  # the process that was lost has the cause
+            report_to_torchrun(f"error: {line}")
         return 1
     return code if isinstance(code, int) else 0
-
-
-@contextmanager
-def closing_log_handlers() -> Iterator[None]:
-    """Remove and close, at the end of the block, all log handlers that were added in it.
-
-    Otherwise a second command in the same process would write to the streams of the first.
-    """
-    before = {handler for logger in _loggers() for handler in logger.handlers}
-    try:
-        yield
-    finally:
-        for logger in _loggers():
-            for handler in set(logger.handlers) - before:
-                logger.removeHandler(handler)
-                handler.close()
-        if detectron2_logger := sys.modules.get("detectron2.utils.logger"):
-            detectron2_logger.setup_logger.cache_clear()  # otherwise the next call adds no handlers
-            detectron2_logger._cached_log_stream.cache_clear()
-
-
-def _loggers() -> list[logging.Logger]:
-    """All loggers of the process."""
-    named = [entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger)]
-    return [logging.root, *named]
-
-
-def one_line(error: BaseException) -> str | None:
-    """The message of an error that the user can fix, on one line; None for any other error."""
-    kind, message = type(error).__name__, _message(error)
-    nested = None
-    for nested in _LAST_ERROR.finditer(_innermost(message)):
-        kind, message = nested.group(1), nested.group(2)
-    if kind == _OUT_OF_MEMORY:
-        sentence = " ".join(message.split()).split(". ")[0].rstrip(".")
-        return f"{sentence}; lower SOLVER.IMS_PER_BATCH or INPUT.FEW_SHOT_SIZE"
-    known = kind in _user_error_names() if nested else isinstance(error, _USER_ERRORS)
-    if not known:
-        return None
-    line = " ".join(message.split())
-    if kind == "KeyError" and " " not in line:  # a bare key says too little
-        line = f"missing key {line} (set {TRACEBACK_VARIABLE}=1 to see where)"
-    line = line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
-    return line or f"{kind} (set {TRACEBACK_VARIABLE}=1 to see where)"
-
-
-def hide_tracebacks() -> None:
-    """Keep Detectron2's training loop from logging the traceback of an error that the user can fix."""
-    if not _traceback_wanted():
-        logging.getLogger(_TRAIN_LOOP).addFilter(_without_traceback)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    line = one_line(record.exc_info[1]) if record.exc_info and record.exc_info[1] else None
-    if line is not None:
-        record.msg, record.args, record.exc_info = "Training stopped: %s", (line,), None
-    return True
-
-
-def _traceback_wanted() -> bool:
-    return os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        name = error.filename if error.filename2 is None else error.filename2  # a renamed temporary file
-        return f"{name}: {error.strerror}"
-    if isinstance(error, KeyError) and len(error.args) == 1:  # str() would put it in quotes
-        return str(error.args[0])
-    return str(error)
-
-
-def _innermost(message: str) -> str:
-    """What follows the last "Traceback" in a message that quotes another process."""
-    return message.rpartition("Traceback (most recent call last)")[2] if "Traceback" in message else ""
-
-
-def _user_error_names() -> set[str]:
-    """Names of the user errors and of all that derive from them, as a traceback prints them."""
-    names, classes = set(), list(_USER_ERRORS)
-    while classes:
-        current = classes.pop()
-        names.add(current.__name__)
-        classes.extend(current.__subclasses__())
-    return names

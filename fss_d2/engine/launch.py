@@ -3,18 +3,31 @@
 Detectron2 0.6 launches on GPUs only, and no version of it joins the processes of torchrun.
 """
 
+import multiprocessing
 import os
+import pickle
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
+
+from .errors import LOST_PROCESS
+from .signals import FORWARDED, Interrupted, forwarding, raising
 
 __all__ = ["LaunchPlan", "launch"]
 
 Main = Callable[..., Any]
 _TIMEOUT = timedelta(minutes=30)  # as Detectron2's
+_PATIENCE = 2.0  # seconds that a process which lost another waits, so that the other's error is seen first
+_GRACE = 60.0  # seconds for the processes that are left after one has ended
+_LOST_EXIT = 3  # exit code of a process that lost another
+_STOPPED = {128 + n: n for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1))}  # exit codes
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
@@ -83,22 +96,84 @@ def launch(main: Main, plan: LaunchPlan, args: Sequence[Any] = ()) -> Any:
     world_size = plan.per_machine * plan.num_machines
     if world_size == 1:
         return main(*args)
-    import torch.multiprocessing as mp
-
     url = f"tcp://127.0.0.1:{_free_port()}" if plan.dist_url == "auto" else plan.dist_url
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"--dist-url {url!r} is not of the form tcp://HOST:PORT")
     variables = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
-    mp.spawn(_spawned, args=(main, plan, tuple(args), variables), nprocs=plan.per_machine)
+    _spawn(plan.per_machine, (main, plan, tuple(args), variables))
     return None
+
+
+def _spawn(count: int, args: tuple[Any, ...]) -> None:
+    """Start processes, pass signals on to them, wait for all, and raise the error of the one that has one."""
+    import torch.multiprocessing as mp
+
+    with forwarding(_send_to_children):
+        context = mp.start_processes(_spawned, args=args, nprocs=count, join=False, start_method="spawn")
+        codes = _wait_for(context.processes)
+        for rank, file in enumerate(context.error_files):
+            if os.path.isfile(file):
+                with open(file, "rb") as stream:
+                    raise RuntimeError(f"process {rank} of {count} failed:\n{pickle.load(stream)}")
+        if stopped := [_STOPPED[code] for code in codes if code in _STOPPED]:
+            raise Interrupted(stopped[0], "")  # the main process has said what it did
+        for rank, code in sorted(enumerate(codes), key=lambda ended: ended[1] in (0, _LOST_EXIT)):
+            if code < 0:
+                name, fix = signal.Signals(-code).name, "lower SOLVER.IMS_PER_BATCH or DATALOADER.NUM_WORKERS"
+                memory = f"; the machine may have run out of memory: {fix}" if code == -9 else ""
+                raise ChildProcessError(f"process {rank} of {count} was killed by {name}{memory}")
+            if code:
+                raise ChildProcessError(f"process {rank} of {count} ended with exit code {code}")
+
+
+def _wait_for(processes: Sequence[multiprocessing.Process]) -> list[int]:
+    """Wait for all, and after a failure end the others; return the exit codes, 0 for those ended here."""
+    running = list(processes)
+    while running and not any(p.exitcode for p in processes):
+        wait([p.sentinel for p in running])
+        running = [p for p in running if p.exitcode is None]
+    # One that failed leaves the others without their exchanges, which need not notice it on GPUs.
+    stopped = any(p.exitcode in _STOPPED for p in processes)
+    _join(processes, _GRACE if stopped else 2 * _PATIENCE)
+    own = [p for p in processes if p.is_alive()]
+    for end in ("terminate", "kill"):
+        for process in processes:
+            if process.is_alive():
+                getattr(process, end)()
+        _join(processes, _GRACE if stopped else _PATIENCE)
+    return [0 if p in own else p.exitcode or 0 for p in processes]
+
+
+def _join(processes: Iterable[multiprocessing.Process], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+def _send_to_children(number: int) -> bool:
+    children = [child.pid for child in multiprocessing.active_children() if child.pid]
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+    return bool(children)
 
 
 def _spawned(rank: int, main: Main, plan: LaunchPlan, args: Sequence[Any], variables: dict[str, str]) -> None:
     """Set the variables that torchrun would set, and run."""
-    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(plan.per_machine)}
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(plan.per_machine), FORWARDED: "1"}
     os.environ.update(variables, RANK=str(plan.machine_rank * plan.per_machine + rank), **local)
-    _join_and_run(main, plan.uses_gpu, args)
+    try:
+        with raising():
+            _join_and_run(main, plan.uses_gpu, args)
+    except Interrupted as stop:
+        if stop.line and os.environ["RANK"] == "0":
+            print(stop.line, file=sys.stderr, flush=True)
+        sys.exit(stop.exit_code)
+    except RuntimeError as error:
+        if LOST_PROCESS.search(str(error)):
+            sys.exit(_LOST_EXIT)
+        raise
 
 
 def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
@@ -129,6 +204,11 @@ def _join_and_run(main: Main, on_gpu: bool, args: Sequence[Any]) -> Any:
             with suppress(RuntimeError):  # another process failed, and reports its own error
                 dist.barrier()  # gloo: a process that leaves early may abort one that still sends
         return result
+    except RuntimeError as error:
+        if LOST_PROCESS.search(str(error)):
+            with suppress(KeyboardInterrupt):
+                time.sleep(_PATIENCE)
+        raise
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()

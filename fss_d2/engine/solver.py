@@ -1,5 +1,6 @@
 """Optimizers, learning-rate schedules and gradient clipping from ``cfg.SOLVER``."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["PolyParamScheduler", "build_gradient_clipper", "build_lr_scheduler", "build_optimizer"]
+
+logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("SGD", "ADAMW")
 _DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
@@ -68,12 +71,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """The schedule ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", "ConstantLR" or one of Detectron2's.
 
-    All start with WARMUP_ITERS iterations of warm-up from WARMUP_FACTOR; 0 iterations mean none.
+    All start with WARMUP_ITERS iterations of warm-up from WARMUP_FACTOR; 0 iterations mean none. A warm-up
+    longer than half of the training is shortened to half of it, with a warning: it ends at the value that the
+    schedule has there, which is zero at the end of most schedules.
     """
     solver = cfg.SOLVER
     if solver.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}; training needs at least 1")
+    warmup = _warmup_iterations(solver)
     if solver.LR_SCHEDULER_NAME in _DETECTRON2_SCHEDULES:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.WARMUP_ITERS = warmup
         return build_detectron2_lr_scheduler(cfg, optimizer)
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         schedule: ParamScheduler = PolyParamScheduler(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
@@ -82,10 +91,23 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     else:
         names = ", ".join(("WarmupPolyLR", "ConstantLR", *_DETECTRON2_SCHEDULES))
         raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of {names}")
-    if solver.WARMUP_ITERS > 0:
-        length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    if warmup > 0:
+        length = warmup / solver.MAX_ITER
         schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD)
     return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
+
+
+def _warmup_iterations(solver: CfgNode) -> int:
+    """WARMUP_ITERS, or half of MAX_ITER if that is less."""
+    most = solver.MAX_ITER // 2
+    if most >= solver.WARMUP_ITERS:
+        return solver.WARMUP_ITERS
+    logger.warning(
+        "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the warm-up takes %d iterations, "
+        "so that the learning rate is reached",
+        *(solver.WARMUP_ITERS, solver.MAX_ITER, most),
+    )
+    return most
 
 
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:

@@ -5,7 +5,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from fss_d2.files import read_json, write_atomic, write_json
 
 from .solver import GradientClipper
 
-__all__ = ["AMP_DTYPES", "AutocastTrainer", "EpisodeStream", "KeepBest", "SeedIterations"]
-__all__ += ["SetModelIteration", "cut_metrics", "seed_iteration"]
+__all__ = ["AMP_DTYPES", "AutocastTrainer", "EpisodeStream", "KeepBest", "NonFiniteLoss"]
+__all__ += ["SeedIterations", "SetModelIteration", "cut_metrics", "seed_iteration"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,35 @@ class EpisodeStream:
         yield from self._loader
 
 
+class NonFiniteLoss(FloatingPointError):
+    """A loss that is infinite or NaN.
+
+    Args:
+        iteration: counted from 0.
+        losses: means over the processes, by name.
+        rank: of the first process whose loss it is.
+        episodes: numbers of the episodes of that process's batch.
+    """
+
+    TEXT = "Loss became infinite or NaN at iteration="
+
+    def __init__(
+        self, iteration: int, losses: Mapping[str, float], rank: int = 0, episodes: Sequence[int] = ()
+    ) -> None:
+        super().__init__(f"{self.TEXT}{iteration}! loss_dict = {dict(losses)}")
+        self.iteration, self.losses, self.rank, self.episodes = iteration, losses, rank, episodes
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Losses of one iteration that are still on their device."""
+
+    iteration: int
+    data_time: float
+    losses: dict[str, Tensor]
+    episodes: list[int]  # their numbers
+
+
 class AutocastTrainer(SimpleTrainer):
     """Detectron2's `SimpleTrainer` with mixed precision and gradient clipping; it seldom waits for the GPU.
 
@@ -61,6 +91,7 @@ class AutocastTrainer(SimpleTrainer):
             bfloat16, with a warning.
         reads_losses: whether an iteration, counted from 0, copies the losses from the device and checks them,
             with those of the iterations before it that were not read.
+        describe: makes the message of the error for a loss that is infinite or NaN, in all processes.
     """
 
     def __init__(
@@ -72,13 +103,15 @@ class AutocastTrainer(SimpleTrainer):
         clip: GradientClipper | None = None,
         amp_dtype: str | None = None,
         reads_losses: Callable[[int], bool] = lambda iteration: True,
+        describe: Callable[[NonFiniteLoss], str] = str,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if amp_dtype is not None and amp_dtype not in AMP_DTYPES:
             raise ValueError(f"SOLVER.AMP.DTYPE is {amp_dtype!r}; use one of {', '.join(AMP_DTYPES)}")
         self._clip = clip
         self._reads_losses = reads_losses
-        self._unread: list[tuple[int, float, dict[str, Tensor]]] = []  # iteration, data time, losses
+        self._describe = describe
+        self._unread: list[_Unread] = []
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._device_type = self._parameters[0].device.type
         if amp_dtype == "float16" and self._device_type == "cpu":
@@ -93,26 +126,39 @@ class AutocastTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(self._device_type, self._amp_dtype, enabled=self._amp_dtype is not None):
-            losses = self.model(batch)
-            total = sum(losses.values())
+        losses = self.losses(self.model, batch)
+        total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         self.grad_scaler.scale(total).backward()
-        self._write_metrics(losses, data_time)
+        self._keep(losses, data_time, batch)
         if self._clip is not None:
             self.grad_scaler.unscale_(self.optimizer)
             self._clip(self._parameters)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _write_metrics(self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "") -> None:
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The losses of a batch in the precision of the training."""
+        with torch.autocast(self._device_type, self._amp_dtype, enabled=self._amp_dtype is not None):
+            return model(batch)
+
+    def _keep(self, losses: Mapping[str, Tensor], data_time: float, batch: Sequence[Any]) -> None:
         """Keep the losses on their device until an iteration that reads them."""
         iteration = get_event_storage().iter
-        losses = {f"{prefix}{name}": loss.detach() for name, loss in loss_dict.items()}
-        self._unread.append((iteration, data_time, losses))
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        numbers = [e["episode_index"] for e in batch if isinstance(e, Mapping) and "episode_index" in e]
+        self._unread.append(_Unread(iteration, data_time, detached, numbers))
         if self._reads_losses(iteration):
-            unread, self._unread = self._unread, []
-            _record(unread)
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Check the losses that were not read and put them into the event storage, in all processes."""
+        unread, self._unread = self._unread, []
+        try:
+            if unread:
+                _record(unread)
+        except NonFiniteLoss as error:
+            raise FloatingPointError(self._describe(error)) from error
 
     def close(self) -> None:
         """Release the loader's workers; left to the garbage collector they take seconds to end."""
@@ -129,23 +175,24 @@ class AutocastTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def _record(unread: list[tuple[int, float, dict[str, Tensor]]]) -> None:
+def _record(unread: Sequence[_Unread]) -> None:
     """Check losses and put their means over all processes into the event storage, under their iterations.
 
     Copies from the device once and exchanges with the other processes once.
     """
-    values = iter(torch.stack([loss for *_, losses in unread for loss in losses.values()]).tolist())
-    mine = [(data_time, {name: next(values) for name in losses}) for _, data_time, losses in unread]
+    values = iter(torch.stack([loss for each in unread for loss in each.losses.values()]).tolist())
+    mine = [(each.data_time, {name: next(values) for name in each.losses}) for each in unread]
     storage = get_event_storage()
     now = storage.iter
-    for (iteration, *_), of_processes in zip(unread, zip(*comm.all_gather(mine), strict=True), strict=True):
+    for each, of_processes in zip(unread, zip(*comm.all_gather(mine), strict=True), strict=True):
         names = of_processes[0][1]
         losses = {name: np.mean([losses[name] for _, losses in of_processes]) for name in names}
         total = sum(losses.values())
         if not np.isfinite(total):
-            message = f"Loss became infinite or NaN at iteration={iteration}!\nloss_dict = {losses}"
-            raise FloatingPointError(message)
-        storage.iter = iteration
+            wrong = [not np.isfinite(sum(losses.values())) for _, losses in of_processes]
+            rank = wrong.index(True) if any(wrong) else 0
+            raise NonFiniteLoss(each.iteration, losses, rank, comm.all_gather(each.episodes)[rank])
+        storage.iter = each.iteration
         storage.put_scalar("data_time", max(data_time for data_time, _ in of_processes))
         storage.put_scalar("total_loss", total)
         if len(losses) > 1:
@@ -207,6 +254,8 @@ class KeepBest(BestCheckpointer):
             best = read_json(self._record)
             if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
                 self.best_metric, self.best_iter = best["value"], best["iteration"]
+        if self._val_metric in self.trainer.storage.latest():  # of an evaluation that was due at the resume
+            self._best_checking()
 
     def _update_best(self, val: float, iteration: int) -> bool:
         updated = super()._update_best(val, iteration)

@@ -4,13 +4,13 @@ import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
@@ -28,7 +28,10 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
+from .replay import Start, report_failure
+from .signals import Interrupted, StopRequest, signal_name
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .stopping import Agreement, ConsoleLines, ConsolePrinter, PeriodicEvaluation, StopOnSignal
 from .train_loop import (
     AutocastTrainer,
     EpisodeStream,
@@ -60,6 +63,9 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.results: Results | None = None
+        self._start = Start()
+        self._request = StopRequest()
+        self._agreement = Agreement(self._request)
         model = self.build_model(cfg)
         if cfg.DATASETS.TEST:
             check_evaluators(cfg, model)
@@ -71,27 +77,50 @@ class Trainer(DefaultTrainer):
             optimizer,
             clip=build_gradient_clipper(cfg),
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
-            reads_losses=_reads_losses(cfg),
+            reads_losses=_reads_losses(cfg, self._agreement),
+            describe=lambda failure: report_failure(self.cfg, self._start, failure),
         )
-        self.checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = FewShotCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint in OUTPUT_DIR if ``resume`` and there is one, else MODEL.WEIGHTS."""
         super().resume_or_load(resume)
+        resumed = resume and self.checkpointer.has_checkpoint()
+        self._begin(self.checkpointer.get_checkpoint_file() if resumed else "")
+
+    def start_from(self, checkpoint: str) -> None:
+        """Go on from a checkpoint of this training; from MODEL.WEIGHTS if it is empty."""
+        if not checkpoint:
+            self.resume_or_load(resume=False)
+            return
+        self.checkpointer.load(checkpoint)
+        self.start_iter = self.iter + 1
+        self._begin(checkpoint)
+
+    def _begin(self, checkpoint: str) -> None:
+        """Prepare data and prototypes for the first iteration, which follows a checkpoint ("" for none)."""
+        self._start = Start(self.start_iter, checkpoint)
         self.data_loader.start_at(self.start_iter)
         # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
         model = self.checkpointer.model
-        if not (resume and self.checkpointer.has_checkpoint() and has_base_knowledge(model)):
+        if not (checkpoint and has_base_knowledge(model)):
             fill_base_knowledge(self.cfg, model)
 
     def train(self) -> Results | None:
-        """Train, and return the scores of `evaluate` (None without test sets), also in ``results.json``."""
+        """Train, and return the scores of `evaluate` (None without test sets), also in ``results.json``.
+
+        SIGTERM, SIGHUP and Ctrl-C save a checkpoint after the iteration, and raise `Interrupted`.
+        """
         if comm.is_main_process():  # only now is the first iteration known
             cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
-            writers = hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)
-            self.register_hooks([writers])
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+            period = self.cfg.SOLVER.LOG_PERIOD
+            console, *files = self.build_writers()
+            self.register_hooks([ConsoleLines(console, period, self._agreement)])
+            self.register_hooks([hooks.PeriodicWriter(files, period)])
+        self.register_hooks([StopOnSignal(self._agreement)])
+        with self._request.receiving():
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         if self.results:
             write_summary(self.cfg, self.results, weights=str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth"))
         return self.results
@@ -102,13 +131,43 @@ class Trainer(DefaultTrainer):
         if self.iter < self.max_iter:
             unfinished = (hooks.EvalHook, hooks.BestCheckpointer)
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, unfinished)]
-        super().after_train()
+            super().after_train()
+            return
+        try:
+            with self._request.at_once():
+                super().after_train()
+        except Interrupted as stop:
+            raise self._interrupted(stop.number, "in the final evaluation", "model_final") from None
+
+    def stop(self, number: int, *, together: bool = False) -> NoReturn:
+        """Save a checkpoint of the iteration that has ended, and raise `Interrupted` for a signal.
+
+        Args:
+            number: of the signal.
+            together: whether all processes call this in the same iteration; they leave after the checkpoint.
+        """
+        self._trainer.read_losses()
+        done = self.iter + 1
+        name = "model_final" if done >= self.max_iter else f"model_{self.iter:07d}"
+        if comm.is_main_process():
+            self.checkpointer.save(name, iteration=self.iter)
+        if together:
+            comm.synchronize()
+        raise self._interrupted(number, f"after {done} of {self.max_iter} iterations", name)
+
+    def _interrupted(self, number: int, when: str, name: str) -> Interrupted:
+        """The end by a signal: what was saved, and how to go on."""
+        path = Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
+        line = (
+            f"stopped by {signal_name(number)} {when}; saved {path}: the same command with --resume goes on"
+        )
+        return Interrupted(number, line)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Seeding, timing, learning rate, checkpoints, evaluation; `train` adds the writers after them."""
         cfg = self.cfg
         built: list[hooks.HookBase] = [SeedIterations(cfg.SEED)] if cfg.SEED >= 0 else []
-        built += [SetModelIteration(), hooks.IterationTimer(), hooks.LRScheduler()]
+        built += [self._agreement, SetModelIteration(), hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
             # Before the evaluation, so that the checkpoint is there if the evaluation fails.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
@@ -119,7 +178,8 @@ class Trainer(DefaultTrainer):
         built: list[hooks.HookBase] = []
         if period > 0:
             periodic = evaluate_periodically
-            built.append(hooks.EvalHook(period, lambda: {"periodic": periodic(self.cfg, self.model)}))
+            scores = lambda: {"periodic": periodic(self.cfg, self.model)}  # noqa: E731
+            built.append(PeriodicEvaluation(period, scores, self._request))
             if test.BEST_METRIC and comm.is_main_process():
                 best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
                 name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
@@ -136,7 +196,7 @@ class Trainer(DefaultTrainer):
         """The console, ``metrics.json`` (plain values, not smoothed) and TensorBoard."""
         folder = self.cfg.OUTPUT_DIR
         plain = JSONWriter(str(Path(folder) / "metrics.json"), window_size=1)
-        return [CommonMetricPrinter(self.max_iter), plain, TensorboardXWriter(folder)]
+        return [ConsolePrinter(self.max_iter), plain, TensorboardXWriter(folder)]
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks and step with its optimizer, which Detectron2 0.6 leaves out."""
@@ -160,14 +220,14 @@ class Trainer(DefaultTrainer):
         return DatasetEvaluators(build_evaluators(cfg, dataset_name))
 
 
-def _reads_losses(cfg: CfgNode) -> Callable[[int], bool]:
+def _reads_losses(cfg: CfgNode, agreement: Agreement) -> Callable[[int], bool]:
     """Whether an iteration copies the losses from the device: before what is logged, saved or evaluated."""
     periods = (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
     last = cfg.SOLVER.MAX_ITER
 
     def reads(iteration: int) -> bool:
         done = iteration + 1
-        return done >= last or any(period > 0 and done % period == 0 for period in periods)
+        return done >= last or agreement.log or any(period > 0 and done % period == 0 for period in periods)
 
     return reads
 

@@ -1,5 +1,6 @@
 """Supports as users give them: a picture, and a mask, boxes or scribbles that mark the object in it."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ __all__ += ["find_supports", "read_annotation", "read_picture", "read_support", 
 _EXIF_ORIENTATION = 0x0112
 # Width of a stroke in pixels: the least as in `fss_d2.data.masks`, the most that OpenCV draws.
 _LEAST_WIDTH, _MOST_WIDTH = 3, 32767
+# Pixels: strokes with points farther away are cut before OpenCV draws them; then, refused.
+_MOST_REACH, _FARTHEST = 2**20, 1e9
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ class Box:
     def mask(self, height: int, width: int) -> np.ndarray:
         """(height, width) uint8, 1 in the box, 0 elsewhere."""
         drawn = np.zeros((height, width), np.uint8)
-        top, left = max(math.floor(self.y0), 0), max(math.floor(self.x0), 0)
-        drawn[top : max(math.ceil(self.y1), 0), left : max(math.ceil(self.x1), 0)] = 1
+        drawn[self.pixels()] = 1
         return drawn
+
+    def pixels(self) -> tuple[slice, slice]:
+        """Rows and columns that the box touches; parts left of or above the image are cut off."""
+        top, left = max(math.floor(self.y0), 0), max(math.floor(self.x0), 0)
+        return slice(top, max(math.ceil(self.y1), 0)), slice(left, max(math.ceil(self.x1), 0))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,10 @@ class Boxes:
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """(height, width) uint8, 1 in any of the boxes, 0 elsewhere."""
-        return np.maximum.reduce([box.mask(height, width) for box in self.boxes])
+        drawn = np.zeros((height, width), np.uint8)
+        for box in self.boxes:
+            drawn[box.pixels()] = 1
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,11 @@ class Scribble:
         drawn = np.full((height, width), IGNORE, np.uint8)
         for value, strokes in ((0, self.background), (1, self.strokes)):
             for stroke in strokes:
-                points = np.floor(stroke).astype(np.int32)
-                if len(points) == 1:  # a line of one point is not drawn
-                    cv2.circle(drawn, points[0].tolist(), thickness // 2, value, thickness=-1)
-                else:
-                    cv2.polylines(drawn, [points], False, value, thickness)
+                for points in _within_reach(np.array(stroke), height, width, thickness):
+                    if len(points) == 1:  # a line of one point is not drawn
+                        cv2.circle(drawn, points[0].tolist(), thickness // 2, value, thickness=-1)
+                    else:
+                        cv2.polylines(drawn, [points], False, value, thickness)
         return drawn
 
 
@@ -236,7 +246,43 @@ def _strokes(given: Sequence) -> tuple[tuple[tuple[float, float], ...], ...]:
         raise ValueError(
             "a scribble has a stroke without points, or a point that is not a finite number: remove it"
         )
+    if any(np.abs(stroke).max() > _FARTHEST for stroke in strokes):
+        raise ValueError(
+            f"a scribble has a point more than {_FARTHEST:g} pixels away: give pixels of the image"
+        )
     return strokes
+
+
+def _within_reach(stroke: np.ndarray, height: int, width: int, thickness: int) -> list[np.ndarray]:
+    """The pixels (N, 2) int32 of a stroke (N, 2), in several pieces if it has points that OpenCV cannot draw.
+
+    Those are far outside of the image. Each step to or from one is cut where it comes near the image.
+    """
+    if (np.abs(stroke) < _MOST_REACH).all():
+        return [np.floor(stroke).astype(np.int32)]
+    margin = max(height, width) + thickness
+    low, high = np.array([-margin, -margin]), np.array([width + margin, height + margin])
+    if len(stroke) == 1:
+        return []
+    pieces = []
+    for start, end in itertools.pairwise(stroke):
+        piece = _cut(start, end, low, high)
+        if piece is not None:
+            pieces.append(np.floor(piece).astype(np.int32))
+    return pieces
+
+
+def _cut(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
+    """The part (2, 2) of a line within a box, by Liang and Barsky (1984); None if there is none."""
+    step, first, last = end - start, 0.0, 1.0
+    for axis in (0, 1):
+        limits = low[axis] - start[axis], high[axis] - start[axis]
+        if step[axis]:
+            near, far = sorted(limit / step[axis] for limit in limits)
+            first, last = max(first, near), min(last, far)
+        elif limits[0] > 0 or limits[1] < 0:
+            return None
+    return np.stack([start + first * step, start + last * step]) if first <= last else None
 
 
 def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:

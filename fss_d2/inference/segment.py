@@ -48,7 +48,7 @@ def segment(
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
 ) -> list[Prediction]:
-    """Segment images that were encoded as one batch, with the frame of each."""
+    """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN."""
     names = tuple(supports)
     contests = [Contest(size, len(names)) for size, _ in frames]
     scores = []
@@ -58,6 +58,9 @@ def segment(
         several = len(names) > 1 and any(output.unrefined is not None for output in outputs)
         for row, frame in enumerate(frames):
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
+            if lead.isnan().any():
+                fix = "check the model's weights, or encode the supports anew"
+                raise FloatingPointError(f"the scores of class {names[i]} are NaN: {fix}")
             own = _lead(model, [output.own_logits[row] for output in outputs], frame) if several else None
             contests[row].enter(i, lead, own)
     for row, (_, valid_sizes) in enumerate(frames):

@@ -16,7 +16,7 @@ from fss_d2.data.views import Window
 from fss_d2.files import atomic_path
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import resize
-from fss_d2.state_dict import UNREADABLE, load_plain
+from fss_d2.state_dict import UNREADABLE, load_plain, not_finite
 
 from .evidence import Tokens
 
@@ -24,7 +24,8 @@ __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_c
 
 _KIND, _VERSION = "fss_d2 encoded support", 4
 # Keys that do not change the encoding, or that the digest of the weights covers.
-_NO_MATTER = ("WEIGHTS", "DEVICE", "LOSS", "BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
+_NO_MATTER = ("WEIGHTS", "WEIGHTS_PARTIAL", "DEVICE", "LOSS")
+_NO_MATTER += ("BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
 _PIXEL_KEYS = ("FEW_SHOT_SIZE", "TEST_RESIZE", "MAX_SIZE_TEST")
 
 
@@ -117,6 +118,8 @@ def load_classes(
     try:
         difference = _difference(content, model, settings)
         states = {} if difference else content["classes"]
+        if spoilt := next(not_finite(states), ""):
+            raise ValueError(f"tensor {spoilt} holds NaN or infinite values")
         classes = {name: _class_support(name, state, model) for name, state in states.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"support file {path} is damaged ({error!r}): write it anew") from error

@@ -69,7 +69,8 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     if formats is not None:
         formats = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))
     job = Job(args.images, args.output, formats, args.review_below, args.min_area, args.check)
-    supports = read_supports(args.support, args.support_images, mask_values=args.mask_values)
+    options = {"mask_values": args.mask_values, "image_option": "--support-images"}
+    supports = read_supports(args.support, args.support_images, **options)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
     seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
@@ -98,7 +99,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--config-file", default=zoo, metavar="FILE", help="default: the model of the package")
     add("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     add("--support", required=True, metavar="PATH", type=path_option, help=_SUPPORT)
-    images = "images of a COCO JSON; default: the folder of the JSON"
+    images = "pictures of JSON files; default: near each file, also in a folder images"
     add("--support-images", metavar="FOLDER", type=path_option, help=images)
     add_mask_values(parser)
     add("--images", **folder, help="images to label, with subfolders")

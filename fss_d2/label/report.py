@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from detectron2.utils.colormap import colormap
 from PIL import Image
 
-from fss_d2.visualization.tiles import Color, draw_regions
+from fss_d2.visualization.colors import class_color, class_css
+from fss_d2.visualization.tiles import draw_regions
 
 from .check import ClassCheck, describe
 from .output import ImageRecord, OutputFile, json_bytes
@@ -39,7 +39,7 @@ def thumbnail(image: np.ndarray, record: ImageRecord, class_names: Sequence[str]
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     labels = Image.fromarray(record.class_map(class_names)).resize(size, Image.Resampling.NEAREST)
-    regions = [(np.asarray(labels) == i + 1, _color(i)) for i in range(len(class_names))]
+    regions = [(np.asarray(labels) == i + 1, class_color(i)) for i in range(len(class_names))]
     buffer = io.BytesIO()
     Image.fromarray(draw_regions(small, regions)).save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
@@ -88,7 +88,7 @@ def report_files(
     yield "needs_review.txt", b"".join(os.fsencode(f"{record.image}\n") for record in review)
     yield "needs_review.json", json_bytes([_row(record) for record in review])
     legend = "".join(
-        f'<span class="swatch" style="background: rgb({_css(i)})"></span>{html.escape(name)}'
+        f'<span class="swatch" style="background: {class_css(i)}"></span>{html.escape(name)}'
         for i, name in enumerate(labels.class_names)
     )
     notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
@@ -143,13 +143,3 @@ def _figure(record: ImageRecord, labels: LabelSet, review: bool) -> str:
 
 def _link(path: str | Path) -> str:
     return quote(os.fsencode(str(path).replace(os.sep, "/")))
-
-
-def _color(index: int) -> Color:
-    colors = colormap(rgb=True, maximum=1)
-    red, green, blue = colors[index % len(colors)]
-    return float(red), float(green), float(blue)
-
-
-def _css(index: int) -> str:
-    return ", ".join(str(round(255 * value)) for value in _color(index))

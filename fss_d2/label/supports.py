@@ -1,26 +1,28 @@
-"""Annotated pictures as supports, read from folders, COCO JSON and LabelMe files."""
+"""Annotated pictures as supports: read them."""
 
-import base64
-import io
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from fss_d2.data import register_coco_json, register_folder
-from fss_d2.data.images import open_image
+from fss_d2.data import register_folder
+from fss_d2.data.datasets.coco_json import CocoSettings, read_coco_records
+from fss_d2.data.datasets.splits import ClassDivision
+from fss_d2.data.images import read_image
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
-from fss_d2.data.masks import load_sample
+from fss_d2.data.masks import check_shows, load_mask, load_sample, upright_mask
 from fss_d2.data.pairs import find_marked_masks
-from fss_d2.files import expand_user, read_json_object
+from fss_d2.files import expand_user, printable, read_json_object, shortened
 from fss_d2.inference.annotations import find_supports, read_support
+
+from .labelme import read_labelme
 
 __all__ = ["Support", "read_supports"]
 
@@ -28,11 +30,9 @@ _FORMS = (
     "give a folder with <class>/images/* and <class>/masks/<same name>.png or with <class>/<name>.jpg and "
     "<name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"
 )
-_CIRCLE_CORNERS = 64
-_IGNORE, _BACKGROUND = "__ignore__", "_background_"  # labels that LabelMe itself uses
 _serial = itertools.count()
 
-Records = tuple[list[dict[str, Any]], list[str]]  # dataset dicts, class names
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def read_supports(
     *,
     class_name: str = "",
     mask_values: MaskValues | None = None,
+    image_option: str = "image_root",
 ) -> dict[str, list[Support]]:
     """Read annotated pictures; a picture that shows several classes is a support of each.
 
@@ -58,37 +59,129 @@ def read_supports(
         path: one of
             a folder with `<class>/images/*` and `<class>/masks/<same stem>.png`, or the folder of one class;
             a folder with each image next to its mask, see `find_supports`;
-            a JSON file in COCO's format;
+            a JSON file in COCO's format, or a folder with one such file;
             a LabelMe JSON file, or a folder of them (subfolders too); each names its picture.
-        image_root: what file names in a COCO JSON are relative to; None takes the folder of the JSON.
+        image_root: what file names in a JSON are relative to; None searches near the JSON file.
         class_name: of images next to their masks without class folders; "" takes the folder's name.
         mask_values: what the values of mask files mean, for all classes or by class
             (`fss_d2.data.mask_values`); None recognises it.
+        image_option: what the calling program calls `image_root`, for messages; "" if it has no such option.
 
     Returns:
         The supports of each class that has any, ordered by class name, or by category id of a COCO JSON.
 
     Raises:
         FileNotFoundError: there is no such path, or a picture or mask is missing.
-        ValueError: it has none of these forms, is broken, or annotates nothing.
+        ValueError: it has none of these forms, is broken, or annotates nothing; or an object cannot be read.
     """
-    path = Path(expand_user(path))
-    if path.is_dir() and not any(path.glob("**/images")) and not any(path.rglob("[!.]*.json")):
-        return _side_by_side(path, class_name or path.resolve().name, parse_mask_values(mask_values))
-    root = Path(expand_user(image_root)) if image_root else path.parent
-    records, names = _records(path, root, mask_values)
-    supports: dict[str, list[Support]] = {name: [] for name in names}
-    for record in records:
-        for class_id in record["classes"]:
-            image, mask = load_sample(record, class_id)
-            files = [record["file_name"], record.get("sem_seg_file_name")]
-            supports[names[class_id]].append(
-                Support(str(record["image_id"]), tuple(Path(f) for f in files if f), image, mask)
-            )
+    path, root = Path(expand_user(path)), Path(expand_user(image_root)) if image_root else None
+    if path.is_dir():
+        supports = _of_folder(path, root, class_name, mask_values, image_option)
+    elif path.is_file():
+        _check_no_masks(path, mask_values)
+        content = read_json_object(path, _FORMS, any_number=True)
+        if not _is_coco(content) and "shapes" not in content:
+            raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
+        if _is_coco(content):
+            supports = _of_coco(path, root, image_option)
+        else:
+            supports = _of_labelme([(path, content)], root, image_option)
+    else:
+        raise FileNotFoundError(f"{path} does not exist; {_FORMS}")
     found = {name: of_class for name, of_class in supports.items() if of_class}
     if not found:
         raise ValueError(f"{path} annotates no object; {_FORMS}")
+    _check_names(path, list(found))
     return found
+
+
+def _check_no_masks(path: Path, mask_values: MaskValues | None) -> None:
+    if mask_values is not None:
+        raise ValueError(f"mask_values says how mask files are read, and {path} has none; leave it out")
+
+
+def _of_folder(
+    path: Path, root: Path | None, class_name: str, mask_values: MaskValues | None, image_option: str
+) -> dict[str, list[Support]]:
+    class_folders = [folder.parent for folder in path.glob("[!.]*/images")]
+    files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
+    if (path / "images").is_dir() and (path / "masks").is_dir():
+        folder = path.resolve()
+        return _registered(path, folder.parent, classes=[folder.name], mask_values=mask_values)
+    if any((folder / "masks").is_dir() for folder in class_folders) or (class_folders and not files):
+        return _registered(path, path, mask_values=mask_values)
+    if not files and not any(path.glob("**/images")):
+        return _side_by_side(path, class_name or path.resolve().name, parse_mask_values(mask_values))
+    _check_no_masks(path, mask_values)
+    if not files:
+        raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
+    contents = [(file, read_json_object(file, _FORMS, any_number=True)) for file in files]
+    coco = [file for file, content in contents if _is_coco(content)]
+    if len(coco) > 1:
+        raise ValueError(f"{path} holds {len(coco)} COCO files, {coco[0]} and {coco[1]} among them; give one")
+    if not coco:
+        named = {file.with_suffix("") for file in files}
+        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
+            fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
+            raise ValueError(f"{fault}: keep one kind, or divide them")
+        return _of_labelme(contents, root, image_option)
+    if labelme := [file for file, content in contents if "shapes" in content]:
+        raise ValueError(f"{path} holds {coco[0]} in COCO's format and {labelme[0]} in LabelMe's; give one")
+    logger.info("%s holds the COCO file %s; it is read", printable(path), printable(coco[0]))
+    return _of_coco(coco[0], root, image_option)
+
+
+def _of_labelme(
+    files: Sequence[tuple[Path, Mapping[str, Any]]], root: Path | None, image_option: str
+) -> dict[str, list[Support]]:
+    pictures = read_labelme(files, root, image_option)
+    names = _picture_names([picture.picture for picture in pictures])
+    supports: dict[str, list[Support]] = {}
+    for name, picture in zip(names, pictures, strict=True):
+        for label, mask in picture.masks.items():
+            support = Support(name, (picture.picture,), picture.image, mask)
+            supports.setdefault(label, []).append(support)
+    return dict(sorted(supports.items()))
+
+
+def _is_coco(content: Mapping[str, Any]) -> bool:
+    return "annotations" in content and "shapes" not in content
+
+
+def _of_coco(path: Path, root: Path | None, image_option: str) -> dict[str, list[Support]]:
+    division = ClassDivision(f"supports {path}")
+    strict = {"is_strict": True, "root_option": image_option}
+    records, metadata = read_coco_records(CocoSettings(path, root, None, 0, False, 0.0, division, **strict))
+    class_names = metadata["stuff_classes"]
+    names = _picture_names([Path(record["file_name"]) for record in records])
+    supports: dict[str, list[Support]] = {name: [] for name in class_names}
+    for name, record in zip(names, records, strict=True):
+        image, orientation = read_image(record["file_name"])
+        for class_id in record["classes"]:
+            mask = upright_mask(load_mask(record, class_id), image, orientation, record)
+            check_shows(mask, record, class_id)
+            supports[class_names[class_id]].append(Support(name, (Path(record["file_name"]),), image, mask))
+    return supports
+
+
+def _picture_names(files: Sequence[Path]) -> list[str]:
+    """The file names; those of equal names start with the folders in which they differ."""
+    count = Counter(file.name for file in files)
+    common = os.path.commonpath([file.parent.absolute() for file in files]) if files else ""
+    return [
+        file.name if count[file.name] == 1 else Path(os.path.relpath(file, common)).as_posix()
+        for file in files
+    ]
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise ValueError for two names that are one with a slip: they differ in case or spaces only."""
+    seen: dict[str, str] = {}
+    for name in names:
+        same = seen.setdefault(" ".join(name.casefold().split()), name)
+        if same != name:
+            pair = f"{shortened(same)!r} and {shortened(name)!r}"
+            raise ValueError(f"{path}: the classes {pair} differ in case or spaces only; give them one name")
 
 
 def _side_by_side(folder: Path, class_name: str, rules: MaskRules) -> dict[str, list[Support]]:
@@ -103,124 +196,20 @@ def _side_by_side(folder: Path, class_name: str, rules: MaskRules) -> dict[str, 
     return supports
 
 
-def _records(path: Path, image_root: Path, mask_values: MaskValues | None) -> Records:
-    """Dataset dicts and class names of any other form."""
-    if path.is_dir():
-        of_masks = {"mask_values": mask_values}
-        if (path / "images").is_dir() and (path / "masks").is_dir():
-            folder = path.resolve()
-            return _registered(path, register_folder, folder.parent, classes=[folder.name], **of_masks)
-        if any(path.glob("[!.]*/images")):
-            return _registered(path, register_folder, path, **of_masks)
-    if mask_values is not None:
-        raise ValueError(f"mask_values says how mask files are read, and {path} has none; leave it out")
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*.json") if not p.name.startswith("."))
-        if not files:
-            raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
-        named = {file.with_suffix("") for file in files}
-        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
-            fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
-            raise ValueError(f"{fault}: keep one kind, or divide them")
-        return _labelme_records([(file, read_json_object(file, _FORMS)) for file in files])
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {_FORMS}")
-    content = read_json_object(path, _FORMS)
-    if "shapes" in content:
-        return _labelme_records([(path, content)])
-    if "annotations" not in content:
-        raise ValueError(f"{path} is in neither COCO's nor LabelMe's format; {_FORMS}")
-    return _registered(path, register_coco_json, path, image_root)
-
-
-def _registered(path: Path, register: Callable[..., None], *args: Any, **options: Any) -> Records:
-    """Read through Detectron2's catalogs, and remove the entries again."""
-    name = f"supports {next(_serial)} of {path}"
-    register(name, *args, **options)
+def _registered(path: Path, *args: Any, **options: Any) -> dict[str, list[Support]]:
+    """Read class folders through Detectron2's catalogs, and remove the entries again."""
+    dataset = f"supports {next(_serial)} of {path}"
+    register_folder(dataset, *args, **options)
     try:
-        records: Iterable[dict[str, Any]] = DatasetCatalog.get(name)
-        return list(records), list(MetadataCatalog.get(name).stuff_classes)
+        records: Iterable[dict[str, Any]] = DatasetCatalog.get(dataset)
+        names = list(MetadataCatalog.get(dataset).stuff_classes)
     finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def _labelme_records(files: Sequence[tuple[Path, Mapping[str, Any]]]) -> Records:
-    """Dataset dicts of parsed LabelMe files, given as (path, content); the classes are the sorted labels.
-
-    Shapes are polygons, rectangles, circles and masks. "__ignore__" labels pixels to ignore; "_background_"
-    is skipped.
-    """
-    for path, content in files:
-        _check_labelme(path, content)
-    labels = {str(shape["label"]) for _, content in files for shape in content["shapes"]}
-    names = sorted(labels - {_IGNORE, _BACKGROUND})
-    return [_labelme_record(path, content, names) for path, content in files], names
-
-
-def _check_labelme(path: Path, content: Mapping[str, Any]) -> None:
-    if not isinstance(content.get("shapes"), list) or not isinstance(content.get("imagePath"), str):
-        raise ValueError(f"{path} is not in LabelMe's format: it needs a list 'shapes' and an 'imagePath'")
-    for number, shape in enumerate(content["shapes"]):
-        if not isinstance(shape, dict) or not {"label", "points"} <= shape.keys():
-            raise ValueError(f"{path}: shapes[{number}] has no 'label' or no 'points'; add it")
-
-
-def _labelme_record(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A dataset dict; ``imagePath`` is relative to the file and may have Windows' separators."""
-    file = path.parent / content["imagePath"].replace("\\", "/")
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    if not (height and width):
-        image, orientation = open_image(file)
-        width, height = image.size if orientation < 5 else image.size[::-1]
-    annotations = []
-    for number, shape in enumerate(content["shapes"]):
-        label = str(shape["label"])
-        if label == _BACKGROUND:
-            continue
-        try:
-            segmentation = _segmentation(shape, int(height), int(width))
-        except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: shapes[{number}] ({label}) cannot be drawn: {reason}") from error
-        ids = range(len(names)) if label == _IGNORE else [names.index(label)]
-        annotations += [
-            {"category_id": i, "segmentation": segmentation, "iscrowd": int(label == _IGNORE)} for i in ids
-        ]
-    classes = sorted({a["category_id"] for a in annotations if not a["iscrowd"]})
-    size = {"height": int(height), "width": int(width)}
-    picture = {"file_name": str(file), "image_id": path.stem, **size}
-    return {**picture, "classes": classes, "annotations": annotations}
-
-
-def _segmentation(shape: Mapping[str, Any], height: int, width: int) -> Any:
-    """A LabelMe shape as COCO's polygons or RLE."""
-    kind = shape.get("shape_type") or "polygon"
-    points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
-    if kind == "polygon" and len(points) >= 3:
-        corners = points
-    elif kind == "rectangle" and len(points) >= 2:
-        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-    elif kind == "circle" and len(points) == 2:
-        angles = 2 * math.pi * np.arange(_CIRCLE_CORNERS) / _CIRCLE_CORNERS
-        radius = np.linalg.norm(points[1] - points[0])
-        corners = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind == "mask" and len(points) == 2:
-        return _pasted(shape["mask"], points, height, width)
-    else:
-        raise ValueError(f"a {kind} of {len(points)} points has no area; draw a polygon")
-    return [corners.ravel().tolist()]
-
-
-def _pasted(encoded: str, corners: np.ndarray, height: int, width: int) -> Any:
-    """RLE of a base64 PNG whose first pixel lies at the first corner."""
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
-        part = np.asarray(image) > 0
-    full = np.zeros((height, width), np.uint8, order="F")
-    left, top = (int(v) for v in corners[0])
-    if left < 0 or top < 0:
-        raise ValueError(f"its first corner {left}, {top} lies outside the picture")
-    view = full[top : top + part.shape[0], left : left + part.shape[1]]
-    view[:] = part[: view.shape[0], : view.shape[1]]
-    return coco_mask.encode(full)
+        DatasetCatalog.remove(dataset)
+        MetadataCatalog.remove(dataset)
+    supports: dict[str, list[Support]] = {name: [] for name in names}
+    for record in records:
+        for class_id in record["classes"]:
+            files = (Path(record["file_name"]), Path(record["sem_seg_file_name"]))
+            image, mask = load_sample(record, class_id)
+            supports[names[class_id]].append(Support(str(record["image_id"]), files, image, mask))
+    return supports

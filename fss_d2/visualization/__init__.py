@@ -1,5 +1,6 @@
 """Pictures of episodes, proposals and a method's inner maps, drawn with Detectron2 and matplotlib."""
 
+from .colors import class_color, class_css
 from .figures import (
     activation_figure,
     aggregated_figure,
@@ -10,7 +11,6 @@ from .figures import (
 )
 from .panels import (
     attention_panel,
-    class_color,
     class_map_png,
     episode_panel,
     prediction_panel,
@@ -30,6 +30,13 @@ from .tiles import (
 
 __all__ = ["IGNORE_COLOR", "PREDICTION_COLOR", "SUBTRACTED_COLOR", "SUPPORT_COLOR", "TRUTH_COLOR"]
 __all__ += ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure"]
-__all__ += ["attention_panel", "class_color", "class_map_png", "draw_mask", "embed_tsne", "episode_panel"]
-__all__ += ["picture_grid", "prediction_panel", "proposal_grid", "proposal_panel", "save_episode_panel"]
+__all__ += ["attention_panel", "class_color", "class_css", "class_map_png", "draw_mask", "embed_tsne"]
+__all__ += [
+    "episode_panel",
+    "picture_grid",
+    "prediction_panel",
+    "proposal_grid",
+    "proposal_panel",
+    "save_episode_panel",
+]
 __all__ += ["save_picture", "tsne_figure"]

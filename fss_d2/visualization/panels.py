@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.colormap import colormap
 from PIL import Image, ImageDraw
 
 from fss_d2.evaluation.metrics import count_areas, iou
 
+from .colors import class_color
 from .tiles import (
     PREDICTION_COLOR,
     SUPPORT_COLOR,
@@ -25,7 +25,7 @@ from .tiles import (
     save_picture,
 )
 
-__all__ = ["attention_panel", "class_color", "class_map_png", "episode_panel", "prediction_panel"]
+__all__ = ["attention_panel", "class_map_png", "episode_panel", "prediction_panel"]
 __all__ += ["query_in_score_frame", "save_episode_panel"]
 
 _LEGEND = (8, 120)  # height and width of a class's strip, pixels
@@ -78,12 +78,6 @@ def query_in_score_frame(inputs: Mapping[str, Any]) -> np.ndarray:
     query = query[:valid_height, :valid_width]
     size = (int(inputs.get("width", valid_width)), int(inputs.get("height", valid_height)))
     return np.asarray(Image.fromarray(query).resize(size, Image.Resampling.BILINEAR))
-
-
-def class_color(number: int) -> Color:
-    """RGB in [0, 1] of class ``number``, which starts at 0."""
-    palette = [PREDICTION_COLOR, *map(tuple, colormap(rgb=True, maximum=1).tolist())]
-    return palette[number % len(palette)]
 
 
 def prediction_panel(

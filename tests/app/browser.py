@@ -74,13 +74,33 @@ class Screen:
         x, y = point[0] + 0.5 - size["width"] / 2, point[1] + 0.5 - size["height"] / 2
         ActionChains(self._driver).move_to_element_with_offset(element, round(x), round(y)).click().perform()
 
-    def paint(self, point: tuple[int, int], size: tuple[int, int]) -> None:
-        """Paint a dot at a pixel (x, y) of the picture of (width, height) in the editor."""
-        self.wait_until(lambda: re.search(r"\d+%", self._editor_text()))
-        found = re.search(r"(\d+)%", self._editor_text())
-        zoom = int(found.group(1)) / 100 if found else 1.0
+    def press(self, key: str) -> None:
+        """Press a key, wherever the cursor is."""
+        ActionChains(self._driver).send_keys(key).perform()
+
+    def text(self, selector: str) -> str:
+        """The text of the first element that can be seen."""
+        found: list[str] = []
+        self.wait_until(lambda: found.extend(element.text for element in self._seen(selector)[:1]) or found)
+        return found[0]
+
+    def shot(self, selector: str) -> np.ndarray:
+        """How an element looks, (H, W, 3) uint8."""
+        image = Image.open(io.BytesIO(self._in_view(selector).screenshot_as_png))
+        return np.asarray(image.convert("RGB"))
+
+    def paint(
+        self, point: tuple[int, int], size: tuple[int, int], editor: str = "editor", scale: float = 1
+    ) -> None:
+        """Paint a dot at a pixel (x, y) of the picture of (width, height) in an editor.
+
+        ``scale`` is how much larger than the picture its canvas is.
+        """
+        self.wait_until(lambda: re.search(r"\d+%", self._editor_text(editor)))
+        found = re.search(r"(\d+)%", self._editor_text(editor))
+        zoom = scale * int(found.group(1)) / 100 if found else 1.0
         x, y = ((place - side / 2) * zoom for place, side in zip(point, size, strict=True))
-        canvas = self._in_view("#editor canvas")
+        canvas = self._in_view(f"#{editor} canvas")
         actions = ActionChains(self._driver).move_to_element_with_offset(canvas, round(x), round(y))
         actions.click_and_hold().move_by_offset(1, 0).pause(0.3).release().pause(0.5).perform()
 
@@ -140,5 +160,5 @@ class Screen:
         self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         return element
 
-    def _editor_text(self) -> str:
-        return self._driver.find_element(By.ID, "editor").text
+    def _editor_text(self, editor: str) -> str:
+        return self._driver.find_element(By.ID, editor).text

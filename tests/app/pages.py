@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fss_d2.app.methods import MethodPool
 from fss_d2.app.server import serve
-from fss_d2.app.session import MethodPool
 from fss_d2.app.uploads import Limits
 from tests.inference.predictors import make_predictor
 

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 from selenium import webdriver  # noqa: E402
+from selenium.webdriver import Keys  # noqa: E402
 
+from fss_d2.app.uploads import Limits  # noqa: E402
+from fss_d2.visualization import class_color  # noqa: E402
 from tests.app.browser import Screen  # noqa: E402
 from tests.app.pages import disc, disc_mask, page, save  # noqa: E402
 from tests.inference.predictors import overlap  # noqa: E402
@@ -45,7 +48,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with page("Prototype", "DCAMA") as address:
+    with page("Prototype", "DCAMA", limits=Limits()) as address:
         yield address
 
 
@@ -69,9 +72,10 @@ def artifacts(tmp_path: Path) -> Path:
     return folder
 
 
-def marked(screen: Screen, number: int) -> np.ndarray:
-    """Where the mask of a support is drawn, (90, 120) bool: blue is added."""
-    return screen.picture(f"#supports button:nth-of-type({number}) img")[:, :, 2] > 60
+def marked(screen: Screen, number: int, plain: np.ndarray) -> np.ndarray:
+    """Where the mask of a support, shown without it in ``plain``, is drawn: (90, 120) bool."""
+    shown = screen.picture(f"#supports button:nth-of-type({number}) img")
+    return np.abs(shown.astype(int) - plain).max(axis=2) > 50
 
 
 def download(address: str) -> zipfile.ZipFile:
@@ -87,7 +91,10 @@ def test_from_a_painted_object_to_the_zip_file(
     screen.paint((40, 40), (120, 90))  # the brush is about as large as the disc
     screen.click("#use-paint")
     screen.wait_for_text("#status", "Picture 2 of 2 is not marked yet; 1 marked in all.")
-    assert overlap(marked(screen, 1), disc_mask(40, 40)) > 0.85
+    found = marked(screen, 1, disc(40, 40))
+    assert overlap(found, disc_mask(40, 40)) > 0.85
+    half = (disc(40, 40)[40, 40] + 255 * np.array(class_color(0))) / 2  # paint lets the picture through
+    np.testing.assert_allclose(screen.picture("#supports img")[40, 40], half, atol=8)
 
     screen.give("query-upload", pictures["query"], pictures["other"])
     screen.wait_for("#queries img")
@@ -113,6 +120,7 @@ def test_from_a_painted_object_to_the_zip_file(
         overlap(np.asarray(Image.open(io.BytesIO(archive.read("mask/other.png")))) == 1, disc_mask(30, 60))
         > 0.75
     )
+    assert {"overlay/query.jpg", "overlay/other.jpg", "needs_review.txt"} <= set(archive.namelist())
     content = json.loads(archive.read("coco/annotations.json"))
     assert [image["file_name"] for image in content["images"]] == ["query.png", "other.png"]
     parts = [a["segmentation"] for a in content["annotations"] if a["image_id"] == 1]
@@ -130,13 +138,14 @@ def test_box_of_two_clicks_and_attention(screen: Screen, pictures: dict[str, str
     screen.wait_for_text("#status", "Picture 1 of 1 is marked; 1 marked in all.")
     box = np.zeros((90, 120), bool)
     box[16:65, 16:65] = True
-    assert overlap(marked(screen, 1), box) > 0.9
+    left = disc(40, 40)
+    assert overlap(marked(screen, 1, left), box) > 0.9
 
     screen.tab("Paint")  # adds to the box, also after it was out of sight
     screen.paint((90, 60), (120, 90))
     screen.click("#use-paint")
-    screen.wait_until(lambda: marked(screen, 1).sum() > 1.2 * box.sum())
-    assert overlap(marked(screen, 1), box | disc_mask(90, 60)) > 0.85
+    screen.wait_until(lambda: marked(screen, 1, left).sum() > 1.2 * box.sum())
+    assert overlap(marked(screen, 1, left), box | disc_mask(90, 60)) > 0.85
 
     screen.choose("method", "DCAMA")
     screen.give("query-upload", pictures["query"])
@@ -156,11 +165,58 @@ def test_box_of_two_clicks_and_attention(screen: Screen, pictures: dict[str, str
     screen.wait_until(lambda: not screen.sees("#attention img"))
 
 
+def test_masks_are_reviewed_with_keys(screen: Screen, pictures: dict[str, str], artifacts: Path) -> None:
+    screen.give("support-upload", pictures["left"])
+    screen.wait_for_text("#status", "Picture 1 of 1 is not marked yet; 0 marked in all.")
+    screen.paint((40, 40), (120, 90))
+    screen.click("#use-paint")
+    screen.wait_for_text("#status", "Picture 1 of 1 is marked; 1 marked in all.")
+    screen.give("query-upload", pictures["query"], pictures["other"], pictures["top"])
+    screen.wait_for("#queries img")
+    screen.press("a")
+    assert "no masks of query.png yet" in screen.text("[data-testid=toast-body]")
+    screen.click("#find")
+    screen.wait_until(lambda: len(screen.areas()) == 3)
+    areas = screen.areas()
+
+    screen.press("f")  # the mask comes as paint
+    screen.wait_for("#fixer canvas")
+    orange = (disc(75, 50)[50, 75] + 255 * np.array(class_color(0))) / 2
+    screen.wait_until(lambda: np.abs(screen.shot("#fixer canvas") - orange).max(axis=2).min() < 12)
+    screen.paint((15, 45), (120, 90), "fixer", scale=6)  # another dot
+    screen.press("s")
+    screen.wait_until(lambda: "1 of 3 accepted" in screen.text("#state"))
+    assert areas[0] + 20 < screen.areas()[0] < areas[0] + 300 and screen.areas()[1:] == areas[1:]
+    assert "other.png" in screen.text("#state") and not screen.sees("#fixer")
+
+    screen.press("f")
+    screen.wait_for("#fixer canvas")
+    screen.press(Keys.ESCAPE)
+    screen.wait_until(lambda: not screen.sees("#fixer"))
+    screen.press("a")
+    screen.wait_until(lambda: "2 of 3 accepted" in screen.text("#state"))
+    screen.press(Keys.ARROW_LEFT)
+    screen.wait_until(lambda: screen.text("#state").startswith("other.png: accepted"))
+    screen.press("r")
+    screen.wait_until(lambda: "1 of 3 accepted" in screen.text("#state"))
+
+    screen.tab("Compare with the picture")
+    assert screen.wait_for("#compared img") is not None
+    before = screen.text("#state")
+    screen.click("#class-name textarea, #class-name input")
+    screen.press("a")  # is a letter of a name here
+    screen.click("#find")
+    screen.wait_until(lambda: "1 of 3 accepted" in screen.text("#state"))
+    assert screen.text("#state") == before
+    screen.save(artifacts / "app_compare.png")
+
+
 def test_an_error_is_one_line(screen: Screen, pictures: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
     screen.give("support-upload", str(tmp_path / "no.png"))
     toast = screen.wait_for("[data-testid=toast-body]").text
-    assert "no.png is not a picture: give JPEG" in toast and "Traceback" not in toast
+    assert "image file no.png cannot be read (cannot identify image file 'no.png'); replace it" in toast
+    assert "Traceback" not in toast
     screen.give("support-upload", pictures["left"])  # the page goes on
     screen.wait_for_text("#status", "Picture 1 of 1 is not marked yet; 0 marked in all.")
 

@@ -26,6 +26,7 @@ def test_arguments() -> None:
     assert args.config_file == ["a.yaml", "b.yaml"] and args.weights == ["-", "b.pth"]
     assert args.host == "127.0.0.1" and args.port is None and args.max_upload_mb == 20
     assert args.max_pictures == 5 and args.device == ""
+    assert args.max_megapixels == 96 and args.max_disk_mb == 2000
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:

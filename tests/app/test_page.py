@@ -85,13 +85,14 @@ def test_other_supports_take_old_masks_away(visitor: Visitor, tmp_path: Path) ->
     settings = ("Prototype", 0.5)
     (found, table, *_), _ = visitor.do("find", *settings)
     same, _ = visitor.do("drop_outdated", *settings)
-    assert "data-pixels" in table and len(same) == 6
+    assert "data-pixels" in table and len(same) == 9
     assert not any({"value", "visible"} & update.keys() for update in same)
     visitor.do("add_box", "disc", 100, 70, 110, 80)
-    (gallery, table, _, *hidden), shown = visitor.do("drop_outdated", *settings)
+    (gallery, table, _, *hidden, compared, state, panel), shown = visitor.do("drop_outdated", *settings)
     assert shown == [] and "No masks yet" in table and len(gallery["value"]) == 1
     assert gallery["value"][0]["image"]["path"] != found["value"][0]["image"]["path"]
-    assert [update["visible"] for update in hidden] == [False] * 3
+    assert [update["visible"] for update in hidden] == [False] * 3 and panel["visible"] is False
+    assert compared is None and state == "Press **Find the object**."
 
 
 def test_two_visitors_at_once(url: str, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_form_is_checked_too(visitor: Visitor) -> None:
 
 
 def test_gradio_refuses_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: Path) -> None:
-    from fss_d2.app.server import Guard
+    from fss_d2.app.guard import Guard
 
     monkeypatch.setattr(Guard, "_holds", lambda self, path: True)
     with page("Prototype") as url:
@@ -235,7 +236,7 @@ def paint(visitor: Visitor, index: str, content: bytes) -> tuple[list, list[str]
     """Send a painted layer like the page, and use it."""
     component = visitor.events["paint"]["inputs"][-1]
     fields = {"type": "layer", "index": index, "id": "one", "component_id": component}
-    fields |= {"fn_name": "accept_blobs", "session_hash": "x"}
+    fields |= {"fn_name": "accept_blobs", "session_hash": visitor._session}
     head = "".join(
         f'--XX\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
@@ -257,7 +258,8 @@ def test_paintings_are_limited(visitor: Visitor, tmp_path: Path) -> None:
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"  # Pillow would have Ghostscript run it
     for content in (large, script, b""):
         assert paint(visitor, "0", content) == ([], ["unknown error"])
-    assert paint(visitor, "99999999999", good)[1] == ["500"]  # a list of that length
+    for index in ("99999999999", " 99999999999", "99_999_999_999", "-1", "4"):  # a list of that length
+        assert paint(visitor, index, good)[1] == ["500"]
     assert paint(visitor, "0", bytes(4_100_000))[1] == ["413"]
     (*_, status), shown = paint(visitor, "0", good)
     assert shown == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
@@ -273,7 +275,8 @@ def test_pages_of_other_sites_send_nothing(visitor: Visitor, site: str) -> None:
 def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
     values, shown = visitor.do("add_supports", "disc", [visitor.give(tmp_path / "no.png")])
-    assert shown == ["no.png is not a picture: give JPEG, PNG, WebP, TIFF, BMP or GIF"]
+    reason = "cannot identify image file &#x27;no.png&#x27;"
+    assert shown == [f"image file no.png cannot be read ({reason}); replace it"]
     assert values[-1] is None or values[-1] == {"__type__": "update", "value": None}  # the field is emptied
     visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
     wrong = visitor.give(save(tmp_path / "m.png", np.ones((5, 5), bool)))

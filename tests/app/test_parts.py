@@ -11,10 +11,14 @@ import pytest
 from PIL import Image
 
 from fss_d2.app.drawing import VisitorFiles, draw_prediction, draw_support, on_screen, to_picture
-from fss_d2.app.session import Finding, MethodPool, pack
-from fss_d2.app.uploads import Limits, check_upload, free_name, read_upload
+from fss_d2.app.methods import MethodPool
+from fss_d2.app.results import Result, pack
+from fss_d2.app.session import Finding
+from fss_d2.app.uploads import Limits, SupportList, check_upload, free_name, read_upload
+from fss_d2.inference.annotations import read_support
 from fss_d2.inference.prediction import Prediction
 from fss_d2.label.writers import class_list
+from fss_d2.visualization import class_color
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 
 
@@ -47,8 +51,13 @@ class TestLimits:
     )
     def test_other_files(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^a\.png is not a picture: give JPEG"):
-            check_upload(tmp_path / "a.png", LIMITS)
+        path = tmp_path / "a.png"
+        with pytest.raises(ValueError) as refused:
+            check_upload(path, LIMITS)
+        reason = f"cannot identify image file {str(path)!r}"
+        assert str(refused.value) == f"image file {path} cannot be read ({reason}); replace it"
+        with pytest.raises(ValueError, match=r"^mask file .*a\.png cannot be read"):
+            check_upload(path, LIMITS, "mask")
 
     def test_numbers(self) -> None:
         with pytest.raises(ValueError, match="limit pictures is 0: give a number above 0"):
@@ -86,6 +95,43 @@ def test_messages_of_the_system() -> None:
     assert events.public_message(RuntimeError()) == "RuntimeError"
 
 
+def broken_files(folder: Path) -> dict[str, Path]:
+    """Pictures and masks that cannot be used, by kind."""
+    whole = Path(save(folder / "whole.png", disc(40, 40))).read_bytes()
+    contents = {"text": b"no picture", "empty": b"", "cut": whole[: len(whole) // 2]}
+    paths = {kind: folder / f"{kind}.png" for kind in contents}
+    for kind, content in contents.items():
+        paths[kind].write_bytes(content)
+    paths["size"] = Path(save(folder / "size.png", np.ones((10, 10), bool)))
+    paths["nothing"] = Path(save(folder / "nothing.png", np.zeros((90, 120), bool)))
+    paths["values"] = Path(save(folder / "values.png", np.uint8([[0, 3, 7, 90] * 30] * 90)))
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "size", "nothing", "values"])
+def test_errors_of_reading_are_those_of_the_command_line(tmp_path: Path, kind: str) -> None:
+    """But for folders, which are those of the server."""
+    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
+    path, supports = broken_files(tmp_path)[kind], SupportList(LIMITS)
+    good = tmp_path / "whole.png"
+    if kind in ("text", "empty", "cut"):
+        with pytest.raises(ValueError) as on_page:
+            supports.add([path])
+        with pytest.raises(ValueError) as in_program:
+            read_support(path, good, "object")
+        assert events.public_message(on_page.value) == events.public_message(in_program.value)
+    supports.add([good])
+    with pytest.raises(ValueError) as on_page:
+        supports.read_mask(path)
+    with pytest.raises(ValueError) as in_program:
+        read_support(good, path, "object")
+    texts = [events.public_message(error.value) for error in (on_page, in_program)]
+    if kind == "values":  # the page has no option to say what they mean
+        texts = [text.rpartition(": ")[0] for text in texts]
+    assert texts[0] == texts[1]
+    assert f"{kind}.png" in events.public_message(on_page.value)
+
+
 def test_points_on_the_screen() -> None:
     assert on_screen(np.zeros((1440, 720, 3), np.uint8)).shape == (720, 360, 3)
     assert on_screen(np.zeros((90, 120), np.uint8)).shape == (90, 120)
@@ -98,7 +144,7 @@ def test_drawings() -> None:
     mask = disc_mask(40, 40).astype(np.uint8)
     plain = disc(40, 40)
     np.testing.assert_array_equal(draw_support(plain, None), plain)
-    marked = draw_support(plain, None, (100, 70))
+    marked = draw_support(plain, None, corner=(100, 70))
     changed = (marked != plain).any(axis=2)
     assert changed[70, 100] and not changed[mask == 1].any()
     assert (draw_support(plain, mask) != plain).any(axis=2)[mask == 1].all()
@@ -109,10 +155,15 @@ def test_drawings() -> None:
     assert drawn[180, 180].any() and not drawn[540, 180].any() and drawn.shape == (720, 720, 3)
 
 
+def result(name: str, prediction: Prediction, *, accepted: bool = False) -> Result:
+    return Result(name, np.zeros((*prediction.labels.shape, 3), np.uint8), prediction, accepted)
+
+
 def test_the_zip_file() -> None:
     prediction = two_classes()
-    archive = zipfile.ZipFile(io.BytesIO(pack([("a.jpg", prediction), ("a.png", prediction)])))
+    archive = zipfile.ZipFile(io.BytesIO(pack([result("a.jpg", prediction), result("a.png", prediction)])))
     names = {"mask/classes.txt", "mask/a.jpg.png", "mask/a.png.png", "coco/annotations.json"}
+    names |= {"overlay/a.jpg.jpg", "overlay/a.png.jpg", "needs_review.txt"}
     assert set(archive.namelist()) == names
     assert archive.read("mask/classes.txt") == class_list(prediction.names) == b"cat\ndog\n"
     image = Image.open(io.BytesIO(archive.read("mask/a.jpg.png")))
@@ -124,6 +175,38 @@ def test_the_zip_file() -> None:
         if item["image_id"] == 2:
             drawn[coco_mask.decode(item["segmentation"]) == 1] = item["category_id"]
     np.testing.assert_array_equal(drawn, prediction.labels)
+
+
+def one_class(name: str, probability: float, height: int = 30) -> Prediction:
+    """The upper half is the object."""
+    labels = np.zeros((height, 40), np.uint8)
+    labels[: height // 2] = 1
+    return Prediction((name,), np.full((1, height, 40), probability, np.float32), labels)
+
+
+def test_overlays_in_the_zip_file_have_the_colour_of_the_class() -> None:
+    results = [result("a.jpg", one_class("cat", 0.9)), result("b.jpg", one_class("dog", 0.9))]
+    archive = zipfile.ZipFile(io.BytesIO(pack(results, ["dog", "gone", "cat"])))
+    assert archive.read("mask/classes.txt") == b"dog\ncat\n"
+    for name, number in (("a", 1), ("b", 0)):  # half of the colour, over black
+        overlay = np.asarray(Image.open(io.BytesIO(archive.read(f"overlay/{name}.jpg")))).astype(float)
+        np.testing.assert_allclose(overlay[5, 20], 127.5 * np.array(class_color(number)), atol=8)
+        assert overlay[25, 20].max() < 8
+        labels = np.asarray(Image.open(io.BytesIO(archive.read(f"mask/{name}.png"))))
+        assert set(np.unique(labels)) == {0, number + 1}
+
+
+def test_the_list_to_review_has_the_worst_first_and_nothing_that_was_accepted() -> None:
+    nothing = Prediction(("cat",), np.full((1, 30, 40), 0.45, np.float32), np.zeros((30, 40), np.uint8))
+    results = [
+        result("fine.jpg", one_class("cat", 0.61)),
+        result("bad.jpg", one_class("cat", 0.59)),
+        result("worst.jpg", one_class("cat", 0.51)),
+        result("empty.jpg", nothing),  # nearly found
+        result("done.jpg", one_class("cat", 0.52), accepted=True),
+    ]
+    archive = zipfile.ZipFile(io.BytesIO(pack(results)))
+    assert archive.read("needs_review.txt") == b"worst.jpg\nempty.jpg\nbad.jpg\n"
 
 
 def test_files_of_a_visitor(tmp_path: Path) -> None:
@@ -141,7 +224,7 @@ def test_files_of_a_visitor(tmp_path: Path) -> None:
 
 
 def test_the_table_escapes_names() -> None:
-    events = pytest.importorskip("fss_d2.app.events", reason="needs the extra app")
+    events = pytest.importorskip("fss_d2.app.result_events", reason="needs the extra app")
     finding = Finding(
         "<b>.png", np.zeros((1, 1, 3), np.uint8), 200, {"<i>": 50, "x": 0}, {"<i>": 0.9, "x": 0.0}
     )

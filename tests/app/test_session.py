@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_d2.app.session import MethodPool, Session
+from fss_d2.app import session as session_module
+from fss_d2.app.methods import MethodPool
+from fss_d2.app.session import Session
 from fss_d2.app.uploads import SupportList
 from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
@@ -47,15 +49,16 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
     show(session, tmp_path)
     ask(session, tmp_path, "q.png")
     assert session.findings("Prototype", 0.5)[0].areas is None
-    done: list[tuple[int, int]] = []
+    done: list[tuple[int, int, str]] = []
     session.find("Prototype", lambda *count: done.append(count))
     (finding,) = session.findings("Prototype", 0.5)
-    assert done == [(0, 1)] and finding.name == "q.png" and finding.pixels == 90 * 120
+    assert done == [(0, 2, "Checking your examples"), (1, 2, "Searching q.png")]
+    assert finding.name == "q.png" and finding.pixels == 90 * 120
     predictor = session.pool.predictor("Prototype")
     predictor.set_support(disc(40, 40), disc_mask(40, 40))
     expected = predictor.predict(disc(75, 50))
     assert finding.areas == {"object": expected.masks["object"].sum()}
-    assert finding.confidence == expected.confidence
+    assert finding.confidence == expected.expected_iou
     assert overlap(expected.masks["object"], disc_mask(75, 50)) > 0.85
     changed = (finding.picture != disc(75, 50)).any(axis=2)
     assert overlap(changed, disc_mask(75, 50)) > 0.7  # the mask with its contour
@@ -63,6 +66,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
 
 def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = encodings(session.pool, monkeypatch)
+    monkeypatch.setattr(session_module, "check_hints", lambda *a: {})  # encodes in its own way
     show(session, tmp_path)
     ask(session, tmp_path, "a.png")
     session.find("Prototype")
@@ -229,8 +233,8 @@ class TestSupportList:
 
     def test_paint_of_another_size(self, supports: SupportList) -> None:
         small = np.zeros((45, 60, 4), np.uint8)
-        small[10:20, 30:40, 3] = 255
-        small[10:20, 40:50, 3] = 100  # mostly transparent
+        small[10:20, 30:40, 3] = 128  # as the brush paints
+        small[10:20, 40:50, 3] = 60  # less than half of the paint
         supports.paint([small])
         expected = np.zeros((90, 120), np.uint8)
         expected[20:40, 60:80] = 1

@@ -228,12 +228,15 @@ def test_a_broken_file_is_replaced(cfg: CfgNode, caplog: pytest.LogCaptureFixtur
     fill_base_knowledge(cfg, model)
     (file,) = Path(cfg.MODEL.BASE_KNOWLEDGE.CACHE_DIR).iterdir()
     good = model.knowledge.prototypes.clone()
-    for content in (b"a text", file.read_bytes()[:100], b""):
+    spoilt = file.with_suffix(".nan")
+    torch.save({"prototypes": torch.full_like(good, float("nan"))}, spoilt)
+    for content in (b"a text", file.read_bytes()[:100], b"", spoilt.read_bytes()):
         file.write_bytes(content)
         fill_base_knowledge(cfg, model)
         assert torch.equal(model.knowledge.prototypes, good)
         assert torch.equal(torch.load(file, weights_only=True)["prototypes"], good)
     assert f"{file} is broken" in caplog.text
+    assert f"{file} is broken (tensor prototypes holds NaN or infinite values)" in caplog.text
 
 
 def test_no_folder_keeps_no_file(cfg: CfgNode, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from fss_d2.config import get_cfg
+from fss_d2.config import get_cfg, load_config
 from fss_d2.engine.solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from tests.tiny_training import ROOT
 
 
 def _cfg(**solver: object) -> CfgNode:
@@ -102,6 +103,59 @@ def test_poly_rate_and_its_ending() -> None:
 def test_warmup_is_linear_up_to_the_schedule() -> None:
     rates = _rates(_cfg(WARMUP_ITERS=4, WARMUP_FACTOR=0.2))
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08] + [0.1] * 6)
+
+
+# Learning rates of configs/dcama/glyphs_efficientnet_lite0.yaml by iteration, written down in version 0.1.
+_PUBLISHED = {
+    **{0: 2e-06, 1: 3.83413030433185e-05, 25: 0.0009105325760829623, 49: 0.0017827238491226062},
+    **{50: 0.0018190651521659245, 51: 0.0018154266172951293, 250: 0.0010717734625362932},
+    **{499: 7.446582266544283e-06},
+}
+
+
+def test_published_rates_to_the_bit(caplog: pytest.LogCaptureFixture) -> None:
+    rates = _rates(load_config(str(ROOT / "configs/dcama/glyphs_efficientnet_lite0.yaml")))
+    assert {i: rates[i] for i in _PUBLISHED} == _PUBLISHED
+    assert not caplog.records
+
+
+def test_no_published_warmup_is_shortened() -> None:
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        if "tables" not in file.parts:
+            solver = load_config(str(file)).SOLVER
+            assert solver.WARMUP_ITERS <= solver.MAX_ITER // 2, file
+
+
+@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR", "WarmupMultiStepLR", "ConstantLR"])
+@pytest.mark.parametrize("method", ["linear", "constant"])
+@pytest.mark.parametrize("warmup", [10, 11, 1000])
+def test_a_short_training_learns(
+    name: str, method: str, warmup: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warm-up takes half of the training at most; after it, the rates are those without a warm-up."""
+    plain = {"LR_SCHEDULER_NAME": name, "STEPS": (8,)}
+    rates = _rates(_cfg(WARMUP_ITERS=warmup, WARMUP_FACTOR=0.01, WARMUP_METHOD=method, **plain))
+    without = _rates(_cfg(**plain))
+    assert rates[5:] == without[5:]
+    assert max(rates) >= 0.05
+    linear = [0.001 + (without[5] - 0.001) * i / 5 for i in range(5)]
+    assert rates[:5] == pytest.approx(linear if method == "linear" else [0.001] * 5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"SOLVER.WARMUP_ITERS {warmup} is more than half of SOLVER.MAX_ITER 10: the warm-up takes 5 "
+        "iterations, so that the learning rate is reached"
+    )
+
+
+def test_one_iteration_has_the_whole_rate() -> None:
+    assert _rates(_cfg(LR_SCHEDULER_NAME="WarmupPolyLR", WARMUP_ITERS=50, MAX_ITER=1)) == [0.1]
+
+
+def test_half_of_the_training_is_no_more_than_half(caplog: pytest.LogCaptureFixture) -> None:
+    rates = _rates(_cfg(LR_SCHEDULER_NAME="WarmupPolyLR", WARMUP_ITERS=5, WARMUP_FACTOR=0.01))
+    assert rates[4] == pytest.approx(0.001 + (0.1 * 0.5**0.9 - 0.001) * 4 / 5)
+    assert not caplog.records
 
 
 def test_schedules_of_detectron2() -> None:

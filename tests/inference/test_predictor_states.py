@@ -206,3 +206,16 @@ def test_from_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no usable GPU"):
         FewShotPredictor.from_config(PROTOTYPE, opts=opts, device="cuda")
+
+
+@METHODS
+def test_scores_that_are_nan_are_refused(method: str) -> None:
+    predictor = make_predictor(method)
+    image, mask = square()
+    predictor.set_support(image, mask, name="cat")
+    with torch.no_grad():
+        for parameter in predictor.model.parameters():
+            parameter.fill_(float("nan"))
+    for run in (lambda: predictor.predict(image), lambda: predictor.predict_batch([image, image])):
+        with pytest.raises(FloatingPointError, match=r"^the scores of class cat are NaN: check the model's"):
+            run()

@@ -123,6 +123,23 @@ def test_damaged_files(spoil: Callable[[dict[str, Any]], None], tmp_path: Path) 
     assert "\n" not in str(caught.value) and predictor.names == ("object",)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(bad: float, tmp_path: Path) -> None:
+    predictor = make_predictor()
+    predictor.set_support(*square())
+    predictor.save_support(tmp_path / "s.pt")
+    content = torch.load(tmp_path / "s.pt", weights_only=True)
+    _, tensors = content["classes"]["object"]["sets"][0]["encoded"]
+    name, tensor = next(iter(tensors.items()))
+    tensor.view(-1)[0] = bad
+    torch.save(content, tmp_path / "s.pt")
+    with pytest.raises(ValueError) as caught:
+        predictor.load_support(tmp_path / "s.pt")
+    assert f"s.pt is damaged (ValueError('tensor object.sets.0.encoded.1.{name} holds NaN or inf" in (
+        str(caught.value)
+    )
+
+
 def test_a_home_folder_is_expanded_wherever_a_path_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,12 +106,12 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     labelme(
         tmp_path,
         [
+            shape("_background_", SQUARE),  # no object is below it
             shape("polygon", SQUARE),
             shape("rectangle", [[20, 30], [4, 6]], "rectangle"),
             shape("circle", [[30, 20], [30, 30]], "circle"),
             shape("mask", [[44, 38], [50, 42]], "mask", mask=pasted),  # cut off at the lower edge
             shape("__ignore__", [[0, 0], [10, 0], [10, 10], [0, 10]]),
-            shape("_background_", SQUARE),
         ],
     )
     labelme(tmp_path, [shape("polygon", SQUARE)], "b", imageHeight=None, imageWidth=None)
@@ -123,7 +123,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
         "rectangle": 1,
     }
     expected = square()
-    expected[:10, :10][expected[:10, :10] == 0] = 255  # to be ignored, but for the object
+    expected[:10, :10] = 255  # painted last
     np.testing.assert_array_equal(supports["polygon"][0].mask, expected)
     np.testing.assert_array_equal(supports["rectangle"][0].mask, expected)
     np.testing.assert_array_equal(supports["polygon"][1].mask, square())

@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -45,14 +43,14 @@ class _Started:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
 
-    def __call__(self, command: list[str], *, check: bool) -> Any:
+    def __call__(self, command: list[str]) -> int:
         assert command[:2] == [sys.executable, str(ROOT / "tools" / "cross_validate.py")]
         self.commands.append(command[2:])
         output = Path(self.option("--output"))
         output.mkdir(parents=True, exist_ok=True)
         entry = {"test_set": "glyphs_val", "shots": 1, "metric": "mIoU", "mean": 40.0 + len(self.commands)}
         (output / "cross_validation.json").write_text(json.dumps({"summary": [entry]}))
-        return Namespace(returncode=0)
+        return 0
 
     def option(self, name: str) -> str:
         """The value of an option of the last command."""
@@ -64,7 +62,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Started:
     (tmp_path / "paper.yaml").write_text(TABLES)
     monkeypatch.chdir(tmp_path)
     started = _Started()
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(reproduce, "_run", started)
     return started
 
 
@@ -157,7 +155,7 @@ def test_a_wrong_key_is_refused_before_the_first_run(
 
 
 def test_a_failed_run_ends_the_command(started: _Started, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: Namespace(returncode=7))
+    monkeypatch.setattr(reproduce, "_run", lambda command: 7)
     with pytest.raises(SystemExit) as ended:
         _run(monkeypatch, "Table 1")
     assert ended.value.code == 7

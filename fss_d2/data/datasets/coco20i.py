@@ -22,9 +22,9 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from fss_d2.files import parse_json
+from fss_d2.files import parse_json, shortened
 
-from .preparation import list_path, prepared_dir, read_index, require
+from .preparation import PAGE, list_path, prepared_dir, read_index, read_text, require
 from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes
 
 __all__ = [
@@ -52,8 +52,8 @@ CATEGORY_IDS = {c["id"]: class_id for class_id, c in enumerate(_THINGS)}  # COCO
 HSNET = "coco20i_hsnet"
 DERIVED = ("coco20i", "coco20i_contiguous", "coco20i_flat", "coco20i_2017")
 VARIANTS = (*DERIVED, HSNET)
-PREPARE = "run `python datasets/prepare_coco20i.py`"
-PREPARE_MAPS = "run `python datasets/prepare_coco20i.py --class-maps`"
+PREPARE = f"run `python datasets/prepare_coco20i.py`; {PAGE}"
+PREPARE_MAPS = f"run `python datasets/prepare_coco20i.py --class-maps`; {PAGE}"
 IMAGE_FIX = "download the COCO images and extract them there"
 
 
@@ -130,7 +130,7 @@ def records_of(
     if flat:
         require(class_map_path(root, image_set, "").parent, PREPARE_MAPS)
     records = []
-    for row in read_index(index_path(root, image_set), PREPARE):
+    for row in read_index(index_path(root, image_set), _prepare(image_set)):
         classes = choose(row)
         if classes:
             record = {key: row[key] for key in ("image_id", "height", "width")}
@@ -168,7 +168,8 @@ def parse_class_lists(text: str, source: str) -> dict[int, list[int]]:
     try:
         lists = {int(c): [_image_number(path) for path in paths] for c, paths in parse_json(text).items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({error})") from error
+        reason = shortened(error)
+        raise ValueError(f"{source}: not JSON of the form {{class id: [image path]}} ({reason})") from error
     if not set(lists) <= set(range(len(CLASS_NAMES))):
         raise ValueError(f"{source}: class ids must be 0 to {len(CLASS_NAMES) - 1}")
     return lists
@@ -184,8 +185,9 @@ def _image_number(path: str) -> int:
 def _read_class_lists(root: Path, spec: FoldName) -> dict[int, list[int]]:
     split = "trn" if spec.split == "train" else "val"
     path = list_path(root, "coco20i", f"hsnet/{split}_fold{spec.fold}.json")
-    fix = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER"
-    return parse_class_lists(require(path, fix).read_text(), str(path))
+    fix = "run `python datasets/prepare_coco20i.py --lists FOLDER` with HSNet's lists, as JSON, in FOLDER; "
+    fix += PAGE
+    return parse_class_lists(read_text(require(path, fix)), str(path))
 
 
 def _in_list_order(
@@ -208,6 +210,11 @@ def _in_list_order(
     return sorted(records, key=lambda record: place[record["image_id"]])
 
 
+def _prepare(image_set: str) -> str:
+    """How to prepare the year of an image set."""
+    return PREPARE.replace(".py`", ".py --year 2017`") if image_set.endswith("2017") else PREPARE
+
+
 def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Path]:
     """Return a function from an index row to its image: in the folder of its set, or (2014) of 2017."""
     folder = root / "coco" / image_set
@@ -220,7 +227,7 @@ def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Pa
             return (val if name in in_val else train) / name
 
         return find
-    require(folder, IMAGE_FIX)
+    require(folder, f"{IMAGE_FIX}, then {_prepare(image_set)}")
     return lambda row: folder / row["file_name"]
 
 

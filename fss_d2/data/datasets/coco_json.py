@@ -1,7 +1,7 @@
 """Instance annotations in COCO's JSON format as dataset dicts."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data.masks import load_mask
-from fss_d2.files import read_json
+from fss_d2.files import shortened
 
-from .splits import ClassDivision, first_duplicate, ids_of
+from .coco_file import CocoFile, read_coco_file
+from .coco_objects import ObjectReader, Objects
+from .listed_pictures import PictureFinder
+from .splits import ClassDivision, ids_of
 
-__all__ = ["CocoSettings", "load_coco_json"]
+__all__ = ["CocoSettings", "load_coco_json", "read_coco_records"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class CocoSettings:
     """The arguments of `register_coco_json`, which explains them; checks those that need no reading."""
 
     json_file: Path
-    image_root: Path
+    image_root: Path | None  # None searches near the file
     classes: Sequence[str] | None
     min_area: int
     exclude_images_with_novel: bool
     val_fraction: float
     division: ClassDivision
+    is_strict: bool = False  # refuse what cannot be read, instead of leaving it out
+    root_option: str = "image_root"  # the program's name for `image_root`, for messages; "": it has none
 
     def __post_init__(self) -> None:
         name, split = self.division.dataset, self.division.split
@@ -52,101 +57,69 @@ class CocoSettings:
 
 def load_coco_json(settings: CocoSettings) -> list[dict[str, Any]]:
     """Read the file, complete the dataset's metadata and return its records, in the order of "images"."""
-    try:
-        return _load(settings)
-    except (AttributeError, TypeError) as error:  # for instance a number in place of a list
-        raise ValueError(f"{settings.json_file} is not in COCO's format ({error}); fix it") from error
-
-
-def _load(settings: CocoSettings) -> list[dict[str, Any]]:
-    content = _read(settings.json_file)
-    class_of, class_names = _classes(settings, content["categories"])
-    name = settings.division.dataset
-    metadata = settings.division.metadata(class_names)
-    annotations = _by_image(settings.json_file, content, class_of)
-    drops_novel = settings.exclude_images_with_novel and settings.division.split == "train"
-    banned = metadata["novel_class_ids"] if drops_novel else ()
-    records = []
-    for image in content["images"]:
-        mine = annotations[image["id"]]
-        if settings.has_image(image["id"]) and not any(a["category_id"] in banned for a in mine):
-            record = _record(settings, image, mine, metadata["class_ids"])
-            if record["classes"]:
-                records.append(record)
-    if not records:
-        fault = f"{name}: no image of {settings.json_file} shows a class of split {settings.division.split!r}"
-        raise ValueError(fault)
-    if not Path(records[0]["file_name"]).is_file():
-        raise FileNotFoundError(f"{name}: image {records[0]['file_name']} does not exist; correct image_root")
-    MetadataCatalog.get(name).set(**metadata)
+    records, metadata = read_coco_records(settings)
+    MetadataCatalog.get(settings.division.dataset).set(**metadata)
     return records
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Parse the file; its three lists must exist and have distinct ids."""
-    content = read_json(path, "write it again")
-    needs = {
-        "images": {"id", "file_name", "height", "width"},
-        "categories": {"id", "name"},
-        "annotations": {"image_id", "category_id"},
-    }
-    for part, keys in needs.items():
-        rows = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: there is no list {part!r}; add it as in COCO's format")
-        for number, row in enumerate(rows):
-            if missing := keys - row.keys():
-                raise ValueError(f"{path}: {part}[{number}] has no {sorted(missing)[0]!r}; add it")
-        if part != "annotations" and (twice := first_duplicate(row["id"] for row in rows)) is not None:
-            raise ValueError(f"{path}: id {twice} occurs twice in {part!r}; make ids distinct")
-    return content
+def read_coco_records(settings: CocoSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read the file: its records, in the order of "images", and the metadata of the dataset.
+
+    Metadata hold ``left_out``, [{"image", "reason"}, ...]: pictures with an object that cannot be read. They
+    are not used for the class of that object, which is 255 in all of the picture.
+    """
+    name, path = settings.division.dataset, settings.json_file
+    finder = PictureFinder(path, settings.image_root, settings.root_option)
+    content = read_coco_file(path).with_pictures(finder, all_exist=settings.is_strict)
+    class_of, class_names = _classes(settings, content)
+    metadata = settings.division.metadata(class_names)
+    drops_novel = settings.exclude_images_with_novel and settings.division.split == "train"
+    banned = metadata["novel_class_ids"] if drops_novel else ()
+    reader = ObjectReader(path, class_of, settings.is_strict)
+    rows = content.of_images()
+    records = []
+    for image in content.images:
+        objects = reader.read(image, rows[image["id"]])
+        if settings.has_image(image["id"]) and not any(
+            a["category_id"] in banned for a in objects.annotations
+        ):
+            record = _record(settings, image, objects, metadata["class_ids"])
+            if record["classes"]:
+                records.append(record)
+    reader.log()
+    reader.check_classes({c: class_names[c] for c in metadata["class_ids"]})
+    if not records:
+        why = f"; {reader.why_none()}" if reader.why_none() else ""
+        fault = f"{name}: no image of {path} shows a class of split {settings.division.split!r}{why}"
+        if settings.is_strict:
+            fault = f"{path} annotates no object{why}"
+        raise ValueError(fault)
+    if not Path(records[0]["file_name"]).is_file():
+        file = shortened(records[0]["file_name"])
+        fault = f"{name}: image {file} does not exist; correct {settings.root_option}"
+        raise FileNotFoundError(fault)
+    return records, metadata | {"left_out": reader.left_out}
 
 
-def _classes(
-    settings: CocoSettings, categories: Sequence[Mapping[str, Any]]
-) -> tuple[dict[int, int | None], list[str]]:
+def _classes(settings: CocoSettings, content: CocoFile) -> tuple[dict[int | str, int | None], list[str]]:
     """Return the class id of every category id (None: not used) and the class names."""
-    ordered = sorted(categories, key=lambda category: category["id"])
-    all_names = [category["name"] for category in ordered]
-    if (twice := first_duplicate(all_names)) is not None:
-        raise ValueError(f"{settings.json_file}: two categories have the name {twice!r}; rename one")
+    all_names = [category["name"] for category in content.categories]
     where = f"{settings.division.dataset}: classes"
-    kept = ids_of(settings.classes, all_names, where) if settings.classes is not None else range(len(ordered))
-    class_of: dict[int, int | None] = {category["id"]: None for category in ordered}
-    class_of |= {ordered[place]["id"]: class_id for class_id, place in enumerate(kept)}
+    kept = (
+        ids_of(settings.classes, all_names, where) if settings.classes is not None else range(len(all_names))
+    )
+    class_of: dict[int | str, int | None] = {category["id"]: None for category in content.categories}
+    class_of |= {content.categories[place]["id"]: class_id for class_id, place in enumerate(kept)}
     return class_of, [all_names[place] for place in kept]
 
 
-def _by_image(
-    path: Path, content: Mapping[str, Any], class_of: Mapping[int, int | None]
-) -> dict[int | str, list[dict[str, Any]]]:
-    """Return the annotations of each image that have an outline, with class ids in place of category ids."""
-    grouped: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    for number, row in enumerate(content["annotations"]):
-        label = row.get("id", f"number {number}")
-        if row["image_id"] not in grouped:
-            raise ValueError(f"{path}: annotation {label} is of image {row['image_id']}, not in 'images'")
-        if row["category_id"] not in class_of:
-            fault = f"{path}: annotation {label} has category {row['category_id']}, not in 'categories'"
-            raise ValueError(fault)
-        class_id, outline = class_of[row["category_id"]], row.get("segmentation")
-        if class_id is not None and outline:
-            kept = {"category_id": class_id, "segmentation": outline, "iscrowd": int(row.get("iscrowd", 0))}
-            grouped[row["image_id"]].append(kept)
-    return grouped
-
-
 def _record(
-    settings: CocoSettings,
-    image: Mapping[str, Any],
-    annotations: Sequence[dict[str, Any]],
-    drawn: Collection[int],
+    settings: CocoSettings, image: dict[str, Any], objects: Objects, drawn: Collection[int]
 ) -> dict[str, Any]:
-    record = {"file_name": str(settings.image_root / image["file_name"]), "image_id": image["id"]}
-    record |= {"height": image["height"], "width": image["width"]}
-    record["annotations"] = list(annotations)  # of every class: held-out objects are not background either
-    shown = {a["category_id"] for a in annotations if not a["iscrowd"]}
-    classes = sorted(shown.intersection(drawn))
+    record = {"file_name": image["file_name"], "image_id": image["id"]}
+    record |= {"height": objects.frame[0], "width": objects.frame[1]}
+    record["annotations"] = objects.annotations  # of every class: held-out objects are not background either
+    classes = sorted(objects.shown.intersection(drawn))
     if settings.min_area:
         classes = [c for c in classes if (load_mask(record, c) == 1).sum() >= settings.min_area]
     return record | {"classes": classes}

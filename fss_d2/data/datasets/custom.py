@@ -99,8 +99,10 @@ def register_coco_json(
     """Register instance annotations in COCO's format: polygons, RLE (compressed or not), crowd regions.
 
     Class ids count the categories by rising category id. The mask of a class in an image is the union of its
-    objects; its crowd regions are ignored (255). Wrong arguments are refused at once. The file is read when
-    the dataset is first used; from then on the metadata (class names and ids) are complete.
+    objects; its crowd regions, and boxes without outline, are ignored (255). A picture with an object that
+    cannot be read is not used for the class of that object; ``left_out`` of the metadata lists these pictures
+    with reasons. Wrong arguments are refused at once. The file is read when the dataset is first used; from
+    then on the metadata (class names and ids) are complete.
 
     Training and validation classes differ, so both splits may share one pool of images; but then training
     images show novel objects, as background: the common protocol with one pool. Training never sees labels of
@@ -114,7 +116,8 @@ def register_coco_json(
     Args:
         name, base_classes, novel_classes, split: as in `register_folder`.
         json_file: file with "images", "annotations" and "categories".
-        image_root: the folder to which the "file_name" of each image is relative.
+        image_root: the folder to which the "file_name" of each image is relative. Names of another machine
+            (backslashes, "%20", folders that do not exist here) are understood.
         classes: names of the categories to use; None = all. Others are background.
         fold, num_folds, fold_rule: in place of names: hold out the class ids with `id % num_folds == fold`
             ("interleaved") or the fold-th of `num_folds` blocks ("contiguous").

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image, UnidentifiedImageError
 
 from .preparation import (
+    PAGE,
     Count,
     find_list,
     prepared_dir,
@@ -27,8 +28,8 @@ __all__ = ["SPLIT_SIZES", "check", "list_path", "load_records", "metadata", "nam
 
 SPLIT_SIZES = {"train": 520, "val": 240, "test": 240}
 IMAGES = 10000
-PREPARE = "run `python datasets/prepare_fss1000.py --lists FOLDER`"
-DATA_FIX = "download FSS-1000 and extract it so that its class folders lie in <root>/fss1000"
+PREPARE = f"run `python datasets/prepare_fss1000.py --lists FOLDER`; {PAGE}"
+DATA_FIX = f"download FSS-1000 and extract it so that its class folders lie in <root>/fss1000; {PAGE}"
 _LIST_NAMES = {"train": ("trn", "train"), "val": ("val",), "test": ("test",)}
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from fss_d2.files import atomic_path, json_text, read_json
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
-from .preparation import parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
+from .preparation import PAGE, parallel_map, png_is_whole, require, write_class_map, write_text_if_changed
 from .splits import NUM_FOLDS, fold_metadata, held_out_classes, record_of
 
 __all__ = ["GlyphGenerator", "check_glyphs", "load_records", "metadata", "names", "write_glyphs"]
@@ -150,7 +150,7 @@ def _write_image(folder: Path, generator: GlyphGenerator, index: int) -> list[in
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
-    require(path, f"run `{_PREPARE}`")
+    require(path, f"run `{_PREPARE}`; {PAGE}")
     try:
         content = read_json(path)
     except ValueError:

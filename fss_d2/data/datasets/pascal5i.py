@@ -19,7 +19,10 @@ import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from PIL import Image
 
+from fss_d2.files import shortened
+
 from .preparation import (
+    PAGE,
     Count,
     find_fold_lists,
     list_path,
@@ -28,6 +31,7 @@ from .preparation import (
     prepared_dir,
     read_ids,
     read_index,
+    read_text,
     require,
     write_class_map,
     write_index,
@@ -49,9 +53,9 @@ __all__ = ["CLASS_NAMES", "check", "load_records", "metadata", "names", "parse_p
 TRAIN_POOLS = {"pascal5i": "train_pfenet", "pascal5i_trainaug": "trainaug"}
 HSNET = "pascal5i_hsnet"
 VARIANTS = (*TRAIN_POOLS, HSNET)
-PREPARE = "run `python datasets/prepare_pascal5i.py`"
-VOC_FIX = "download VOC 2012's trainval archive (VOCtrainval_11-May-2012.tar) and extract it there"
-SBD_FIX = "download SBD (benchmark.tgz) and extract it to <root>/SBD"
+PREPARE = f"run `python datasets/prepare_pascal5i.py`; {PAGE}"
+VOC_FIX = f"download VOC 2012's trainval archive (VOCtrainval_11-May-2012.tar) and extract it there; {PAGE}"
+SBD_FIX = f"download SBD (benchmark.tgz) and extract it to <root>/SBD; {PAGE}"
 _SBD_PLACES = ("SBD/benchmark_RELEASE/dataset", "benchmark_RELEASE/dataset", "sbd")
 
 # Images of each pool: DeepLab's trainaug; PFENet's voc_sbd_merge_noduplicate.txt; VOC's val.
@@ -106,9 +110,9 @@ def _hsnet_pairs(root: Path, fold: int, split: str) -> list[tuple[str, int]]:
     ``val``: the fold's own list; ``train``: the ``trn`` lists of the other folds, joined in fold order.
     """
     files = [f"val_fold{fold}"] if split == "val" else [f"trn_fold{i}" for i in range(NUM_FOLDS) if i != fold]
-    fix = "run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER"
+    fix = f"run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER; {PAGE}"
     paths = [list_path(root, "pascal5i", f"hsnet/{file}.txt") for file in files]
-    return [pair for path in paths for pair in parse_pairs(require(path, fix).read_text(), str(path))]
+    return [pair for path in paths for pair in parse_pairs(read_text(require(path, fix)), str(path))]
 
 
 def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
@@ -117,7 +121,8 @@ def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
     for number, line in enumerate(text.split(), start=1):
         image_id, mark, class_number = line.rpartition("__")
         if not mark or not class_number.isdigit() or not 1 <= int(class_number) <= len(CLASS_NAMES):
-            raise ValueError(f"{source}:{number}: {line!r} is not <image id>__<class number 01 to 20>")
+            found = repr(shortened(line))
+            raise ValueError(f"{source}:{number}: {found} is not <image id>__<class number 01 to 20>")
         pairs.append((image_id, int(class_number) - 1))
     return pairs
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from fss_d2.progress import track
 from .splits import NUM_FOLDS
 
 __all__ = [
+    "PAGE",
     "Count",
     "find_fold_lists",
     "find_list",
@@ -27,12 +29,14 @@ __all__ = [
     "prepared_dir",
     "read_ids",
     "read_index",
+    "read_text",
     "require",
     "write_class_map",
     "write_index",
     "write_text_if_changed",
 ]
 
+PAGE = "datasets/README.md says what goes where"  # ends the errors about data that are not there
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _CHUNK = 16
@@ -80,22 +84,30 @@ def png_is_whole(path: Path) -> bool:
         return file.read() == _PNG_END
 
 
+def read_text(path: Path) -> str:
+    """Return what a list contains; ValueError if it is not UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: get or write the list again") from error
+
+
 def read_ids(path: Path) -> list[str]:
     """Return the first word of each line that is not empty."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
     """Return the header of an index file, or None if the file does not exist or has no header."""
     if not path.is_file():
         return None
-    with path.open() as file:
+    with path.open("rb") as file:
         return _parse(file.readline())
 
 
 def read_index(path: Path, fix: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of an index file, without its header; errors name the line and the ``fix``."""
-    with require(path, fix).open() as file:
+    with require(path, fix).open("rb") as file:
         for number, line in enumerate(file, start=1):
             row = _parse(line)
             if row is None:
@@ -200,11 +212,14 @@ def find_list(folder: Path, stems: Sequence[str], suffix: str) -> str:
     for stem in stems:
         path = folder / f"{stem}{suffix}"
         if path.is_file():
-            return path.read_text()
+            return read_text(path)
         packed = path.with_name(path.name + ".gz")
         if packed.is_file():
-            with gzip.open(packed, "rt") as file:
-                return file.read()
+            try:
+                with gzip.open(packed, "rt", encoding="utf-8") as file:
+                    return file.read()
+            except (UnicodeDecodeError, EOFError, zlib.error) as error:
+                raise ValueError(f"{packed} is damaged or not UTF-8 text: get the list again") from error
     names = " or ".join(f"{stem}{suffix}[.gz]" for stem in stems)
     raise FileNotFoundError(f"{folder} holds no {names}: give the folder of the published lists with --lists")
 

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from fss_d2.files import json_text, read_json
+from fss_d2.files import json_text, read_json, shortened
 
 from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES
 from .preparation import (
+    PAGE,
     Count,
     find_fold_lists,
     list_path,
@@ -30,7 +31,7 @@ from .splits import NUM_FOLDS
 
 __all__ = ["ImageTask", "check", "draw_class_map", "index_row", "prepare"]
 
-JSON_FIX = "download the COCO train/val annotations of that year and extract them to <root>/coco"
+JSON_FIX = f"download the COCO train/val annotations of that year and extract them to <root>/coco; {PAGE}"
 # Images with an annotation in COCO 2014.
 ANNOTATED_IMAGES = {"train2014": 82081, "val2014": 40137}
 # (images, pairs) of HSNet's published lists, folds 0 to 3; for the contiguous folds the same lists regrouped.
@@ -144,8 +145,9 @@ class _Instances:
             for annotation in content["annotations"]:
                 grouped.setdefault(annotation["image_id"], []).append(annotation)
             tasks = [ImageTask(images[i], grouped[i]) for i in sorted(grouped)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is not an instances JSON ({error!r}): extract it again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = shortened(repr(error))
+            raise ValueError(f"{self.path} is not an instances JSON ({reason}): extract it again") from error
         used = {a["category_id"] for task in tasks for a in task.annotations} - set(coco20i.CATEGORY_IDS)
         if used or [categories.get(i) for i in coco20i.CATEGORY_IDS] != list(coco20i.CLASS_NAMES):
             fault = f"{self.path}: categories are not COCO's 80; use `register_coco_json` for other sets"

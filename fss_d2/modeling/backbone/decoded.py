@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...state_dict import read_state_dict
+from ...state_dict import check_values, read_state_dict
 from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
 DECODED = ("res5", "res4", "res3")  # order of the decoder's maps
@@ -87,4 +87,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: str
             f"{KEY} {path}: {prefix}{odd[0]} is missing, unknown or of another shape than in this model "
             f"({len(odd) - 1} other tensors as well). Check {keys}"
         )
+    check_values(
+        {prefix + name: t for name, t in found.items()}, {prefix + n: t for n, t in own.items()}, path
+    )
     module.load_state_dict(found)

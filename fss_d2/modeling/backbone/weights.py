@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ...state_dict import read_state_dict
+from ...compat import require_safe_torch_load
+from ...state_dict import check_values, read_state_dict
 from .base import FeatureBackbone
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
 
 
 def _check_match(spec: str, own: State, source: State, matched: State) -> None:
-    """Raise ValueError if no key matches, or a matching tensor has another shape."""
+    """Raise ValueError if no key matches, or a matching tensor has another shape or unusable values."""
     if not matched:
         raise ValueError(
             f"no tensor of {spec} fits the backbone: the source has {len(source)} keys, first "
@@ -88,6 +89,7 @@ def _check_match(spec: str, own: State, source: State, matched: State) -> None:
                 f"{key} is {tuple(value.shape)} in {spec} but {tuple(own[key].shape)} in the backbone: check "
                 "MODEL.BACKBONE.NAME and its depth, stem or size"
             )
+    check_values(matched, own, spec)
 
 
 def _strip_prefixes(state: State) -> State:
@@ -119,6 +121,7 @@ def _read_torchvision(name: str) -> State:
             f"torchvision://{name}: torchvision has no such model or weights, write e.g. "
             "torchvision://resnet50 or torchvision://resnet50.IMAGENET1K_V2"
         ) from error
+    require_safe_torch_load(f"torchvision://{name}")
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except OSError as error:
@@ -130,6 +133,7 @@ def _read_timm(name: str) -> State:
         raise ValueError(
             f"timm://{name}: timm has no pretrained weights of that name, see timm.list_pretrained()"
         )
+    require_safe_torch_load(f"timm://{name}")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except OSError as error:

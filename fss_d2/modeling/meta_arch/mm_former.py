@@ -291,6 +291,8 @@ class MMFormer(FewShotSegmentor):
     Pixels marked 255 are background in losses and supports, as in the reference code.
     """
 
+    starts_without = ("matching.",)  # a training may start from stage 1, which has no matching
+
     @configurable
     def __init__(
         self,

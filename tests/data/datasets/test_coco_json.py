@@ -125,7 +125,9 @@ def test_coco_without_images_that_show_novel_classes(coco: Register) -> None:
 
 def test_coco_held_out_images_are_never_trained_on(tmp_path: Path, coco: Register) -> None:
     data = content()
-    data["images"] = [{**data["images"][0], "id": i, "file_name": "1.jpg"} for i in range(400)]
+    data["images"] = [{**data["images"][0], "id": i, "file_name": f"{i}.jpg"} for i in range(400)]
+    for i in range(400):
+        (tmp_path / f"{i}.jpg").touch()
     data["annotations"] = [
         annotation(i, category, square(0, 0, 4)) for i in range(400) for category in (5, 90)
     ]
@@ -182,6 +184,84 @@ def test_coco_names_the_wrong_entry(coco: Register, data: dict[str, Any], messag
 def test_coco_refuses_arguments(coco: Register, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         coco("wrong", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[1, 1, 5, 1]], "annotation 0: its outline has fewer than 3 corners"),
+        ([[1, 1, 1e12, 1, 5, 5]], "annotation 0: its outline has the value 1000000000000.0, far outside"),
+        ({"size": [HEIGHT, WIDTH], "counts": [7]}, "annotation 0: its run lengths add up to 7 pixels"),
+        (None, "annotation 0: it has neither an outline nor a box"),
+    ],
+)
+def test_coco_objects_that_cannot_be_read_are_not_background(
+    tmp_path: Path, coco: Register, segmentation: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The picture stays for its other class; for that of the object all of it is ignored."""
+    data = content()
+    data["annotations"][0] = {"id": 0, **annotation(1, 5, segmentation)}
+    data["annotations"].append({"id": 9, **annotation(4, 5, square(3, 3, 4))})
+    coco("mine", data)
+    assert classes_of("mine") == {1: [3], 2: [1], 3: [2], 4: [0]}
+    record = get_records("mine")[0]
+    mask = load_mask(record, 0)
+    assert (mask == 1).sum() == 25 and (mask == 255).sum() == HEIGHT * WIDTH - 25
+    assert (load_mask(record, 3) == 1).sum() == 64
+    left_out = MetadataCatalog.get("mine").left_out
+    assert [picture["image"] for picture in left_out] == [str(tmp_path / "1.jpg"), str(tmp_path / "3.jpg")]
+    assert left_out[0]["reason"].startswith(reason)
+    assert "my.json: pictures not used for one of their classes: 2, the first " in caplog.text
+
+
+def test_coco_boxes_without_outline_are_open(coco: Register) -> None:
+    data = content()
+    data["annotations"][6] = {"id": 6, **annotation(3, 5, [])} | {"bbox": [10, 5, 4, 3]}
+    coco("boxed", data)
+    assert classes_of("boxed") == {1: [0, 3], 2: [1], 3: [2]}
+    mask = load_mask(get_records("boxed")[2], 0)
+    assert (mask == 255).sum() == 12 and (mask[5:8, 10:14] == 255).all() and not (mask == 1).any()
+    data["annotations"] = [row for row in data["annotations"] if row["id"] not in (0, 1)]
+    coco("only", data | {"info": {}}, classes=["p", "q"])
+    with pytest.raises(ValueError, match=r"my\.json: class 'p' has boxes \(1\) .* or choose other classes"):
+        get_records("only")
+
+
+def test_coco_joins_images_with_the_same_file(coco: Register) -> None:
+    data = content()
+    data["images"][1]["file_name"] = "1.jpg"
+    coco("joined", data)
+    assert classes_of("joined") == {1: [0, 1, 3], 3: [2]}
+    assert (load_mask(get_records("joined")[0], 1) == 1).sum() == 60
+
+
+def test_coco_frame_of_another_picture_is_seen_where_outlines_leave_it(
+    tmp_path: Path, coco: Register
+) -> None:
+    data = content()
+    data["annotations"].append({"id": 9, **annotation(4, 5, [[1, 1, 5, 1, 5, 28, 1, 28]])})
+    coco("cut", data)
+    assert (load_mask(get_records("cut")[3], 0) == 1).sum() == 4 * 19  # at the lower border
+    Image.new("RGB", (60, 40)).save(tmp_path / "4.jpg")
+    coco("scaled", data)
+    assert 4 not in classes_of("scaled")
+    assert "is 60x40, but annotated as 30x20" in MetadataCatalog.get("scaled").left_out[-1]["reason"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "4.jpg", exif=exif)
+    coco("turned", data)
+    assert (load_mask(get_records("turned")[3], 0) == 1).sum() == 4 * 27
+    assert load_mask(get_records("turned")[3], 0).shape == (WIDTH, HEIGHT)
+
+
+def test_coco_pictures_of_another_system(tmp_path: Path, coco: Register) -> None:
+    data = content()
+    names = ("D:\\x\\1.jpg", "a%202.jpg", "/home/me/3.jpg", "4.jpg")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a 2.jpg")
+    data["images"] = [{**image, "file_name": name} for image, name in zip(data["images"], names, strict=True)]
+    coco("elsewhere", data)
+    files = [Path(record["file_name"]) for record in get_records("elsewhere")]
+    assert files == [tmp_path / name for name in ("1.jpg", "a 2.jpg", "3.jpg")]
 
 
 def test_coco_missing_or_broken_files(tmp_path: Path, coco: Register) -> None:

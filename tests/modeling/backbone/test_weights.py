@@ -109,6 +109,14 @@ def test_nothing_is_loaded_without_a_spec() -> None:
             {**tiny_state(), "conv.weight": torch.zeros(2, 3, 7, 7)},
             r"\(2, 3, 7, 7\) in .* but \(2, 3, 1, 1\)",
         ),
+        (
+            {**tiny_state(), "bn.weight": torch.tensor([float("nan"), 1])},
+            r"tensor bn\.weight holds 1 values that are NaN or infinite, of 2",
+        ),
+        (
+            {**tiny_state(), "bn.bias": torch.ones(2).to_sparse()},
+            "tensor bn.bias is sparse",
+        ),
         (torch.zeros(3), "holds no state dict of named tensors: save"),
         (nn.ReLU(), "is no checkpoint of plain tensors"),
     ],
