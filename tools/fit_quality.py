@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
-from fss_d2.files import write_json
+from fss_d2.io.files import write_json
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick

@@ -31,9 +31,9 @@ from fss_d2.engine.command_line import (
     run_command,
     start_log,
 )
-from fss_d2.files import json_text, write_atomic
+from fss_d2.io.files import json_text, write_atomic
+from fss_d2.io.progress import track
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.progress import track
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.inference.predictor import FewShotPredictor

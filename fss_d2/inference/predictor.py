@@ -19,7 +19,7 @@ from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.mask_values import MaskRule, MaskValues, parse_mask_values
 from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.views import check_support_views, shown_views
-from fss_d2.files import expand_user
+from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.meta_arch.contract import resize_support

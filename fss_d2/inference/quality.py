@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fss_d2.files import read_json_object
+from fss_d2.io.files import read_json_object
 from fss_d2.model_zoo import QUALITY_FILES, QUALITY_PRIOR
 
 from .evidence import SIGNALS

@@ -13,10 +13,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.data.views import Window
-from fss_d2.files import atomic_path
+from fss_d2.io.files import atomic_path
+from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import resize
-from fss_d2.state_dict import UNREADABLE, load_plain, not_finite
 
 from .evidence import Tokens
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from fss_d2.evaluation.metrics import count_areas, iou
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import class_shift, shifted
-from fss_d2.progress import progress
+from fss_d2.io.progress import progress
 
 from .supports import Support
 

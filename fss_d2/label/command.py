@@ -58,8 +58,8 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     from detectron2.utils.env import seed_all_rng
 
     from fss_d2.config import load_config
-    from fss_d2.files import printable
     from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.io.files import printable
 
     from .job import Job, run_job
     from .supports import read_supports

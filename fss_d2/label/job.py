@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from fss_d2.data.images import read_image
 from fss_d2.data.picture_files import FoundPictures, find_pictures_below, listed
 from fss_d2.engine.command_line import suggestion
-from fss_d2.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.progress import track
+from fss_d2.io.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
+from fss_d2.io.progress import track
 
 from .check import MOST_CHECKED, ClassCheck, SupportCheck, check_steps, check_supports, describe, left_out
 from .output import Journal, OutputFolder, json_bytes, record_of

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from fss_d2.files import (
+from fss_d2.inference.prediction import Instance, Prediction
+from fss_d2.inference.quality import shifted
+from fss_d2.io.files import (
     check_writable,
     is_half_written,
     json_text,
@@ -20,8 +22,6 @@ from fss_d2.files import (
     read_json_object,
     write_atomic,
 )
-from fss_d2.inference.prediction import Instance, Prediction
-from fss_d2.inference.quality import shifted
 
 __all__ = ["ImageRecord", "Journal", "LabelledObject", "OutputFile", "OutputFolder", "json_bytes"]
 __all__ += ["record_of"]

@@ -19,8 +19,8 @@ from fss_d2.data.images import read_image
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.masks import check_shows, load_mask, load_sample, upright_mask
 from fss_d2.data.pairs import find_marked_masks
-from fss_d2.files import expand_user, printable, read_json_object, shortened
 from fss_d2.inference.annotations import find_supports, read_support
+from fss_d2.io.files import expand_user, printable, read_json_object, shortened
 
 from .labelme import read_labelme
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 from .output import ImageRecord, OutputFile, json_bytes
 
