@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import fss_d2  # noqa: F401  (before anything imports detectron2)
 from fss_d2.engine.command_line import closing_log_handlers
@@ -25,11 +24,6 @@ def photographs() -> Path:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip(f"no photographs in {PHOTOGRAPHS}: set FSS_D2_DEV_DATA")
     return PHOTOGRAPHS
-
-
-def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name parameters that are pictures by their argument: their text differs from process to process."""
-    return argname if isinstance(val, np.ndarray | Image.Image) else None
 
 
 @pytest.fixture(autouse=True)
