@@ -212,7 +212,10 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
             np.where(OBJECTS == 2, 250, OBJECTS),
             rf"values 0, 1, 3, 250{SAY}1,3,250, or bright \(from half on\)$",
         ),
-        (np.where(OBJECTS == 2, 254, ALL * 255), rf"values 0, 254, 255{SAY}bright \(from half on\), or 254 ig"),
+        (
+            np.where(OBJECTS == 2, 254, ALL * 255),
+            rf"values 0, 254, 255{SAY}bright \(from half on\), or 254 ig",
+        ),
         (np.where(ONE, 7, 3).astype(np.uint8), rf"holds the values 3, 7{SAY}3,7$"),
         (np.full_like(ALL, 15), rf"holds the values 15{SAY}15$"),
         (
