@@ -99,9 +99,9 @@ def fills_holes(outline: Outline, frame: Frame) -> bool:
     """Whether polygons of a checked outline overlap by more than their rims, as an object and its hole do."""
     if isinstance(outline, Mapping) or len(outline) < 2:
         return False
-    runs = coco_mask.frPyObjects(outline, *frame)
-    union = int(coco_mask.area(coco_mask.merge(runs)))
-    return int(coco_mask.area(runs).sum()) - union > max(_RIM * union, 10)
+    areas = [int(coco_mask.area([run])[0]) for run in coco_mask.frPyObjects(outline, *frame)]
+    union = int(np.count_nonzero(draw_outlines([outline], frame)))
+    return sum(areas) > union + max(int(_RIM * union), 10)
 
 
 def overhang(outline: Outline, frame: Frame) -> float:

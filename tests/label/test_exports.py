@@ -340,6 +340,7 @@ def test_outlines_across_the_border_are_cut_and_said(
         ([SQUARE, [50, 5, 51, 5], [9, 9]], 400, "outlines with parts of fewer than 3 corners: 1, the first"),
         ([SQUARE, [25, 15, 25, 25, 35, 25, 35, 15]], 400, "whose polygons overlap: 1, .*; all are filled"),
         ([SQUARE, OTHER], 625, ""),
+        ([[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for x in range(20, 60) for y in range(9)], 360, ""),
         ([SQUARE, [40, 10, 50, 10, 50, 30, 40, 30]], 600, ""),  # neighbours
     ],
 )

@@ -171,11 +171,8 @@ class ObjectReader:
             reading.annotations.append(_annotation(class_id, outline, int(is_open), label))
             reach = overhang(outline, frame)
             reading.reach = max(reading.reach, reach)
-            notes = (
-                kind,
-                "cut" * (reach > _SLACK),
-                "holes" * (self.is_strict and fills_holes(outline, frame)),
-            )
+            filled = self.is_strict and fills_holes(outline, frame)
+            notes = (kind, "cut" * (reach > _SLACK), "holes" * filled)
             reading.notes += [(what, class_id, label) for what in notes if what]
         return reading
 
