@@ -1,7 +1,8 @@
 """What the values of a mask image of one object mean: recognised, said by the user, or refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import cv2
 import numpy as np
@@ -120,8 +121,10 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     white = levels >= _IGNORE - reach
     middle = (levels > reach) & ~white
     inside = np.count_nonzero(middle)
-    _, spots = cv2.connectedComponents((middle | white).astype(np.uint8))
-    apart = ~np.isin(spots, spots[white])  # from all white
+    count, spots = cv2.connectedComponents((middle | white).astype(np.uint8))
+    has_white = np.zeros(count, bool)
+    has_white[spots[white]] = True
+    apart = ~has_white[spots]
     flat = (low == high) & (levels > margin) & (levels < _IGNORE - margin)
     few = _FEW * inside
     if (flat & apart).any() or np.count_nonzero(flat) > few or 2 * _in_squares(levels, middle) > inside:
@@ -133,7 +136,7 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
     soft = max(_OUTLINE, max(levels.shape) // 100)
-    far = np.count_nonzero(wide & (apart | (cv2.dilate(edge, np.ones((2 * soft + 1,) * 2)) == 0)))
+    far = np.count_nonzero(wide & (apart | (cv2.distanceTransform(1 - edge, cv2.DIST_C, 3) > soft)))
     widest = min(soft * np.count_nonzero(edge & bright), 2 * np.count_nonzero(white))
     if np.count_nonzero(wide) > widest or far > few or 2 * inside > levels.size:
         return "not only at the outline"
@@ -171,7 +174,8 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
         raise UnclearMask.of_values(several, example)
     extremes = {(0, 0, 0), (255,) * 3}
     if 0 in shown and shown[0] not in extremes and any(shown[i] in extremes for i in objects):
-        raise UnclearMask.of_values(f"{several}, where {_shown(shown[0])} is index 0", f"0, or {objects[0]}")
+        first = f"#{bytes(shown[0]).hex()} is index 0"
+        raise UnclearMask.of_values(f"{several}, where {first}", f"0, or {objects[0]}")
     mask = np.where(indices == _IGNORE, _IGNORE, indices != 0).astype(np.uint8)
     void = ", 255 ignored" if _IGNORE in used else ""
     return mask, f"palette index {objects[0] if objects else 1} is the object{void}, 0 background"
@@ -187,11 +191,11 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     if spread.max() <= _NOISE and not _not_black_and_white(grey, _present(grey), image.format in _LOSSY):
         return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
     colors = _colors(rgb)
-    if len(colors) == 2 and colors[0] == (0, 0, 0):
-        return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
-    named = _shown(next(color for color in colors if color != (0, 0, 0)))
+    if len(colors) == 2 and colors[0] == 0:
+        return (spread > 0).astype(np.uint8), f"{_hex(colors[1])} is the object, black background"
+    named = _hex(colors[colors > 0][0])
     example = named if len(colors) <= _MOST_SHOWN else f"{_HALF}, or colours as #ff0000"
-    raise UnclearMask.of_values(f"{name} holds the colours {_listed(colors)}", example)
+    raise UnclearMask.of_values(f"{name} holds the colours {_listed(colors, _hex)}", example)
 
 
 def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -210,8 +214,8 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
             return _by_palette(_without_transparency(image), name)
     colors = _colors(_rgb(image)[opaque][None])
     if 1 < len(colors) <= _FEW_COLORS:
-        held = f"holds the colours {_listed(colors)} and transparent pixels"
-        raise UnclearMask.of_values(f"{name} {held}", f"opaque, or {_shown(colors[-1])}")
+        held = f"holds the colours {_listed(colors, _hex)} and transparent pixels"
+        raise UnclearMask.of_values(f"{name} {held}", f"opaque, or {_hex(colors[-1])}")
     return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
 
 
@@ -248,7 +252,9 @@ def _matches(image: Image.Image, name: str, wanted: frozenset[int] | frozenset[C
     if not wanted:
         return rgb.any(axis=2)
     if not colored:
-        raise ValueError(f"{name} holds the colours {_listed(_colors(rgb))}: give mask_values as #rrggbb")
+        raise ValueError(
+            f"{name} holds the colours {_listed(_colors(rgb), _hex)}: give mask_values as #rrggbb"
+        )
     reach = _COLOR_REACH if image.format in _LOSSY else 0
     near = [np.abs(rgb.astype(np.int16) - np.array(color)).max(axis=2) <= reach for color in sorted(wanted)]
     return np.logical_or.reduce(near)
@@ -307,10 +313,11 @@ def _palette_colors(image: Image.Image) -> list[Color]:
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, 768, 3)]
 
 
-def _colors(rgb: np.ndarray) -> list[Color]:
-    """The colours of (H, W, 3) uint8, sorted."""
-    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-    return [(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(packed).tolist()]
+def _colors(rgb: np.ndarray) -> np.ndarray:
+    """The colours of (H, W, 3) uint8 as numbers 0xrrggbb, rising."""
+    found = np.zeros(1 << 24, bool)
+    found[rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)] = True
+    return np.flatnonzero(found)
 
 
 def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
@@ -323,19 +330,20 @@ def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def _shown(value: float | Color) -> str:
-    if isinstance(value, tuple):
-        return f"#{bytes(value).hex()}"
+def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _listed(values: Sequence[Color] | np.ndarray) -> str:
+def _hex(color: int) -> str:
+    return f"#{color:06x}"
+
+
+def _listed(values: np.ndarray, show: Callable[[Any], str] = _shown) -> str:
     """At most `_MOST_SHOWN` values, the last one always: "0, 1, 2, ... 255 (60 in total)"."""
-    values = values.tolist() if isinstance(values, np.ndarray) else values
     if len(values) <= _MOST_SHOWN:
-        return ", ".join(map(_shown, values))
-    first = ", ".join(map(_shown, values[: _MOST_SHOWN - 1]))
-    return f"{first}, ... {_shown(values[-1])} ({len(values)} in total)"
+        return ", ".join(map(show, values.tolist()))
+    first = ", ".join(map(show, values[: _MOST_SHOWN - 1].tolist()))
+    return f"{first}, ... {show(values[-1].item())} ({len(values)} in total)"
 
 
 def _example(objects: list[int], void: bool) -> str:
