@@ -32,7 +32,7 @@ def cut(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 def prepare(root: Path) -> int:
     """Write the slice; return its number of photographs."""
-    from fss_d2.files import atomic_path, json_text, read_json, write_atomic
+    from fss_d2.io.files import atomic_path, json_text, read_json, write_atomic
 
     source, target = root / "coco", root / "coco_mini"
     if not (source / ANNOTATIONS).is_file():

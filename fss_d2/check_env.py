@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fss_d2 import compat
-from fss_d2.files import expand_user
+from fss_d2.io.files import expand_user
 
 __all__ = ["main", "notes", "wrongs"]
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import fss_d2
 from fss_d2.engine.command_line import run_command, suggestion
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 __all__ = ["main"]
 

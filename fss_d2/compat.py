@@ -58,7 +58,7 @@ def require_safe_torch_load(what: str) -> None:
     """Raise ValueError where `torch.load` of another library would read a pickle unsafely.
 
     Before torch 2.6 ``weights_only`` ran code from some files (CVE-2025-32434). Files that are given by path
-    do not need this: `fss_d2.weight_files` reads them without `torch.load`.
+    do not need this: `fss_d2.io.weight_files` reads them without `torch.load`.
     """
     import torch  # here, so that --help does not wait for it
 

@@ -11,10 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
-from fss_d2.files import expand_user, shortened
+from fss_d2.io.files import expand_user, shortened
+from fss_d2.io.network import check_address, is_address
+from fss_d2.io.yaml_files import brief, read_yaml
 from fss_d2.modeling.keys import KEY_GROUPS, at_least, require
-from fss_d2.network import check_address, is_address
-from fss_d2.yaml_files import brief, read_yaml
 
 __all__ = ["add_fss_config", "get_cfg", "load_config"]
 

@@ -18,11 +18,11 @@ from fss_d2.data.images import read_image
 from fss_d2.inference.export import format_of
 from fss_d2.label.job import Job, find_images, run_job
 from fss_d2.label.supports import read_supports
-from tests import test_weight_files as weights
 from tests.data.test_mask_decoding import ALL, OBJECTS, SOFT, VOC, VOID, cut_out, palette
 from tests.data.test_pairs import touch
 from tests.data.test_picture_files import HEIC
 from tests.data.test_picture_files import write as write_picture
+from tests.io import test_weight_files as weights
 from tests.label.fakes import ColourPredictor, annotated_folder, disc, picture, save
 from tests.label.test_exports import LOW, OTHER, SIZE, SQUARE, annotation, entry, photo
 from tests.label.test_exports import write as write_coco

@@ -11,22 +11,7 @@ PACKAGE = ROOT / "fss_d2"
 # The packages and top modules of fss_d2: each imports those below it only.
 ROOMS = (
     *("cli", "app", "label", "inference", "engine", "visualization", "evaluation", "checkpoint", "config"),
-    *(
-        "modeling",
-        "data",
-        "state_dict",
-        "weight_files",
-        "plain_pickle",
-        "yaml_files",
-        "network",
-        "soft_masks",
-        "model_zoo",
-        "progress",
-        "check_env",
-        "files",
-        "__init__",
-        "compat",
-    ),
+    *("modeling", "data", "soft_masks", "check_env", "io", "model_zoo", "__init__", "compat"),
 )
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from fss_d2.config import load_config
 from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.io.state_dict import is_head_file
 from fss_d2.label.supports import read_supports
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.state_dict import is_head_file
 from tests.inference.predictors import overlap
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fss_d2.engine.command_line import documented_parser, path_option
-from fss_d2.files import json_text, write_atomic
+from fss_d2.io.files import json_text, write_atomic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
 

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     from fss_d2.checkpoint.convert import CONVERTERS, check_output, write_converted
-    from fss_d2.state_dict import read_state_dict
+    from fss_d2.io.state_dict import read_state_dict
 
     check_output(args.output, force=args.force)
     conversion = CONVERTERS[args.method](read_state_dict(args.input))

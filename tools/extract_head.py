@@ -17,8 +17,8 @@ def extract(source: Path, target: Path, *, force: bool = False) -> int:
     """Write the head of a checkpoint; return its number of parameters."""
     import torch
 
-    from fss_d2.files import atomic_path
-    from fss_d2.state_dict import head_of, read_state_dict
+    from fss_d2.io.files import atomic_path
+    from fss_d2.io.state_dict import head_of, read_state_dict
 
     weights = read_state_dict(source)
     if target.exists() and not force:

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from fss_d2.engine.command_line import documented_parser, path_option, run_command
 from fss_d2.engine.signals import Commands, forwarding
 from fss_d2.engine.tables import Row, Stage, Table, closest, read_tables, slug
-from fss_d2.files import read_json, write_atomic, write_json
+from fss_d2.io.files import read_json, write_atomic, write_json
 
 _ROOT = Path(__file__).resolve().parents[1]
 

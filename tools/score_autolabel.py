@@ -31,9 +31,9 @@ from fss_d2.engine.command_line import (
     run_command,
     start_log,
 )
-from fss_d2.files import json_text, write_atomic
+from fss_d2.io.files import json_text, write_atomic
+from fss_d2.io.progress import track
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.progress import track
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from fss_d2.inference.predictor import FewShotPredictor
@@ -82,7 +82,7 @@ def label_and_score(
 
     images = of_class[0].files[0].parent
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(images, Path(folder) / "labels", formats=("png",), check=False)
+        job = Job(images, Path(folder) / "labels", formats=("png",), check=0)
         run_job(job, predictor, {name: chosen})
         truth = {support.files[0].name: support.mask for support in of_class if support not in chosen}
         stems = file_stems(sorted(truth))

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.files import write_atomic
 from fss_d2.inference.prediction import Prediction
+from fss_d2.io.files import write_atomic
 from fss_d2.visualization import class_color, draw_mask, picture_grid
 from fss_d2.visualization.panels import attention_panel
 from fss_d2.visualization.tiles import draw_regions

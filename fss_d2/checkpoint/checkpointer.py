@@ -10,9 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
-from fss_d2.files import atomic_path, write_atomic
+from fss_d2.io.files import atomic_path, write_atomic
+from fss_d2.io.state_dict import local_file, read_content, state_dict_of
 from fss_d2.modeling.build import build_model, check_base_knowledge
-from fss_d2.state_dict import local_file, read_content, state_dict_of
 
 from .matching import Missing, match_tensors
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fss_d2.files import atomic_path
-from fss_d2.state_dict import quoted
+from fss_d2.io.files import atomic_path
+from fss_d2.io.state_dict import quoted
 
 __all__ = [
     "Conversion",

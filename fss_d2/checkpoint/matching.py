@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fss_d2.state_dict import check_values, is_head, quoted
+from fss_d2.io.state_dict import check_values, is_head, quoted
 
 __all__ = ["Missing", "match_tensors"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from fss_d2.files import expand_user, shortened
+from fss_d2.io.files import expand_user, shortened
 
 from . import datasets
 from .datasets.custom import register_coco_json, register_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import atomic_path, json_text, parse_json, shortened
+from fss_d2.io.files import atomic_path, json_text, parse_json, shortened
 
 __all__ = [
     "Episode",

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
-from fss_d2.files import printable
+from fss_d2.io.files import printable
 
 __all__ = ["decode_file", "eight_bits", "image_header", "is_image_name", "open_image", "orient", "read_image"]
 __all__ += ["to_rgb", "unreadable"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from fss_d2.files import printable
+from fss_d2.io.files import printable
 
 from .images import decode_file, image_header, orient
 from .mask_decoding import decode_mask

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 
-from fss_d2.files import printable
+from fss_d2.io.files import printable
 
 from .images import is_image_name
 from .picture_files import listed, pictures_in

@@ -20,11 +20,11 @@ from fss_d2.data.augmentations import build_resize
 from fss_d2.data.catalog import get_records
 from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.data.workers import init_worker
-from fss_d2.files import atomic_path
+from fss_d2.io.files import atomic_path
+from fss_d2.io.progress import track
+from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
-from fss_d2.progress import track
-from fss_d2.state_dict import UNREADABLE, load_plain, not_finite
 
 __all__ = ["build_base_prototypes", "fill_base_knowledge"]
 

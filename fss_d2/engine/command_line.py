@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fss_d2.files import expand_user, shortened
+from fss_d2.io.files import expand_user, shortened
 
 from .errors import LOST_PROCESS, TRACEBACK_VARIABLE, one_line, report_to_torchrun, traceback_wanted
 from .launch import LaunchPlan
@@ -168,7 +168,7 @@ def setup(args: argparse.Namespace) -> "CfgNode":
 
     from fss_d2.config import load_config
     from fss_d2.data.catalog import get_records, register_datasets_from_cfg
-    from fss_d2.files import check_writable
+    from fss_d2.io.files import check_writable
 
     cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -191,7 +191,7 @@ def setup(args: argparse.Namespace) -> "CfgNode":
 
 def remove_half_written(folder: Path) -> None:
     """Remove the half-written files of killed processes from a folder, not from those below it."""
-    from fss_d2.files import is_half_written
+    from fss_d2.io.files import is_half_written
 
     for path in filter(is_half_written, folder.glob(".*.tmp")):
         writer = int(path.name.split(".")[-2])

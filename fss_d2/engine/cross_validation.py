@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from fss_d2.config import load_config
 from fss_d2.evaluation import Comparison, compare, read_rows
 from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
-from fss_d2.files import check_writable, read_json, write_atomic, write_json
+from fss_d2.io.files import check_writable, read_json, write_atomic, write_json
 from fss_d2.modeling.build import build_without_weights
 
 __all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from fss_d2.data import build_few_shot_test_loader
-from fss_d2.files import check_writable
+from fss_d2.io.files import check_writable
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.layers import area_fraction, weighted_sum
 from fss_d2.visualization import (

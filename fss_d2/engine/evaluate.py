@@ -30,7 +30,7 @@ from fss_d2.evaluation import (
     format_table,
     read_rows,
 )
-from fss_d2.files import check_writable, write_json
+from fss_d2.io.files import check_writable, write_json
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel

@@ -59,7 +59,7 @@ def compare(args: argparse.Namespace) -> None:
     from fss_d2.engine.evaluate import evaluate
     from fss_d2.engine.trainer import Trainer
     from fss_d2.evaluation import format_table
-    from fss_d2.files import check_writable
+    from fss_d2.io.files import check_writable
     from fss_d2.model_zoo import DEMO_CONFIGS
 
     output = Path(args.output)

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from fss_d2.data.build import build_few_shot_train_loader
 from fss_d2.data.catalog import get_records
 from fss_d2.data.episode import Episode
-from fss_d2.files import read_json_object, shortened, write_json
+from fss_d2.io.files import read_json_object, shortened, write_json
 
 from .stopping import Agreement, ConsoleLines
 from .train_loop import NonFiniteLoss, SeedIterations, SetModelIteration, seed_iteration

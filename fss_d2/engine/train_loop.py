@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fss_d2.files import read_json, write_atomic, write_json
+from fss_d2.io.files import read_json, write_atomic, write_json
 
 from .solver import GradientClipper
 

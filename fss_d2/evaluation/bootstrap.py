@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_d2.files import json_text, parse_json, write_atomic
+from fss_d2.io.files import json_text, parse_json, write_atomic
 
 from .metrics import check_absent, episode_iou, iou, mean_iou
 

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from fss_d2.files import check_writable
+from fss_d2.io.files import check_writable
 
 from .bootstrap import EpisodeCounts, write_rows
 from .metrics import COUNTINGS, area_counts, areas_of, check_absent, region_wise_measures

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from fss_d2.files import write_json
+from fss_d2.io.files import write_json
 
 from .bootstrap import EpisodeCounts, bootstrap_episode_iou, bootstrap_mean_iou, interval, stack_rows
 from .metrics import class_iou, class_sums, episode_iou, fb_iou, mean_iou

@@ -20,7 +20,7 @@ from fss_d2.data.mask_values import MaskRule
 from fss_d2.data.masks import IGNORE, upright_mask
 from fss_d2.data.pairs import class_folders, find_pairs, listed_files, say_left_out
 from fss_d2.data.picture_files import pictures_in
-from fss_d2.files import expand_user
+from fss_d2.io.files import expand_user
 
 __all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
 __all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]

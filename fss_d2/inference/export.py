@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fss_d2.files import atomic_path, expand_user, shortened, write_json
+from fss_d2.io.files import atomic_path, expand_user, shortened, write_json
 from fss_d2.modeling import FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import BaseKnowledge
 

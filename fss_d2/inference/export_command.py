@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     """Run the command; ``program`` is its name in the usage message."""
     args = parse_arguments(arguments, program)
     from fss_d2.config import load_config
-    from fss_d2.files import check_writable
+    from fss_d2.io.files import check_writable
 
     from .export import FrozenQuery, export_query, format_of
     from .predictor import FewShotPredictor

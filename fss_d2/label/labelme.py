@@ -17,7 +17,7 @@ from fss_d2.data.datasets.listed_pictures import PictureFinder, framed_as
 from fss_d2.data.images import read_image
 from fss_d2.data.masks import IGNORE, upright_mask
 from fss_d2.data.outlines import checked_frame, checked_outline, disc, draw_outlines, is_empty, overhang
-from fss_d2.files import printable, shortened
+from fss_d2.io.files import printable, shortened
 
 __all__ = ["LabelmePicture", "read_labelme"]
 

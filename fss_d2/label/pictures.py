@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from detectron2.utils import comm
 
-from fss_d2.files import check_writable, expand_user, printable, write_atomic
 from fss_d2.inference.annotations import read_picture
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
-from fss_d2.progress import track
+from fss_d2.io.files import check_writable, expand_user, printable, write_atomic
+from fss_d2.io.progress import track
 from fss_d2.visualization import picture_grid, save_picture
 from fss_d2.visualization.panels import attention_panel, class_map_png, prediction_panel
 
@@ -124,7 +124,7 @@ def _segment(
             if kind == "mask":
                 write_atomic(path, class_map_png(prediction.labels))
             elif kind == "overlay":
-                save_picture(path, prediction_panel(image, prediction.masks, prediction.confidence))
+                save_picture(path, prediction_panel(image, prediction.masks, prediction.expected_iou))
             elif kind == "attention":
                 save_picture(path, _attention(predictor, image, prediction, supports))
         yield record_of(name, prediction, 1)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
 from torch import nn
 
+from fss_d2.io.state_dict import is_head_file
 from fss_d2.modeling.backbone.base import STAGES, FeatureBackbone
 from fss_d2.modeling.backbone.decoded import PixelDecoderBackbone, load_stage1_weights
 from fss_d2.modeling.backbone.detectron2 import adapt_backbone, prepare_detectron2_keys
@@ -19,7 +20,6 @@ from fss_d2.modeling.layers.base_knowledge import NORMALIZATIONS, SIMILARITIES
 from fss_d2.modeling.layers.dynamic_convolution import GENERATIONS, KERNELS
 from fss_d2.modeling.proposals.deformable_attention import SAMPLINGS
 from fss_d2.modeling.proposals.pixel_decoder import GROUPS, MSDeformAttnPixelDecoder
-from fss_d2.state_dict import is_head_file
 
 __all__ = [
     "build_base_knowledge",
@@ -136,7 +136,8 @@ def build_few_shot_backbone(cfg: CfgNode, *, own_decoder: bool = False) -> Featu
     one itself and wants the backbone's own features.
 
     Where MODEL.WEIGHTS names a checkpoint of the whole model, that holds the backbone as well, and other
-    weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.state_dict.is_head`) needs them.
+    weights are neither read nor downloaded; a checkpoint of a head (`fss_d2.io.state_dict.is_head`) needs
+    them.
 
     Raises ValueError for an unknown name or settings that do not go together, FileNotFoundError for missing
     weights.

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from fss_d2.evaluation.metrics import IGNORE_LABEL
-from fss_d2.files import write_atomic
+from fss_d2.io.files import write_atomic
 
 __all__ = ["CAPTION_HEIGHT", "GAP", "IGNORE_COLOR", "PREDICTION_COLOR", "SUBTRACTED_COLOR", "SUPPORT_COLOR"]
 __all__ += ["TRUTH_COLOR", "Color", "draw_mask", "draw_regions", "draw_tile", "heat_map", "picture_grid"]

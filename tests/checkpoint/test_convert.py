@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.checkpoint.convert import CONVERTERS, convert_dcama, write_converted
+from fss_d2.io.state_dict import read_state_dict
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
-from fss_d2.state_dict import read_state_dict
 from tests.checkpoint.official import command, run
 
 ROOT = Path(__file__).parents[2]

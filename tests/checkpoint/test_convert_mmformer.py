@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from fss_d2.checkpoint.convert import convert_mmformer
 from fss_d2.checkpoint.convert_proposals import merge_factors
 from fss_d2.config import get_cfg
+from fss_d2.io.state_dict import read_state_dict
 from fss_d2.modeling.backbone import ResNetBackbone
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
-from fss_d2.state_dict import read_state_dict
 from tests.checkpoint.official import on_no_device
 from tests.golden.mmformer import key_shapes
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fss_d2.checkpoint.convert import CONVERTERS, convert_pfenet
 from fss_d2.config import get_cfg
-from fss_d2.state_dict import read_state_dict
+from fss_d2.io.state_dict import read_state_dict
 from tests.checkpoint.official import on_no_device
 from tests.golden.pfenet import published
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer, load_model
 from fss_d2.config import get_cfg
-from fss_d2.state_dict import head_of, is_head, is_head_file
+from fss_d2.io.state_dict import head_of, is_head, is_head_file
 from tools.extract_head import extract, main
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer, load_model
 from fss_d2.config import get_cfg
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.state_dict import head_of, state_dict_of
+from fss_d2.io.state_dict import head_of, state_dict_of
 from tests.modeling.episodes import TINY, make_cfg, make_model
 
 State = dict[str, Tensor]

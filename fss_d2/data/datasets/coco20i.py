@@ -22,7 +22,7 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from fss_d2.files import parse_json, shortened
+from fss_d2.io.files import parse_json, shortened
 
 from .preparation import PAGE, list_path, prepared_dir, read_index, read_text, require
 from .splits import MIN_CLASS_PIXELS, FoldName, fold_metadata, fold_names, held_out_classes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_d2.data.outlines import checked_frame
-from fss_d2.files import printable, read_json, shortened
+from fss_d2.io.files import printable, read_json, shortened
 
 from .listed_pictures import PictureFinder
 

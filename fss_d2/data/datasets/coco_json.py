@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from fss_d2.data.masks import load_mask
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 from .coco_file import CocoFile, read_coco_file
 from .coco_objects import ObjectReader, Objects

@@ -15,7 +15,7 @@ from fss_d2.data.outlines import (
     overhang,
     whole_frame,
 )
-from fss_d2.files import printable, shortened
+from fss_d2.io.files import printable, shortened
 
 from .coco_file import Row
 from .listed_pictures import framed_as

@@ -9,7 +9,7 @@ from typing import Any
 from fss_d2.data.mask_files import Frame, read_mask_file
 from fss_d2.data.mask_values import MaskRules, MaskValues, parse_mask_values
 from fss_d2.data.pairs import check_layout, find_pairs_in_parts
-from fss_d2.files import expand_user
+from fss_d2.io.files import expand_user
 
 from .coco_json import CocoSettings, load_coco_json
 from .splits import ClassDivision, first_duplicate, ids_of, record_of, register_once

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.files import atomic_path, json_text, read_json
+from fss_d2.io.files import atomic_path, json_text, read_json
 
 from .glyph_drawing import CLASS_NAMES, GlyphGenerator
 from .preparation import PAGE, parallel_map, png_is_whole, require, write_class_map, write_text_if_changed

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fss_d2.data.images import image_header
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 __all__ = ["PictureFinder", "framed_as"]
 

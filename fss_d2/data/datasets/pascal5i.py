@@ -19,7 +19,7 @@ import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from PIL import Image
 
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 from .preparation import (
     PAGE,

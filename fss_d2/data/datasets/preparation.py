@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.files import atomic_path, json_text, parse_json
-from fss_d2.progress import track
+from fss_d2.io.files import atomic_path, json_text, parse_json
+from fss_d2.io.progress import track
 
 from .splits import NUM_FOLDS
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from fss_d2.files import json_text, read_json, shortened
+from fss_d2.io.files import json_text, read_json, shortened
 
 from . import coco20i
 from .coco20i import CATEGORY_IDS, CLASS_NAMES

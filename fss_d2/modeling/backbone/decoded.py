@@ -7,7 +7,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...state_dict import check_values, read_state_dict
+from fss_d2.io.state_dict import check_values, read_state_dict
+
 from .base import STAGES, FeatureBackbone, shrink_factors, shrink_maps
 
 DECODED = ("res5", "res4", "res3")  # order of the decoder's maps

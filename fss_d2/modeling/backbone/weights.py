@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+from fss_d2.io.state_dict import check_values, read_state_dict
+
 from ...compat import require_safe_torch_load
-from ...state_dict import check_values, read_state_dict
 from .base import FeatureBackbone
 
 logger = logging.getLogger(__name__)

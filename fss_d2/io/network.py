@@ -2,7 +2,7 @@
 
 import os
 
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 __all__ = ["DOWNLOAD_VARIABLE", "check_address", "is_address"]
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.state_dict import load_plain, read_state_dict
+from fss_d2.io.state_dict import load_plain, read_state_dict
 
 BASE = torch.arange(12.0)
 CONTENT = {

@@ -8,9 +8,9 @@ from torch import nn
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.config import load_config
-from fss_d2.network import DOWNLOAD_VARIABLE
-from fss_d2.state_dict import is_head_file
-from fss_d2.yaml_files import read_yaml
+from fss_d2.io.network import DOWNLOAD_VARIABLE
+from fss_d2.io.state_dict import is_head_file
+from fss_d2.io.yaml_files import read_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_variable_allows_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked = []
     base = write(tmp_path, "SEED: 5\n", "base.yaml")
     monkeypatch.setattr(
-        "fss_d2.yaml_files.PathManager.get_local_path", lambda path: (asked.append(path), base)[1]
+        "fss_d2.io.yaml_files.PathManager.get_local_path", lambda path: (asked.append(path), base)[1]
     )
     assert load_config(write(tmp_path, '_BASE_: "https://example.org/b.yaml"\n')).SEED == 5
     assert asked == ["https://example.org/b.yaml"]

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from detectron2.utils.file_io import PathManager
 
-from fss_d2.files import shortened
-from fss_d2.network import check_address, is_address
+from fss_d2.io.files import shortened
+from fss_d2.io.network import check_address, is_address
 
 __all__ = ["brief", "read_yaml"]
 
@@ -32,7 +32,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Read a config file; its keys win over those of its bases, and later bases over earlier ones.
 
     A base is named relative to the file that names it. Python tags are not run, and nothing is fetched from
-    a network unless the environment allows it (`fss_d2.network`).
+    a network unless the environment allows it (`fss_d2.io.network`).
 
     Raises:
         FileNotFoundError: no such file, or no such base.

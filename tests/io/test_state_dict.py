@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.state_dict import ForbiddenPickle, load_plain, read_state_dict
+from fss_d2.io.state_dict import ForbiddenPickle, load_plain, read_state_dict
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -88,7 +88,7 @@ def test_a_command_does_not_run(tmp_path: Path, protocol: int) -> None:
         b"cnumpy\nload\n.",
         b"cnumpy.core.multiarray\nfrombuffer\n.",
         b"ctorch.storage\n_load_from_bytes\n.",
-        b"cfss_d2.state_dict\npickle\n.",
+        b"cfss_d2.io.state_dict\npickle\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.dump\x93.",  # a dotted name of a permitted class
     ],
 )

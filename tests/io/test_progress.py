@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from detectron2.utils import comm
 
-from fss_d2 import progress as module
-from fss_d2.progress import progress, track
+from fss_d2.io import progress as module
+from fss_d2.io.progress import progress, track
 
 Wait = Callable[[float], None]
 

@@ -10,7 +10,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 __all__ = ["ForbiddenPickle", "PlainUnpickler", "Storage", "StoredArray", "StoredTensor"]
 __all__ += ["UnreadableError"]

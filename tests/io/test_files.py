@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fss_d2
-from fss_d2.files import (
+from fss_d2.io.files import (
     atomic_path,
     check_writable,
     expand_user,
@@ -200,8 +200,9 @@ def test_numbers_that_callers_check_themselves() -> None:
 def test_json_is_read_and_written_in_one_place() -> None:
     """So that no reader takes NaN or a key that stands twice, and no file holds NaN."""
     elsewhere = {
-        "files.py": "that place",
-        "app/server.py": "bodies of requests",
+        "io/files.py": "that place",
+        "app/guard.py": "bodies of requests",
+        "engine/errors.py": "the error file of torchrun, a text in an object",
         "engine/train_loop.py": "lines that Detectron2 wrote",
         "engine/base_prototypes.py": "a digest, no file",
     }

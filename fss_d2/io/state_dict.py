@@ -10,10 +10,10 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from fss_d2.files import expand_user, shortened
+from fss_d2.io.files import expand_user, shortened
+from fss_d2.io.network import check_address
+from fss_d2.io.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError, describe, load_plain
 from fss_d2.model_zoo import register_paths
-from fss_d2.network import check_address
-from fss_d2.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError, describe, load_plain
 
 __all__ = [
     "UNREADABLE",
@@ -51,7 +51,7 @@ def local_file(path: str, key: str) -> str:
     """The file on this machine that ``fss_d2://NAME``, ``~`` or an address means.
 
     Raises:
-        ValueError: an address, and the environment does not allow downloads (`fss_d2.network`).
+        ValueError: an address, and the environment does not allow downloads (`fss_d2.io.network`).
         FileNotFoundError: there is no such file, or it cannot be downloaded. ``key`` names it.
     """
     check_address(path, key)

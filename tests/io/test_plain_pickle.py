@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.state_dict import ForbiddenPickle, load_plain, read_state_dict
+from fss_d2.io.state_dict import ForbiddenPickle, load_plain, read_state_dict
 
 _ARRAY = b"\x8c\x05numpy\x8c\x07ndarray\x93"
 _CORE = b"\x8c\x16numpy._core.multiarray"

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fss_d2.files import shortened
+from fss_d2.io.files import shortened
 
 from .plain_pickle import ForbiddenPickle, PlainUnpickler, Storage, StoredArray, StoredTensor, UnreadableError
 

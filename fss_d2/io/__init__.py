@@ -1,0 +1,1 @@
+"""What is read from files and written to them; addresses, and progress on a terminal or in a log."""
