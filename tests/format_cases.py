@@ -249,7 +249,7 @@ def job(folder: Path, *names: str, **options: Any) -> None:
     for number, name in enumerate(names or ("p.png",)):
         save(folder / "photos" / name, picture({"red": disc((40, 50), (20, 20), 8)}, seed=50 + number))
     supports = read_supports(folder / "annotated")
-    settings = Job(folder / "photos", options.pop("output", folder / "out"), check=False, **options)
+    settings = Job(folder / "photos", options.pop("output", folder / "out"), check=0, **options)
     run_job(settings, ColourPredictor(), supports)
 
 

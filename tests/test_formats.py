@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[1] / "docs/FORMATS.md"
 COLUMNS = ("message", "log", "reason", "taken for")
 INSERTED = {"reason": "<reason>", "taken for": "<meaning>"}  # where texts of these columns stand
 SPAN = re.compile(r"``\s?(.+?)\s?``|`(.+?)`")
-PLACEHOLDER = re.compile(r"<[^<>]+>")
+PLACEHOLDER = re.compile(r"(<[^<>]+>)")
 
 
 def quoted() -> dict[str, str]:
@@ -39,12 +39,9 @@ QUOTED = quoted()
 
 def pattern(template: str, inner: str = "") -> str:
     """A regular expression of a template; <reason> and <meaning> stand for ``inner``, if given."""
-    parts = re.split(rf"({PLACEHOLDER.pattern})", template)
-    filled = [re.escape(part) if not PLACEHOLDER.fullmatch(part) else ".+?" for part in parts]
-    for place, part in enumerate(parts):
-        if inner and part in INSERTED.values():
-            filled[place] = inner
-    return "".join(filled)
+    parts = enumerate(PLACEHOLDER.split(template))  # every second one is a placeholder
+    inserted = INSERTED.values() if inner else ()
+    return "".join(inner if p in inserted else ".+?" if i % 2 else re.escape(p) for i, p in parts)
 
 
 def patterns(template: str) -> Iterator[str]:
