@@ -6,7 +6,7 @@ memory for some numbers, so that none of them gets a number which was not checke
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -315,7 +315,7 @@ def _listed(counts: Any) -> np.ndarray:
     if not isinstance(values, list | tuple):
         raise ValueError(f"its run lengths are {_short(counts)}; give a list or COCO's text")
     for value in values if not {int}.issuperset(map(type, values)) else ():
-        if isinstance(value, bool) or not (isinstance(value, Integral) or _is_whole(value)):
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value // 1:
             raise ValueError(f"its run lengths hold {_short(value)}; give whole numbers")
     try:
         return np.array([int(value) for value in values], np.int64)
@@ -363,10 +363,6 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
 
 
 def _short(value: Any) -> str:
