@@ -107,7 +107,7 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             upload = _upload("support-upload", "Pictures of the object")
-            gallery = gr.Gallery(height=200, **_gallery("supports"))
+            gallery = gr.Gallery(height=230, **_gallery("supports", 3))
             class_name = gr.Textbox("object", label="Name of the object", max_length=60, elem_id="class-name")
             with gr.Row():
                 unmark = gr.Button("Unmark", size="sm", min_width=60)
@@ -125,6 +125,13 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
                     numbers = gr.Button("Add this box", elem_id="add-box")
             with gr.Tab("Mask file", id="mask"):
                 mask = _upload("mask-upload", "Mask of this picture, white where the object is", "single")
+                values = gr.Textbox(
+                    label="What the values of mask files mean",
+                    info="Those of the object, such as 1,2 or nonzero or #ff0000; ignore=255 may follow.",
+                    max_length=200,
+                    visible=False,
+                    elem_id="mask-values",
+                )
     view = [gallery, class_name, editor, boxed, status]
     both = [session, class_name]
     quiet = {"show_progress": "hidden", **_EVENT}
@@ -134,7 +141,9 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
     painted.click(handled(events.paint), [*both, editor], view, **quiet)
     boxed.select(handled(events.click_corner), both, view, **quiet)
     numbers.click(handled(events.add_box), [*both, *sides], view, **quiet)
-    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask], [*view, mask], **quiet)
+    read = [*view, mask, values]
+    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask, values], read, **quiet)
+    values.submit(handled(events.mask_values), [*both, values], read, **quiet)
     for button, action in ((unmark, "unmark"), (remove, "remove"), (clear, "clear")):
         button.click(handled(partial(events.change_support, action)), session, view, api_name=action, **quiet)
     return view
@@ -161,7 +170,7 @@ def _check_masks(limits: Limits) -> dict[str, Any]:
     gr.Markdown(_STEPS[2])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            gallery = gr.Gallery(height=420, **_gallery("queries"))
+            gallery = gr.Gallery(height=420, **_gallery("queries", 2))
         with gr.Column(scale=5, min_width=320):
             state = gr.Markdown("Add the pictures to search.", elem_id="state")
             with gr.Row():
@@ -275,9 +284,9 @@ def _upload(elem_id: str, label: str, count: str = "multiple") -> gr.File:
     return gr.File(file_count=count, file_types=["image"], label=label, height=140, elem_id=elem_id)
 
 
-def _gallery(elem_id: str) -> dict[str, Any]:
+def _gallery(elem_id: str, columns: int) -> dict[str, Any]:
     off = dict.fromkeys(("fit_columns", "show_label", "interactive", "allow_preview"), False)
-    return {"columns": 2, "buttons": [], "object_fit": "contain", "elem_id": elem_id, **off}
+    return {"columns": columns, "buttons": [], "object_fit": "contain", "elem_id": elem_id, **off}
 
 
 def _image() -> dict[str, Any]:
