@@ -9,7 +9,6 @@ visitor chooses among their methods. Only this machine can reach the page, unles
 
 import argparse
 import logging
-import signal
 import threading
 from collections.abc import Sequence
 
@@ -60,7 +59,6 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
         disk_mb=args.max_disk_mb,
     )
     pool = MethodPool.load(args.config_file, args.weights, device=args.device)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve(pool, limits, host=args.host, port=args.port) as url:
         logger.info("Open %s in a browser; Ctrl-C ends it", url)
         threading.Event().wait()

@@ -18,17 +18,8 @@ from .drawing import draw_support, to_picture
 from .painter import brush_of
 from .session import Session
 
-__all__ = ["add_box", "add_supports", "change_support", "click_corner", "handled"]
-__all__ += [
-    "mask_values",
-    "name_object",
-    "open_support",
-    "paint",
-    "plain",
-    "public_message",
-    "read_mask",
-    "support_view",
-]
+__all__ = ["add_box", "add_supports", "change_support", "click_corner", "handled", "mask_values"]
+__all__ += ["name_object", "open_support", "paint", "plain", "public_message", "read_mask", "support_view"]
 
 logger = logging.getLogger(__name__)
 

@@ -177,12 +177,11 @@ def _check_masks(limits: Limits) -> dict[str, Any]:
                 buttons = {key: _key_button(key, *text) for key, text in _REVIEW.items()}
             fixing = _fix_panel(limits)
             with gr.Tab("Masks", id="masks"):
-                chosen = gr.Image(
-                    elem_id="chosen", show_label=False, **_image() | {"buttons": ["fullscreen"]}
-                )
+                large = {"show_label": False, **_image(), "buttons": ["fullscreen"]}
+                chosen = gr.Image(elem_id="chosen", **large)
                 gr.Markdown("Click a pixel to see where it looks in your pictures of step 1.")
                 said = gr.Markdown(visible=False, elem_id="said")
-                attention = gr.Image(elem_id="attention", show_label=False, visible=False, **_image())
+                attention = gr.Image(elem_id="attention", visible=False, **large)
             with gr.Tab("Compare with the picture", id="compare"):
                 compared = gr.ImageSlider(
                     elem_id="compared",

@@ -44,7 +44,11 @@ def serve(
         folder = Path(name).resolve()
         page = build_page(pool, limits, folder, keep=_KEPT)
         where = {"server_name": host, "server_port": port}
-        _, url, _ = page.launch(**where, **_closed(limits, folder, host), **look())
+        try:
+            _, url, _ = page.launch(**where, **_closed(limits, folder, host), **look())
+        except OSError as error:
+            wanted = "7860 to 7959" if port is None else port
+            raise OSError(f"cannot listen on {host}, port {wanted}: give another --port or --host") from error
         _limit_connections(page.server.config)
         try:
             yield url

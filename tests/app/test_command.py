@@ -62,5 +62,5 @@ def test_as_a_program(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.strip().endswith("interrupted")
+    assert process.returncode == 143 and errors.strip().endswith("stopped by SIGTERM")
     assert not list(tmp_path.glob("fss_d2_app_*"))

@@ -285,9 +285,9 @@ class TestSupportList:
             supports.read_mask(path)
         assert supports.unclear == path and supports.open.mask is None
         assert unclear.value.found.endswith("m.png holds the values 0, 1, 2")
-        with pytest.raises(ValueError, match="mask_values names the class 'cup', but the classes are object"):
+        with pytest.raises(ValueError, match="mask_values names the class 'cup', but the classes are disc"):
             supports.read_mask(path, "cup=1")
-        supports.read_mask(path, "object=1 ignore=2")
+        supports.read_mask(path, "disc=1 ignore=2")
         expected = np.where(numbers == 2, 255, numbers)
         np.testing.assert_array_equal(supports.open.mask, expected)
         assert supports.unclear is None
