@@ -1,8 +1,10 @@
-"""The command ``fss-d2 app``: a web page on this machine.
+"""The command ``fss-d2 app``.
+
+Serve a web page: mark an object in a few pictures, and get its mask in many others.
 
     fss-d2 app
 
-Mark an object in a few pictures, and get its mask in many others: open the printed address in a browser.
+Open the printed address in a browser.
 Without --config-file the page uses the trained model that comes with the package; with several configs a
 visitor chooses among their methods. Only this machine can reach the page, unless --host says otherwise.
 """

@@ -12,7 +12,7 @@ from .events import handled
 from .methods import MethodPool
 from .painter import PAINTER, painter_class
 from .session import Session
-from .uploads import Limits
+from .uploads import LONGEST_NAME, Limits
 
 __all__ = ["build_page", "look"]
 
@@ -108,7 +108,9 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
         with gr.Column(scale=3, min_width=300):
             upload = _upload("support-upload", "Pictures of the object")
             gallery = gr.Gallery(height=230, **_gallery("supports", 3))
-            class_name = gr.Textbox("object", label="Name of the object", max_length=60, elem_id="class-name")
+            class_name = gr.Textbox(
+                "object", label="Name of the object", max_length=LONGEST_NAME, elem_id="class-name"
+            )
             with gr.Row():
                 unmark = gr.Button("Unmark", size="sm", min_width=60)
                 remove = gr.Button("Remove", size="sm", min_width=60)

@@ -17,7 +17,7 @@ from fss_d2.inference.annotations import Box, read_annotation, read_picture
 
 from .drawing import Point, painted_pixels
 
-__all__ = ["MEGA", "Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
+__all__ = ["LONGEST_NAME", "MEGA", "Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
 __all__ += ["check_total", "check_upload", "free_name", "open_upload", "read_upload"]
 
 Filename = str | os.PathLike[str]
@@ -25,6 +25,7 @@ Filename = str | os.PathLike[str]
 # Formats that cameras and scanners write. Pillow knows more, and runs other programs for some of these.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MEGA = 1_000_000
+LONGEST_NAME = 60  # of a class
 _TILE = (322, 323)  # tags of TIFF: width and length of a tile
 # A scan of a JPEG file may be a few bytes, and each goes over the whole picture. Encoders write about ten.
 _SCAN, _MOST_SCANS = b"\xff\xda", 200
@@ -241,6 +242,8 @@ class SupportList:
         name = class_name.strip()
         if not name or not name.isprintable():
             raise ValueError("the object has no name: type one, like dog")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"the name of the object has {len(name)} letters: give at most {LONGEST_NAME}")
         others = {p.class_name for p in self.pictures if p is not self.open and p.mask is not None}
         if len(others | {name}) > self._limits.classes:
             raise ValueError(f"at most {self._limits.classes} kinds of object: take one of {sorted(others)}")

@@ -328,6 +328,8 @@ class TestSupportList:
         supports.select(2)
         with pytest.raises(ValueError, match=r"at most 2 kinds of object: take one of \['one', 'two'\]"):
             supports.name_class("three")
+        with pytest.raises(ValueError, match="has 61 letters: give at most 60"):
+            supports.name_class("x" * 61)
         for name in ("  ", "a\nb"):
             with pytest.raises(ValueError, match="the object has no name"):
                 supports.name_class(name)
