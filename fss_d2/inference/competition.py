@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Contest", "without_specks"]
+__all__ = ["LEAST_SHARE", "Contest", "without_specks"]
 
-# Of the connected foreground: a smaller part that other classes surround is a speck. Between 0.02 and 0.1 the
-# mIoU of three classes rises, above it falls (docs/BENCHMARKS.md).
+LEAST_SHARE = 2000  # an object covers at least 1/2000 of the image
+
+# Of the connected foreground: a smaller part that other classes surround is a speck (docs/BENCHMARKS.md).
 _SPECK_SHARE = 0.1
 _ROUNDS = 2  # a part that joins its surroundings may leave another one surrounded
 
@@ -42,8 +43,9 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
     """Give parts of a class that lie inside objects of other classes to the class most around them.
 
     A part is 8-connected. It changes its class if it has less than a tenth of the pixels of the connected
-    foreground that it lies in, and if more of its edge borders on other classes than on background. Which
-    pixels are background does not change.
+    foreground that it lies in, and if more of its edge borders on other classes than on background. The
+    largest part of a class stays if it covers 1/2000 of the image: a belt on a coat is no speck. Which pixels
+    are background does not change.
 
     Args:
         labels: (H, W) unsigned integers, 0 background, i + 1 the i-th class.
@@ -60,6 +62,9 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
         others = around[:, 1:].sum(axis=1)
         speck = (areas < _SPECK_SHARE * _foreground(parts, areas)) & (others > around[:, 0])
         speck[0] = False
+        for label in present[present > 0].tolist():
+            largest = np.where(classes == label, areas, 0).argmax()
+            speck[largest] &= areas[largest] * LEAST_SHARE < labels.size
         if not speck.any():
             return labels
         classes[speck] = 1 + around[speck, 1:].argmax(axis=1)

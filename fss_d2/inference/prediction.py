@@ -7,12 +7,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .competition import without_specks
+from .competition import LEAST_SHARE, without_specks
 
 __all__ = ["Instance", "Prediction"]
 
 _USUAL = 0.5  # the threshold that the labels have
-_LEAST_SHARE = 2000  # an instance covers at least 1/2000 of the image
 
 
 class Instance(NamedTuple):
@@ -105,7 +104,7 @@ class Prediction:
             min_area: pixels that a part must have; None takes 1/2000 of the image.
         """
         if min_area is None:
-            min_area = self.labels.size // _LEAST_SHARE
+            min_area = self.labels.size // LEAST_SHARE
         if min_area < 0:
             raise ValueError(f"min_area {min_area} is below 0: give a number of pixels")
         for number, (name, probability) in enumerate(zip(self.names, self.probability, strict=True), start=1):

@@ -149,7 +149,7 @@ def find_images(folder: Path, leave_out: Path) -> FoundPictures:
         held = f" that can be read, {lost}" if lost else ""
         raise ValueError(f"{folder} holds no image{held}; give the folder of the images to label")
     if lost:
-        logger.warning("Left out %d files of %s: %s", len(found.left_out), printable(folder), printable(lost))
+        logger.warning("Left out in %s: %s", printable(folder), printable(lost))
     return found
 
 

@@ -7,9 +7,10 @@ from fss_d2.inference.competition import Contest, without_specks
 
 
 def block() -> np.ndarray:
-    """20 x 20 pixels of class 1 on a background of 30 x 30."""
-    labels = np.zeros((30, 30), np.uint8)
+    """20 x 20 pixels of class 1, and apart from it 8 x 8 of the classes 2 and 3, on a background."""
+    labels = np.zeros((40, 40), np.uint8)
     labels[5:25, 5:25] = 1
+    labels[30:38, 2:10], labels[30:38, 20:28] = 2, 3
     return labels
 
 
@@ -41,15 +42,24 @@ def test_a_speck_of_specks_goes_in_two_rounds() -> None:
 
 def test_a_part_joins_the_class_most_around_it() -> None:
     labels = block()
-    labels[:, 15:][labels[:, 15:] == 1] = 2
+    labels[:, 15:][labels[:, 15:] == 1] = 2  # the two halves of the square
     expected = labels.copy()
     labels[10:12, 13:16] = 3  # seven neighbours on the left half, three on the right
     expected[10:12, 13:16] = 1
     np.testing.assert_array_equal(without_specks(labels), expected)
 
 
+def test_the_largest_part_of_a_class_stays() -> None:
+    """A small class on a large one; its other parts join what surrounds them, and so does a stray pixel."""
+    labels = np.ones((100, 100), np.uint8)
+    labels[40:50, 40:50], labels[70:73, 70:73], labels[10, 10] = 2, 2, 3
+    expected = np.ones_like(labels)
+    expected[40:50, 40:50] = 2
+    np.testing.assert_array_equal(without_specks(labels), expected)
+
+
 def test_one_class_and_none_are_left_alone() -> None:
-    for labels in (block(), np.zeros((4, 4), np.uint8)):
+    for labels in (np.eye(4, dtype=np.uint8), np.zeros((4, 4), np.uint8)):
         assert without_specks(labels) is labels
 
 
