@@ -4,9 +4,9 @@ Serve a web page: mark an object in a few pictures, and get its mask in many oth
 
     fss-d2 app
 
-Open the printed address in a browser.
-Without --config-file the page uses the trained model that comes with the package; with several configs a
-visitor chooses among their methods. Only this machine can reach the page, unless --host says otherwise.
+Open the printed address in a browser. Without --config-file the page uses the trained model that comes with
+the package; with several configs a visitor chooses among their methods. Only this machine can reach the page,
+unless --host says otherwise.
 """
 
 import argparse

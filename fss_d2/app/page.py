@@ -11,6 +11,7 @@ from .drawing import CANVAS
 from .events import handled
 from .methods import MethodPool
 from .painter import PAINTER, painter_class
+from .results import REVIEW_BELOW
 from .session import Session
 from .uploads import LONGEST_NAME, Limits
 
@@ -27,7 +28,8 @@ Mark an object in a few pictures, and get its mask in many others. Your pictures
 _STEPS = (
     "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask.",
     "## <b>2</b> Search pictures\nAdd the pictures to search, then press **Find the object**.",
-    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong.",
+    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong. The expected IoU estimates how far a "
+    f"mask agrees with the true one, from 0 to 1; ⚠ marks pictures below {REVIEW_BELOW}.",
     "## <b>4</b> Download the masks\nPNG masks, COCO JSON, overlays and the list to review in one zip file.",
 )
 # Buttons to review a picture: text, key and look. The script presses the button whose key is pressed.
