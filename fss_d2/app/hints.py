@@ -49,7 +49,7 @@ def check_marks(predictor: FewShotPredictor, supports: SupportList) -> Checked:
             one = Support(str(i), (), picture.upload.pixels, picture.mask)
             by_class.setdefault(picture.class_name, []).append(one)
     hints, shifts = {}, {}
-    for check in check_supports(predictor, by_class):
+    for check in check_supports(predictor, by_class, harm=False):
         shifts[check.class_name] = check.shift
         for one in check.supports:
             if one.iou < _DOUBTFUL:

@@ -28,8 +28,8 @@ Mark an object in a few pictures, and get its mask in many others. Your pictures
 _STEPS = (
     "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask.",
     "## <b>2</b> Search pictures\nAdd the pictures to search, then press **Find the object**.",
-    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong. The expected IoU estimates how far a "
-    f"mask agrees with the true one, from 0 to 1; ⚠ marks pictures below {REVIEW_BELOW}.",
+    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong. The expected IoU, from 0 to 1, "
+    f"estimates how far a mask agrees with the true one; ⚠ marks pictures below {REVIEW_BELOW}.",
     "## <b>4</b> Download the masks\nPNG masks, COCO JSON, overlays and the list to review in one zip file.",
 )
 # Buttons to review a picture: text, key and look. The script presses the button whose key is pressed.
@@ -110,9 +110,8 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
         with gr.Column(scale=3, min_width=300):
             upload = _upload("support-upload", "Pictures of the object")
             gallery = gr.Gallery(height=230, **_gallery("supports", 3))
-            class_name = gr.Textbox(
-                "object", label="Name of the object", max_length=LONGEST_NAME, elem_id="class-name"
-            )
+            name = {"label": "Name of the object", "max_length": LONGEST_NAME}
+            class_name = gr.Textbox("object", elem_id="class-name", **name)
             with gr.Row():
                 unmark = gr.Button("Unmark", size="sm", min_width=60)
                 remove = gr.Button("Remove", size="sm", min_width=60)
