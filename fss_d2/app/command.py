@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
     args = parse(argv, program)
 
     from .methods import MethodPool
-    from .server import check_gradio, serve  # after --help, which needs no torch
+    from .server import check_address, check_gradio, serve  # after --help, which needs no torch
     from .uploads import Limits
 
     check_gradio()  # before models are loaded
+    check_address(args.host, args.port)
     start_log()
     limits = Limits(
         upload_mb=args.max_upload_mb,

@@ -44,7 +44,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if not value > 0:  # NaN, too
                 raise ValueError(f"limit {name} is {value}: give a number above 0")
 
 

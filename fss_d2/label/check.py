@@ -109,7 +109,7 @@ def check_steps(supports: Mapping[str, Sequence[Support]], most: int = MOST_CHEC
 
 
 def left_out(count: int, most: int, harm: bool = True) -> list[Group]:
-    """Which of a class's supports to leave out together: each of those to check, then, for ``harm``, pairs."""
+    """Which of a class's supports to leave out together: each to check alone, and for ``harm`` pairs, too."""
     if count < 2 or most < 1:
         return []
     checked = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()

@@ -84,6 +84,8 @@ class TestLimits:
     def test_numbers(self) -> None:
         with pytest.raises(ValueError, match="limit pictures is 0: give a number above 0"):
             Limits(pictures=0)
+        with pytest.raises(ValueError, match="limit megapixels is nan: give a number above 0"):
+            Limits(megapixels=float("nan"))
 
     def test_names(self) -> None:
         assert free_name("a.jpg", {"b.jpg"}) == "a.jpg"
