@@ -31,10 +31,10 @@ def check_gradio() -> None:
 def check_address(host: str, port: int | None) -> None:
     """Raise OSError if the page cannot listen there; Gradio itself would wait for ever."""
     try:
-        family, *_, address = socket.getaddrinfo(host.strip("[]"), port or 0, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind((address[0], port or 0, *address[2:]))
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         where = shortened(host) if port is None else f"{shortened(host)}, port {port}"
