@@ -36,7 +36,7 @@ def check_address(host: str, port: int | None) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address[0], port or 0, *address[2:]))
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).removeprefix("bind(): ").rstrip(".")
         where = shortened(host) if port is None else f"{shortened(host)}, port {port}"
         raise OSError(f"cannot listen on {where} ({reason}): give another --host or --port") from error
 
