@@ -105,8 +105,8 @@ def to_upright(
         raise UnclearMask(
             f"{name} does not say whether it is upright, and its image {frame.name} is stored turned (EXIF "
             f"orientation {frame.orientation})",
-            "give mask_values (--mask-values) frame=upright or frame=stored",
-            "save both upright, without orientation",
+            "give mask_values (--mask-values)",
+            "frame=upright or frame=stored",
         )
     if upright.shape != frame.shape:
         raise ValueError(

@@ -25,18 +25,19 @@ class UnclearMask(ValueError):
     """A mask file whose meaning is not certain.
 
     Attributes:
-        in_files: the message for programs that do not take `mask_values`: how to save the files instead.
+        found: what is not certain; names the file.
+        example: what to give as `mask_values`, such as "such as 1,2".
     """
 
-    def __init__(self, found: str, rule: str, files: str = "save the mask in black and white") -> None:
-        super().__init__(f"{found}: {rule}")
-        self.in_files = f"{found}: {files}"
+    def __init__(self, found: str, rule: str, example: str) -> None:
+        super().__init__(f"{found}: {rule} {example}")
+        self.found, self.example = found, example
 
     @classmethod
     def of_values(cls, found: str, example: str) -> "UnclearMask":
         """The error of values that were found, with an example of a rule that would do."""
-        rule = "say which are the object with mask_values (--mask-values), such as"
-        return cls(found, f"{rule} {example}")
+        rule = "say which are the object with mask_values (--mask-values),"
+        return cls(found, rule, f"such as {example}")
 
 
 @dataclass(frozen=True)
