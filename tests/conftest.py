@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ import fss_d2  # noqa: F401  (before anything imports detectron2)
 from fss_d2.engine.command_line import closing_log_handlers
 
 torch.set_num_threads(1)
+
+# A shell ignores Ctrl-C in its background jobs, and nohup SIGHUP; tests of signals would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 PHOTOGRAPHS = Path(os.environ.get("FSS_D2_DEV_DATA", Path(__file__).parents[2] / "shared/data"))
 

@@ -54,7 +54,6 @@ _LABEL = [
     # Images to label.
     Case("label --images nowhere", "nowhere is not a folder; give the folder of the images"),
     Case("label --images empty", "empty holds no image; give", write("empty/readme", "")),
-    Case("label --images toy", "toy holds no image but the supports"),
     Case("label", "none of 2 images could be labelled; image file photos/a.png cannot be read", _photos_cut),
     # The output folder.
     Case("label", "out is in use for something else: give", write("out/thesis.txt", "mine")),

@@ -74,6 +74,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Label every image of a folder, write the labels in all formats, and return the content of summary.json.
 
+    Where all images are supports, a warning says that there is nothing to label, and {} is returned.
+
     ``output`` gets ``records/<image>.json`` and ``thumbnails/<image>.jpg`` as images are finished; at the end
     the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the records
     alone. After an interruption the same call resumes and ends with the same files.
@@ -90,6 +92,10 @@ def run_job(
             an output folder that belongs to another job.
     """
     every, skipped, left_out = _to_label(job, supports)
+    if not every:
+        fix = "give other images with --images (--support-images is for the pictures of the supports)"
+        logger.warning("%s holds no image but the supports, so nothing was labelled: %s", job.images, fix)
+        return {}
     too_long = f"its name has more than {_LONGEST_NAME} bytes, too many for its labels; shorten it"
     failed = {name: too_long for name in every if len(os.fsencode(PurePath(name).name)) > _LONGEST_NAME}
     names = [name for name in every if name not in failed]
@@ -163,9 +169,6 @@ def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str], dict[
     names, skipped = _without_supports(job.images, found.names, files)
     for name in skipped:
         logger.info("Skipped %s: it is a support, or the mask of one", printable(name))
-    if not names:
-        fix = "give other images with --images (--support-images is for the pictures of the supports)"
-        raise ValueError(f"{job.images} holds no image but the supports, so there is nothing to label: {fix}")
     return names, skipped, found.left_out
 
 

@@ -517,3 +517,12 @@ def test_a_damaged_check_is_made_again(place: Path) -> None:
         (place / "out/leave_one_out.json").write_text(damage)
         run(place)
         assert contents(place / "out") == before
+
+
+def test_a_folder_of_supports_only_is_no_error(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "fss_d2.label.job"):
+        summary = run_job(
+            Job(place / "supports", place / "out"), ColourPredictor(), read_supports(place / "supports")
+        )
+    assert summary == {} and not (place / "out").exists()
+    assert "supports holds no image but the supports, so nothing was labelled: give other" in caplog.text
