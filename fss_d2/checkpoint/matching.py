@@ -91,6 +91,8 @@ def _check_missing(
         logger.warning("%s; they keep their initial values, as MODEL.WEIGHTS_PARTIAL allows", what)
         return
     fix = "give a whole checkpoint"
+    if any(name not in own and not name.endswith(_COUNTER) for name in found):
+        fix = "check MODEL.META_ARCHITECTURE and the MODEL.* keys, give a whole checkpoint of this method"
     if all(name.startswith(_BACKBONE) for name in found):
         fix = "it is a backbone alone, for MODEL.BACKBONE.WEIGHTS; give MODEL.WEIGHTS a whole checkpoint"
     raise ValueError(
