@@ -68,7 +68,7 @@ _LABEL = [
     # Settings.
     Case("label --formats voc", "formats: there is no 'voc'; choose from coco"),
     Case("label --formats coco,,png", "formats: there is no ''; choose from coco"),
-    Case("label --review-below -1", "review_below is -1.0; a confidence is from 0 to 1"),
+    Case("label --review-below -1", "review_below is -1.0; an IoU is from 0 to 1"),
     Case("label --review-below nan", "review_below is nan"),
     Case("label --min-area -1", "min_area is -1; it must be 0"),
     Case("label --min-area ten", "--min-area: invalid int value: 'ten'"),

@@ -123,7 +123,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/ARCHITECTURE.md", "docs/FORMATS.md", "CONTRIBUTING.md"])
 def test_named_files_exist(page: str) -> None:
     named = FILE.findall((ROOT / page).read_text())
     assert named

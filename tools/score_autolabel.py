@@ -82,7 +82,7 @@ def label_and_score(
 
     images = of_class[0].files[0].parent
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(images, Path(folder) / "labels", formats=("png",), check=False)
+        job = Job(images, Path(folder) / "labels", formats=("png",), check=0)
         run_job(job, predictor, {name: chosen})
         truth = {support.files[0].name: support.mask for support in of_class if support not in chosen}
         stems = file_stems(sorted(truth))

@@ -4,7 +4,8 @@ import numpy as np
 
 from fss_d2.evaluation.metrics import count_areas, iou
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.label.supports import Support, check_supports
+from fss_d2.label.check import check_supports
+from fss_d2.label.supports import Support
 
 from .uploads import SupportList
 

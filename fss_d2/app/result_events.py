@@ -195,7 +195,7 @@ def _known(finding: Finding) -> str:
     found = [
         f"{escape(name)} {_quality(finding, name)}" for name, area in (finding.areas or {}).items() if area
     ]
-    return f"{QUALITY.lower()} of {', '.join(found)}" if found else "nothing found"
+    return f"{QUALITY} of {', '.join(found)}" if found else "nothing found"
 
 
 def _painter(session: Session, method: str, threshold: float, class_name: str) -> Any:

@@ -17,8 +17,8 @@ from .drawing import LARGE, draw_prediction, jpeg
 
 __all__ = ["QUALITY", "REVIEW_BELOW", "Result", "expected_quality", "pack", "picture_quality"]
 
-QUALITY = "Confidence"  # what `expected_quality` gives
-REVIEW_BELOW = 0.6  # pictures of less are to be reviewed
+QUALITY = "Expected IoU"  # what `expected_quality` gives
+REVIEW_BELOW = 0.65  # pictures of less are to be reviewed
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Result:
 
 def expected_quality(prediction: Prediction) -> dict[str, float]:
     """How good the mask of each class seems, 0 to 1."""
-    return prediction.confidence
+    return dict(prediction.expected_iou or prediction.soft_iou)
 
 
 def picture_quality(prediction: Prediction) -> float:

@@ -1,16 +1,17 @@
 """The result of segmenting an image."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from .competition import LEAST_SHARE, without_specks
+
 __all__ = ["Instance", "Prediction"]
 
 _USUAL = 0.5  # the threshold that the labels have
-_LEAST_SHARE = 2000  # an instance covers at least 1/2000 of the image
 
 
 class Instance(NamedTuple):
@@ -29,13 +30,17 @@ class Prediction:
         names: of the classes, in the order in which their supports were given.
         probability: (N, H, W) float32 in [0, 1], each class against its own background: the softmax of the
             method's scores, which are not calibrated (MM-Former's stay between 0.2 and 0.8, for example).
-        labels: (H, W), unsigned integers: i + 1 for the class names[i] with the highest probability; 0,
-            background, where no probability exceeds 0.5.
+        labels: (H, W), unsigned integers: i + 1 where the class names[i] was found; 0, background, where no
+            probability exceeds 0.5. `fss_d2.inference.competition` says how classes compete.
+        expected_iou: by class, the IoU of its mask with the true one that `fss_d2.inference.quality` expects
+            from this image, 0 to 1; empty where it was not asked for, or where the supports came from a file
+            without what it needs. A class that was not found has the estimate that this is right.
     """
 
     names: tuple[str, ...]
     probability: np.ndarray
     labels: np.ndarray
+    expected_iou: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -44,22 +49,49 @@ class Prediction:
 
     @property
     def confidence(self) -> dict[str, float]:
-        """The mean probability of each class inside its mask, 0 where the mask is empty."""
+        """The mean probability of each class inside its mask, 0 where the mask is empty.
+
+        It rises with the threshold, whatever becomes of the mask: `expected_iou` says how good a mask is.
+        """
         pairs = zip(self.masks.items(), self.probability, strict=True)
         return {
             name: float(probability.mean(where=mask, dtype=np.float64)) if mask.any() else 0.0
             for (name, mask), probability in pairs
         }
 
+    @property
+    def soft_iou(self) -> dict[str, float]:
+        """Of each class, how well its mask and its probability agree: soft IoU, 0 where the mask is empty."""
+        pairs = zip(self.masks.items(), self.probability, strict=True)
+        return {
+            name: float(p.sum(where=mask, dtype=np.float64) / np.where(mask, 1, p).sum(dtype=np.float64))
+            if mask.any()
+            else 0.0
+            for (name, mask), p in pairs
+        }
+
     def at(self, threshold: float) -> "Prediction":
-        """The prediction with another threshold in [0, 1) for the highest probability, instead of 0.5."""
+        """The prediction with another threshold in [0, 1) for the probability, instead of 0.5.
+
+        A pixel keeps its class where that class exceeds the threshold; elsewhere the most probable class gets
+        it. The expected IoU of a mask falls with the share of it that changes: it is multiplied by the IoU of
+        both masks.
+        """
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold {threshold}: give a number from 0 to below 1")
         if threshold == _USUAL:
             return self
-        best = self.probability.argmax(axis=0)
-        labels = np.where(self.probability.max(axis=0) > threshold, best + 1, 0)
-        return replace(self, labels=labels.astype(self.labels.dtype))
+        best = self.probability.argmax(axis=0) + 1
+        labels = np.where(self.probability.max(axis=0) > threshold, best, 0).astype(self.labels.dtype)
+        for i, probability in enumerate(self.probability, start=1):
+            labels[(self.labels == i) & (probability > threshold)] = i
+        labels = without_specks(labels)
+        expected = {
+            name: value * _overlap(self.labels == i, labels == i)
+            for i, name in enumerate(self.names, start=1)
+            if (value := self.expected_iou.get(name)) is not None
+        }
+        return replace(self, labels=labels, expected_iou=expected)
 
     def instances(self, min_area: int | None = None) -> list[Instance]:
         """`iter_instances` as a list; each mask has the size of the image."""
@@ -72,7 +104,7 @@ class Prediction:
             min_area: pixels that a part must have; None takes 1/2000 of the image.
         """
         if min_area is None:
-            min_area = self.labels.size // _LEAST_SHARE
+            min_area = self.labels.size // LEAST_SHARE
         if min_area < 0:
             raise ValueError(f"min_area {min_area} is below 0: give a number of pixels")
         for number, (name, probability) in enumerate(zip(self.names, self.probability, strict=True), start=1):
@@ -87,3 +119,9 @@ class Prediction:
                     mask = np.zeros(parts.shape, bool, order="F")  # as RLE runs: encoding is fast
                     mask[window] = region
                     yield Instance(name, mask, float(probability[window].mean(where=region)))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """IoU of two masks; 1 where both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0

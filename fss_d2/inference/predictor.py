@@ -3,7 +3,6 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -22,12 +21,14 @@ from fss_d2.data.samples import Sample, transform_sample
 from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
-from fss_d2.modeling import FewShotSegmentor, QueryFeatures
-from fss_d2.modeling.fusion import mean_log_probability
+from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from .evidence import Tokens, tokens_of
 from .prediction import Prediction
+from .quality import QualityModel, load_quality, prior_quality
+from .segment import EncodedImage, segment
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
 
 __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
@@ -37,27 +38,12 @@ Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image encoded by `FewShotPredictor.encode_image`, for any number of support sets.
-
-    Attributes:
-        size: (height, width) of the image.
-        queries: one per size at which the model runs.
-        valid_sizes: (height, width) of the part of each query that is not padding.
-    """
-
-    size: Size
-    queries: tuple[QueryFeatures, ...]
-    valid_sizes: tuple[Size, ...]
-
-
 class FewShotPredictor:
     """Segment images with supports that are encoded once.
 
     Images go through the same steps as in an evaluation with TEST.FRAME "original", TEST.SCALES included.
-    An image passes the backbone once for all classes, which compete by score. ``model`` is the method, in
-    evaluation mode.
+    An image passes the backbone once for all classes, which compete (`fss_d2.inference.competition`).
+    ``model`` is the method, in evaluation mode.
 
     Several threads may use one predictor at the same time: each call works on the supports that are set when
     it starts, and its result equals that of a call alone to the bit.
@@ -72,7 +58,7 @@ class FewShotPredictor:
         >>> predictor = FewShotPredictor.from_config()
         >>> predictor.set_support(["a.jpg", "b.jpg"], ["a.png", Box(10, 20, 200, 180)], name="dog")
         >>> prediction = predictor.predict("photo.jpg")
-        >>> prediction.masks["dog"], prediction.confidence["dog"]  # (H, W) bool, a float
+        >>> prediction.masks["dog"], prediction.expected_iou["dog"]  # (H, W) bool, a float
     """
 
     def __init__(
@@ -82,6 +68,7 @@ class FewShotPredictor:
         *,
         support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
+        quality: QualityModel | None = None,
     ) -> None:
         """Wrap a model, which is put into evaluation mode.
 
@@ -89,6 +76,7 @@ class FewShotPredictor:
             resizes: bring an image to each size at which the model runs; at least one.
             support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for support files.
+            quality: for `Prediction.expected_iou`; None takes the prior.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -98,6 +86,7 @@ class FewShotPredictor:
         self._resizes = tuple(resizes)
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
+        self.quality = quality or prior_quality()
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
         self._changing = Lock()  # one support at a time is added or removed
 
@@ -129,13 +118,14 @@ class FewShotPredictor:
     def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
         """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
-        views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
-        return cls(load_model(cfg), resizes, support_views=views, settings=encoding_settings(cfg))
+        views, settings, model = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, encoding_settings(cfg), load_model(cfg)
+        quality = load_quality(model, {**settings, "TEST.REFINEMENT": cfg.TEST.REFINEMENT})
+        return cls(model, resizes, support_views=views, settings=settings, quality=quality)
 
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
-        views, settings = self._support_views, self._settings
-        return FewShotPredictor(self.model, self._resizes, support_views=views, settings=settings)
+        shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
+        return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
 
@@ -238,8 +228,7 @@ class FewShotPredictor:
         """Run the backbone on an image, to segment it with several support sets."""
         pixels, _ = read_picture(image)
         samples = self._at_each_size(pixels)
-        queries = tuple(self.model.encode_query(sample.image[None]) for sample in samples)
-        return EncodedImage(pixels.shape[:2], queries, tuple(map(_valid_size, samples)))
+        return self._as_query(pixels.shape[:2], samples, self._features([s.image[None] for s in samples]))
 
     @torch.no_grad()
     def predict(self, image: Picture | EncodedImage) -> Prediction:
@@ -250,8 +239,7 @@ class FewShotPredictor:
         """
         supports = self.supports
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
-        (prediction,) = self._predict(encoded.queries, [encoded], supports)
-        return prediction
+        return self._segment(encoded, supports)
 
     @torch.no_grad()
     def predict_batch(self, images: Sequence[Picture]) -> list[Prediction]:
@@ -269,9 +257,13 @@ class FewShotPredictor:
         predictions: list[Prediction | None] = [None] * len(images)
         for numbers in groups.values():
             by_size = zip(*(samples[n] for n in numbers), strict=True)
-            queries = [self.model.encode_query(torch.stack([s.image for s in same])) for same in by_size]
-            members = [EncodedImage(sizes[n], (), tuple(map(_valid_size, samples[n]))) for n in numbers]
-            for n, prediction in zip(numbers, self._predict(queries, members, supports), strict=True):
+            pixels_of = [torch.stack([s.image for s in same]) for same in by_size]
+            features = [self.model.extract(self.model.normalise(images)) for images in pixels_of]
+            queries = [self.model.encode_query(*pair) for pair in zip(pixels_of, features, strict=True)]
+            frames = [(sizes[n], tuple(map(_valid_size, samples[n]))) for n in numbers]
+            tokens = tokens_of(features[0])
+            found = segment(self.model, queries, tokens, frames, supports, self.quality)
+            for n, prediction in zip(numbers, found, strict=True):
                 predictions[n] = prediction
         return predictions
 
@@ -281,7 +273,7 @@ class FewShotPredictor:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         left_out: Sequence[tuple[int, ...]],
-    ) -> Iterator[tuple[np.ndarray, ...]]:
+    ) -> Iterator[tuple[Prediction, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
         A support passes the backbone once, and once more for each further view of it; only those in a group
@@ -293,20 +285,21 @@ class FewShotPredictor:
             left_out: groups of indices; a group leaves at least one support.
 
         Yields:
-            For each group the masks (H, W) bool of its supports, segmented with the supports outside it.
+            For each group the predictions of its supports, segmented with those outside it as "object".
         """
         encoded: list[ClassSupport] = []
         queries: dict[int, EncodedImage] = {}
         wanted = set(chain.from_iterable(left_out))
         for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            views, features = self._views(image, mask, f"support {i + 1}"), ()
+            views, known = self._views(image, mask, f"support {i + 1}"), []
             if i in wanted:
-                queries[i], features = self._as_query(image, views)
-            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, features))
+                samples, whole = self._whole(image, views)
+                features = self._features([sample.image[None] for sample in samples])
+                queries[i], known = self._as_query(mask.shape, samples, features), features if whole else []
+            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, known))
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
-            found = (self._predict(queries[i].queries, [queries[i]], {"object": rest})[0] for i in group)
-            yield tuple(prediction.labels == 1 for prediction in found)
+            yield tuple(self._segment(queries[i], {"object": rest}) for i in group)
 
     @torch.no_grad()
     def attention(
@@ -367,50 +360,66 @@ class FewShotPredictor:
         self,
         views: Sequence[tuple[Sequence[Sample], Frame]],
         sizes: Sequence[Size] | None,
-        features: Sequence[Mapping[str, Tensor]] = (),
+        known: Sequence[Mapping[str, Tensor]] = (),
     ) -> ClassSupport:
         """Encode the views of one support at ``sizes`` of the network input (None: those of the first view).
 
-        Known ``features`` of the first view at each size save its backbone passes.
+        ``known`` features of the first view at each size save its backbone passes.
         """
-        encode, sets = self.model.encode_support, []
+        sets, tokens = [], []
+        # One by one needs less memory and, on a CPU, no more time.
+        at_once = 1 if self.model.shot_by_shot or self.model.device.type == "cpu" else len(views)
         for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
             pairs = [resize_support(samples[i].image, samples[i].mask, size) for samples, _ in views]
-            images = torch.stack([image.float() for image, _ in pairs])[None]
-            masks = torch.stack([mask for _, mask in pairs])[None]
-            if features and pairs[0][0] is views[0][0][i].image:
-                known = [encode(images[:, :1], masks[:, :1], features[i])]
-                rest = [encode(images[:, 1:], masks[:, 1:])] if len(views) > 1 else []
-                sets.append(self.model.merge_supports(known + rest))
-            else:
-                sets.append(encode(images, masks))
-        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
+            images = torch.stack([image.float() for image, _ in pairs])
+            masks = torch.stack([mask for _, mask in pairs]).to(self.model.device)
+            same = bool(known) and pairs[0][0] is views[0][0][i].image
+            first = [known[i]] if same else []
+            rest = self._features(images[len(first) :].split(at_once)) if len(first) < len(images) else []
+            parts = first + rest
+            features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            sets.append(self.model.encode_support(images[None], masks[None], features))
+            tokens += [tokens_of(features, masks)] if i == 0 else []
+        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),), tokens[0])
+
+    def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The backbone's maps of images (1, 3, H, W)."""
+        return [self.model.extract(self.model.normalise(image)) for image in images]
+
+    def _whole(
+        self, image: np.ndarray, views: Sequence[tuple[Sequence[Sample], Frame]]
+    ) -> tuple[Sequence[Sample], bool]:
+        """A support image at each size, and whether that is its first view."""
+        samples, frame = views[0]
+        if not frame.mirrored and frame.window == (0, 0, *image.shape[1::-1]):
+            return samples, True
+        return self._at_each_size(image), False
 
     def _as_query(
-        self, image: np.ndarray, views: Sequence[tuple[Sequence[Sample], Frame]]
-    ) -> tuple[EncodedImage, Sequence[Mapping[str, Tensor]]]:
-        """Encode a support image as a query; also the features of its first view, if that is all of it."""
-        samples, frame = views[0]
-        whole = not frame.mirrored and frame.window == (0, 0, *image.shape[1::-1])
-        samples = samples if whole else self._at_each_size(image)
-        features = [self.model.extract(self.model.normalise(s.image[None])) for s in samples]
+        self, size: Size, samples: Sequence[Sample], features: Sequence[Mapping[str, Tensor]]
+    ) -> EncodedImage:
+        """Encode an image of that size from its samples and their features."""
         pairs = zip(samples, features, strict=True)
         queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
-        query = EncodedImage(image.shape[:2], queries, tuple(map(_valid_size, samples)))
-        return query, features if whole else ()
+        return EncodedImage(size, queries, tuple(map(_valid_size, samples)), tokens_of(features[0]))
+
+    def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
+        frames = [(image.size, image.valid_sizes)]
+        return segment(self.model, image.queries, image.tokens, frames, supports, self.quality)[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
-        return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
+        tokens = Tokens.concatenate([part.tokens for part in parts])
+        return ClassSupport(sets, tuple(views for part in parts for views in part.frames), tokens)
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
         """Some supports of a class, each with all its views."""
         ends = np.cumsum([len(views) for views in support.frames])
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
-        return replace(support, sets=sets, frames=tuple(support.frames[i] for i in kept))
+        return ClassSupport(sets, tuple(support.frames[i] for i in kept), support.tokens.select(shots))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""
@@ -425,41 +434,6 @@ class FewShotPredictor:
             (samples, Frame(mask.shape, view.window, view.mirrored, samples[0].valid_size))
             for view, samples in shown
         ]
-
-    def _predict(
-        self,
-        queries: Sequence[QueryFeatures],
-        images: Sequence[EncodedImage],
-        supports: Mapping[str, ClassSupport],
-    ) -> list[Prediction]:
-        """Segment images whose ``queries`` at each size are one batch; FloatingPointError for NaN."""
-        names = tuple(supports)
-        shapes = [(len(names), *image.size) for image in images]
-        probability = [np.empty(shape, np.float32) for shape in shapes]
-        labels = [np.zeros(image.size, np.min_scalar_type(len(names))) for image in images]
-        best = [np.zeros(image.size, np.float32) for image in images]  # lead of the winner
-        for i, (name, support) in enumerate(supports.items()):
-            logits = [self.model.match(q, s).logits for q, s in zip(queries, support.sets, strict=True)]
-            for row, image in enumerate(images):
-                lead = self._lead([scores[row] for scores in logits], image)
-                if lead.isnan().any():
-                    fix = "check the model's weights, or encode the supports anew"
-                    raise FloatingPointError(f"the scores of class {name} are NaN: {fix}")
-                wins = (lead > torch.from_numpy(best[row])).numpy()
-                labels[row][wins], best[row][wins] = i + 1, lead.numpy()[wins]
-                probability[row][i] = lead.sigmoid_().numpy()
-        return [Prediction(names, *arrays) for arrays in zip(probability, labels, strict=True)]
-
-    def _lead(self, logits: Sequence[Tensor], image: EncodedImage) -> Tensor:
-        """Object score minus background score, (height, width) on the CPU, from the logits at each size."""
-        (height, width), scores = image.size, []
-        for at_size, valid_size in zip(logits, image.valid_sizes, strict=True):
-            frame = {"height": height, "width": width, "valid_size": valid_size}
-            scores.append(self.model.to_frame(at_size, frame).cpu())
-        if len(scores) > 1:
-            scores = [mean_log_probability([score.double() for score in scores])]
-        background, foreground = scores[0]
-        return foreground.sub_(background)  # in place: the image may be large
 
 
 def _valid_size(sample: Sample) -> Size:

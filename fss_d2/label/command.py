@@ -26,15 +26,16 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
+_MOST_CHECKED = 24  # `check.MOST_CHECKED`
 _FORMATS = "coco,png,yolo,labelme"  # the keys of `writers.FORMATS`
 _DESCRIPTION = """Label a folder of images like a few annotated ones.
 
     fss-d2 label --support annotated --images photos --output labels
 
 First each annotated image is segmented with the others of its class: that shows what IoU to expect, and which
-annotated image makes the others worse. Then every image is labelled. The output folder gets the labels in all
-formats, needs_review.txt (images of low confidence) and report.html (all labels on one page). After an
-interruption, the same command goes on where it stopped."""
+annotated image makes the others worse. Then every image is labelled, and the IoU of its labels estimated. The
+output folder gets the labels in all formats, needs_review.txt (images of low expected IoU) and report.html
+(all labels on one page). After an interruption, the same command goes on where it stopped."""
 _SUPPORT = """annotated images: a folder of <class>/images and <class>/masks, or of <class>/<name>.jpg and
 <name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"""
 
@@ -104,9 +105,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")
-    review = "list images of less confidence in needs_review.txt; default: %(default)s"
-    add("--review-below", type=float, default=0.6, metavar="P", help=review)
+    review = "list images of less expected IoU in needs_review.txt; default: %(default)s"
+    add("--review-below", type=float, default=0.65, metavar="P", help=review)
     area = "pixels of the smallest object; default: 1/2000 of the image"
     add("--min-area", type=int, metavar="N", help=area)
-    add("--no-check", dest="check", action="store_false", help="do not check the supports first")
+    check = "check at most N supports of each class first; default: %(default)s"
+    add("--check", type=int, default=_MOST_CHECKED, metavar="N", help=check)
+    add("--no-check", dest="check", action="store_const", const=0, help="the same as --check 0")
     return parser

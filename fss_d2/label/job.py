@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.io.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.io.progress import track
 
+from .check import MOST_CHECKED, ClassCheck, SupportCheck, check_steps, check_supports, describe, left_out
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
-from .supports import ClassCheck, Support, SupportCheck, check_supports, describe
+from .supports import Support
 from .writers import FORMATS, LabelSet, check_class_names, first_alike, format_problem, one_stem
 
 __all__ = ["Job", "find_images", "run_job"]
@@ -46,9 +48,9 @@ class Job:
     output: Path  # folder for the results and nothing else
     # Run the job again to write more formats later. None: all, without those that the images do not allow.
     formats: tuple[str, ...] | None = None
-    review_below: float = 0.6  # images of less confidence are listed in needs_review.txt
+    review_below: float = 0.65  # images of less expected IoU are listed in needs_review.txt
     min_area: int | None = None  # pixels that a connected object must have; None takes 1/2000 of the image
-    check: bool = True  # segment each support with the others first
+    check: int = MOST_CHECKED  # supports of each class that are segmented with the others first; 0: none
 
     def __post_init__(self) -> None:
         for folder in ("images", "output"):
@@ -57,7 +59,9 @@ class Job:
             if name not in FORMATS:
                 raise ValueError(f"formats: there is no {shortened(name)!r}; {suggestion(name, FORMATS)}")
         if not 0 <= self.review_below <= 1:
-            raise ValueError(f"review_below is {self.review_below}; a confidence is from 0 to 1")
+            raise ValueError(f"review_below is {self.review_below}; an IoU is from 0 to 1")
+        if self.check < 0:
+            raise ValueError(f"check is {self.check}; it must be 0 supports or more")
         images, output = self.images.resolve(), self.output.resolve()
         if output in (images, *images.parents):
             raise ValueError(f"output {self.output} holds the images to label: give a folder of its own")
@@ -91,7 +95,9 @@ def run_job(
     names = [name for name in every if name not in failed]
     formats, formats_left_out = _formats(job, names)
     classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
+    start = time.monotonic()
     predictor.set_support_classes(classes)  # first: supports that are refused leave no folder behind
+    encoding = (time.monotonic() - start) / sum(map(len, supports.values()))
     output, journal = OutputFolder(job.output), Journal(job.output / "records")
     if comm.is_main_process():
         for name, problem in formats_left_out.items():
@@ -108,18 +114,20 @@ def run_job(
                 "or another output folder"
             )
     comm.synchronize()
-    checks = _checks(job, predictor, supports) if job.check else []
+    checks = _checks(job, predictor, supports, encoding) if job.check else []
     states = {name: _state(job.images / name) for name in names}
     failed |= _label(job, predictor, tuple(supports), states)
     if not comm.is_main_process():
         return {}
-    records = [r for name in names if name not in failed and (r := journal.read(name, states[name]))]
+    shifts = {check.class_name: check.shift for check in checks}
+    finished = (journal.read(name, states[name]) for name in names if name not in failed)
+    records = [record.shifted(shifts) for record in finished if record]
     if not records:
         raise ValueError(f"none of {len(every)} images could be labelled; {next(iter(failed.values()))}")
     labels = LabelSet(tuple(supports), tuple(records), job.images, job.output)
     summary = summarize(labels, job.review_below, skipped, failed, left_out, formats_left_out)
     files = [FORMATS[name](labels) for name in formats]
-    report = report_files(labels, job.review_below, checks, summary)
+    report = report_files(labels, job.review_below, checks, summary, predictor.quality.origin)
     with _resumable():
         edited = output.write(chain(*files, report), outdated=formats_left_out)
     for name in edited:
@@ -141,7 +149,7 @@ def find_images(folder: Path, leave_out: Path) -> FoundPictures:
         held = f" that can be read, {lost}" if lost else ""
         raise ValueError(f"{folder} holds no image{held}; give the folder of the images to label")
     if lost:
-        logger.warning("Left out %d files of %s: %s", len(found.left_out), printable(folder), printable(lost))
+        logger.warning("Left out in %s: %s", printable(folder), printable(lost))
     return found
 
 
@@ -228,13 +236,20 @@ def _settings(job: Job, supports: Supports) -> dict[str, Any]:
     return {"supports": digest.hexdigest(), "min_area": job.min_area}
 
 
-def _checks(job: Job, predictor: FewShotPredictor, supports: Supports) -> list[ClassCheck]:
-    """The leave-one-out check, from the file of an earlier run if there is one; [] on other processes."""
+def _checks(job: Job, predictor: FewShotPredictor, supports: Supports, encoding: float) -> list[ClassCheck]:
+    """The leave-one-out check, from the file of an earlier run if there is one; [] on other processes.
+
+    ``encoding`` is how many seconds a support took to encode.
+    """
     file, main = job.output / _CHECK_FILE, comm.is_main_process()
-    checks: list[ClassCheck] | None = comm.all_gather(_read_checks(file) if main else None)[0]
+    found = _read_checks(file, supports, job.check) if main else None
+    checks: list[ClassCheck] | None = comm.all_gather(found)[0]
     if checks is None:
-        logger.info("Segmenting each support with the others of its class, to see what to expect")
-        checks = check_supports(predictor, supports)
+        steps = check_steps(supports, job.check)
+        seconds = max(1, round(steps * encoding / comm.get_world_size()))
+        count = sum(min(len(of_class), job.check) for of_class in supports.values() if len(of_class) > 1)
+        logger.info("Checking %d supports, each with the others of its class: about %d s", count, seconds)
+        checks = check_supports(predictor, supports, job.check)
         if main:
             write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
     if main:
@@ -242,15 +257,20 @@ def _checks(job: Job, predictor: FewShotPredictor, supports: Supports) -> list[C
     return checks
 
 
-def _read_checks(file: Path) -> list[ClassCheck] | None:
-    """None if the file does not exist or is damaged."""
+def _read_checks(file: Path, supports: Supports, most: int) -> list[ClassCheck] | None:
+    """None if the file does not exist, is damaged, or is of another number of supports."""
     try:
-        return [
-            ClassCheck(c["class_name"], tuple(SupportCheck(**s) for s in c["supports"]), c["total"])
-            for c in read_json(file)
+        checks = [
+            ClassCheck(**{**content, "supports": tuple(SupportCheck(**s) for s in content["supports"])})
+            for content in read_json(file)
         ]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    alone = {
+        name: sum(len(out) == 1 for out in left_out(len(of_class), most))
+        for name, of_class in supports.items()
+    }
+    return checks if {check.class_name: len(check.supports) for check in checks} == alone else None
 
 
 def _state(path: Path) -> State:

@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 
 from fss_d2.inference.prediction import Instance, Prediction
+from fss_d2.inference.quality import shifted
 from fss_d2.io.files import (
     check_writable,
     is_half_written,
@@ -55,8 +56,20 @@ class ImageRecord:
     image: str  # path relative to the folder of images, with "/"
     height: int
     width: int
-    confidence: float  # see `record_of`
+    expected_iou: Mapping[str, float]  # by class, never empty; see `record_of`
     objects: tuple[LabelledObject, ...]
+
+    @property
+    def lowest_iou(self) -> float:
+        """The expected IoU of the worst class, by which images are ordered and chosen for review."""
+        return min(self.expected_iou.values())
+
+    def shifted(self, shifts: Mapping[str, float]) -> "ImageRecord":
+        """The record with the expected IoUs of the classes that were found shifted; see `class_shift`."""
+        if not self.objects:
+            return self
+        values = {n: round(shifted(v, shifts.get(n, 0.0)), 6) for n, v in self.expected_iou.items()}
+        return dataclasses.replace(self, expected_iou=values)
 
     def rle(self, item: LabelledObject) -> dict[str, Any]:
         """COCO's compressed RLE of an object, ready for JSON."""
@@ -82,20 +95,20 @@ class ImageRecord:
 def record_of(image: str, prediction: Prediction, min_area: int | None) -> ImageRecord:
     """Make the record of a prediction, without parts below ``min_area`` (as `Prediction.iter_instances`).
 
-    The confidence of a class is its mean probability over the pixels that it won; the confidence of an image
-    is the lowest of its classes. If nothing is found, it is 1 minus the largest probability of any class at
-    any pixel, so that a near miss is reviewed.
+    The expected IoU is that of each class that was found. If nothing was found, it is, of each class, 1 minus
+    its largest probability at any pixel, so that a near miss is reviewed.
     """
-    objects = []
-    sums: dict[str, tuple[float, int]] = {}  # per class: sum of the probability over its pixels, pixels
-    for instance in prediction.iter_instances(min_area):
-        objects.append(_labelled(instance))
-        total, area = sums.get(instance.name, (0.0, 0))
-        sums[instance.name] = total + instance.score * objects[-1].area, area + objects[-1].area
-    of_classes = [total / area for total, area in sums.values()]
-    confidence = min(of_classes) if of_classes else 1 - float(prediction.probability.max())
+    objects = tuple(map(_labelled, prediction.iter_instances(min_area)))
+    found = {item.class_name for item in objects}
+    if found:
+        known = prediction.expected_iou or prediction.soft_iou
+        expected = {name: known[name] for name in prediction.names if name in found}
+    else:
+        best = prediction.probability.max(axis=(1, 2)).tolist()
+        expected = {name: 1 - value for name, value in zip(prediction.names, best, strict=True)}
     height, width = prediction.labels.shape
-    return ImageRecord(image, height, width, round(confidence, 6), tuple(objects))
+    rounded = {name: round(value, 6) for name, value in expected.items()}
+    return ImageRecord(image, height, width, rounded, objects)
 
 
 def _labelled(instance: Instance) -> LabelledObject:
@@ -120,7 +133,7 @@ class Journal:
         try:
             content = read_json(self._file(image))
             return _parsed(content) if content["state"] == list(state) else None
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def knows_any(self, images: Iterable[str]) -> bool:
@@ -133,7 +146,9 @@ class Journal:
 
 def _parsed(content: Mapping[str, Any]) -> ImageRecord:
     objects = tuple(LabelledObject(**{**o, "bbox": tuple(o["bbox"])}) for o in content["objects"])
-    fields = {k: content[k] for k in ("image", "height", "width", "confidence")}
+    fields = {k: content[k] for k in ("image", "height", "width", "expected_iou")}
+    fields["expected_iou"] = {str(name): float(value) for name, value in fields["expected_iou"].items()}
+    min(fields["expected_iou"].values())
     return ImageRecord(**fields, objects=objects)
 
 

@@ -124,7 +124,7 @@ def _segment(
             if kind == "mask":
                 write_atomic(path, class_map_png(prediction.labels))
             elif kind == "overlay":
-                save_picture(path, prediction_panel(image, prediction.masks, prediction.confidence))
+                save_picture(path, prediction_panel(image, prediction.masks, prediction.expected_iou))
             elif kind == "attention":
                 save_picture(path, _attention(predictor, image, prediction, supports))
         yield record_of(name, prediction, 1)

@@ -14,8 +14,8 @@ from PIL import Image
 from fss_d2.visualization.colors import class_color, class_css
 from fss_d2.visualization.tiles import draw_regions
 
+from .check import ClassCheck, describe
 from .output import ImageRecord, OutputFile, json_bytes
-from .supports import ClassCheck, describe
 from .writers import LabelSet
 
 __all__ = ["THUMBNAILS", "report_files", "summarize", "thumbnail"]
@@ -62,8 +62,8 @@ def summarize(
         "labelled": len(labels.records),
         "with_class": {name: found.count(name) for name in labels.class_names},
         "nothing_found": sum(not record.objects for record in labels.records),
-        "needs_review": sum(record.confidence < review_below for record in labels.records),
-        "mean_confidence": round(sum(r.confidence for r in labels.records) / len(labels.records), 6),
+        "needs_review": sum(record.lowest_iou < review_below for record in labels.records),
+        "mean_expected_iou": round(sum(r.lowest_iou for r in labels.records) / len(labels.records), 6),
         "skipped_supports": list(skipped),
         "unreadable": [{"image": name, "error": text} for name, text in failed.items()],
         "left_out": [{"image": name, "reason": text} for name, text in left_out.items()],
@@ -72,18 +72,21 @@ def summarize(
 
 
 def report_files(
-    labels: LabelSet, review_below: float, checks: Sequence[ClassCheck], summary: Mapping[str, Any]
+    labels: LabelSet,
+    review_below: float,
+    checks: Sequence[ClassCheck],
+    summary: Mapping[str, Any],
+    origin: str,
 ) -> Iterator[OutputFile]:
     """``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``.
 
-    Images with a confidence below ``review_below`` need a review. The thumbnails lie in `THUMBNAILS`, at the
-    path of their image + ".jpg".
+    Images with an expected IoU below ``review_below`` need a review. ``origin`` says what the numbers behind
+    it were fitted on. The thumbnails lie in `THUMBNAILS`, at the path of their image + ".jpg".
     """
-    ordered = sorted(labels.records, key=lambda record: (record.confidence, record.image))
-    review = [record for record in ordered if record.confidence < review_below]
+    ordered = sorted(labels.records, key=lambda record: (record.lowest_iou, record.image))
+    review = [record for record in ordered if record.lowest_iou < review_below]
     yield "needs_review.txt", b"".join(os.fsencode(f"{record.image}\n") for record in review)
-    rows = [{"image": r.image, "confidence": r.confidence, "classes": list(r.class_names)} for r in review]
-    yield "needs_review.json", json_bytes(rows)
+    yield "needs_review.json", json_bytes([_row(record) for record in review])
     legend = "".join(
         f'<span class="swatch" style="background: {class_css(i)}"></span>{html.escape(name)}'
         for i, name in enumerate(labels.class_names)
@@ -97,14 +100,33 @@ def report_files(
         f"<h1>{len(labels.records)} images</h1>",
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         f"<pre>{html.escape(describe(checks))}</pre>" if checks else "",
-        f"<p>Lowest confidence first. A red frame means a confidence below {review_below:g}.{legend}</p>",
-        "<p>The confidence assumes that the object is there: check pictures without it yourself.</p>",
+        f"<p>Lowest expected IoU first; {len(review)} images below {review_below:g} have a red frame.{legend}"
+        f"</p><p>{html.escape(_explanation(checks, origin))}</p>",
         "<main>",
-        *(_figure(record, labels, record.confidence < review_below) for record in ordered),
+        *(_figure(record, labels, record.lowest_iou < review_below) for record in ordered),
         "</main></body></html>\n",
     ]
     yield "report.html", "\n".join(parts).encode("utf-8", "surrogateescape")
     yield "summary.json", json_bytes(dict(summary))
+
+
+def _row(record: ImageRecord) -> dict[str, Any]:
+    """An entry of needs_review.json."""
+    expected = {"expected_iou": record.lowest_iou, "of_classes": dict(record.expected_iou)}
+    return {"image": record.image, **expected, "classes": list(record.class_names)}
+
+
+def _explanation(checks: Sequence[ClassCheck], origin: str) -> str:
+    """What the expected IoU is, and what it rests on."""
+    adjusted = [check.class_name for check in checks if check.supports]
+    check = f"and adjusted by the check of the supports ({', '.join(adjusted)})" if adjusted else "only"
+    return (
+        "The expected IoU is an estimate of how far a mask agrees with the true one, 1 being all of it: from "
+        "how sure the network is, and from how well the mask and the objects of the supports resemble each "
+        f"other. Its numbers come from {origin} {check}. Where nothing was found it says how likely that is "
+        "right. An image with several classes counts by the worst. It is no proof: a picture that shows "
+        "something similar instead of the object can get a high one."
+    )
 
 
 def _figure(record: ImageRecord, labels: LabelSet, review: bool) -> str:
@@ -114,7 +136,7 @@ def _figure(record: ImageRecord, labels: LabelSet, review: bool) -> str:
     return (
         f'<figure{mark}><a href="{_link(original)}">'
         f'<img loading="lazy" alt="" src="{_link(f"{THUMBNAILS}/{record.image}.jpg")}"></a>'
-        f"<figcaption>{html.escape(record.image)}<br>{record.confidence:.3f}: {html.escape(found)}"
+        f"<figcaption>{html.escape(record.image)}<br>{record.lowest_iou:.2f}: {html.escape(found)}"
         "</figcaption></figure>"
     )
 

@@ -131,7 +131,7 @@ def _coco(labels: LabelSet) -> Iterator[OutputFile]:
     category = {name: number for number, name in enumerate(labels.class_names, start=1)}
     for image_id, record in enumerate(labels.records, start=1):
         size = {"height": record.height, "width": record.width}
-        images.append({"id": image_id, "file_name": record.image, **size, "confidence": record.confidence})
+        images.append({"id": image_id, "file_name": record.image, **size, "expected_iou": record.lowest_iou})
         for item in record.objects:
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category[item.class_name]}
             box = {"area": item.area, "bbox": list(item.bbox), "iscrowd": 0, "score": item.score}
@@ -198,7 +198,8 @@ def _labelme_shapes(record: ImageRecord) -> Iterator[dict[str, Any]]:
         for polygon in mask_polygons(record.mask(item), tolerance):
             points = (polygon.astype(np.float64) + _INSIDE).tolist()
             shape = {"label": item.class_name, "points": points, "group_id": None}
-            shape |= {"description": f"confidence {item.score:.3f}", "shape_type": "polygon", "flags": {}}
+            text = f"expected IoU {record.expected_iou[item.class_name]:.3f}"
+            shape |= {"description": text, "shape_type": "polygon", "flags": {}}
             yield shape
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_CONFIG", "DEMO_CONFIGS", "register_paths"]
+__all__ = ["DEFAULT_CONFIG", "DEMO_CONFIGS", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
@@ -12,6 +12,10 @@ _SCHEME = "fss_d2://"
 DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
 # What the demo compares: configs/<name>/glyphs_efficientnet_lite0.yaml, which are not part of the package.
 DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dcama")}
+
+# Numbers of `fss_d2.inference.quality`: for the weights of the package, and for all others.
+QUALITY_FILES = (_FOLDER / "dcama_efficientnet_lite0.quality.json",)
+QUALITY_PRIOR = _FOLDER / "prior.quality.json"
 
 
 def register_paths() -> None:

@@ -81,18 +81,18 @@ def query_in_score_frame(inputs: Mapping[str, Any]) -> np.ndarray:
 
 
 def prediction_panel(
-    image: np.ndarray, masks: Mapping[str, np.ndarray], confidence: Mapping[str, float]
+    image: np.ndarray, masks: Mapping[str, np.ndarray], expected_iou: Mapping[str, float]
 ) -> np.ndarray:
-    """Lay the masks of a `Prediction` over the image, above a legend with the confidences.
+    """Lay the masks of a `Prediction` over the image, above a legend with their expected IoU.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: (H, W) bool by class name; ``confidence`` has the same order.
+        masks: (H, W) bool by class name; ``expected_iou`` has the same order.
     """
     drawn = draw_regions(image, [(mask, class_color(i)) for i, mask in enumerate(masks.values())])
     legend = [
         draw_tile(f"{name} {value:.2f}", _plain(class_color(i)), _LEGEND[0])
-        for i, (name, value) in enumerate(confidence.items())
+        for i, (name, value) in enumerate(expected_iou.items())
     ]
     return picture_grid([drawn, picture_row(legend)])
 

@@ -58,7 +58,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
     predictor.set_support(disc(40, 40), disc_mask(40, 40))
     expected = predictor.predict(disc(75, 50))
     assert finding.areas == {"object": expected.masks["object"].sum()}
-    assert finding.confidence == expected.confidence
+    assert finding.confidence == expected.expected_iou
     assert overlap(expected.masks["object"], disc_mask(75, 50)) > 0.85
     changed = (finding.picture != disc(75, 50)).any(axis=2)
     assert overlap(changed, disc_mask(75, 50)) > 0.7  # the mask with its contour

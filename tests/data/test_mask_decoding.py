@@ -77,7 +77,6 @@ SOFT = np.asarray(drawn())
         palette(1 - ALL, [255, 255, 255, 0, 0, 0]),  # of black and white the colours count
         palette(ALL, [0, 0, 0]),  # one colour: the indices count
     ],
-    ids=str,
 )
 def test_one_value_of_the_object(image: Image.Image | np.ndarray) -> None:
     np.testing.assert_array_equal(decoded(image), ALL)
@@ -93,7 +92,6 @@ def test_one_value_of_the_object(image: Image.Image | np.ndarray) -> None:
         palette(np.where(VOID == 1, 15, VOID), VOC),
         palette(VOID, [i for i in range(256) for _ in range(3)]),
     ],
-    ids=str,
 )
 def test_255_next_to_the_object_is_ignored(image: Image.Image | np.ndarray) -> None:
     np.testing.assert_array_equal(decoded(image), VOID)
@@ -140,7 +138,6 @@ def cut_out(shape: np.ndarray) -> np.ndarray:
         np.dstack([ALL * 230, ALL * 0, ALL * 40, ALL * 100]),  # with a translucent brush
         np.dstack([ALL * 0, ALL * 0, ALL * 0, ALL * 255]),  # black
     ],
-    ids=str,
 )
 def test_what_is_opaque_is_the_object(image: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded(image), ALL)

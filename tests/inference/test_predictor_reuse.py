@@ -127,8 +127,8 @@ def test_each_support_left_out_costs_one_pass(method: str, monkeypatch: pytest.M
     for group, predicted in zip(groups, found, strict=True):
         rest = [i for i in range(4) if i not in group]
         predictor.set_support([IMAGES[i] for i in rest], [MASKS[i] for i in rest])
-        for i, mask in zip(group, predicted, strict=True):
-            np.testing.assert_array_equal(mask, predictor.predict(IMAGES[i]).labels == 1)
+        for i, prediction in zip(group, predicted, strict=True):
+            np.testing.assert_array_equal(prediction.labels, predictor.predict(IMAGES[i]).labels)
 
 
 def test_views_cost_their_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_views_cost_their_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = predictor.leave_out(IMAGES, masks, [(1, 2)])
     assert calls() == 4 * 2 + 2  # mirrored and whole; the two left out also as queries
     predictor.set_support([IMAGES[0], IMAGES[3]], [MASKS[0], MASKS[3]])
-    np.testing.assert_array_equal(found[1], predictor.predict(IMAGES[2]).labels == 1)
+    np.testing.assert_array_equal(found[1].labels, predictor.predict(IMAGES[2]).labels)
 
 
 @METHODS

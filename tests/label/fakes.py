@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from fss_d2.inference.prediction import Prediction
+from fss_d2.inference.quality import prior_quality
 
 COLOURS = {"red": (230, 20, 20), "blue": (20, 20, 230)}
 GREY = (120, 120, 120)
@@ -35,6 +37,7 @@ class ColourPredictor:
             stop_after: images that are labelled; the next one takes for ever.
         """
         self.stop_after = stop_after
+        self.quality = prior_quality()
         self.encoded: list[dict[str, int]] = []
         self.passes = 0
         self.left_out: list[tuple[int, ...]] = []
@@ -55,19 +58,25 @@ class ColourPredictor:
         while self.predicted == self.stop_after:
             time.sleep(1)
         self.predicted += 1
-        probability = np.stack([_probability(image, colour) for colour in self._colours.values()])
-        labels = np.where(probability.max(axis=0) > 0.5, 1 + probability.argmax(axis=0), 0)
-        return Prediction(tuple(self._colours), probability, labels.astype(np.uint8))
+        return _prediction(image, self._colours)
 
     def leave_out(
         self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], left_out: Sequence[tuple[int, ...]]
-    ) -> Iterator[tuple[np.ndarray, ...]]:
+    ) -> Iterator[tuple[Prediction, ...]]:
         self.passes += len(images)
         pixels = [image[mask == 1] for image, mask in zip(images, masks, strict=True)]
         for out in left_out:
             self.left_out.append(out)
             colour = np.concatenate([p for i, p in enumerate(pixels) if i not in out]).mean(axis=0)
-            yield tuple(_probability(images[i], colour) > 0.5 for i in out)
+            yield tuple(_prediction(images[i], {"object": colour}) for i in out)
+
+
+def _prediction(image: np.ndarray, colours: Mapping[str, np.ndarray]) -> Prediction:
+    """The expected IoU of a class is its mean probability in its mask."""
+    probability = np.stack([_probability(image, colour) for colour in colours.values()])
+    labels = np.where(probability.max(axis=0) > 0.5, 1 + probability.argmax(axis=0), 0).astype(np.uint8)
+    found = Prediction(tuple(colours), probability, labels)
+    return replace(found, expected_iou=found.confidence)
 
 
 def _probability(image: np.ndarray, colour: np.ndarray) -> np.ndarray:

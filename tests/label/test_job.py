@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.engine.command_line import one_line
+from fss_d2.inference.prediction import Prediction
 from fss_d2.label import job
 from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
@@ -27,6 +30,7 @@ from pathlib import Path
 import fss_d2
 from fss_d2.engine.command_line import one_line
 from fss_d2.label import job
+from fss_d2.inference.prediction import Prediction
 from fss_d2.label.job import Job, run_job
 from fss_d2.label.supports import read_supports
 from tests.label.fakes import ColourPredictor
@@ -71,8 +75,8 @@ def test_every_image_gets_its_labels(place: Path) -> None:
     assert [[s["iou"] for s in c["supports"]] for c in checks] == [[1.0, 1.0], [1.0, 1.0]]
 
 
-def test_images_of_low_confidence_are_listed_the_lowest_first(place: Path) -> None:
-    """A disc of a greyish colour is found with low confidence; the page shows it first, in red."""
+def test_images_of_low_expected_iou_are_listed_the_lowest_first(place: Path) -> None:
+    """A disc of a greyish colour has a low expected IoU; the page shows it first, in red."""
     faint = picture({"red": disc((40, 50), (20, 20), 6)}).astype(float)
     for name, share in (("faint", 0.85), ("fainter", 0.81)):
         save(place / f"images/sub/{name} & <b>.png", (share * faint + (1 - share) * 120).astype(np.uint8))
@@ -82,10 +86,86 @@ def test_images_of_low_confidence_are_listed_the_lowest_first(place: Path) -> No
     assert listed == ["sub/fainter & <b>.png", "sub/faint & <b>.png"]
     rows = json.loads((place / "out/needs_review.json").read_bytes())
     assert [row["image"] for row in rows] == listed
-    assert rows[0]["confidence"] < rows[1]["confidence"] < threshold
+    assert rows[0]["expected_iou"] < rows[1]["expected_iou"] < threshold
     page = (place / "out/report.html").read_text()
     assert "<b>" not in page and page.count('class="review"') == 2
-    assert page.index("fainter &amp; &lt;b&gt;") < page.index("faint &amp; &lt;b&gt;") < page.index("photo")
+    assert (
+        page.index("fainter &amp; &lt;b&gt;") < page.index("faint &amp; &lt;b&gt;") < page.index("photo 00")
+    )
+
+
+class Deceived(ColourPredictor):
+    """Takes everything bright blue for red with full probability, and expects an IoU of 0.2 of that."""
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        found = super().predict(image)
+        blue = (image[..., 2] > 200) & (image[..., 0] < 100)
+        if not blue.any():
+            return replace(found, expected_iou={"red": 0.9})
+        probability = np.where(blue, 1, found.probability).astype(np.float32)
+        labels = np.where(blue, 1, found.labels).astype(np.uint8)
+        return Prediction(found.names, probability, labels, {"red": 0.2})
+
+
+def test_bad_masks_are_listed_however_probable(place: Path) -> None:
+    """The mean probability of the planted ones is the highest of the run."""
+    shutil.rmtree(place / "supports/blue")
+    run(place, Deceived(), min_area=4, check=0)
+    listed = (place / "out/needs_review.txt").read_text().splitlines()
+    assert listed == [f"photo {i:03}.png" for i in (3, 4, 5)]  # those with a blue disc
+    rows = json.loads((place / "out/needs_review.json").read_bytes())
+    assert rows[0] == {
+        "image": "photo 003.png",
+        "expected_iou": 0.2,
+        "of_classes": {"red": 0.2},
+        "classes": ["red"],
+    }
+    page = (place / "out/report.html").read_text()
+    assert "confidence" not in page and "confidence" not in json.dumps(rows)
+    assert "3 images below 0.65 have a red frame" in page and "Its numbers come from a fit" in page
+    assert page.index("photo 003.png") < page.index("photo 001.png")
+
+
+def test_the_check_shifts_the_estimates_of_the_job(place: Path) -> None:
+    """The masks of the supports are wrong, which their estimates of nearly 1 did not know."""
+    shutil.rmtree(place / "supports/blue")
+    assert run(place, output=place / "trusting")["needs_review"] == 0
+    corner = np.zeros((40, 50), np.uint8)
+    corner[:6, :6] = 255  # of the grey ground, all of which is found then
+    for file in (place / "supports/red/masks").iterdir():
+        save(file, corner)
+    run(place)
+    (check,) = json.loads((place / "out/leave_one_out.json").read_bytes())
+    assert check["shift"] < -0.5
+    summary = run(place, output=place / "unchecked", check=0)
+    checked = json.loads((place / "out/summary.json").read_bytes())
+    assert checked["mean_expected_iou"] < summary["mean_expected_iou"] - 0.1
+    assert not (place / "unchecked/leave_one_out.json").exists()
+
+
+def test_the_check_says_how_long_it_takes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Encoding four supports took 12 seconds; checking them is four encodings and four masks."""
+    clock = iter([100.0, 112.0])
+    monkeypatch.setattr("fss_d2.label.job.time.monotonic", lambda: next(clock, 112.0))
+    with caplog.at_level("INFO", logger="fss_d2.label"):
+        run(place)
+    text = "Checking 4 supports, each with the others of its class: about 24 s"
+    assert caplog.text.count(text) == 1
+    assert caplog.text.index(text) < caplog.text.index("Labelling 6 images")
+
+
+def test_another_number_of_supports_is_checked_anew(place: Path) -> None:
+    annotated_folder(place / "supports", ("red", "blue"), count=4)
+    sizes = []
+    for most in (24, 2, 2, 0, 24):
+        predictor = ColourPredictor()
+        run(place, predictor, check=most)
+        sizes.append(sum(len(out) == 1 for out in predictor.left_out))
+    assert sizes == [8, 4, 0, 0, 8]
+    with pytest.raises(ValueError, match="check is -1; it must be 0 supports or more"):
+        run(place, check=-1)
 
 
 def test_supports_among_the_images_are_skipped(place: Path) -> None:
@@ -346,7 +426,7 @@ def test_a_folder_of_something_else_is_not_touched(place: Path) -> None:
 def test_what_cannot_be_run(place: Path) -> None:
     with pytest.raises(ValueError, match="there is no 'voc'; choose from coco, png, yolo, labelme"):
         run(place, formats=("voc",))
-    with pytest.raises(ValueError, match="a confidence is from 0 to 1"):
+    with pytest.raises(ValueError, match="an IoU is from 0 to 1"):
         run(place, review_below=60)
     for path in (place / "images").iterdir():
         path.write_bytes(b"")

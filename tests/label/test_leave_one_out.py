@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.label.supports import Support, check_supports, describe
+from fss_d2.inference.quality import class_shift
+from fss_d2.label.check import check_steps, check_supports, describe, left_out
+from fss_d2.label.supports import Support
 from tests.label.fakes import ColourPredictor, Ranks, disc, picture
 
 
@@ -92,6 +94,45 @@ def test_of_very_many_supports_some_are_checked_spread_evenly() -> None:
     steps = np.diff([0, *(int(s.name[1:]) for s in check.supports), 99])
     assert steps[0] == steps[-1] == 0 and set(steps[1:-1]) == {4, 5}
     assert "red: 24 of its 100 supports were checked, spread evenly over all" in describe([check])
+
+
+def test_a_number_of_supports_can_be_chosen() -> None:
+    predictor, supports = ColourPredictor(), {"red": [support(i) for i in range(5)]}
+    (check,) = check_supports(predictor, supports, 2)
+    assert predictor.left_out == [(0,), (4,)] and len(check.supports) == 2 and check.total == 5
+    assert all(s.gain_without is None for s in check.supports)
+    assert check_supports(predictor, supports, 0)[0].supports == ()
+    assert left_out(1, 24) == left_out(5, 0) == []
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 9, 12, 13, 30])
+def test_the_cost_grows_with_the_number_of_supports(count: int) -> None:
+    """A support is encoded once, and its mask predicted once alone and with at most four others."""
+    groups = left_out(count, 24)
+    assert len(set(groups)) == len(groups)
+    predicted = [i for out in groups for i in out]
+    assert max(predicted.count(i) for i in range(count)) <= 5
+    pairs = [out for out in groups if len(out) == 2]
+    if 3 <= count <= 5:
+        assert len(pairs) == count * (count - 1) / 2  # all of them
+    elif 5 < count <= 12:
+        assert {sum(i in out for out in pairs) for i in range(count)} == {4}
+    steps = check_steps({"red": [support(i % 5) for i in range(count)]})
+    assert steps == count + len(predicted) <= 6 * count
+
+
+def test_what_was_expected_of_the_supports_shifts_the_class() -> None:
+    """Masks that are wrong though the network is sure: the estimates of the class fall."""
+    mask = ~disc((40, 50), (15, 20), 20)  # the grey ground is annotated, the red disc is found
+    good = [support(i) for i in range(3)]
+    bad = [replace(support(i, mask if i == 0 else None), name=f"s{i}") for i in range(3)]
+    (right,), (wrong,) = (check_supports(ColourPredictor(), {"red": many}) for many in (good, bad))
+    for check in (right, wrong):
+        pairs = [(s.expected_iou, s.iou) for s in check.supports]
+        assert check.shift == class_shift(pairs, ColourPredictor().quality.spread)
+    assert wrong.shift < 0 < right.shift
+    assert "lowers what is expected of all its masks: 0.50 becomes 0." in describe([wrong])
+    assert "raises what is expected of all its masks: 0.50 becomes 0." in describe([right])
 
 
 def test_processes_share_the_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,16 +267,31 @@ def test_stems_are_unique() -> None:
     assert len(set(stems.values())) == len(names)
 
 
-def test_confidence_is_the_lowest_of_the_classes_over_their_pixels() -> None:
+def test_an_image_counts_by_the_worst_of_its_classes() -> None:
     probability = np.full((2, 4, 4), 0.1, np.float32)
     probability[0, 0, :2] = 0.9, 0.7  # cat: mean 0.8
     probability[1, 2, :3] = 0.6, 0.6, 0.9  # dog: mean 0.7
     labels = np.zeros((4, 4), np.uint8)
     labels[0, :2], labels[2, :3] = 1, 2
-    prediction = Prediction(NAMES, probability, labels)
-    assert record_of("x", prediction, 0).confidence == pytest.approx(0.7)
-    assert record_of("x", prediction, 3).class_names == (NAMES[1],)
+    prediction = Prediction(NAMES, probability, labels, {NAMES[0]: 0.3, NAMES[1]: 0.75})
+    both = record_of("x", prediction, 0)
+    assert both.expected_iou == {NAMES[0]: 0.3, NAMES[1]: 0.75} and both.lowest_iou == 0.3
+    one = record_of("x", prediction, 3)  # the cat is too small
+    assert one.class_names == (NAMES[1],) and one.lowest_iou == 0.75
     nothing = record_of("x", prediction, 4)  # too small: the image needs a review
-    assert nothing.objects == () and nothing.confidence == pytest.approx(0.1)
+    assert nothing.objects == () and nothing.lowest_iou == pytest.approx(0.1)
     empty = Prediction(NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8))
-    assert record_of("x", empty, 0).confidence == pytest.approx(0.8)
+    assert record_of("x", empty, 0).lowest_iou == pytest.approx(0.8)
+    # Without an estimate, how well mask and probability agree: 1.6 of 2 + 14 * 0.1, 2.1 of 3 + 13 * 0.1.
+    plain = record_of("x", Prediction(NAMES, probability, labels), 0)
+    assert plain.expected_iou == pytest.approx({NAMES[0]: 1.6 / 3.4, NAMES[1]: 2.1 / 4.3}, abs=1e-6)
+
+
+def test_the_check_shifts_what_was_found_only() -> None:
+    found = record("x", CAT)
+    up = found.shifted({NAMES[0]: 1.0})
+    odds = found.lowest_iou / (1 - found.lowest_iou)
+    assert up.lowest_iou == pytest.approx(odds * np.e / (1 + odds * np.e), abs=1e-6)
+    assert found.shifted({}) == found.shifted({NAMES[1]: 1.0}) == found
+    nothing = record("x")
+    assert nothing.shifted({NAMES[0]: 1.0}) == nothing

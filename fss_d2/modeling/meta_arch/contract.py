@@ -151,10 +151,16 @@ class Output:
     logits: Tensor  # (B, 2, H, W) of background and object
     maps: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, C, h, w), for drawing only
     levels: Sequence[Tensor] = ()  # (B, 2, h, w) each: logits of inner levels, for the auxiliary loss
+    unrefined: Tensor | None = None  # (B, 2, H, W): the logits before TEST.REFINEMENT, where there is one
 
     def probability(self) -> Tensor:
         """(B, H, W): probability of the object."""
         return (self.logits[:, 1] - self.logits[:, 0]).float().sigmoid()
+
+    @property
+    def own_logits(self) -> Tensor:
+        """(B, 2, H, W): what the network itself gave, without refinement."""
+        return self.logits if self.unrefined is None else self.unrefined
 
 
 @dataclass(frozen=True)

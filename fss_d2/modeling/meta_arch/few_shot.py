@@ -231,7 +231,7 @@ class FewShotSegmentor(ImageModel):
         if self.training or not self.refinement:
             return output
         refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined)
+        return replace(output, logits=refined, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
