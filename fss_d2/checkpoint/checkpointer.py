@@ -128,10 +128,8 @@ class FewShotCheckpointer(DetectionCheckpointer):
         name = self._tag.read_text(errors="replace").strip()
         path = os.path.join(self.save_dir, name)
         if not name or not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"{self._tag} names {shortened(path) if name else 'nothing'}, which does not exist: "
-                "write the name of another checkpoint into it"
-            )
+            fault = f"names {shortened(path)}, which does not exist" if name else "is empty"
+            raise FileNotFoundError(f"{self._tag} {fault}: write the name of another checkpoint into it")
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:

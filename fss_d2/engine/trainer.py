@@ -231,7 +231,7 @@ class Trainer(DefaultTrainer):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"the checkpoint is of another training ({shortened(error)}): resume with the MODEL and "
-                "SOLVER keys of that training, or give another OUTPUT_DIR"
+                "SOLVER keys of that training, or choose another OUTPUT_DIR"
             ) from error
 
     # Detectron2's names for the functions of this package.

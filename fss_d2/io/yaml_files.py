@@ -121,9 +121,7 @@ def _merge(new: Mapping[str, Any], into: dict[str, Any], path: str) -> None:
     """Put the keys of one config over those of another, in place; a group without keys changes nothing."""
     for key, value in new.items():
         if "." in key:
-            raise ValueError(
-                f"{path}: write {shortened(key)} as a key within its group, `MODEL: {{WEIGHTS: x}}`"
-            )
+            raise ValueError(f"{path}: write {shortened(key)} as a key in its group, `MODEL: {{WEIGHTS: x}}`")
         if isinstance(value, dict):
             if into.get(key) is None:
                 into[key] = {}  # a copy: YAML's aliases name one dict several times

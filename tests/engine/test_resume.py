@@ -65,7 +65,7 @@ def _spoil_momentum(content: dict[str, Any]) -> None:
     ("spoil", "keys", "message"),
     [
         (_cut, (), "cut off; get the file again, or write the name of another checkpoint into .*/last_check"),
-        (lambda folder: (folder / "last_checkpoint").write_text(""), (), "last_checkpoint names nothing"),
+        (lambda folder: (folder / "last_checkpoint").write_text(""), (), "last_checkpoint is empty"),
         (
             lambda folder: (folder / "last_checkpoint").write_bytes(b"\xff"),
             (),
