@@ -132,6 +132,11 @@ def with_subfolder(folder: Path) -> None:
     read_supports(folder)
 
 
+def other_json(folder: Path) -> None:
+    (folder / "meta.json").write_text("{}")
+    masked(folder, ALL)
+
+
 def both_kinds(folder: Path, *names: str) -> None:
     labelme(folder, run=False)
     for name in names:
@@ -300,7 +305,8 @@ CASES: list[tuple[str, Producer]] = [
     ("black background", partial(masked, mask=colours(1))),
     ("a cut-out", partial(masked, mask=cut_out(ALL))),
     ("mask_values <rule>", partial(masked, mask=OBJECTS, rule="1,2")),
-    ("Masks in <folder>", partial(masked, mask=ALL)),
+    ("Masks in <folder>: <meaning>", partial(masked, mask=ALL)),
+    ("fills the whole border", partial(masked, mask=1 - ALL)),
     ("holds the values <values>: say", partial(masked, mask=OBJECTS)),
     ("in total", partial(masked, mask=heat_map())),
     ("palette indices", partial(masked, mask=palette(OBJECTS, VOC))),
@@ -325,6 +331,7 @@ CASES: list[tuple[str, Producer]] = [
     ("has the masks", lambda f: laid_out(f, "a.jpg", "a_mask.bmp", "a_mask.png")),
     ("but no folder images", lambda f: laid_out(f, "cup/images/a.jpg", "cup/masks/a.png", "key/b.jpg")),
     ("next to its folder images", lambda f: laid_out(f, "cup/images/a.jpg", "cup/masks/a.png", "cup/b.jpg")),
+    ("<file> is not used", other_json),
     ("LabelMe files and a mask", lambda f: both_kinds(f, "b.jpg", "b_mask.png")),
     ("COCO's format and", lambda f: both_kinds(f, "c.json")),
     ("COCO files", two_coco),
@@ -340,6 +347,11 @@ CASES: list[tuple[str, Producer]] = [
     ("objects with a box", partial(coco, rows=[annotation(), annotation() | BOX])),
     ("outlines with iscrowd 1", partial(coco, rows=[annotation(), annotation([OTHER], iscrowd=1)])),
     ("outlines not written as", partial(coco, segmentation=CORNERS)),
+    ("parts of fewer than 3 corners", partial(coco, segmentation=[SQUARE, [5, 5]])),
+    (
+        "outlines whose polygons overlap",
+        partial(coco, segmentation=[SQUARE, [25, 15, 25, 25, 35, 25, 35, 15]]),
+    ),
     ("outlines that reach", partial(coco, segmentation=[[50, 40, 90, 40, 90, 99, 50, 99]])),
     ("reaches out of its picture", lambda f: labelme(f, shape([[50, 40], [90, 40], [90, 99], [50, 99]]))),
     ("listed again", partial(coco, rows=TWICE, images=[entry(), entry(image_id=2)])),

@@ -1,15 +1,16 @@
-"""The command ``fss-d2 app``: a web page on this machine.
+"""The command ``fss-d2 app``.
+
+Serve a web page: mark an object in a few pictures, and get its mask in many others.
 
     fss-d2 app
 
-Mark an object in a few pictures, and get its mask in many others: open the printed address in a browser.
-Without --config-file the page uses the trained model that comes with the package; with several configs a
-visitor chooses among their methods. Only this machine can reach the page, unless --host says otherwise.
+Open the printed address in a browser. Without --config-file the page uses the trained model that comes with
+the package; with several configs a visitor chooses among their methods. Only this machine can reach the page,
+unless --host says otherwise.
 """
 
 import argparse
 import logging
-import signal
 import threading
 from collections.abc import Sequence
 
@@ -48,10 +49,11 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
     args = parse(argv, program)
 
     from .methods import MethodPool
-    from .server import check_gradio, serve  # after --help, which needs no torch
+    from .server import check_address, check_gradio, serve  # after --help, which needs no torch
     from .uploads import Limits
 
     check_gradio()  # before models are loaded
+    check_address(args.host, args.port)
     start_log()
     limits = Limits(
         upload_mb=args.max_upload_mb,
@@ -60,7 +62,6 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> No
         disk_mb=args.max_disk_mb,
     )
     pool = MethodPool.load(args.config_file, args.weights, device=args.device)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve(pool, limits, host=args.host, port=args.port) as url:
         logger.info("Open %s in a browser; Ctrl-C ends it", url)
         threading.Event().wait()

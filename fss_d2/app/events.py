@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from fss_d2.data.mask_values import UnclearMask
 from fss_d2.engine.command_line import one_line
 from fss_d2.inference.annotations import Box
 
@@ -17,13 +18,14 @@ from .drawing import draw_support, to_picture
 from .painter import brush_of
 from .session import Session
 
-__all__ = ["add_box", "add_supports", "change_support", "click_corner", "handled"]
-__all__ += ["name_object", "open_support", "paint", "public_message", "read_mask", "support_view"]
+__all__ = ["add_box", "add_supports", "change_support", "click_corner", "handled", "mask_values"]
+__all__ += ["name_object", "open_support", "paint", "plain", "public_message", "read_mask", "support_view"]
 
 logger = logging.getLogger(__name__)
 
 # Raised for input that a method cannot take. Any other error is a bug, of which a visitor sees nothing.
 _EXPECTED_ERRORS = (ValueError, OSError, RuntimeError)
+_MARK_UP = re.compile(r"[^\w\s.,;%?'()-]|_")
 _FOLDERS = re.compile(r"""(?:\b[A-Za-z]:)?(?:[\\/][^\s\\/:;,'"()<>]+)*[\\/](?=[^\s\\/])""")
 
 
@@ -44,6 +46,11 @@ def handled(handler: Callable[..., Any], *, emptied: Any = None) -> Callable[...
                 return gr.skip() if emptied is None else {emptied: None}
 
     return handle
+
+
+def plain(text: str) -> str:
+    """Markdown that shows a text as it is: names of files and objects are no mark-up."""
+    return _MARK_UP.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def public_message(error: BaseException) -> str:
@@ -108,11 +115,27 @@ def add_box(session: Session, class_name: str, *sides: float | None) -> tuple[An
     return support_view(session)
 
 
-def read_mask(session: Session, class_name: str, file: str) -> tuple[Any, ...]:
-    """A mask was uploaded; the upload field is emptied."""
+def read_mask(session: Session, class_name: str, file: str, values: str) -> tuple[Any, ...]:
+    """A mask was uploaded; the upload field is emptied, and the next picture opens.
+
+    ``values`` say what its values mean. The field for them appears when they are not understood.
+    """
     session.supports.name_class(class_name)
-    session.supports.read_mask(file)
-    return *support_view(session), None
+    try:
+        session.supports.read_mask(file, values)
+    except UnclearMask as error:
+        asked = f"{error.found}: answer in the field below, {error.example}, and press Enter"
+        gr.Warning(escape(public_message(ValueError(asked))), title="")
+        return *[gr.skip()] * 5, None, gr.update(visible=True)
+    session.supports.select_next()
+    return *support_view(session), None, gr.skip()
+
+
+def mask_values(session: Session, class_name: str, values: str) -> tuple[Any, ...]:
+    """The values of mask files were explained: the mask that was not understood is read again."""
+    if session.supports.unclear is None:
+        return (gr.skip(),) * 7  # they count from the next mask on
+    return read_mask(session, class_name, session.supports.unclear, values)
 
 
 def change_support(action: str, session: Session) -> tuple[Any, ...]:
@@ -152,9 +175,9 @@ def _next_step(session: Session) -> str:
     if supports.corner is not None:
         return "Now click the opposite corner of the box."
     marked = sum(picture.mask is not None for picture in supports.pictures)
-    number = (supports.current or 0) + 1
+    number, name = (supports.current or 0) + 1, supports.open.upload.name
     what = "is marked" if supports.open.mask is not None else "is not marked yet"
-    lines = [f"Picture {number} of {len(supports.pictures)} {what}; {marked} marked in all."]
+    lines = [f"Picture {number} of {len(supports.pictures)}, {name}, {what}; {marked} marked in all."]
     for i, hint in session.hints(session.method).items():
         lines.append(f"⚠ Picture {i + 1}, {supports.pictures[i].upload.name}: {hint}")
-    return "\n\n".join(map(escape, lines))
+    return "\n\n".join(map(plain, lines))

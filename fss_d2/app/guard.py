@@ -1,6 +1,7 @@
 """What stands in front of Gradio's web server, and lets through what the page needs."""
 
 import json
+import logging
 import os
 import time
 from collections import deque
@@ -10,11 +11,15 @@ from typing import Any
 
 from starlette.formparsers import MultiPartException
 
+from fss_d2.io.files import shortened
+
 from .origin import Scope, header, is_foreign, own_names, to_known_host
 from .patience import Message, PacedBody, Receive, TooSlowError
 from .uploads import MEGA, Limits
 
 __all__ = ["Guard", "UploadQuota"]
+
+logger = logging.getLogger(__name__)
 
 Send = Callable[[Message], Awaitable[None]]
 Refusal = tuple[int, str]  # HTTP status and text
@@ -79,8 +84,9 @@ class Guard:
     It answers 404 to every address that the page does not use, 403 to a request that names a file outside of
     the folder of uploads and visitors' files (to fetch it, or as the value of an upload) or comes from a page
     of another site (`is_foreign`), 400 to another host name than its own, 408 to a request whose body does
-    not come in time (`PacedBody`), and 413 to one that is too large. Gradio checks files, too; this does not
-    rely on it. Gradio would also fetch web addresses for a visitor; here it cannot.
+    not come in time (`PacedBody`), 413 to one that is too large, and 500 to one at which Gradio fails. Gradio
+    checks files, too; this does not rely on it. Gradio would also fetch web addresses for a visitor; here it
+    cannot.
     """
 
     def __init__(
@@ -103,10 +109,30 @@ class Guard:
         """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        if scope["type"] != "http":  # the page has no websocket
-            return
-        refusal = self._refuse(scope)
-        if refusal is not None:
+        elif scope["type"] == "websocket":  # the page has none
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "http":
+            await self._survive(scope, receive, send)
+
+    async def _survive(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; what Gradio cannot do with it is one line of the log."""
+        started: list[str] = []
+
+        async def send_on(message: Message) -> None:
+            started.append(message["type"])
+            await send(message)
+
+        try:
+            await self._handle(scope, receive, send_on)
+        except Exception as error:  # no page sends such a request, or that of an earlier server does
+            what = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+            logger.error("%s %s failed: %s", scope["method"], shortened(scope["path"]), what)
+            logger.debug("The traceback:", exc_info=True)
+            if not started:
+                await _answer(send, 500, "Internal Server Error")
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (refusal := self._refuse(scope)) is not None:
             await _answer(send, *refusal)
         elif scope["path"] == _UPLOAD or _is_form_of_blobs(scope):
             await self._pass_form(scope, receive, send)

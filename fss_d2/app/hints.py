@@ -1,4 +1,6 @@
-"""What seems wrong with the supports that a visitor marked."""
+"""What seems wrong with the supports that a visitor marked, and what IoU they give."""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from fss_d2.label.supports import Support
 
 from .uploads import SupportList
 
-__all__ = ["check_hints", "size_hint"]
+__all__ = ["Checked", "check_marks", "size_hint"]
 
 _MOST, _LEAST = 0.9, 0.001  # share of the picture that an object usually covers
 # IoU below which a mark is doubtful. With the model of the package and 3 supports of 20 classes of VOC, it
@@ -28,25 +30,34 @@ def size_hint(mask: np.ndarray) -> str | None:
     return None
 
 
-def check_hints(predictor: FewShotPredictor, supports: SupportList) -> dict[int, str]:
-    """A sentence for each doubtful support, by its index: each is segmented with the others of its class.
+@dataclass(frozen=True)
+class Checked:
+    """A sentence for each doubtful support, by its index, and `ClassCheck.shift` by class."""
 
-    The only support of a class is segmented with itself; ``predictor`` has all supports.
+    hints: dict[int, str] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
+
+
+def check_marks(predictor: FewShotPredictor, supports: SupportList) -> Checked:
+    """Segment each support with the others of its class, and the only one of a class with itself.
+
+    ``predictor`` has all supports.
     """
     by_class: dict[str, list[Support]] = {}
     for i, picture in enumerate(supports.pictures):
         if picture.mask is not None:
             one = Support(str(i), (), picture.upload.pixels, picture.mask)
             by_class.setdefault(picture.class_name, []).append(one)
-    hints = {}
-    for check in check_supports(predictor, by_class):
+    hints, shifts = {}, {}
+    for check in check_supports(predictor, by_class, harm=False):
+        shifts[check.class_name] = check.shift
         for one in check.supports:
             if one.iou < _DOUBTFUL:
                 hints[int(one.name)] = _sentence("the other examples do not find what you marked", one.iou)
     for name, of_class in by_class.items():
         if len(of_class) == 1 and (found := _with_itself(predictor, name, of_class[0])) < _DOUBTFUL:
             hints[int(of_class[0].name)] = _sentence("the method does not find what you marked", found)
-    return hints
+    return Checked(hints, shifts)
 
 
 def _with_itself(predictor: FewShotPredictor, class_name: str, support: Support) -> float:

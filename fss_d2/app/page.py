@@ -11,8 +11,9 @@ from .drawing import CANVAS
 from .events import handled
 from .methods import MethodPool
 from .painter import PAINTER, painter_class
+from .results import REVIEW_BELOW
 from .session import Session
-from .uploads import Limits
+from .uploads import LONGEST_NAME, Limits
 
 __all__ = ["build_page", "look"]
 
@@ -27,7 +28,8 @@ Mark an object in a few pictures, and get its mask in many others. Your pictures
 _STEPS = (
     "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask.",
     "## <b>2</b> Search pictures\nAdd the pictures to search, then press **Find the object**.",
-    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong.",
+    "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong. The expected IoU, from 0 to 1, "
+    f"estimates how far a mask agrees with the true one; ⚠ marks pictures below {REVIEW_BELOW}.",
     "## <b>4</b> Download the masks\nPNG masks, COCO JSON, overlays and the list to review in one zip file.",
 )
 # Buttons to review a picture: text, key and look. The script presses the button whose key is pressed.
@@ -107,8 +109,9 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             upload = _upload("support-upload", "Pictures of the object")
-            gallery = gr.Gallery(height=200, **_gallery("supports"))
-            class_name = gr.Textbox("object", label="Name of the object", max_length=60, elem_id="class-name")
+            gallery = gr.Gallery(height=230, **_gallery("supports", 3))
+            name = {"label": "Name of the object", "max_length": LONGEST_NAME}
+            class_name = gr.Textbox("object", elem_id="class-name", **name)
             with gr.Row():
                 unmark = gr.Button("Unmark", size="sm", min_width=60)
                 remove = gr.Button("Remove", size="sm", min_width=60)
@@ -125,6 +128,13 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
                     numbers = gr.Button("Add this box", elem_id="add-box")
             with gr.Tab("Mask file", id="mask"):
                 mask = _upload("mask-upload", "Mask of this picture, white where the object is", "single")
+                values = gr.Textbox(
+                    label="What the values of mask files mean",
+                    info="Those of the object, such as 1,2 or nonzero or #ff0000; ignore=255 may follow.",
+                    max_length=200,
+                    visible=False,
+                    elem_id="mask-values",
+                )
     view = [gallery, class_name, editor, boxed, status]
     both = [session, class_name]
     quiet = {"show_progress": "hidden", **_EVENT}
@@ -134,7 +144,9 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
     painted.click(handled(events.paint), [*both, editor], view, **quiet)
     boxed.select(handled(events.click_corner), both, view, **quiet)
     numbers.click(handled(events.add_box), [*both, *sides], view, **quiet)
-    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask], [*view, mask], **quiet)
+    read = [*view, mask, values]
+    mask.upload(handled(events.read_mask, emptied=mask), [*both, mask, values], read, **quiet)
+    values.submit(handled(events.mask_values), [*both, values], read, **quiet)
     for button, action in ((unmark, "unmark"), (remove, "remove"), (clear, "clear")):
         button.click(handled(partial(events.change_support, action)), session, view, api_name=action, **quiet)
     return view
@@ -161,19 +173,18 @@ def _check_masks(limits: Limits) -> dict[str, Any]:
     gr.Markdown(_STEPS[2])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            gallery = gr.Gallery(height=420, **_gallery("queries"))
+            gallery = gr.Gallery(height=420, **_gallery("queries", 2))
         with gr.Column(scale=5, min_width=320):
             state = gr.Markdown("Add the pictures to search.", elem_id="state")
             with gr.Row():
                 buttons = {key: _key_button(key, *text) for key, text in _REVIEW.items()}
             fixing = _fix_panel(limits)
             with gr.Tab("Masks", id="masks"):
-                chosen = gr.Image(
-                    elem_id="chosen", show_label=False, **_image() | {"buttons": ["fullscreen"]}
-                )
+                large = {"show_label": False, **_image(), "buttons": ["fullscreen"]}
+                chosen = gr.Image(elem_id="chosen", **large)
                 gr.Markdown("Click a pixel to see where it looks in your pictures of step 1.")
                 said = gr.Markdown(visible=False, elem_id="said")
-                attention = gr.Image(elem_id="attention", show_label=False, visible=False, **_image())
+                attention = gr.Image(elem_id="attention", visible=False, **large)
             with gr.Tab("Compare with the picture", id="compare"):
                 compared = gr.ImageSlider(
                     elem_id="compared",
@@ -275,9 +286,9 @@ def _upload(elem_id: str, label: str, count: str = "multiple") -> gr.File:
     return gr.File(file_count=count, file_types=["image"], label=label, height=140, elem_id=elem_id)
 
 
-def _gallery(elem_id: str) -> dict[str, Any]:
+def _gallery(elem_id: str, columns: int) -> dict[str, Any]:
     off = dict.fromkeys(("fit_columns", "show_label", "interactive", "allow_preview"), False)
-    return {"columns": 2, "buttons": [], "object_fit": "contain", "elem_id": elem_id, **off}
+    return {"columns": columns, "buttons": [], "object_fit": "contain", "elem_id": elem_id, **off}
 
 
 def _image() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import gradio as gr
 from fss_d2.visualization import class_css
 
 from .drawing import on_canvas, paint_layer, to_picture
-from .events import support_view
+from .events import plain, support_view
 from .painter import brush_of
 from .results import QUALITY
 from .session import Finding, Session
@@ -115,7 +115,7 @@ def cancel_fix() -> Any:
 def attend(session: Session, method: str, event: gr.SelectData) -> tuple[Any, Any]:
     """A pixel was clicked: show its attention to the supports, or say that the method has none."""
     if not session.pool.has_attention(method):
-        return gr.update(**_HIDDEN), gr.update(value=_NO_MAPS.format(method), visible=True)
+        return gr.update(**_HIDDEN), gr.update(value=_NO_MAPS.format(plain(method)), visible=True)
     height, width = session.query(session.chosen).pixels.shape[:2]
     drawn = session.attention(method, session.chosen, to_picture(tuple(event.index), height, width))
     return gr.update(value=session.files.picture(drawn), visible=True), gr.update(**_HIDDEN)
@@ -165,7 +165,7 @@ def _quality(finding: Finding, class_name: str) -> str:
     if finding.corrected:
         return "corrected"
     found = (finding.areas or {})[class_name]
-    return f"{(finding.confidence or {})[class_name]:.2f}" if found else "not found"
+    return f"{(finding.expected or {})[class_name]:.2f}" if found else "not found"
 
 
 def _sign(finding: Finding) -> str:
@@ -186,16 +186,16 @@ def _state(session: Session, findings: Sequence[Finding]) -> str:
     one = findings[session.chosen]
     accepted, waiting = (sum(getattr(f, which) for f in findings) for which in ("accepted", "needs_review"))
     known = "not searched yet; press **Find the object**" if one.areas is None else _known(one)
-    return f"{escape(one.name)}: {known}. {accepted} of {len(findings)} accepted, {waiting} to look at."
+    return f"{plain(one.name)}: {known}. {accepted} of {len(findings)} accepted, {waiting} to look at."
 
 
 def _known(finding: Finding) -> str:
     if finding.accepted:
         return "corrected and accepted" if finding.corrected else "accepted"
     found = [
-        f"{escape(name)} {_quality(finding, name)}" for name, area in (finding.areas or {}).items() if area
+        f"{plain(name)} {_quality(finding, name)}" for name, area in (finding.areas or {}).items() if area
     ]
-    return f"{QUALITY} of {', '.join(found)}" if found else "nothing found"
+    return f"{QUALITY[0].lower()}{QUALITY[1:]} of {', '.join(found)}" if found else "nothing found"
 
 
 def _painter(session: Session, method: str, threshold: float, class_name: str) -> Any:

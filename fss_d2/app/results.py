@@ -37,7 +37,7 @@ class Result:
 
 
 def expected_quality(prediction: Prediction) -> dict[str, float]:
-    """How good the mask of each class seems, 0 to 1."""
+    """The IoU to expect of the mask of each class, 0 to 1; of what has no estimate, the soft IoU."""
     return dict(prediction.expected_iou or prediction.soft_iou)
 
 

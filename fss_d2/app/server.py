@@ -2,16 +2,19 @@
 
 import importlib.util
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fss_d2.io.files import shortened
+
 from .methods import MethodPool
 from .uploads import MEGA, Limits
 
-__all__ = ["check_gradio", "serve"]
+__all__ = ["check_address", "check_gradio", "serve"]
 
 _KEPT = 3600  # seconds that an uploaded file stays
 _SESSIONS = 64  # visitors whose state is kept; the one who was away longest goes first
@@ -23,6 +26,19 @@ def check_gradio() -> None:
     """Raise ValueError if Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs the package gradio: pip install -e '.[app]'")
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise OSError if the page cannot listen there; Gradio itself would wait for ever."""
+    try:
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address[0], port or 0, *address[2:]))
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).removeprefix("bind(): ").rstrip(".")
+        where = shortened(host) if port is None else f"{shortened(host)}, port {port}"
+        raise OSError(f"cannot listen on {where} ({reason}): give another --host or --port") from error
 
 
 @contextmanager
@@ -38,6 +54,7 @@ def serve(
         port: None takes a free one from 7860 on; one that is taken raises OSError.
     """
     check_gradio()
+    check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="fss_d2_app_") as name, _environment(Path(name).resolve()):
         from .page import build_page, look  # these load Gradio, which reads the environment
 

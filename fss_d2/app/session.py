@@ -9,9 +9,10 @@ import numpy as np
 
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
+from fss_d2.inference.quality import shifted
 
 from .drawing import LARGE, Point, VisitorFiles, attention_rows, draw_prediction, edited, on_screen
-from .hints import check_hints, size_hint
+from .hints import Checked, check_marks, size_hint
 from .methods import MethodPool
 from .results import REVIEW_BELOW, Result, expected_quality, pack, picture_quality
 from .uploads import MEGA, Filename, Limits, SupportList, Upload, check_total, free_name, read_upload
@@ -27,7 +28,7 @@ class Finding:
     picture: np.ndarray  # (h, w, 3) uint8 at the size of a screen, with the masks
     pixels: int  # of the picture itself, height times width
     areas: dict[str, int] | None = None  # pixels of each class's mask; None before the search
-    confidence: dict[str, float] | None = None  # see `expected_quality`
+    expected: dict[str, float] | None = None  # see `expected_quality`
     quality: float | None = None  # of the whole picture, see `picture_quality`
     accepted: bool = False
     corrected: bool = False  # by hand
@@ -66,7 +67,7 @@ class Session:
         self._encoded: dict[str, FewShotPredictor] = {}  # by method
         self._found: dict[tuple[str, str], Prediction] = {}  # by method and name of the query
         self._accepted: dict[str, _Accepted] = {}  # by name of the query
-        self._hints: dict[str, dict[int, str]] = {}  # by method, then by index of the support
+        self._checked: dict[str, Checked] = {}  # by method
         self._revision = self.supports.revision  # of the supports that these were made with
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
@@ -120,10 +121,10 @@ class Session:
             raise ValueError("no picture to search yet: add some (step 2)")
         predictor = self._predictor(method)
         steps = len(self.queries) + 1
-        if method not in self._hints:
+        if method not in self._checked:
             progress(0, steps, "Checking your examples")
             with self.pool.lock:
-                self._hints[method] = check_hints(predictor, self.supports)
+                self._checked[method] = check_marks(predictor, self.supports)
         for done, query in enumerate(self.queries, start=1):
             progress(done, steps, f"Searching {query.name}")
             if (method, query.name) not in self._found and query.name not in self._accepted:
@@ -145,19 +146,19 @@ class Session:
         outdated = self._revision != self.supports.revision
         lost = outdated and any(name not in self._accepted for _, name in self._found)
         if outdated:
-            self._found, self._encoded, self._hints = {}, {}, {}
+            self._found, self._encoded, self._checked = {}, {}, {}
             self._revision = self.supports.revision
         return lost
 
     def hints(self, method: str) -> dict[int, str]:
         """What seems wrong with supports, by index: with their marks alone, and after `find` with all."""
-        current = self._revision == self.supports.revision
+        found = self._checked.get(method) if self._revision == self.supports.revision else None
         sizes = {
             i: hint
             for i, picture in enumerate(self.supports.pictures)
             if picture.mask is not None and (hint := size_hint(picture.mask))
         }
-        return (self._hints.get(method, {}) if current else {}) | sizes
+        return (found.hints if found else {}) | sizes
 
     # -- results -----------------------------------------------------------------------------------------
 
@@ -221,7 +222,9 @@ class Session:
         own = prediction.names.index(class_name) + 1
         labels = np.where(prediction.labels == own, 0, prediction.labels)
         labels = np.where(mask, own, labels).astype(prediction.labels.dtype)
-        self._accepted[query.name] = _Accepted(replace(prediction, labels=labels), corrected=True)
+        expected = {**expected_quality(prediction), class_name: 1.0}
+        corrected = replace(prediction, labels=labels, expected_iou=expected)
+        self._accepted[query.name] = _Accepted(corrected, corrected=True)
 
     def findings(self, method: str, threshold: float) -> list[Finding]:
         """`finding` of each picture."""
@@ -288,7 +291,13 @@ class Session:
         if query.name in self._accepted:
             return self._accepted[query.name].prediction
         prediction = self._found.get((method, query.name))
-        return prediction and prediction.at(threshold)
+        return prediction and self._with_checked(method, prediction.at(threshold))
+
+    def _with_checked(self, method: str, prediction: Prediction) -> Prediction:
+        """A prediction whose expected IoUs are corrected by the check of the supports, as in labelling."""
+        shifts = self._checked[method].shifts if method in self._checked else {}
+        expected = {n: shifted(v, shifts.get(n, 0.0)) for n, v in prediction.expected_iou.items()}
+        return replace(prediction, expected_iou=expected)
 
     def _predictor(self, method: str) -> FewShotPredictor:
         """The method with the present supports, which are encoded once."""

@@ -1,5 +1,6 @@
 """Uploaded pictures: what is allowed, how they are read, and the mask of the object in each support."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from fss_d2.data.images import unreadable
-from fss_d2.data.mask_values import UnclearMask
+from fss_d2.data.mask_values import MaskRule, UnclearMask, parse_mask_values
 from fss_d2.inference.annotations import Box, read_annotation, read_picture
 
 from .drawing import Point, painted_pixels
 
-__all__ = ["MEGA", "Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
+__all__ = ["LONGEST_NAME", "MEGA", "Filename", "Limits", "SupportList", "SupportPicture", "Upload"]
 __all__ += ["check_total", "check_upload", "free_name", "open_upload", "read_upload"]
 
 Filename = str | os.PathLike[str]
@@ -24,6 +25,10 @@ Filename = str | os.PathLike[str]
 # Formats that cameras and scanners write. Pillow knows more, and runs other programs for some of these.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MEGA = 1_000_000
+LONGEST_NAME = 60  # of a class
+_TILE = (322, 323)  # tags of TIFF: width and length of a tile
+# A scan of a JPEG file may be a few bytes, and each goes over the whole picture. Encoders write about ten.
+_SCAN, _MOST_SCANS = b"\xff\xda", 200
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if not value > 0:  # NaN, too
                 raise ValueError(f"limit {name} is {value}: give a number above 0")
 
 
@@ -83,7 +88,7 @@ def open_upload(
     """
     try:
         with Image.open(source, formats=_FORMATS) as image:
-            width, height = image.size
+            width, height = _decoded_size(image)
             if width * height <= limits.megapixels * MEGA:
                 yield image
                 return
@@ -92,6 +97,21 @@ def open_upload(
             raise ValueError(f"{name} cannot be read; paint again") from None
         raise unreadable(source, what, error) from None
     raise ValueError(f"{name} has {width}x{height} pixels: at most {limits.megapixels:g} million are allowed")
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of what a decoder holds at a time: the picture, or a tile that is larger.
+
+    A JPEG file whose decoding takes hours raises ValueError.
+    """
+    if image.format == "TIFF":
+        width, height = (int(image.tag_v2.get(tag, 1)) for tag in _TILE)
+        return max((width, height), image.size, key=math.prod)
+    if image.format in ("JPEG", "MPO"):
+        image.fp.seek(0)
+        if (scans := image.fp.read().count(_SCAN)) > _MOST_SCANS:
+            raise ValueError(f"{scans} scans, more than {_MOST_SCANS}")
+    return image.size
 
 
 def read_upload(path: Filename, limits: Limits) -> Upload:
@@ -137,6 +157,7 @@ class SupportList:
     Attributes:
         current: index of the open picture; None if there are no pictures.
         corner: (x, y) of the first corner of a box in the open picture, in its pixels.
+        unclear: an uploaded mask of the open picture whose values are not understood.
         revision: a number that grows with every change of the supports of any class.
     """
 
@@ -151,6 +172,7 @@ class SupportList:
         self.class_names: list[str] = []  # of marked pictures, in the order in which they were first marked
         self.current: int | None = None
         self.corner: Point | None = None
+        self.unclear: Filename | None = None
         self.revision += 1
 
     def add(
@@ -192,7 +214,7 @@ class SupportList:
         """Open the picture with an index."""
         if not 0 <= number < len(self.pictures):
             raise ValueError(f"there is no picture number {number + 1}: choose one of the gallery")
-        self.current, self.corner = number, None
+        self.current, self.corner, self.unclear = number, None, None
 
     def select_next(self) -> None:
         """Open the first picture that still has no mask, if there is one."""
@@ -212,7 +234,7 @@ class SupportList:
         removed = self.open
         self.pictures = [picture for picture in self.pictures if picture is not removed]
         self.current = min(self.current or 0, len(self.pictures) - 1) if self.pictures else None
-        self.corner = None
+        self.corner = self.unclear = None
         self._changed()
 
     def name_class(self, class_name: str) -> None:
@@ -220,6 +242,8 @@ class SupportList:
         name = class_name.strip()
         if not name or not name.isprintable():
             raise ValueError("the object has no name: type one, like dog")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"the name of the object has {len(name)} letters: give at most {LONGEST_NAME}")
         others = {p.class_name for p in self.pictures if p is not self.open and p.mask is not None}
         if len(others | {name}) > self._limits.classes:
             raise ValueError(f"at most {self._limits.classes} kinds of object: take one of {sorted(others)}")
@@ -251,10 +275,21 @@ class SupportList:
         """Add a box to the object of the open picture."""
         self._add(self._read(box) == 1)
 
-    def read_mask(self, path: Filename) -> None:
-        """Read an uploaded mask of the open picture; it replaces all earlier marks."""
+    def read_mask(self, path: Filename, values: str = "") -> None:
+        """Read an uploaded mask of the open picture; it replaces all earlier marks.
+
+        ``values`` say what its values mean, see `fss_d2.data.mask_values`. Without them a mask may raise
+        UnclearMask; then it is kept as `unclear`.
+        """
+        rules = parse_mask_values(values)
+        rules.check_classes({picture.class_name for picture in self.pictures})
         check_upload(path, self._limits, "mask")
-        self._set_mask(self._read(path))
+        try:
+            mask = self._read(path, rules.of(self.open.class_name))
+        except UnclearMask:
+            self.unclear = path
+            raise
+        self._set_mask(mask)
 
     def unmark(self) -> None:
         """Remove the mask of the open picture."""
@@ -271,13 +306,10 @@ class SupportList:
             raise ValueError("no object is marked yet: add a picture and mark the object in it (step 1)")
         return found
 
-    def _read(self, annotation: Box | Filename) -> np.ndarray:
+    def _read(self, annotation: Box | Filename, rule: MaskRule | None = None) -> np.ndarray:
         upload = self.open.upload
-        names = {"name": f"box in {upload.name}", "image_name": upload.name}
-        try:
-            return read_annotation(annotation, upload.pixels, orientation=upload.orientation, **names)
-        except UnclearMask as error:
-            raise ValueError(error.in_files) from error
+        options = {"name": f"box in {upload.name}", "image_name": upload.name, "rule": rule}
+        return read_annotation(annotation, upload.pixels, orientation=upload.orientation, **options)
 
     def _add(self, marked: np.ndarray) -> None:
         """Mark pixels (H, W) bool of the open picture, in addition to earlier marks."""
@@ -285,7 +317,7 @@ class SupportList:
         self._set_mask(np.where(marked, 1, 0 if before is None else before).astype(np.uint8))
 
     def _set_mask(self, mask: np.ndarray | None) -> None:
-        self.open.mask, self.corner = mask, None
+        self.open.mask, self.corner, self.unclear = mask, None, None
         self._changed()
 
     def _changed(self) -> None:

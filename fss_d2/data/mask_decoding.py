@@ -1,7 +1,8 @@
 """What the values of a mask image of one object mean: recognised, said by the user, or refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,11 +21,11 @@ _LOSSY = (*_JPEG, "WEBP", "AVIF", "JPEG2000")  # that may change numbers
 _NOISE = 20  # grey levels that compression moves black and white by, next to an outline
 _FLAT_NOISE = 10  # the same in flat areas
 _NOISY_LEVELS = 8  # levels between black and white that a file with such noise has at least
-_OUTLINE = 8  # pixels from the outline up to which levels in between are its soft edge: a block of JPEG;
-# also the mean width of that edge, at most
+_OUTLINE = 16  # pixels from the outline up to which levels in between are its soft edge (a feather of up to
+# 10 pixels, a block of JPEG); also the mean width of that edge, at most
 _STEPS = 0.75  # share of few levels that must be steps from dark to bright
 _THIN = np.ones((5, 5))  # reaches from the edge to the middle of lines that are too thin for white
-_FAR = 0.05  # share of these levels that may lie farther away
+_FEW = 0.05  # share of these levels that may lie farther away, or in flat spots
 _COLOR_REACH = 48  # of a colour that the user names, per channel, in files with lossy compression
 _BLACK_AND_WHITE = "black and white with a soft outline, the object from half of white on"
 _HALF = "bright (from half on)"
@@ -78,7 +79,9 @@ def _by_levels(values: np.ndarray, name: str, kind: str | None = None) -> tuple[
             raise UnclearMask.of_values(f"{several}, {doubt}", f"nonzero, or {_HALF}")
         objects = [value for value in present.tolist() if value not in (0, _IGNORE)]
         example = _example(objects, _IGNORE in present)
-        if len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
+        if objects[-1] >= _IGNORE - _NOISE and _IGNORE in present:  # perhaps white with noise
+            example = f"{_HALF}, or {example}"
+        elif len(objects) == 1 and _IGNORE in present and 64 <= objects[0] <= 192:  # perhaps between the two
             example = f"255 ignore={objects[0]}, or {example}"
         elif any(128 <= value < _IGNORE for value in objects):
             example = f"{example}, or {_HALF}"
@@ -103,11 +106,11 @@ def _by_exact_values(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarra
 def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -> str:
     """Why grey levels are more than black and white with a soft outline; "" if they are not.
 
-    Levels in between must lie near the outline, where blur, resizing and compression leave them, or in lines
-    that are too thin for white, and be no wider than a blob of a heat map. They fill no area of their own, as
-    numbers of classes and objects do; where they are few, they are several and most have a darker and a
-    brighter neighbour. ``levels`` are (H, W)
-    uint8 or float32 from 0 to 255, ``present`` those that occur.
+    Levels in between must lie near the outline of white, where blur, resizing and compression leave them, or
+    in lines that are too thin for white, and be no wider than a blob of a heat map. They fill no area of
+    their own, as numbers of classes and objects do. Where they are few, they are several, and most have a
+    darker and a brighter neighbour. ``levels`` are (H, W) uint8 or float32 from 0 to 255, ``present`` those
+    that occur.
     """
     between = present[(present > 0) & (present < _IGNORE)]
     noisy = lossy or (len(between) >= _NOISY_LEVELS and between[-1] >= _IGNORE - _NOISE)
@@ -115,28 +118,32 @@ def _not_black_and_white(levels: np.ndarray, present: np.ndarray, lossy: bool) -
     if present[-1] < _IGNORE - reach:
         return "none of them white"
     low, high = cv2.erode(levels, np.ones((3, 3))), cv2.dilate(levels, np.ones((3, 3)))
-    if ((low == high) & (levels > margin) & (levels < _IGNORE - margin)).any():
-        return "which fill areas of their own"
-    middle = (levels > reach) & (levels < _IGNORE - reach)
+    white = levels >= _IGNORE - reach
+    middle = (levels > reach) & ~white
     inside = np.count_nonzero(middle)
-    if 2 * _count_in_squares(levels, middle) > inside:
+    count, spots = cv2.connectedComponents((middle | white).astype(np.uint8))
+    has_white = np.zeros(count, bool)
+    has_white[spots[white]] = True
+    apart = ~has_white[spots]
+    flat = (low == high) & (levels > margin) & (levels < _IGNORE - margin)
+    few = _FEW * inside
+    if (flat & apart).any() or np.count_nonzero(flat) > few or 2 * _in_squares(levels, middle) > inside:
         return "which fill areas of their own"
     steps = np.count_nonzero(middle & (low < levels) & (levels < high))
     if not noisy and (len(between) == 1 or (len(between) < _NOISY_LEVELS and steps < _STEPS * inside)):
         return "which are no steps between black and white"
+    wide = middle & (cv2.dilate((levels <= reach).astype(np.uint8), _THIN) == 0)
     bright = (levels >= 128).astype(np.uint8)
     edge = cv2.dilate(bright, np.ones((3, 3))) - cv2.erode(bright, np.ones((3, 3)))
     soft = max(_OUTLINE, max(levels.shape) // 100)
-    wide = middle & (cv2.dilate((levels <= reach).astype(np.uint8), _THIN) == 0)
-    far = np.count_nonzero(wide & (cv2.dilate(edge, np.ones((2 * soft + 1,) * 2)) == 0))
-    white = np.count_nonzero(levels >= _IGNORE - reach)
-    too_wide = np.count_nonzero(wide) > min(soft * np.count_nonzero(edge & bright), 2 * white)
-    if too_wide or far > _FAR * inside or 2 * inside > levels.size:
+    far = np.count_nonzero(wide & (apart | (cv2.distanceTransform(1 - edge, cv2.DIST_C, 3) > soft)))
+    widest = min(soft * np.count_nonzero(edge & bright), 2 * np.count_nonzero(white))
+    if np.count_nonzero(wide) > widest or far > few or 2 * inside > levels.size:
         return "not only at the outline"
     return ""
 
 
-def _count_in_squares(levels: np.ndarray, middle: np.ndarray) -> int:
+def _in_squares(levels: np.ndarray, middle: np.ndarray) -> int:
     """The pixels of ``middle`` (H, W) bool that belong to a square of 2x2 with one level."""
     here, right, below, across = levels[:-1, :-1], levels[:-1, 1:], levels[1:, :-1], levels[1:, 1:]
     corners = (here == right) & (here == below) & (here == across) & middle[:-1, :-1]
@@ -167,7 +174,8 @@ def _by_palette(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
         raise UnclearMask.of_values(several, example)
     extremes = {(0, 0, 0), (255,) * 3}
     if 0 in shown and shown[0] not in extremes and any(shown[i] in extremes for i in objects):
-        raise UnclearMask.of_values(f"{several}, where {_shown(shown[0])} is index 0", f"0, or {objects[0]}")
+        first = f"#{bytes(shown[0]).hex()} is index 0"
+        raise UnclearMask.of_values(f"{several}, where {first}", f"0, or {objects[0]}")
     mask = np.where(indices == _IGNORE, _IGNORE, indices != 0).astype(np.uint8)
     void = ", 255 ignored" if _IGNORE in used else ""
     return mask, f"palette index {objects[0] if objects else 1} is the object{void}, 0 background"
@@ -183,11 +191,11 @@ def _by_colors(image: Image.Image, name: str) -> tuple[np.ndarray, str]:
     if spread.max() <= _NOISE and not _not_black_and_white(grey, _present(grey), image.format in _LOSSY):
         return (grey >= 128).astype(np.uint8), _BLACK_AND_WHITE
     colors = _colors(rgb)
-    if len(colors) == 2 and colors[0] == (0, 0, 0):
-        return (spread > 0).astype(np.uint8), f"{_shown(colors[1])} is the object, black background"
-    named = _shown(next(color for color in colors if color != (0, 0, 0)))
+    if len(colors) == 2 and colors[0] == 0:
+        return (spread > 0).astype(np.uint8), f"{_hex(colors[1])} is the object, black background"
+    named = _hex(colors[colors > 0][0])
     example = named if len(colors) <= _MOST_SHOWN else f"{_HALF}, or colours as #ff0000"
-    raise UnclearMask.of_values(f"{name} holds the colours {_listed(colors)}", example)
+    raise UnclearMask.of_values(f"{name} holds the colours {_listed(colors, _hex)}", example)
 
 
 def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -206,8 +214,8 @@ def _by_alpha(image: Image.Image, alpha: np.ndarray, name: str) -> tuple[np.ndar
             return _by_palette(_without_transparency(image), name)
     colors = _colors(_rgb(image)[opaque][None])
     if 1 < len(colors) <= _FEW_COLORS:
-        held = f"holds the colours {_listed(colors)} and transparent pixels"
-        raise UnclearMask.of_values(f"{name} {held}", f"opaque, or {_shown(colors[-1])}")
+        held = f"holds the colours {_listed(colors, _hex)} and transparent pixels"
+        raise UnclearMask.of_values(f"{name} {held}", f"opaque, or {_hex(colors[-1])}")
     return opaque.astype(np.uint8), "a cut-out, what is opaque is the object"
 
 
@@ -244,7 +252,9 @@ def _matches(image: Image.Image, name: str, wanted: frozenset[int] | frozenset[C
     if not wanted:
         return rgb.any(axis=2)
     if not colored:
-        raise ValueError(f"{name} holds the colours {_listed(_colors(rgb))}: give mask_values as #rrggbb")
+        raise ValueError(
+            f"{name} holds the colours {_listed(_colors(rgb), _hex)}: give mask_values as #rrggbb"
+        )
     reach = _COLOR_REACH if image.format in _LOSSY else 0
     near = [np.abs(rgb.astype(np.int16) - np.array(color)).max(axis=2) <= reach for color in sorted(wanted)]
     return np.logical_or.reduce(near)
@@ -303,10 +313,11 @@ def _palette_colors(image: Image.Image) -> list[Color]:
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, 768, 3)]
 
 
-def _colors(rgb: np.ndarray) -> list[Color]:
-    """The colours of (H, W, 3) uint8, sorted."""
-    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-    return [(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(packed).tolist()]
+def _colors(rgb: np.ndarray) -> np.ndarray:
+    """The colours of (H, W, 3) uint8 as numbers 0xrrggbb, rising."""
+    found = np.zeros(1 << 24, bool)
+    found[rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)] = True
+    return np.flatnonzero(found)
 
 
 def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
@@ -319,19 +330,20 @@ def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def _shown(value: float | Color) -> str:
-    if isinstance(value, tuple):
-        return f"#{bytes(value).hex()}"
+def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _listed(values: Sequence[Color] | np.ndarray) -> str:
+def _hex(color: int) -> str:
+    return f"#{color:06x}"
+
+
+def _listed(values: np.ndarray, show: Callable[[Any], str] = _shown) -> str:
     """At most `_MOST_SHOWN` values, the last one always: "0, 1, 2, ... 255 (60 in total)"."""
-    values = values.tolist() if isinstance(values, np.ndarray) else values
     if len(values) <= _MOST_SHOWN:
-        return ", ".join(map(_shown, values))
-    first = ", ".join(map(_shown, values[: _MOST_SHOWN - 1]))
-    return f"{first}, ... {_shown(values[-1])} ({len(values)} in total)"
+        return ", ".join(map(show, values.tolist()))
+    first = ", ".join(map(show, values[: _MOST_SHOWN - 1].tolist()))
+    return f"{first}, ... {show(values[-1].item())} ({len(values)} in total)"
 
 
 def _example(objects: list[int], void: bool) -> str:

@@ -52,12 +52,30 @@ def read_mask_file(path: str | os.PathLike[str], frame: Frame, rule: MaskRule | 
     mask, meaning = decode_mask(image, f"mask file {path}", rule)
     if get_worker_info() is None:  # each worker of a loader would say it again
         _log_once(str(Path(path).parent), meaning)
+        if not (rule and rule.names_object) and _may_be_inverted(mask):
+            _warn_once(Path(path).parent, Path(path).name)
     return to_upright(mask, own, frame, f"mask file {path}", rule)
 
 
 @lru_cache(maxsize=1024)
 def _log_once(folder: str, meaning: str) -> None:
     logger.info("Masks in %s: %s", printable(folder), meaning)
+
+
+def _may_be_inverted(mask: np.ndarray) -> bool:
+    """Whether all of the border is object, and something within is not."""
+    border = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return all((side == 1).all() for side in border) and bool((mask == 0).any())
+
+
+_warned: set[Path] = set()  # folders
+
+
+def _warn_once(folder: Path, name: str) -> None:
+    if folder not in _warned:
+        _warned.add(folder)
+        what = f"Masks in {folder}: the object of {name} fills the whole border of the picture"
+        logger.warning("%s; if it is black on white, give mask_values (--mask-values) dark", printable(what))
 
 
 def to_upright(
@@ -87,8 +105,8 @@ def to_upright(
         raise UnclearMask(
             f"{name} does not say whether it is upright, and its image {frame.name} is stored turned (EXIF "
             f"orientation {frame.orientation})",
-            "give mask_values (--mask-values) frame=upright or frame=stored",
-            "save both upright, without orientation",
+            "give mask_values (--mask-values)",
+            "frame=upright or frame=stored",
         )
     if upright.shape != frame.shape:
         raise ValueError(

@@ -15,7 +15,7 @@ WORDS = ("nonzero", "bright", "dark", "opaque")
 _AUTO = "auto"  # as if no values were given
 FRAMES = ("upright", "stored")
 _FORM = "give [CLASS=]OBJECT [ignore=VALUES] [frame=upright|stored], such as 1,2,3 or 'cup=15 ignore=255'"
-_SETTINGS = re.compile(r"(?:^|\s)(ignore|frame)=(\S*)")
+_SETTINGS = re.compile(r"(?:^|\s)(ignore|frame)\s*=\s*(\S*)", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _COLOR = re.compile(r"#([0-9a-fA-F]{6})")
 _MOST_VALUES = 65536
@@ -25,18 +25,19 @@ class UnclearMask(ValueError):
     """A mask file whose meaning is not certain.
 
     Attributes:
-        in_files: the message for programs that do not take `mask_values`: how to save the files instead.
+        found: what is not certain; names the file.
+        example: what to give as `mask_values`, such as "such as 1,2".
     """
 
-    def __init__(self, found: str, rule: str, files: str = "save the mask in black and white") -> None:
-        super().__init__(f"{found}: {rule}")
-        self.in_files = f"{found}: {files}"
+    def __init__(self, found: str, rule: str, example: str) -> None:
+        super().__init__(f"{found}: {rule} {example}")
+        self.found, self.example = found, example
 
     @classmethod
     def of_values(cls, found: str, example: str) -> "UnclearMask":
         """The error of values that were found, with an example of a rule that would do."""
-        rule = "say which are the object with mask_values (--mask-values), such as"
-        return cls(found, f"{rule} {example}")
+        rule = "say which are the object with mask_values (--mask-values),"
+        return cls(found, rule, f"such as {example}")
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def parse_mask_values(given: MaskValues | None) -> MaskRules:
             continue
         words = _SETTINGS.sub("", entry).strip()
         name, _, values = words.rpartition("=")
+        name = name.strip()
         if name in rules:
-            raise ValueError(
-                f"mask_values {entry.strip()!r}: {name or 'all classes'} is given twice; {_FORM}"
-            )
+            what = f"the class {name!r}" if name else "a rule for all classes"
+            raise ValueError(f"mask_values {entry.strip()!r}: {what} is given twice; {_FORM}")
         settings = " ".join(f"{key}={value}" for key, value in _SETTINGS.findall(entry))
         rules[name] = _parse_rule(f"{values} {settings}".strip())
     return MaskRules(rules)
@@ -126,10 +127,13 @@ def _text(given: str | int | Sequence[int] | Sequence[str]) -> str:
 
 @lru_cache(maxsize=64)
 def _parse_rule(text: str) -> MaskRule:
-    settings = dict(_SETTINGS.findall(text))
+    pairs = [(key.lower(), value) for key, value in _SETTINGS.findall(text)]
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise ValueError(f"mask_values {text!r}: {pairs[0][0]} is given twice; {_FORM}")
     words = _SETTINGS.sub("", text).strip()
-    word = words if words in WORDS else ""
-    recognised = words == _AUTO or (settings and not words)
+    word = words.lower() if words.lower() in WORDS else ""
+    recognised = words.lower() == _AUTO or (settings and not words)
     objects = frozenset() if word or recognised else _values(words, text)
     ignored = _values(settings["ignore"], text) if "ignore" in settings else frozenset()
     frame = settings.get("frame", "")
@@ -158,7 +162,8 @@ def _values(words: str, text: str) -> frozenset:
                 )
             values.update(range(first, last + 1))
         else:
-            raise ValueError(f"mask_values {text!r}: {part.strip()!r} is no number or colour; {_FORM}")
+            fault = f"{part.strip()!r} is no number or colour (#rrggbb), and none of {', '.join(WORDS)}"
+            raise ValueError(f"mask_values {text!r}: {fault}; {_FORM}")
     return frozenset(values)
 
 

@@ -6,7 +6,7 @@ memory for some numbers, so that none of them gets a number which was not checke
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ __all__ = [
     "checked_outline",
     "disc",
     "draw_outlines",
+    "fills_holes",
     "has_outline",
+    "has_stray_parts",
     "is_empty",
     "overhang",
     "whole_frame",
@@ -30,6 +32,7 @@ Outline = list[Any] | Mapping[str, Any]  # polygons [[x, y, x, y, ...], ...], or
 _FAR = 4  # longer sides of the frame that a corner may lie outside of it
 _BORDER = 1  # pixels by which an outline may miss the frame: it then rounds to nothing
 _LARGEST_SIDE = 2**20  # pixels, of a picture
+_RIM = 0.01  # share of an object that neighbouring polygons may both cover
 _SPARE_LENGTH = 2**16  # pixels of outline that each polygon may have besides one per pixel of the frame
 _MANY = 64  # run lengths that are merged at a time: merging one by one takes quadratic time
 _NUMBERS = {int, float}
@@ -61,7 +64,8 @@ def checked_outline(given: Any, frame: Frame) -> Outline:
 
     Args:
         given: polygons [[x, y, x, y, ...], ...] in pixels, or COCO's run lengths {"size", "counts"}. Corners
-            as [x, y] or {"x": x, "y": y}, and a single polygon without the outer list, are understood.
+            as [x, y], [[x, y]] (OpenCV) or {"x": x, "y": y}, and a single polygon without the outer list, are
+            understood. Next to a polygon, parts of 1 or 2 corners are left out (`has_stray_parts`).
         frame: of the picture. A polygon may reach out of it by four times its longer side.
 
     Returns:
@@ -75,10 +79,29 @@ def checked_outline(given: Any, frame: Frame) -> Outline:
     polygons = _polygons(given)
     if not polygons:
         raise ValueError("it has no outline")
+    if stray := [polygon for polygon in polygons if len(polygon) in (2, 4)]:
+        polygons = [polygon for polygon in polygons if polygon not in stray] or polygons
     bounds = [_bounds(polygon, frame) for polygon in polygons]
     if min(frame) > 2 and all(x1 <= 1 and y1 <= 1 for _, _, x1, y1 in bounds):
         raise ValueError("all its numbers lie from 0 to 1: they are shares of the picture; give pixels")
     return polygons
+
+
+def has_stray_parts(given: Any, outline: Outline) -> bool:
+    """Whether a checked outline lacks parts of ``given``: contours of 1 or 2 pixels have no 3 corners."""
+    parts = [given, outline]
+    if not all(isinstance(part, list) and all(map(_is_list, part)) for part in parts):
+        return False
+    return sum(map(len, outline)) < sum(map(len, given))
+
+
+def fills_holes(outline: Outline, frame: Frame) -> bool:
+    """Whether polygons of a checked outline overlap by more than their rims, as an object and its hole do."""
+    if isinstance(outline, Mapping) or len(outline) < 2:
+        return False
+    areas = [int(coco_mask.area([run])[0]) for run in coco_mask.frPyObjects(outline, *frame)]
+    union = int(np.count_nonzero(draw_outlines([outline], frame)))
+    return sum(areas) > union + max(int(_RIM * union), 10)
 
 
 def overhang(outline: Outline, frame: Frame) -> float:
@@ -179,6 +202,7 @@ def _polygons(given: Any) -> list[list[Any]]:
         raise ValueError(f"its outline is {_short(given)}; give polygons [[x, y, x, y, ...]]")
     if all(type(part) is list and len(part) >= 6 and _NUMBERS.issuperset(map(type, part)) for part in given):
         return given if type(given) is list else list(given)
+    given = [_corner(part) for part in given]
     if all(_is_corner(part) for part in given) or not any(_is_list(part) for part in given):
         given = [given]
     return [_flat(part) for part in given if not _is_list(part) or len(part)]
@@ -190,6 +214,7 @@ def _flat(part: Any) -> list[Any]:
         part = part.ravel().tolist()
     if not isinstance(part, list | tuple):
         raise ValueError(f"a part of its outline is {_short(part)}; give polygons [[x, y, x, y, ...]]")
+    part = [_corner(value) for value in part]
     if part and all(_is_corner(corner) for corner in part):
         pairs = [(c["x"], c["y"]) if isinstance(c, Mapping) else tuple(c) for c in part]
         part = [value for pair in pairs for value in pair]
@@ -201,6 +226,11 @@ def _flat(part: Any) -> list[Any]:
 
 def _is_list(part: Any) -> bool:
     return isinstance(part, list | tuple | np.ndarray)
+
+
+def _corner(part: Any) -> Any:
+    """[x, y] of [[x, y]], as OpenCV writes the corners of contours; anything else as it is."""
+    return part[0] if isinstance(part, list | tuple) and len(part) == 1 and _is_corner(part[0]) else part
 
 
 def _is_corner(part: Any) -> bool:
@@ -285,7 +315,7 @@ def _listed(counts: Any) -> np.ndarray:
     if not isinstance(values, list | tuple):
         raise ValueError(f"its run lengths are {_short(counts)}; give a list or COCO's text")
     for value in values if not {int}.issuperset(map(type, values)) else ():
-        if isinstance(value, bool) or not (isinstance(value, Integral) or _is_whole(value)):
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value // 1:
             raise ValueError(f"its run lengths hold {_short(value)}; give whole numbers")
     try:
         return np.array([int(value) for value in values], np.int64)
@@ -333,10 +363,6 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
 
 
 def _short(value: Any) -> str:

@@ -1,9 +1,9 @@
 """Pair the pictures of a folder with their mask files; what could belong to two is refused by name."""
 
 import logging
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from glob import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fss_d2.io.files import printable
@@ -30,21 +30,20 @@ def find_pairs(folder: Path) -> list[Pair]:
         ValueError: a picture without mask, a mask without picture, or two files that one could belong to.
     """
     files, left_out = pictures_in(folder)
-    stems = {path.stem for path in files}
-    is_mask = {p: p.stem.endswith(_MARK) and p.stem.removesuffix(_MARK) in stems for p in files}
-    marked = _by_name(path for path in files if is_mask[path])
-    plain = _by_name(path for path in files if not is_mask[path])
-    for stem in marked.keys() - {f"{stem}{_MARK}" for stem in plain}:  # of a mask
-        raise _orphan(marked[stem][0], stem.removesuffix(_MARK), left_out, folder)
+    stems = set(map(_stem, files))
+    marked = _by_name((path for path in files if _owner(path) in stems), _owner)
+    plain = _by_name(path for path in files if _owner(path) not in stems)
+    for stem in marked.keys() - plain.keys():  # of a mask
+        raise _orphan(marked[stem][0], stem, left_out, folder)
     pairs = []
     for stem, pictures in plain.items():
-        own = marked.get(f"{stem}{_MARK}", [])
+        own = marked.get(stem, [])
         pngs = [p for p in pictures if p.suffix.lower() == ".png"]
         if not own and len(pictures) == 2 and len(pngs) == 1:
             own, pictures = pngs, [p for p in pictures if p not in pngs]
         if not own and len(pictures) == 1:
-            if stem.endswith(_MARK):
-                raise _orphan(pictures[0], stem.removesuffix(_MARK), left_out, folder)
+            if owner := _owner(pictures[0]):
+                raise _orphan(pictures[0], owner, left_out, folder)
             fix = f"add {stem}{_MARK}.png next to it, or remove the image"
             raise ValueError(f"image {pictures[0]} has no mask: {fix}")
         if len(pictures) > 1:
@@ -88,15 +87,14 @@ def find_pairs_in_parts(folder: Path) -> list[Pair]:
 
 def find_marked_masks(folder: Path) -> list[Path]:
     """The files ``<name>_mask.*`` next to a picture ``<name>.*``, in a folder and its subfolders."""
-    marked = [p for p in sorted(folder.rglob(f"[!.]*{_MARK}.*")) if is_image_name(p)]
-    return [
-        p for p in marked if any(map(is_image_name, p.parent.glob(f"{escape(p.stem.removesuffix(_MARK))}.*")))
-    ]
+    files = [path for path in sorted(folder.rglob("[!.]*")) if is_image_name(path)]
+    named = {(path.parent, _stem(path)) for path in files}
+    return [path for path in files if (path.parent, _owner(path)) in named]
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name, without those that start with a dot."""
-    return [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+    """The folders in a folder, by name, without those that start with a dot and what macOS adds to a zip."""
+    return [path for path in sorted(folder.glob("[!.]*")) if path.is_dir() and path.name != "__MACOSX"]
 
 
 def check_layout(folder: Path, classes: Sequence[str] | None = None) -> None:
@@ -119,16 +117,27 @@ def check_layout(folder: Path, classes: Sequence[str] | None = None) -> None:
         raise ValueError(f"{path} has pictures ({loose.name}) {where}: {fix}")
 
 
-def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
+def _stem(path: Path) -> str:
+    """The name without its ending; letters with accents are one letter, not two as macOS writes them."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
+def _owner(path: Path) -> str:
+    """The stem of the picture whose mask a file is by its own name; "" if its name does not say it."""
+    stem = _stem(path)
+    return stem[: -len(_MARK)] if stem.lower().endswith(_MARK) else ""
+
+
+def _by_name(files: Iterable[Path], key: Callable[[Path], str] = _stem) -> dict[str, list[Path]]:
     grouped: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        grouped[path.stem].append(path)
+        grouped[key(path)].append(path)
     return dict(grouped)
 
 
 def _orphan(mask: Path, stem: str, left_out: Mapping[Path, str], folder: Path) -> ValueError:
     """The error of a mask without the picture ``stem`` in ``folder``."""
-    lost = {path: reason for path, reason in left_out.items() if path.stem == stem}
+    lost = {path: reason for path, reason in left_out.items() if _stem(path) == stem}
     why = f" that can be read, {listed_files(lost)}" if lost else ""
     return ValueError(f"mask {mask} has no image in {folder}{why}: add it or remove the mask")
 

@@ -21,17 +21,12 @@ _NO_DECODER = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD")  # known by content
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-_TEXTS = {
-    "readme",
-    "license",
-    "licence",
-    "copying",
-    "notice",
-    "authors",
-    "makefile",
-    "dockerfile",
-    "changelog",
-}
+_TEXTS = frozenset(  # without ending
+    (
+        *("readme", "license", "licence", "copying", "notice"),
+        *("authors", "makefile", "dockerfile", "changelog"),
+    )
+)
 
 
 @dataclass
@@ -88,14 +83,9 @@ def _kind_of(path: Path) -> str:
 
 def pictures_in(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """The pictures of one folder by name, and the files that were left out with the reason."""
-    pictures, left_out = [], {}
-    for path in sorted(folder.glob("[!.]*")):
-        reason = why_left_out(path)
-        if reason == "":
-            pictures.append(path)
-        elif reason is not None:
-            left_out[path] = reason
-    return pictures, left_out
+    reasons = {path: why_left_out(path) for path in sorted(folder.glob("[!.]*"))}
+    pictures = [path for path, reason in reasons.items() if reason == ""]
+    return pictures, {path: reason for path, reason in reasons.items() if reason}
 
 
 def find_pictures_below(folder: Path, leave_out: Path | None = None) -> FoundPictures:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,8 @@ def load_exported(path: str | os.PathLike[str], file_format: str) -> Run:
         return _onnx_session(path)
     if file_format == "torchscript":
         return torch.jit.load(path, map_location="cpu")
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # in torch's own code
         return torch.export.load(file).module()
 
 

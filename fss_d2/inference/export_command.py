@@ -1,8 +1,8 @@
-"""The command ``fss-d2 export``: a method together with its supports, as one file.
+"""The command ``fss-d2 export``.
 
-    fss-d2 export --config-file configs/dcama/glyphs_efficientnet_lite0.yaml \\
-        --weights output/dcama/model_final.pth --support a.jpg b.jpg --support-mask a.png b.png \\
-        --output output/dog.onnx
+Write a method together with its supports, of one class, as one file.
+
+    fss-d2 export --support a.jpg b.jpg --support-mask a_mask.png b_mask.png --output dog.onnx
 
 The file takes an image and gives logits. Its ending says the format: .pt2 (torch_export, read by
 torch.export.load), .ts, .pt or .torchscript (torchscript, torch.jit.load), .onnx (needs the extra "export").
@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
     images = {str(path): read_at(path, size) for path in [*(args.support or []), *args.image]}
     options = {"file_format": file_format, "input_type": args.input_type}
+    logger.info("Exporting %s for images of %d x %d, and comparing the file with the method", name, *size)
     frozen = FrozenQuery(predictor.model, support.sets[0], shots=len(support.frames))
     content = export_query(frozen, args.output, size=size, images=images, details=details, **options)
     if cfg.TEST.REFINEMENT:

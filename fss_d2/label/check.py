@@ -66,17 +66,22 @@ class ClassCheck:
 
 
 def check_supports(
-    predictor: FewShotPredictor, supports: Mapping[str, Sequence[Support]], most: int = MOST_CHECKED
+    predictor: FewShotPredictor,
+    supports: Mapping[str, Sequence[Support]],
+    most: int = MOST_CHECKED,
+    *,
+    harm: bool = True,
 ) -> list[ClassCheck]:
     """Segment supports with the others of their class, and again without some of these.
 
     Pixels of 255 do not count. Classes are checked one by one: how they compete shows only on images with
     several. The cost grows with the number of supports, see `check_steps`. At most ``most`` supports of a
     class are segmented, spread evenly over it. Up to 12 supports that are all checked, each is left out
-    together with up to four others as well, to see which support hurts. All processes call this, and each
-    takes its share; the first gets one check per class, the others an empty list.
+    together with up to four others as well, to see which support hurts, unless ``harm`` is False. All
+    processes call this, and each takes its share; the first gets one check per class, the others an empty
+    list.
     """
-    groups = [(name, out) for name, many in supports.items() for out in left_out(len(many), most)]
+    groups = [(name, out) for name, many in supports.items() for out in left_out(len(many), most, harm)]
     mine: dict[str, list[Group]] = {}
     for name, out in groups[comm.get_rank() :: comm.get_world_size()]:
         mine.setdefault(name, []).append(out)
@@ -103,12 +108,12 @@ def check_steps(supports: Mapping[str, Sequence[Support]], most: int = MOST_CHEC
     return sum(len(supports[name]) + sum(map(len, of_class)) for name, of_class in groups.items() if of_class)
 
 
-def left_out(count: int, most: int) -> list[Group]:
-    """Which of a class's supports to leave out together: each of those to check, then pairs."""
+def left_out(count: int, most: int, harm: bool = True) -> list[Group]:
+    """Which of a class's supports to leave out together: each to check alone, and for ``harm`` pairs, too."""
     if count < 2 or most < 1:
         return []
     checked = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
-    if not 3 <= count <= min(most, _MOST_PAIRED):
+    if not harm or not 3 <= count <= min(most, _MOST_PAIRED):
         return [(i,) for i in checked]
     near = {*range(1, _PARTNERS + 1), *range(count - _PARTNERS, count)}
     pairs = [(i, j) for i, j in itertools.combinations(range(count), 2) if j - i in near]

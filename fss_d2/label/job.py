@@ -164,7 +164,8 @@ def _to_label(job: Job, supports: Supports) -> tuple[list[str], list[str], dict[
     for name in skipped:
         logger.info("Skipped %s: it is a support, or the mask of one", printable(name))
     if not names:
-        raise ValueError(f"{job.images} holds no image but the supports; there is nothing to label")
+        fix = "give other images with --images (--support-images is for the pictures of the supports)"
+        raise ValueError(f"{job.images} holds no image but the supports, so there is nothing to label: {fix}")
     return names, skipped, found.left_out
 
 

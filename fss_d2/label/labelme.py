@@ -1,7 +1,6 @@
 """LabelMe files (versions 4 to 6, also as X-AnyLabeling writes them): shapes are painted in their order."""
 
 import base64
-import binascii
 import io
 import logging
 import math
@@ -149,7 +148,7 @@ def _region(shape: Content, frame: Frame) -> tuple[np.ndarray, float]:
     if not isinstance(kind, str):
         raise ValueError(f"the shape_type is {shortened(kind)}; give its name")
     if kind == "mask" and len(points) == 2:
-        return _pasted(shape["mask"], points, frame)
+        return _pasted(shape.get("mask"), points, frame)
     if kind == "circle" and len(points) == 2:
         (x, y), (end_x, end_y) = points
         radius = math.hypot(end_x - x, end_y - y)
@@ -197,12 +196,12 @@ def _rectangle(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
 def _pasted(encoded: Any, corners: Sequence[tuple[float, float]], frame: Frame) -> tuple[np.ndarray, float]:
     """A mask of base64 PNG between two corners, of which the first is its first pixel."""
     try:
-        data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise ValueError(f"its mask is not base64 ({error}); draw it again") from error
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+    except _ERRORS as error:
+        raise ValueError("its mask is not a picture in base64; draw it again") from error
     (x0, y0), (x1, y1) = corners
     left, top = math.floor(x0), math.floor(y0)
-    with Image.open(io.BytesIO(data)) as image:
+    with image:
         width, height = image.size
         across, down = math.floor(x1) - left + 1, math.floor(y1) - top + 1
         if abs(across - width) > 1 or abs(down - height) > 1:

@@ -110,22 +110,26 @@ def _of_folder(
         return _registered(path, folder.parent, classes=[folder.name], mask_values=mask_values)
     if any((folder / "masks").is_dir() for folder in class_folders) or (class_folders and not files):
         return _registered(path, path, mask_values=mask_values)
-    if not files and not any(path.glob("**/images")):
+    contents = [(file, read_json_object(file, _FORMS, any_number=True)) for file in files]
+    coco = [file for file, content in contents if _is_coco(content)]
+    labelme = [file for file, content in contents if "shapes" in content]
+    named = {file.with_suffix("") for file in files}
+    masks = [mask for mask in find_marked_masks(path) if mask.with_suffix("") not in named]
+    if (masks and not coco and not labelme) or not (files or any(path.glob("**/images"))):
+        if files:
+            logger.info("%s is not used: it is in neither COCO's nor LabelMe's format", printable(files[0]))
         return _side_by_side(path, class_name or path.resolve().name, parse_mask_values(mask_values))
     _check_no_masks(path, mask_values)
     if not files:
         raise ValueError(f"{path} holds no annotated pictures; {_FORMS}")
-    contents = [(file, read_json_object(file, _FORMS, any_number=True)) for file in files]
-    coco = [file for file, content in contents if _is_coco(content)]
     if len(coco) > 1:
         raise ValueError(f"{path} holds {len(coco)} COCO files, {coco[0]} and {coco[1]} among them; give one")
     if not coco:
-        named = {file.with_suffix("") for file in files}
-        if masks := [p for p in find_marked_masks(path) if p.with_suffix("") not in named]:
+        if masks:
             fault = f"{path} has LabelMe files and a mask ({masks[0].name})"
             raise ValueError(f"{fault}: keep one kind, or divide them")
         return _of_labelme(contents, root, image_option)
-    if labelme := [file for file, content in contents if "shapes" in content]:
+    if labelme:
         raise ValueError(f"{path} holds {coco[0]} in COCO's format and {labelme[0]} in LabelMe's; give one")
     logger.info("%s holds the COCO file %s; it is read", printable(path), printable(coco[0]))
     return _of_coco(coco[0], root, image_option)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fss_d2.app import command
+from fss_d2.app.server import check_address
 from fss_d2.engine.command_line import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,21 @@ def test_a_missing_config_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.strip().endswith("error: config file none.yaml does not exist")
 
 
+def test_addresses() -> None:
+    pytest.importorskip("gradio", reason="needs the extra app")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"^cannot listen on 127\.0\.0\.1, port {port} \(.*in use\): give"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    check_address("localhost", None)
+    for host, number in (("127.0.0.1", 99999), ("no.host.invalid", None), ("192.0.2.1", None)):
+        with pytest.raises(OSError, match=rf"^cannot listen on {host}.*: give another --host or --port$"):
+            check_address(host, number)
+
+
 def test_as_a_program(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="needs the extra app")
     config = tmp_path / "prototype/tiny.yaml"
@@ -62,5 +79,5 @@ def test_as_a_program(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.strip().endswith("interrupted")
+    assert process.returncode == 143 and errors.strip().endswith("stopped by SIGTERM")
     assert not list(tmp_path.glob("fss_d2_app_*"))

@@ -1,6 +1,8 @@
 """The page over HTTP: what it does, and what it must not do."""
 
+import html
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="needs the extra app")
 
 from fss_d2.app import server
+from fss_d2.app.events import plain
 from fss_d2.app.session import Session
 from tests.app.client import Visitor, file_value
 from tests.app.pages import SIZE, disc, disc_mask, page, save
@@ -50,7 +53,7 @@ def show_and_ask(visitor: Visitor, folder: Path) -> None:
     """A support with its mask, a query."""
     visitor.do("add_supports", "disc", [picture(visitor, folder, 40, 40)])
     mask = visitor.give(save(folder / "mask.png", disc_mask(40, 40)))
-    _, shown = visitor.do("read_mask", "disc", mask)
+    _, shown = visitor.do("read_mask", "disc", mask, "")
     assert shown == []
     visitor.do("add_queries", "Prototype", 0.5, [picture(visitor, folder, 75, 50)])
 
@@ -73,7 +76,7 @@ def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
     (_, _, _, _, status), _ = visitor.do("click_corner", "disc", picked=[16, 16])
     assert status == "Now click the opposite corner of the box."
     (gallery, name, *_, status), shown = visitor.do("click_corner", "disc", picked=[64, 64])
-    assert shown == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+    assert shown == [] and status == "Picture 1 of 1, disc40.png, is marked; 1 marked in all."
     (attention, said), _ = visitor.do("attend", "Prototype", picked=[75, 50])
     assert said["value"].startswith("**Prototype** cannot show") and said["visible"]
     (attention, said), shown = visitor.do("attend", "DCAMA", picked=[75, 50])
@@ -100,7 +103,7 @@ def test_two_visitors_at_once(url: str, tmp_path: Path) -> None:
     for number, visitor in enumerate(visitors):
         visitor.do("add_supports", f"thing {number}", [picture(visitor, tmp_path, 40, 40)])
         mask = visitor.give(save(tmp_path / f"{number}.png", disc_mask(40, 40, 8 + 8 * number)))
-        visitor.do("read_mask", f"thing {number}", mask)
+        visitor.do("read_mask", f"thing {number}", mask, "")
         visitor.do("add_queries", "DCAMA", 0.5, [picture(visitor, tmp_path, x, 50) for x in (50, 75)])
     with ThreadPoolExecutor() as pool:
         together = list(pool.map(lambda visitor: visitor.do("find", "DCAMA", 0.5), visitors))
@@ -109,7 +112,7 @@ def test_two_visitors_at_once(url: str, tmp_path: Path) -> None:
         visitor.do("add_box", f"thing {number}", 100, 70, 110, 80)  # the same again, now alone
         visitor.do("unmark")
         mask = visitor.give(save(tmp_path / f"{number}.png", disc_mask(40, 40, 8 + 8 * number)))
-        visitor.do("read_mask", f"thing {number}", mask)
+        visitor.do("read_mask", f"thing {number}", mask, "")
         assert visitor.do("find", "DCAMA", 0.5)[0][1] == values[1]
 
 
@@ -262,7 +265,11 @@ def test_paintings_are_limited(visitor: Visitor, tmp_path: Path) -> None:
         assert paint(visitor, index, good)[1] == ["500"]
     assert paint(visitor, "0", bytes(4_100_000))[1] == ["413"]
     (*_, status), shown = paint(visitor, "0", good)
-    assert shown == [] and status == "Picture 1 of 1 is marked; 1 marked in all."
+    assert (
+        shown == []
+        and status.startswith("Picture 1 of 1, ")
+        and status.endswith(" is marked; 1 marked in all.")
+    )
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
@@ -280,10 +287,39 @@ def test_errors_are_one_line(visitor: Visitor, tmp_path: Path) -> None:
     assert values[-1] is None or values[-1] == {"__type__": "update", "value": None}  # the field is emptied
     visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 40, 40)])
     wrong = visitor.give(save(tmp_path / "m.png", np.ones((5, 5), bool)))
-    _, shown = visitor.do("read_mask", "disc", wrong)
+    _, shown = visitor.do("read_mask", "disc", wrong, "")
     assert len(shown) == 1 and "m.png" in shown[0] and tempfile.gettempdir() not in shown[0]
     _, shown = visitor.do("paint", "<img src=x>", None)
     assert shown == ["nothing is painted yet: draw over the object first"]
+
+
+def test_mask_values_are_asked_for(visitor: Visitor, tmp_path: Path) -> None:
+    pictures = [picture(visitor, tmp_path, x, 40) for x in (40, 60, 80)]
+    visitor.do("add_supports", "disc", pictures)
+    instances = disc_mask(40, 40) + 2 * disc_mask(90, 40).astype(np.uint8)
+    mask = visitor.give(save(tmp_path / "m.png", instances))
+    (*_, emptied, field), shown = visitor.do("read_mask", "disc", mask, "")
+    found, asked = shown[0].split(": ")
+    assert found == "mask file m.png holds the values 0, 1, 2"
+    assert asked == "answer in the field below, such as 1,2, and press Enter"
+    assert emptied is None and field["visible"] is True
+    assert visitor.do("mask_values", "disc", "1;2")[1] == [
+        "mask_values &#x27;2&#x27;: all classes is given twice; give [CLASS=]OBJECT [ignore=VALUES] "
+        "[frame=upright|stored], such as 1,2,3 or &#x27;cup=15 ignore=255&#x27;"
+    ]
+    (*_, status, _, _), shown = visitor.do("mask_values", "disc", "1,2")
+    assert shown == [] and status == "Picture 2 of 3, disc60.png, is not marked yet; 1 marked in all."
+    values, shown = visitor.do("mask_values", "disc", "2")  # no mask waits
+    assert shown == [] and len(values) == 7
+    (*_, status, _, _), shown = visitor.do("read_mask", "disc", mask, "nonzero")
+    assert shown == [] and status == "Picture 3 of 3, disc80.png, is not marked yet; 2 marked in all."
+
+
+def test_names_are_no_mark_up() -> None:
+    name = "__![a](b)__<i>$$x$$.png"
+    shown = plain(name)
+    assert re.fullmatch(r"(?:[a-z.()]|&#\d+;)+", shown) and html.unescape(shown) == name
+    assert plain("dog 2, it's 5 % (left)") == "dog 2, it's 5 % (left)"
 
 
 def test_messages_are_no_html(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +336,23 @@ def test_bugs_are_not_shown(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Session, "findings", fail)
     assert visitor.do("query_view", "Prototype", 0.5) == ([], ["unknown error"])
+
+
+@pytest.mark.parametrize("body", [b"1e999", b'{"fn_index": -1, "data": [], "session_hash": "a"}'])
+def test_what_gradio_cannot_do_is_one_line_of_the_log(
+    visitor: Visitor, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    form = {"content-type": "application/json"}
+    status, answer = visitor.request("POST", "/gradio_api/queue/join", body, form)
+    assert (status, answer) == (500, b"Internal Server Error")
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert line.getMessage().startswith("POST /gradio_api/queue/join failed: ") and line.exc_info is None
+
+
+def test_there_is_no_websocket(visitor: Visitor) -> None:
+    keys = {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-version": "13"}
+    upgrade = {"upgrade": "websocket", "connection": "Upgrade", **keys}
+    assert visitor.request("GET", "/gradio_api/queue/join", None, upgrade)[0] in (403, 404)
 
 
 def test_other_names_of_this_machine_are_refused(visitor: Visitor) -> None:

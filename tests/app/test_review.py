@@ -1,5 +1,8 @@
 """Accept, fix and redo, hints, colours: without the page."""
 
+import io
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,11 @@ from fss_d2.app.session import Session
 from fss_d2.app.uploads import Limits
 from fss_d2.inference.annotations import Box
 from fss_d2.inference.prediction import Prediction
+from fss_d2.inference.quality import shifted
+from fss_d2.label.check import check_supports
 from fss_d2.label.output import record_of
 from fss_d2.label.report import thumbnail
+from fss_d2.label.supports import Support
 from fss_d2.visualization import class_color, class_css
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 from tests.app.test_session import ask, layer, show
@@ -251,6 +257,34 @@ class TestHints:
         assert session.hints(METHOD)[0].startswith("hardly anything")
 
 
+class TestExpectedIoU:
+    """The number that is shown, by which pictures are chosen for review."""
+
+    def test_the_check_corrects_it(self, session: Session, tmp_path: Path) -> None:
+        for x in (30, 60, 90):
+            show(session, tmp_path, x=x, name="cup")
+        ask(session, tmp_path, "a.png")
+        session.find(METHOD)
+        predictor = session.pool.predictor(METHOD)
+        predictor.set_support_classes(session.supports.classes())
+        pictures = session.supports.pictures
+        supports = [Support(str(i), (), p.upload.pixels, p.mask) for i, p in enumerate(pictures)]
+        (done,) = check_supports(predictor, {"cup": supports})
+        plain = predictor.predict(session.queries[0].pixels).expected_iou["cup"]
+        assert done.shift != 0
+        assert session.finding(METHOD, 0.5, 0).expected == {"cup": shifted(plain, done.shift)}
+        archive = zipfile.ZipFile(io.BytesIO(session.zip_file(METHOD, 0.5)))
+        (image,) = json.loads(archive.read("coco/annotations.json"))["images"]
+        assert image["expected_iou"] == pytest.approx(shifted(plain, done.shift), abs=1e-6)
+
+    def test_a_corrected_mask_is_right(self, session: Session, tmp_path: Path) -> None:
+        show(session, tmp_path)
+        ask(session, tmp_path, "a.png")
+        session.find(METHOD)
+        session.fix(METHOD, 0.5, 0, "object", [paint_layer(disc_mask(20, 20), 0)])
+        assert session.finding(METHOD, 0.5, 0).expected == {"object": 1.0}
+
+
 class TestColours:
     """A class has one colour."""
 
@@ -333,6 +367,7 @@ class TestLimits:
 def test_a_picture_is_as_good_as_its_worst_class() -> None:
     labels = np.uint8([[1, 2, 0, 0]])
     probability = np.float32([[[0.9, 0.1, 0, 0.45]], [[0.1, 0.7, 0, 0]], [[0, 0, 0, 0]]])
-    assert picture_quality(Prediction(("a", "b", "c"), probability, labels)) == pytest.approx(0.7)
+    expected = {"a": 0.9, "b": 0.7, "c": 0.1}
+    assert picture_quality(Prediction(("a", "b", "c"), probability, labels, expected)) == 0.7
     nothing = Prediction(("a", "b", "c"), probability * 0.5, np.zeros_like(labels))
     assert picture_quality(nothing) == pytest.approx(0.55)

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from fss_d2.app import session as session_module
+from fss_d2.app.hints import Checked
 from fss_d2.app.methods import MethodPool
 from fss_d2.app.session import Session
 from fss_d2.app.uploads import SupportList
+from fss_d2.data.mask_values import UnclearMask
 from fss_d2.inference.annotations import Box
 from tests.app.pages import LIMITS, disc, disc_mask, make_pool, save
 from tests.inference.predictors import overlap
@@ -58,7 +60,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
     predictor.set_support(disc(40, 40), disc_mask(40, 40))
     expected = predictor.predict(disc(75, 50))
     assert finding.areas == {"object": expected.masks["object"].sum()}
-    assert finding.confidence == expected.expected_iou
+    assert finding.expected == expected.expected_iou
     assert overlap(expected.masks["object"], disc_mask(75, 50)) > 0.85
     changed = (finding.picture != disc(75, 50)).any(axis=2)
     assert overlap(changed, disc_mask(75, 50)) > 0.7  # the mask with its contour
@@ -66,7 +68,7 @@ def test_finds_the_disc(session: Session, tmp_path: Path) -> None:
 
 def test_supports_are_encoded_once(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = encodings(session.pool, monkeypatch)
-    monkeypatch.setattr(session_module, "check_hints", lambda *a: {})  # encodes in its own way
+    monkeypatch.setattr(session_module, "check_marks", lambda *a: Checked())  # encodes in its own way
     show(session, tmp_path)
     ask(session, tmp_path, "a.png")
     session.find("Prototype")
@@ -275,15 +277,28 @@ class TestSupportList:
             supports.read_mask(save(tmp_path / "n.png", np.ones((10, 10), bool)))
         np.testing.assert_array_equal(supports.open.mask, disc_mask(40, 40))
 
-    def test_an_unclear_mask_file_names_no_option_of_a_program(
-        self, supports: SupportList, tmp_path: Path
-    ) -> None:
+    def test_an_unclear_mask_file(self, supports: SupportList, tmp_path: Path) -> None:
         numbers = disc_mask(40, 40) * np.uint8(1)
         numbers[:5] = 2
-        with pytest.raises(
-            ValueError, match=r"m\.png holds the values 0, 1, 2: save the mask in black and white$"
-        ):
-            supports.read_mask(save(tmp_path / "m.png", numbers))
+        path = save(tmp_path / "m.png", numbers)
+        with pytest.raises(UnclearMask) as unclear:
+            supports.read_mask(path)
+        assert supports.unclear == path and supports.open.mask is None
+        assert unclear.value.found.endswith("m.png holds the values 0, 1, 2")
+        with pytest.raises(ValueError, match="mask_values names the class 'cup', but the classes are disc"):
+            supports.read_mask(path, "cup=1")
+        supports.read_mask(path, "disc=1 ignore=2")
+        expected = np.where(numbers == 2, 255, numbers)
+        np.testing.assert_array_equal(supports.open.mask, expected)
+        assert supports.unclear is None
+
+    def test_an_unclear_mask_is_of_the_picture_that_was_open(
+        self, supports: SupportList, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UnclearMask):
+            supports.read_mask(save(tmp_path / "m.png", np.uint8([[0, 1, 2] * 40] * 90)))
+        supports.select(1)
+        assert supports.unclear is None
 
     def test_removing_one_of_two_with_the_same_name(self, supports: SupportList, tmp_path: Path) -> None:
         supports.add([save(tmp_path / "other/a.png", disc(60, 40))])
@@ -313,6 +328,8 @@ class TestSupportList:
         supports.select(2)
         with pytest.raises(ValueError, match=r"at most 2 kinds of object: take one of \['one', 'two'\]"):
             supports.name_class("three")
+        with pytest.raises(ValueError, match="has 61 letters: give at most 60"):
+            supports.name_class("x" * 61)
         for name in ("  ", "a\nb"):
             with pytest.raises(ValueError, match="the object has no name"):
                 supports.name_class(name)

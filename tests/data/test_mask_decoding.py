@@ -98,13 +98,30 @@ def test_255_next_to_the_object_is_ignored(image: Image.Image | np.ndarray) -> N
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-@pytest.mark.parametrize("blur", [0, 2])
+@pytest.mark.parametrize("blur", [0, 2, 5])
 def test_a_soft_outline_is_cut_at_half(blur: int, depth: int) -> None:
     image = Image.fromarray(SOFT).filter(ImageFilter.GaussianBlur(blur))
     levels = np.asarray(image)
     stored = levels.astype(np.uint16) * 257 if depth == 16 else levels
     np.testing.assert_array_equal(decoded(stored), levels >= 128)
     np.testing.assert_array_equal(decoded(Image.fromarray(levels).convert("RGB")), levels >= 128)
+
+
+def test_holes_and_specks_may_be_soft_too() -> None:
+    """A blur leaves flat spots in gaps of two pixels, and turns specks grey."""
+    levels = SOFT.copy()
+    levels[60, 30:70:3] = 0
+    levels[5:10:2, 5:8] = 255
+    blurred = np.asarray(Image.fromarray(levels).filter(ImageFilter.BoxBlur(1)))
+    np.testing.assert_array_equal(decoded(blurred), blurred >= 128)
+
+
+@pytest.mark.parametrize("level", [100, 150])
+def test_a_small_grey_object_is_no_soft_outline(level: int) -> None:
+    levels = SOFT.copy()
+    levels[2:9, 2:9] = level
+    with pytest.raises(ValueError, match="which fill areas of their own"):
+        decoded(levels)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -194,6 +211,10 @@ TWO_COLORS = (ONE[:, :, None] * RED + (OBJECTS == 2)[:, :, None] * BLUE).astype(
         (
             np.where(OBJECTS == 2, 250, OBJECTS),
             rf"values 0, 1, 3, 250{SAY}1,3,250, or bright \(from half on\)$",
+        ),
+        (
+            np.where(OBJECTS == 2, 254, ALL * 255),
+            rf"values 0, 254, 255{SAY}bright \(from half on\), or 254 ig",
         ),
         (np.where(ONE, 7, 3).astype(np.uint8), rf"holds the values 3, 7{SAY}3,7$"),
         (np.full_like(ALL, 15), rf"holds the values 15{SAY}15$"),

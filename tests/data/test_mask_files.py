@@ -152,3 +152,16 @@ def test_the_log_says_once_per_folder_what_masks_were_taken_for(
         f"Masks in {tmp_path / 'key'}: 255 is the object, 0 background",
         f"Masks in {tmp_path / 'key'}: 15 is the object, 0 background",
     ]
+
+
+def test_masks_that_may_be_black_on_white_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = np.full((6, 8), 255, np.uint8)
+    mask[2:4, 3:6] = 0
+    for name in "ab":
+        path = save(tmp_path / f"{name}.png", mask, None)
+        assert read_mask_file(path, Frame((6, 8))).sum() == 42
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        f"Masks in {tmp_path}: the object of a.png fills the whole border of the picture; if it is black on "
+        "white, give mask_values (--mask-values) dark"
+    ]
+    assert read_mask_file(path, Frame((6, 8)), parse_mask_values("dark").of()).sum() == 6

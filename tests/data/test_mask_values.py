@@ -16,6 +16,7 @@ from fss_d2.data.mask_values import MaskRule, parse_mask_values
         ("1,2,5-7", {1, 2, 5, 6, 7}, set()),
         ("15 ignore=255", {15}, {255}),
         ("ignore=0,255 15", {15}, {0, 255}),
+        ("15 Ignore = 255", {15}, {255}),
         ("#ff0000,#00FF00 ignore=#ffffff", {(255, 0, 0), (0, 255, 0)}, {(255, 255, 255)}),
     ],
 )
@@ -27,7 +28,7 @@ def test_values_of_all_classes(given: Any, objects: set, ignored: set) -> None:
 
 def test_rules_by_class() -> None:
     for given in (
-        "cup=1,2; my key=15 ignore=255; bright",
+        "cup = 1,2; my key=15 ignore=255; Bright",
         ["cup=1,2", "my key=15 ignore=255", "bright"],
         {"cup": [1, 2], "my key": "15 ignore=255", "": "bright"},
     ):
@@ -62,8 +63,10 @@ def test_a_frame_alone_leaves_the_values_to_be_recognised() -> None:
         ("1 ignore=#ff0000", "mixes numbers and colours"),
         ("ignore=255", "names no object"),
         ("1 frame=up", "frame 'up' is neither upright nor stored"),
-        ("cup=1;cup=2", "cup is given twice"),
-        (["1", "2"], "is given twice"),
+        ("cup=1;cup=2", "the class 'cup' is given twice"),
+        (["1", "2"], "a rule for all classes is given twice"),
+        ("1 ignore=0 ignore=255", "ignore is given twice"),
+        ("red", "'red' is no number or colour .#rrggbb., and none of nonzero, bright, dark, opaque"),
         ("-1", "'-1' is no number"),
         ("#ff00", "'#ff00' is no number or colour"),
         (1.5, "1.5"),

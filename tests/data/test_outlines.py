@@ -46,6 +46,9 @@ def square() -> np.ndarray:
         [tuple(SQUARE)],
         [np.array(SQUARE)],
         [SQUARE, []],
+        [SQUARE, [1, 2], [5, 6, 7, 8]],  # stray pixels of contours
+        [[corner] for corner in CORNERS],  # OpenCV
+        [[[corner] for corner in CORNERS]],
         [[float(v) for v in SQUARE]],
     ],
 )
@@ -64,7 +67,7 @@ def test_what_is_in_the_form_of_coco_is_not_copied() -> None:
     [
         ([[20, 10, 20, 20]], r"has fewer than 3 corners \(2\); give a box as 'bbox'"),
         ([[20, 10], [40, 10]], r"has fewer than 3 corners \(2\)"),
-        ([SQUARE, [1, 2]], r"has fewer than 3 corners \(1\); draw it again"),
+        ([[1, 2], [5, 6, 7, 8]], r"has fewer than 3 corners \(1\); draw it again"),
         ([[20, 10, 40, 10, 40, 30, 20]], "has 7 numbers, an odd number"),
         ([[20, 10, 0, 40, 10, 0, 40, 30, 0]], "leave out the third value of each corner"),
         ([[20, 10, 2, 40, 10, 2, 40, 30, 2, 20, 30, 2]], "each third number of its outline is 0, 1 or 2"),
@@ -85,7 +88,7 @@ def test_what_is_in_the_form_of_coco_is_not_copied() -> None:
         ([["20", "10", "40", "10", "40", "30"]], "holds '20' where a number belongs"),
         ([[20, 10, None, 10, 40, 30]], "holds None where a number belongs"),
         ([[20, 10, True, 10, 40, 30]], "holds True where a number belongs"),
-        ([[[[20, 10]], 40, 10, 40, 30, 3]], r"holds \[\[20, 10\]\] where a number belongs"),
+        ([[[[20, 10]], 40, 10, 40, 30, 3]], r"holds \[20, 10\] where a number belongs"),
         ([{"x": 1}], "holds {'x': 1} where a number belongs"),
         ("polygon", "its outline is 'polygon'; give polygons"),
         (7, "its outline is 7; give polygons"),

@@ -22,6 +22,8 @@ def touch(folder: Path, *names: str) -> None:
         (["a.JPG", "a_mask.JPG", "b.png", "b_mask.bmp"], [("a.JPG", "a_mask.JPG"), ("b.png", "b_mask.bmp")]),
         (["a.jpg", "A.jpg", "a.png", "A.png"], [("A.jpg", "A.png"), ("a.jpg", "a.png")]),
         (["a.b.jpg", "a.b_mask.png", ".a.jpg", "notes.txt"], [("a.b.jpg", "a.b_mask.png")]),
+        (["a.JPG", "a_MASK.PNG", "b.jpg", "b_Mask.png"], [("a.JPG", "a_MASK.PNG"), ("b.jpg", "b_Mask.png")]),
+        (["e\u0301.jpg", "\u00e9_mask.png"], [("e\u0301.jpg", "\u00e9_mask.png")]),  # one letter, or two
         (["man_mask.jpg", "man_mask.png"], [("man_mask.jpg", "man_mask.png")]),  # a man with a mask
         (["man_mask.png", "man_mask_mask.png"], [("man_mask.png", "man_mask_mask.png")]),
         ([], []),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,23 @@ def test_outlines_across_the_border_are_cut_and_said(
         f"{path}: outlines that reach out of their picture: 1, the first annotation 1; they are cut at the "
         "border"
     ]
+
+
+@pytest.mark.parametrize(
+    ("outline", "expected", "said"),
+    [
+        ([SQUARE, [50, 5, 51, 5], [9, 9]], 400, "outlines with parts of fewer than 3 corners: 1, the first"),
+        ([SQUARE, [25, 15, 25, 25, 35, 25, 35, 15]], 400, "whose polygons overlap: 1, .*; all are filled"),
+        ([SQUARE, OTHER], 625, ""),
+        ([[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for x in range(20, 60) for y in range(9)], 360, ""),
+        ([SQUARE, [40, 10, 50, 10, 50, 30, 40, 30]], 600, ""),  # neighbours
+    ],
+)
+def test_outlines_of_several_parts(
+    tmp_path: Path, outline: Any, expected: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo(tmp_path / "a.jpg")
+    path = write(tmp_path / "c.json", [entry()], [annotation(outline)])
+    with caplog.at_level(logging.INFO):
+        assert pixels(read_supports(path)) == {"cup": [expected]}
+    assert len(caplog.messages) == bool(said) and re.search(said, caplog.text)

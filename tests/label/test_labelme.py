@@ -167,9 +167,10 @@ def test_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "mask", "reason"),
     [
-        ([[1, 1], [6, 4]], "???", "its mask is not base64"),
-        ([[1, 1], [6, 4]], None, "its mask is not base64"),
-        ([[1, 1], [6, 4]], base64.b64encode(b"no picture").decode(), "cannot identify image"),
+        *(
+            ([[1, 1], [6, 4]], given, "its mask is not a picture in base64; draw it again")
+            for given in ("???", None, base64.b64encode(b"no picture").decode())
+        ),
         ([[1, 1], [6, 4]], png(np.ones((4, 6)))[:40], "."),
         ([[1, 1], [20, 30]], png(np.ones((4, 6))), "its mask is 6x4 pixels, but its points span 20x30"),
         (

@@ -103,6 +103,7 @@ def test_a_number_of_supports_can_be_chosen() -> None:
     assert all(s.gain_without is None for s in check.supports)
     assert check_supports(predictor, supports, 0)[0].supports == ()
     assert left_out(1, 24) == left_out(5, 0) == []
+    assert left_out(3, 24, harm=False) == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 9, 12, 13, 30])

@@ -140,6 +140,16 @@ def test_masks_next_to_labelme_files_are_not_dropped(tmp_path: Path) -> None:
         read_supports(tmp_path)
 
 
+def test_other_json_files_and_folders_of_macos_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "cup").mkdir()
+    (tmp_path / "meta.json").write_text('{"author": "me"}')
+    save(tmp_path / "cup" / "a.jpg", picture({}))
+    save(tmp_path / "cup" / "a_mask.png", disc((40, 50), (12, 12), 6).astype(np.uint8) * 3)
+    (support,) = read_supports(tmp_path, mask_values="3")["cup"]
+    np.testing.assert_array_equal(support.mask, disc((40, 50), (12, 12), 6))
+
+
 def test_the_command_takes_mask_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

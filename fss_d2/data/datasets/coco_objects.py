@@ -10,7 +10,9 @@ from typing import Any
 from fss_d2.data.outlines import (
     box_outline,
     checked_outline,
+    fills_holes,
     has_outline,
+    has_stray_parts,
     is_empty,
     overhang,
     whole_frame,
@@ -169,7 +171,9 @@ class ObjectReader:
             reading.annotations.append(_annotation(class_id, outline, int(is_open), label))
             reach = overhang(outline, frame)
             reading.reach = max(reading.reach, reach)
-            reading.notes += [(what, class_id, label) for what in (kind, "cut" * (reach > _SLACK)) if what]
+            filled = self.is_strict and fills_holes(outline, frame)
+            notes = (kind, "cut" * (reach > _SLACK), "holes" * filled)
+            reading.notes += [(what, class_id, label) for what in notes if what]
         return reading
 
     def _outline(self, row: Row, frame: Frame) -> tuple[Any, str]:
@@ -186,6 +190,8 @@ class ObjectReader:
             return outline, "crowd"
         if (self.is_strict or isinstance(outline, Mapping)) and is_empty(outline):
             raise ValueError("its outline has no area; draw it again")
+        if has_stray_parts(given, outline):
+            return outline, "stray"
         return outline, "pairs" if outline is not given and isinstance(outline, list) else ""
 
 
@@ -195,6 +201,10 @@ _NOTES = {
     "crowd": "outlines with iscrowd 1: {count}, the first annotation {first}; their pixels are ignored (255)",
     "pairs": "outlines not written as [[x, y, x, y, ...]]: {count}, the first annotation {first}; their "
     "numbers are taken for the corners of polygons",
+    "stray": "outlines with parts of fewer than 3 corners: {count}, the first annotation {first}; these "
+    "parts are left out",
+    "holes": "outlines whose polygons overlap: {count}, the first annotation {first}; all are filled, as "
+    "COCO's polygons have no holes (run lengths do)",
     "cut": "outlines that reach out of their picture: {count}, the first annotation {first}; they are cut at "
     "the border",
 }
