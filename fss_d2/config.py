@@ -1,22 +1,24 @@
 """The configuration: keys of Detectron2, shared keys of ours, and keys that backbones and methods declare."""
 
 import difflib
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 import fss_d2.modeling  # noqa: F401  (backbones and methods declare their keys)
 from fss_d2.io.files import expand_user, shortened
 from fss_d2.io.network import check_address, is_address
-from fss_d2.io.yaml_files import brief, read_yaml
+from fss_d2.io.yaml_files import read_yaml
 from fss_d2.modeling.keys import KEY_GROUPS, at_least, require
 
-__all__ = ["add_fss_config", "get_cfg", "load_config"]
+__all__ = ["add_fss_config", "changed_keys", "get_cfg", "load_config"]
 
 # Numbers that are refused here because too small a value fails late or unclearly.
 _LEAST = {
@@ -24,6 +26,11 @@ _LEAST = {
     **{"FEW_SHOT.SEED": 0, "FEW_SHOT.TEST.SEED": 0, "FEW_SHOT.TEST.EPISODES": 0},
     **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
+}
+_UNKNOWN = object()
+_KINDS = {
+    **{bool: "True or False", int: "a whole number", float: "a number", str: "text"},
+    **{list: "a list", tuple: "a list", dict: "keys and values"},
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
 _LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
@@ -63,47 +70,82 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
     defaults, cfg, config_file = get_cfg(), get_cfg(), expand_user(config_file)
     loaded = read_yaml(config_file)
     for key in _keys(loaded):
-        _check_key(cfg, key, config_file)
-    try:
-        cfg.merge_from_other_cfg(CfgNode(loaded))
-        for key in _keys(loaded):
-            _check_elements(key, _value(cfg, key), _value(defaults, key))
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"{config_file}: {brief(error)}") from error
+        _set(cfg, defaults, key, _value(loaded, key), config_file)
     if len(opts) % 2:
-        name = shortened(opts[-1])
-        raise ValueError(f"{name} has no value; give config keys and values in pairs: KEY VALUE")
+        alone = next((word for word in opts[::2] if word.partition(".")[0] not in cfg), opts[-1])
+        raise ValueError(f"{shortened(alone)} has no value; give config keys and values in pairs: KEY VALUE")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _check_key(cfg, key, "command line")
-        _merge_pair(cfg, key, value, _value(defaults, key))
+        _set(cfg, defaults, key, value, "command line")
     if num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _check_limits(cfg)
     _check_addresses(cfg)
     for key in _PATHS:
-        group, _, name = key.rpartition(".")
-        node = _value(cfg, group) if group else cfg
-        node[name] = expand_user(node[name])
+        group, name = _place(cfg, key)
+        group[name] = expand_user(group[name])
     cfg.freeze()
     return cfg
 
 
-def _merge_pair(cfg: CfgNode, key: str, value: str, default: Any) -> None:
-    """Set a key from the command line."""
+def changed_keys(cfg: CfgNode, config_file: str) -> list[str]:
+    """Which keys differ from those in a config file, as "SOLVER.BASE_LR 0.1 (was 0.01)".
+
+    Raises as `load_config`.
+    """
+    now, before = (yaml.safe_load(each.dump()) for each in (cfg, load_config(config_file)))
+    pairs = ((key, _value(now, key), _value(before, key)) for key in _keys(now))
+    return [f"{key} {shortened(is_)} (was {shortened(was)})" for key, is_, was in pairs if is_ != was]
+
+
+def _set(cfg: CfgNode, defaults: CfgNode, key: str, given: Any, where: str) -> None:
+    """Set a key. As everywhere in Detectron2, text stands for the Python value that it spells."""
+    if given is None and isinstance(_found(cfg, key), CfgNode):
+        return  # a group whose keys are all commented out
+    _check_key(cfg, key, where)
+    default = _value(defaults, key)
     try:
-        cfg.merge_from_list([key, value])
-        _check_elements(key, _value(cfg, key), default)
+        value = literal_eval(given) if isinstance(given, str) else given
+    except (ValueError, SyntaxError, TypeError):
+        value = given
     except (RecursionError, MemoryError) as error:
-        raise ValueError(f"command line: {key}: its value is nested too deeply") from error
-    except (ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"command line: {key} {shortened(value)}: {brief(error)}") from error
+        raise ValueError(f"{where}: {key}: its value is nested too deeply") from error
+    if isinstance(default, str) and isinstance(given, str) and isinstance(value, int | float):
+        value = given  # a folder may be called 2024
+    _check_elements(f"{where}: {key}", value, default, is_text=key in _LISTS_OF_NAMES)
+    group, name = _place(cfg, key)
+    group[name] = _of_type(value, default, f"{where}: {key}")
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(getitem, key.split("."), cfg)
+def _of_type(value: Any, default: Any, where: str) -> Any:
+    """A value in the type of its default; ValueError if that would change it."""
+    if value is None and default is not None:
+        raise ValueError(f"{where} has no value; give one, or remove the key")
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return type(default)(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if default is None or type(value) is type(default):
+        return value
+    note = "; put it in quotes" if isinstance(default, str) else ""
+    if isinstance(default, list | tuple):
+        note = f"; write ({shortened(repr(value))},)"
+    raise ValueError(f"{where} takes {_KINDS[type(default)]}, not {shortened(repr(value))}{note}")
+
+
+def _place(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    """The group that holds a key, and the key's name in it."""
+    *groups, name = key.split(".")
+    return reduce(getitem, groups, cfg), name
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    return reduce(getitem, key.split("."), tree)
 
 
 def _check_limits(cfg: CfgNode) -> None:
+    require(cfg.SEED < 2**32, "SEED", cfg.SEED, "below 2**32")
     for key, least in _LEAST.items():
         at_least(key, _value(cfg, key), least)
     for key, length in _LENGTHS.items():
@@ -123,10 +165,10 @@ def _check_addresses(cfg: CfgNode) -> None:
             )
 
 
-def _check_elements(key: str, value: Any, default: Any) -> None:
+def _check_elements(key: str, value: Any, default: Any, *, is_text: bool) -> None:
     """Refuse text where a list holds numbers, and numbers where it holds text."""
     leaves, known = _leaves(value), _leaves(default)
-    kinds = {isinstance(leaf, str) for leaf in known} or ({True} if key in _LISTS_OF_NAMES else set())
+    kinds = {isinstance(leaf, str) for leaf in known} or ({True} if is_text else set())
     if wrong := [leaf for leaf in leaves if kinds and isinstance(leaf, str) not in kinds]:
         kind = "text" if True in kinds else "numbers"
         raise ValueError(f"{key} takes {kind}, not {shortened(repr(wrong[0]))}")
@@ -149,23 +191,29 @@ def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _check_key(cfg: CfgNode, key: str, where: str) -> None:
+def _found(cfg: CfgNode, key: str) -> Any:
+    """What a key stands for; `_UNKNOWN` if there is no such key."""
     node: Any = cfg
     for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            break
-        node = node[part]
-    else:
-        if isinstance(node, CfgNode):
-            raise ValueError(
-                f"{where}: {key} is a group of keys; give one of them, like {key}.{next(iter(node))}"
-            )
+        node = node.get(part, _UNKNOWN) if isinstance(node, CfgNode) else _UNKNOWN
+    return node
+
+
+def _check_key(cfg: CfgNode, key: str, where: str) -> None:
+    found = _found(cfg, key)
+    if isinstance(found, CfgNode):
+        raise ValueError(
+            f"{where}: {key} is a group of keys; give one of them, like {key}.{next(iter(found))}"
+        )
+    if found is not _UNKNOWN:
         return
     known = {name.upper(): name for name in _keys(cfg)}
-    close = difflib.get_close_matches(key.upper(), known, n=1)
-    hint = (
-        f"did you mean {known[close[0]]}?" if close else "see fss_d2/config.py and the files of the methods"
-    )
+    if close := difflib.get_close_matches(key.upper(), known, n=1):
+        hint = f"did you mean {known[close[0]]}?"
+    elif key[-1] in "()":
+        hint = "within {...}, write a list as [640, 480]"
+    else:
+        hint = "see fss_d2/config.py and the files of the methods"
     raise ValueError(f"{where}: there is no config key {shortened(key)}; {hint}")
 
 

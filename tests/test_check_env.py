@@ -110,3 +110,8 @@ def test_exit_code(
 
 def test_this_environment_has_no_broken_imports() -> None:
     assert not any(line.startswith("import") for line in check_env.wrongs())
+
+
+def test_a_data_folder_of_nobody_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~no-such-user")
+    assert "~no-such-user is not a home folder" in list(check_env.notes())[-1]

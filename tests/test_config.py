@@ -64,7 +64,8 @@ def test_missing_file() -> None:
         (["SOLVER.MAX_ITR", "4"], "did you mean SOLVER.MAX_ITER"),
         (["solver.max_iter", "4"], "did you mean SOLVER.MAX_ITER"),
         (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
-        (["SOLVER.MAX_ITER", "four"], "SOLVER.MAX_ITER four"),
+        (["SOLVER.MAX_ITER", "four"], "^command line: SOLVER.MAX_ITER takes a whole number, not 'four'$"),
+        (["SOLVR.X=1", "SEED", "4"], "^SOLVR.X=1 has no value"),
         (["SOLVER", "4"], "SOLVER"),
     ],
 )

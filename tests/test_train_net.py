@@ -228,7 +228,7 @@ def test_the_baseline_is_evaluated_untrained(config: Path, tmp_path: Path) -> No
         (["--config-file", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["--num-gpus", "99"], "--num-gpus 99"),
         (["SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
-        (["SOLVER.MAX_ITER", "three"], "SOLVER.MAX_ITER three"),
+        (["SOLVER.MAX_ITER", "three"], "SOLVER.MAX_ITER takes a whole number, not 'three'"),
         (["DATASETS.TRAIN", "('glyphs_fold7_train',)"], "glyphs_fold7_train"),
         (["DATASETS.TEST", "('glyfs_fold0_val',)", "--eval-only"], "glyfs_fold0_val"),
         (["DATASETS.TEST", "('fss1000_test',)"], "fss1000"),

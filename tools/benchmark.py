@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fss_d2.engine.command_line import documented_parser, path_option
+from fss_d2.engine.command_line import documented_parser, path_option, run_command
 from fss_d2.io.files import json_text, write_atomic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is not run as a script
@@ -124,4 +124,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -10,8 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
-from fss_d2.io.files import atomic_path, write_atomic
+from fss_d2.io.files import atomic_path, shortened, write_atomic
 from fss_d2.io.state_dict import local_file, read_content, state_dict_of
+from fss_d2.io.weight_files import UnreadableError
 from fss_d2.modeling.build import build_model, check_base_knowledge
 
 from .matching import Missing, match_tensors
@@ -50,6 +51,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._cfg, self._tag_last = cfg, tag_last
         self._starts_training = False
+        self._must_hold: list[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` on the main process; an interruption leaves the previous file.
@@ -75,7 +77,7 @@ class FewShotCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from, once that file is complete."""
-        write_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
+        write_atomic(self._tag, last_filename_basename.encode())
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; an empty path loads nothing.
@@ -86,21 +88,58 @@ class FewShotCheckpointer(DetectionCheckpointer):
                 (`match_tensors`).
         """
         self._starts_training = bool(self.checkpointables) and checkpointables == []
+        self._must_hold = list(self.checkpointables) if checkpointables is None else checkpointables
         return super().load(path and local_file(path, "MODEL.WEIGHTS"), checkpointables)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint in ``save_dir`` if ``resume`` and there is one, else ``path``.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load`; and to resume, there are checkpoints without a tag.
+        """
+        if not resume:
+            return self.load(path, checkpointables=[])
+        if not self.has_checkpoint():
+            found = {file.name for file in Path(self.save_dir).glob("model_*.pth")} - {"model_best.pth"}
+            if found:
+                raise ValueError(
+                    f"{self.save_dir} holds {max(found)} but no last_checkpoint: write into that file the "
+                    "name of the checkpoint to resume from, or start without --resume"
+                )
+            return self.load(path, checkpointables=[])
+        try:
+            return self.load(self.get_checkpoint_file())
+        except UnreadableError as error:
+            raise ValueError(f"{error}, or write the name of another checkpoint into {self._tag}") from error
+
+    @property
+    def _tag(self) -> Path:
+        """The file that names the checkpoint to resume from."""
+        return Path(self.save_dir) / "last_checkpoint"
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a ``last_checkpoint``."""
+        return bool(self.save_dir) and os.path.lexists(self._tag)
 
     def get_checkpoint_file(self) -> str:
         """Return the file that ``last_checkpoint`` names; FileNotFoundError if it does not exist."""
-        path = super().get_checkpoint_file()
-        if path and not os.path.isfile(path):
-            tag = os.path.join(self.save_dir, "last_checkpoint")
-            raise FileNotFoundError(
-                f"{tag} names {path}, which does not exist: write the name of another checkpoint into it"
-            )
+        if not self.has_checkpoint():
+            return ""
+        name = self._tag.read_text(errors="replace").strip()
+        path = os.path.join(self.save_dir, name)
+        if not name or not os.path.isfile(path):
+            fault = f"names {shortened(path)}, which does not exist" if name else "is empty"
+            raise FileNotFoundError(f"{self._tag} {fault}: write the name of another checkpoint into it")
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_content(filename, "MODEL.WEIGHTS")
         further = content if "model" in content else {}
+        if lacking := [key for key in self._must_hold if key not in further]:
+            raise ValueError(
+                f"{filename} holds no {lacking[0]!r} to resume (iteration, optimizer): to start from its "
+                "weights, give it as MODEL.WEIGHTS, without --resume"
+            )
         return {**further, "model": state_dict_of(content, filename), "__file__": filename}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fss_d2.io.files import shortened
 from fss_d2.io.state_dict import check_values, is_head, quoted
 
 __all__ = ["Missing", "match_tensors"]
@@ -42,6 +43,7 @@ def match_tensors(
         ValueError: none fits, one has another shape or values that the model cannot take (`check_values`), or
             one is missing that must be there.
     """
+    found = _without_prefix(found, own, path)
     shared = {name: tensor for name, tensor in found.items() if name in own}
     if not shared and own:
         raise ValueError(
@@ -64,6 +66,18 @@ def match_tensors(
             *(path, len(unknown), len(found), quoted(unknown)),
         )
     return shared
+
+
+def _without_prefix(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
+) -> Mapping[str, Tensor]:
+    """The tensors by the model's names, where an outer module (Lightning's "model.") is in front of each."""
+    prefix = next(iter(found), "").partition(".")[0] + "."
+    bare = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+    if found.keys() & own.keys() or len(bare) < len(found) or not bare.keys() & own.keys():
+        return found
+    logger.info("%s: all names begin with %s, which is left out", path, shortened(prefix))
+    return bare
 
 
 def _check_missing(
@@ -91,6 +105,8 @@ def _check_missing(
         logger.warning("%s; they keep their initial values, as MODEL.WEIGHTS_PARTIAL allows", what)
         return
     fix = "give a whole checkpoint"
+    if any(name not in own and not name.endswith(_COUNTER) for name in found):
+        fix = "check MODEL.META_ARCHITECTURE and the MODEL.* keys, give a whole checkpoint of this method"
     if all(name.startswith(_BACKBONE) for name in found):
         fix = "it is a backbone alone, for MODEL.BACKBONE.WEIGHTS; give MODEL.WEIGHTS a whole checkpoint"
     raise ValueError(

@@ -38,6 +38,13 @@ _TOP_LEVEL = (
 )
 _KEY = re.compile(rf"(?:{'|'.join(_TOP_LEVEL)})(?:\.[A-Z0-9_]+)*")  # SEED, SOLVER.BASE_LR; not IMG_7.JPG
 
+# Keys that a resumed training may change without a word, and those that its optimizer does not read again.
+_NO_MATTER = ("OUTPUT_DIR ", "MODEL.DEVICE ", "DATALOADER.NUM_WORKERS ", "MODEL.WEIGHTS ")
+_OF_OPTIMIZER = (
+    *("SOLVER.BASE_LR ", "SOLVER.LR_FACTOR ", "SOLVER.WEIGHT_DECAY", "SOLVER.BIAS_LR_FACTOR "),
+    *("SOLVER.MOMENTUM ", "SOLVER.NESTEROV "),
+)
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the closest option or choice."""
@@ -123,7 +130,7 @@ def add_mask_values(parser: argparse.ArgumentParser) -> None:
 def parse_command_line(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None, *, weights: bool = False
 ) -> argparse.Namespace:
-    """Parse flags and ``KEY VALUE`` pairs in any order; the pairs become ``opts``.
+    """Parse flags and ``KEY VALUE`` pairs (or ``KEY=VALUE``) in any order; the pairs become ``opts``.
 
     The parser gets the positional "opts" added, and with ``weights`` the flag --weights, another name of
     MODEL.WEIGHTS; ``arguments`` None takes those of the process.
@@ -136,8 +143,9 @@ def parse_command_line(
     rest = iter(sys.argv[1:] if arguments is None else arguments)
     for word in rest:
         # Taken out first, as a flag of several values ("--folds 0 1 KEY VALUE") would swallow them.
-        if _KEY.fullmatch(word):
-            pairs += [word, *itertools.islice(rest, 1)]
+        key, equals, value = word.partition("=")
+        if _KEY.fullmatch(key):
+            pairs += [key, value] if equals else [key, *itertools.islice(rest, 1)]
         else:
             flags.append(word)
     args = parser.parse_intermixed_args(flags)
@@ -179,14 +187,33 @@ def setup(args: argparse.Namespace) -> "CfgNode":
     for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         get_records(name)  # so that a missing test set is an error now, not at the first evaluation
     check_writable(cfg.OUTPUT_DIR)
+    changed = _changed_since(cfg) if args.resume and not args.eval_only else []
     with quiet_console(cfg.OUTPUT_DIR):
         default_setup(cfg, args)
     start_log(cfg.OUTPUT_DIR)
     hide_tracebacks()
     logger.info("%s", describe_run(cfg, training=not args.eval_only))
+    if changed:
+        logger.warning("Other keys than in the training that is resumed: %s", "; ".join(changed))
+    if any(key.startswith(_OF_OPTIMIZER) for key in changed):
+        logger.warning("The optimizer goes on with its own rates: SOLVER.BASE_LR and the like have no effect")
     if comm.is_main_process():
         remove_half_written(Path(cfg.OUTPUT_DIR))
     return cfg
+
+
+def _changed_since(cfg: "CfgNode") -> list[str]:
+    """The keys that differ from those of the training in OUTPUT_DIR, which is resumed."""
+    from fss_d2.config import changed_keys
+
+    recorded = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists() or not recorded.is_file():
+        return []
+    try:
+        changed = changed_keys(cfg, str(recorded))
+    except ValueError as error:  # of another version, or damaged
+        return [f"unknown, as {recorded} cannot be read ({error})"]
+    return [line for line in changed if not line.startswith(_NO_MATTER)]
 
 
 def remove_half_written(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def evaluate(
             painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
             evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = inference_on_dataset(model, loader, DatasetEvaluators(evaluators))
+            results[name] = _run(model, loader, evaluators)
     if comm.is_main_process():
         _report(results)
     return results
@@ -147,6 +148,28 @@ def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
         content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
         content["results"] = results
         write_json(Path(cfg.OUTPUT_DIR) / "results.json", content)
+
+
+def _run(model: nn.Module, loader: DataLoader, evaluators: Sequence[DatasetEvaluator]) -> Any:
+    """Detectron2's loop, whose log begins with the 11th episode, and a line after the first one."""
+    return inference_on_dataset(model, loader, DatasetEvaluators([_FirstEpisode(len(loader)), *evaluators]))
+
+
+class _FirstEpisode(DatasetEvaluator):
+    """Log how long the first episode took: what it loads and sets up makes it the slowest."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._start = count, 0.0
+
+    def reset(self) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Write the line, once."""
+        if self._start:
+            seconds, self._start = time.perf_counter() - self._start, 0.0
+            logger.info("Episode 1 of %d done in %.1f s", self._count, seconds)
 
 
 class EpisodePictures(DatasetEvaluator):
@@ -218,7 +241,7 @@ def check_support_use(
     for name, loader in loaders.items():
         logger.info("Scoring %s with %s supports", dataset, name)
         evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
-        inference_on_dataset(model, loader, evaluator)
+        _run(model, loader, [evaluator])
         rows.append(read_rows(folder / name / "episodes.jsonl"))
     rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
     result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)

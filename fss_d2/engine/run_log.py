@@ -1,6 +1,7 @@
 """The log of a run: all of it in ``log.txt``, what people want to see on the console. Needs no torch."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,18 +112,18 @@ def _shots(shots: Sequence[int]) -> str:
 
 
 def _survive_a_full_disk() -> None:
-    """Let the log go on where its file cannot be written, or has been left before."""
+    """Let the log go on where a file or the console cannot be written, or has been left before."""
     for logger in map(logging.getLogger, _NAMES):
         for handler in list(logger.handlers):
             stream = getattr(handler, "stream", None)
             if stream is not None and stream.closed:
                 logger.removeHandler(handler)
-            elif stream not in (None, sys.stdout, sys.stderr):
+            elif stream not in (None, sys.stderr):
                 handler.handleError = partial(_leave_file, handler)
 
 
 def _leave_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
-    """Log without a file that cannot be written, and say so once; other errors are shown as usual."""
+    """Log without a stream that cannot be written, and say so once; other errors are shown as usual."""
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         logging.Handler.handleError(handler, record)
@@ -131,8 +132,11 @@ def _leave_file(handler: logging.StreamHandler, record: logging.LogRecord) -> No
     for logger in _loggers():
         for other in [h for h in logger.handlers if getattr(h, "stream", None) is stream]:
             logger.removeHandler(other)
-    with suppress(OSError):
-        stream.close()  # now, or its end would be an error of its own
+    if stream is sys.stdout:  # a pipe whose reader has gone, `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    else:
+        with suppress(OSError):
+            stream.close()  # now, or its end would be an error of its own
     name = getattr(stream, "name", "the log file")
     print(f"warning: {name}: {error.strerror}; the log goes on without it", file=sys.stderr)
 

@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fss_d2.io.files import read_json, write_atomic, write_json
+from fss_d2.io.files import read_json_object, write_atomic, write_json
 
 from .solver import GradientClipper
 
@@ -169,7 +169,13 @@ class AutocastTrainer(SimpleTrainer):
         return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; a scaler saved in another precision is left out."""
+        """Restore what `state_dict` gave; a scaler saved in another precision is left out.
+
+        ValueError for the state of another kind of optimizer, whose numbers torch would take.
+        """
+        saved, own = (o["param_groups"][0] for o in (state_dict["optimizer"], self.optimizer.state_dict()))
+        if ("betas" in saved) != ("betas" in own):
+            raise ValueError("its SOLVER.OPTIMIZER is another")
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
@@ -251,8 +257,9 @@ class KeepBest(BestCheckpointer):
     def before_train(self) -> None:
         """Read the best value of the training that is resumed."""
         if self.trainer.start_iter > 0 and self._record.is_file():
-            best = read_json(self._record)
-            if best["metric"] == self._val_metric and best["iteration"] <= self.trainer.start_iter:
+            best = read_json_object(self._record, "remove it, and the next evaluation counts as the best")
+            fits = best.keys() >= {"iteration", "value"} and best.get("metric") == self._val_metric
+            if fits and best["iteration"] <= self.trainer.start_iter:
                 self.best_metric, self.best_iter = best["value"], best["iteration"]
         if self._val_metric in self.trainer.storage.latest():  # of an evaluation that was due at the resume
             self._best_checking()
@@ -269,7 +276,8 @@ def cut_metrics(path: Path, start_iter: int) -> None:
     """Drop the lines of ``metrics.json`` from iteration ``start_iter`` on: they will be written again."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text().splitlines() if _iteration(line) < start_iter]
+    text = path.read_text(errors="replace")
+    kept = [line for line in text.splitlines() if _iteration(line) < start_iter]
     write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
 
 
@@ -277,5 +285,5 @@ def _iteration(line: str) -> float:
     """The iteration of a line of metrics; infinite for a line that was cut short."""
     try:
         return int(json.loads(line)["iteration"])
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf

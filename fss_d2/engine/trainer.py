@@ -16,6 +16,8 @@ from torch import nn
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data.build import build_few_shot_train_loader
+from fss_d2.io.files import shortened
+from fss_d2.io.state_dict import not_finite
 from fss_d2.modeling.build import build_model, has_base_knowledge
 
 from .base_prototypes import fill_base_knowledge
@@ -101,6 +103,11 @@ class Trainer(DefaultTrainer):
     def _begin(self, checkpoint: str) -> None:
         """Prepare data and prototypes for the first iteration, which follows a checkpoint ("" for none)."""
         self._start = Start(self.start_iter, checkpoint)
+        if self.start_iter > self.max_iter:
+            logger.warning(
+                "%s has %d iterations, more than SOLVER.MAX_ITER %d: it is evaluated as it is",
+                *(checkpoint, self.start_iter, self.max_iter),
+            )
         self.data_loader.start_at(self.start_iter)
         # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
         model = self.checkpointer.model
@@ -113,6 +120,8 @@ class Trainer(DefaultTrainer):
         SIGTERM, SIGHUP and Ctrl-C save a checkpoint after the iteration, and raise `Interrupted`.
         """
         if comm.is_main_process():  # only now is the first iteration known
+            if self.start_iter == 0 and self.checkpointer.has_checkpoint():
+                self._forget_earlier()
             cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             period = self.cfg.SOLVER.LOG_PERIOD
             console, *files = self.build_writers()
@@ -124,6 +133,15 @@ class Trainer(DefaultTrainer):
         if self.results:
             write_summary(self.cfg, self.results, weights=str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth"))
         return self.results
+
+    def _forget_earlier(self) -> None:
+        """Let --resume go on with this training, not with an earlier one in the same folder."""
+        tag = Path(self.cfg.OUTPUT_DIR) / "last_checkpoint"
+        logger.warning(
+            "%s holds an earlier training (last checkpoint %s), whose files this new one replaces",
+            *(self.cfg.OUTPUT_DIR, shortened(tag.read_text(errors="replace").strip())),
+        )
+        tag.unlink()
 
     def after_train(self) -> None:
         """End the loader and run the closing hooks; an interrupted training is not evaluated."""
@@ -203,9 +221,18 @@ class Trainer(DefaultTrainer):
         return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        """Restore what `state_dict` gave; ValueError if it is of another training, or holds NaN."""
+        fix = f"write the name of another checkpoint into {self.cfg.OUTPUT_DIR}/last_checkpoint"
+        if spoilt := next(not_finite(state_dict.get("_trainer")), ""):
+            raise ValueError(f"the checkpoint holds NaN or infinite values in {spoilt}: {fix}")
+        try:
+            TrainerBase.load_state_dict(self, state_dict)
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"the checkpoint is of another training ({shortened(error)}): resume with the MODEL and "
+                "SOLVER keys of that training, or choose another OUTPUT_DIR"
+            ) from error
 
     # Detectron2's names for the functions of this package.
     build_model = staticmethod(build_model)

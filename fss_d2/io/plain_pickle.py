@@ -93,7 +93,7 @@ class PlainUnpickler(pickle._Unpickler):  # the one in C allocates what a file m
 
     def _load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, StoredArray | _Dtype):
+        if isinstance(target, StoredArray | _Dtype | _Settings):
             target.set(state)
         elif not isinstance(target, collections.OrderedDict):  # its attributes are left out
             raise pickle.UnpicklingError("a state for something that has none")
@@ -148,6 +148,19 @@ def _meta_tensor(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any)
 
 def _sparse_tensor(layout: Any, data: Any) -> StoredTensor:
     return StoredTensor(None, torch.float32, fault="is sparse: save it as a dense tensor")
+
+
+class _Settings(dict):
+    """Stands for the settings that trainings save next to their weights; nothing of them is kept."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
+
+    def set(self, state: Any) -> None:
+        """Leave out the attributes."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Leave out the item."""
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -234,6 +247,8 @@ _PERMITTED: dict[tuple[str, str], Any] = {
         for kind in (set, frozenset, bytes, bytearray)
     },
     **_numpy_functions(),
+    **{("argparse", "Namespace"): _Settings, ("pathlib", "PosixPath"): _Settings},
+    **{("yacs.config", "CfgNode"): _Settings, ("detectron2.config.config", "CfgNode"): _Settings},
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *parts: ":".join(map(str, parts)),
     ("torch._utils", "_rebuild_tensor"): _tensor,

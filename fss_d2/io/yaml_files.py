@@ -1,5 +1,6 @@
 """Config files: YAML with `_BASE_`, read without surprises."""
 
+import codecs
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from fss_d2.io.files import shortened
 from fss_d2.io.network import check_address, is_address
 
-__all__ = ["brief", "read_yaml"]
+__all__ = ["read_yaml"]
 
 _BASE = "_BASE_"
 _MAX_BASES = 50  # that name one another
@@ -20,12 +21,13 @@ _MAX_BYTES, _MAX_VALUES = 10_000_000, 100_000  # of a config file; aliases count
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would take the last."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """See yaml.SafeLoader."""
-        names = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """See yaml.SafeLoader; here `<<` has not been replaced by what it stands for."""
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"key {shortened(twice[0])} is there twice")
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     return _read(path, "", ())
 
 
-def brief(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
     """The message of an error on one line; the middle of a long one is left out."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
@@ -79,12 +81,15 @@ def _bases(value: Any, path: str) -> Iterable[str]:
 
 def _parsed(path: str) -> dict[str, Any]:
     """The content of one file, a dict with string keys."""
+    if path.endswith(".py"):
+        raise ValueError(f"{path}: not a config: Detectron2's lazy configs are not read; give a YAML file")
     if os.path.getsize(path) > _MAX_BYTES:
         raise ValueError(f"{path}: not a config: it is larger than {_MAX_BYTES:,} bytes")
     with open(path, "rb") as file:
         content = file.read()
     try:
-        loaded = yaml.load(content.decode("utf-8-sig"), _Loader)
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        loaded = yaml.load(content.decode(encoding), _Loader)
         if not isinstance(loaded, dict):
             raise ValueError("it holds no keys")
         _check_tree(loaded, _MAX_VALUES)
@@ -93,7 +98,7 @@ def _parsed(path: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path}: not a config: it is nested too deeply") from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a config: {brief(error)}") from error
+        raise ValueError(f"{path}: not a config: {_brief(error)}") from error
     return loaded
 
 
@@ -113,11 +118,15 @@ def _check_tree(value: Any, left: int) -> int:
 
 
 def _merge(new: Mapping[str, Any], into: dict[str, Any], path: str) -> None:
-    """Put the keys of one config over those of another, in place."""
+    """Put the keys of one config over those of another, in place; a group without keys changes nothing."""
     for key, value in new.items():
-        if not isinstance(value, dict):
+        if "." in key:
+            raise ValueError(f"{path}: write {shortened(key)} as a key in its group, `MODEL: {{WEIGHTS: x}}`")
+        if isinstance(value, dict):
+            if into.get(key) is None:
+                into[key] = {}  # a copy: YAML's aliases name one dict several times
+            if not isinstance(into[key], dict):
+                raise ValueError(f"{path}: {key} is a group of keys, and one value in its {_BASE}")
+            _merge(value, into[key], path)
+        elif value is not None or not isinstance(into.get(key), dict):
             into[key] = value
-        elif isinstance(into.setdefault(key, {}), dict):
-            _merge(value, into[key], path)  # a copy: YAML's aliases name one dict several times
-        else:
-            raise ValueError(f"{path}: {key} is a group of keys, and one value in its {_BASE}")

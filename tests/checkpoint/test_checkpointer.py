@@ -60,7 +60,7 @@ def test_the_best_model_is_not_where_training_resumes(tmp_path: Path) -> None:
     assert Path(last.get_checkpoint_file()).name == "model_0000001.pth"
 
 
-@pytest.mark.parametrize("wrap", ["plain", "model", "state_dict", "module."])
+@pytest.mark.parametrize("wrap", ["plain", "model", "state_dict", "module.", "net."])
 def test_the_usual_layouts_load(wrap: str, tmp_path: Path) -> None:
     source, target = _model(), _model()
     weights = dict(source.state_dict())
@@ -69,6 +69,7 @@ def test_the_usual_layouts_load(wrap: str, tmp_path: Path) -> None:
         "model": {"model": weights},
         "state_dict": {"state_dict": weights, "epoch": 3},
         "module.": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "net.": {"state_dict": {f"net.{name}": tensor for name, tensor in weights.items()}},
     }[wrap]
     torch.save(content, tmp_path / "a.pth")
     FewShotCheckpointer(target).load(str(tmp_path / "a.pth"))

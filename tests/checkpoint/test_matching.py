@@ -101,7 +101,11 @@ def test_stage_2_of_mmformer_starts_from_stage_1_in_training_only(
     assert all(torch.equal(stage2.state_dict()[name], t) for name, t in stage1.state_dict().items())
     with pytest.raises(ValueError, match="the first matching"):
         load_model(make_cfg("MMFormer", "MODEL.WEIGHTS", path))
-    with pytest.raises(ValueError, match="the first matching"):  # resumed: a checkpoint of this training
+    resumed = {"model": stage1.state_dict(), "trainer": optimizer.state_dict()}
+    torch.save(resumed, tmp_path / "resumed.pth")
+    with pytest.raises(ValueError, match="the first matching"):
+        training.load(str(tmp_path / "resumed.pth"))
+    with pytest.raises(ValueError, match=r"holds no 'trainer' to resume \(iteration, optimizer\)"):
         training.load(path)
     half = dict(list(stage2.state_dict().items())[:-1])
     with pytest.raises(ValueError, match=r"lacks 1 of .* the first matching\."):

