@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-__all__ = ["OperatorState", "apply", "operator_state", "require_safe_torch_load"]
+__all__ = ["OperatorState", "apply", "operator_state", "require_onnx_translations", "require_safe_torch_load"]
 
 OperatorState = Literal["compiled", "absent", "broken"]
 _OPERATORS = "detectron2._C"
@@ -60,13 +60,28 @@ def require_safe_torch_load(what: str) -> None:
     Before torch 2.6 ``weights_only`` ran code from some files (CVE-2025-32434). Files that are given by path
     do not need this: `fss_d2.io.weight_files` reads them without `torch.load`.
     """
+    version = _torch_before_2_6()
+    if version:
+        raise ValueError(
+            f"{what} may be a pickle, which torch {version} reads unsafely: install torch 2.6 or newer, or "
+            "download the file and set the key to its path"
+        )
+
+
+def require_onnx_translations() -> None:
+    """Raise ValueError where `torch.onnx.export` takes no translations of single operators."""
+    if version := _torch_before_2_6():
+        raise ValueError(
+            f"onnx needs torch 2.6 or newer, this is {version}: choose torch_export or torchscript"
+        )
+
+
+def _torch_before_2_6() -> str:
+    """The version of torch if it is below 2.6, otherwise an empty text."""
     import torch  # here, so that --help does not wait for it
 
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        raise ValueError(
-            f"{what} may be a pickle, which torch {torch.__version__} reads unsafely: install torch 2.6 or "
-            "newer, or download the file and set the key to its path"
-        )
+    is_old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6)
+    return torch.__version__ if is_old else ""
 
 
 class _NoOperators(types.ModuleType):

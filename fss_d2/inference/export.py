@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fss_d2.compat import require_onnx_translations
 from fss_d2.io.files import atomic_path, expand_user, shortened, write_json
 from fss_d2.modeling import FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import BaseKnowledge
@@ -136,6 +137,7 @@ def export_query(
     if input_type not in INPUT_TYPES:
         raise ValueError(f"there is no input type {input_type!r}: choose from {', '.join(INPUT_TYPES)}")
     if file_format == "onnx":
+        require_onnx_translations()
         _need_onnx()
     inputs = _check_inputs(size, INPUT_TYPES[input_type], images or {})
     program = capture(module, inputs["noise"])

@@ -241,3 +241,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(export, "_ONNX_PACKAGES", ("onnx_of_nobody",))
     with pytest.raises(ValueError, match=r"packages onnx_of_nobody: pip install -e '\.\[export\]'"):
         export_query(prototype(), tmp_path / "x.onnx", size=SIZE, file_format="onnx")
+
+
+def test_onnx_needs_a_torch_that_translates_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(ValueError, match=r"^onnx needs torch 2\.6 or newer, this is 2\.5\.1\+cpu: choose"):
+        export_query(prototype(), tmp_path / "x.onnx", size=SIZE)
+    assert not list(tmp_path.iterdir())
