@@ -267,8 +267,11 @@ def _bounds(polygon: Sequence[Any], frame: Frame) -> tuple[float, float, float, 
     if x1 < -_BORDER or y1 < -_BORDER or x0 > width + _BORDER or y0 > height + _BORDER:
         where = f"x {x0:g} to {x1:g}, y {y0:g} to {y1:g}"
         raise ValueError(f"its outline ({where}) lies outside the picture ({_size(frame)})")
-    if count % 3 == 0 and count >= 12 and {0, 1, 2}.issuperset(polygon[2::3]):
-        raise ValueError("each third number of its outline is 0, 1 or 2: give x and y of each corner only")
+    if count % 3 == 0 and count >= 12:
+        thirds = set(polygon[2::3])
+        if thirds <= {0, 1, 2} or len(thirds) == 1:
+            shown = "0, 1 or 2" if thirds <= {0, 1, 2} else _short(thirds.pop())
+            raise ValueError(f"each third number of its outline is {shown}: give x and y of each corner only")
     longest = height * width + _SPARE_LENGTH
     if count * max(x1 - x0, y1 - y0) > 2 * longest and _length(polygon) > longest:
         raise ValueError(f"its outline is longer than {longest} pixels, too long for {_size(frame)}")

@@ -98,7 +98,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def check_layout(folder: Path, classes: Sequence[str] | None = None) -> None:
-    """Raise ValueError where pictures lie outside the images folders of a folder of class folders.
+    """Raise ValueError for pictures outside the images folders of class folders, and masks without them.
 
     Args:
         folder: has at least one ``<class>/images``.
@@ -115,6 +115,11 @@ def check_layout(folder: Path, classes: Sequence[str] | None = None) -> None:
         where = "next to class folders" if path == folder else "but no folder images"
         fix = "arrange all classes as <class>/images and <class>/masks, or move them away"
         raise ValueError(f"{path} has pictures ({loose.name}) {where}: {fix}")
+    for path in chosen:
+        if (path / "masks").is_dir() and not (path / "images").is_dir():
+            raise ValueError(
+                f"{path} has a folder masks but no folder images: add the images, or move it away"
+            )
 
 
 def _stem(path: Path) -> str:

@@ -71,6 +71,14 @@ def test_what_is_in_the_form_of_coco_is_not_copied() -> None:
         ([[20, 10, 40, 10, 40, 30, 20]], "has 7 numbers, an odd number"),
         ([[20, 10, 0, 40, 10, 0, 40, 30, 0]], "leave out the third value of each corner"),
         ([[20, 10, 2, 40, 10, 2, 40, 30, 2, 20, 30, 2]], "each third number of its outline is 0, 1 or 2"),
+        (
+            [[20, 10, 7, 40, 10, 7, 40, 30, 7, 20, 30, 7]],
+            "each third number of its outline is 7: give x and y",
+        ),
+        (
+            [[20, 10, -1.5, 40, 10, -1.5, 40, 30, -1.5, 20, 30, -1.5]],
+            r"each third number .* is -1\.5: give x and",
+        ),
         ([[20, 10, 0.0], [40, 10, 0.0], [40, 30, 0.0]], "has 3 numbers, an odd number"),
         ([[220, 210, 240, 210, 240, 230, 220, 230]], r"x 220 to 240, y 210 to 230\) lies outside"),
         ([[-40, 10, -20, 10, -20, 30]], r"x -40 to -20, y 10 to 30\) lies outside"),

@@ -130,6 +130,10 @@ def test_lost_pictures_and_subfolders_are_named(
         ),
         (["cup/c.jpg"], r"cup has pictures \(c\.jpg\) next to its folder images: move them into images"),
         (["c.jpg"], r" has pictures \(c\.jpg\) next to class folders: arrange all"),
+        (
+            ["key/masks/b.png"],
+            r"key has a folder masks but no folder images: add the images, or move it away",
+        ),
     ],
 )
 def test_mixed_layouts(tmp_path: Path, files: list[str], message: str) -> None:
