@@ -304,8 +304,8 @@ def test_mask_values_are_asked_for(visitor: Visitor, tmp_path: Path) -> None:
     assert asked == "answer in the field below, such as 1,2, and press Enter"
     assert emptied is None and field["visible"] is True
     assert visitor.do("mask_values", "disc", "1;2")[1] == [
-        "mask_values &#x27;2&#x27;: all classes is given twice; give [CLASS=]OBJECT [ignore=VALUES] "
-        "[frame=upright|stored], such as 1,2,3 or &#x27;cup=15 ignore=255&#x27;"
+        "mask_values &#x27;2&#x27;: a rule for all classes is given twice; give [CLASS=]OBJECT "
+        "[ignore=VALUES] [frame=upright|stored], such as 1,2,3 or &#x27;cup=15 ignore=255&#x27;"
     ]
     (*_, status, _, _), shown = visitor.do("mask_values", "disc", "1,2")
     assert shown == [] and status == "Picture 2 of 3, disc60.png, is not marked yet; 1 marked in all."

@@ -103,7 +103,7 @@ def test_missing_files_are_refused(write: Write) -> None:
     ("keys", "message"),
     [
         ("{MODEL.DCAMA.KSHOTS: vote}", "no config key MODEL.DCAMA.KSHOTS; did you mean MODEL.DCAMA.KSHOT"),
-        ("{SOLVER.MAX_ITER: many}", "SOLVER.MAX_ITER many"),
+        ("{SOLVER.MAX_ITER: many}", "SOLVER.MAX_ITER takes a whole number, not 'many'"),
     ],
 )
 def test_a_wrong_key_names_file_and_row(write: Write, keys: str, message: str) -> None:
