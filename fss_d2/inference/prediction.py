@@ -87,7 +87,7 @@ class Prediction:
             labels[(self.labels == i) & (probability > threshold)] = i
         labels = without_specks(labels)
         expected = {
-            name: value * _overlap(self.labels == i, labels == i)
+            name: float(value * _overlap(self.labels == i, labels == i))
             for i, name in enumerate(self.names, start=1)
             if (value := self.expected_iou.get(name)) is not None
         }

@@ -21,6 +21,7 @@ __all__ += ["left_out"]
 MOST_CHECKED = 24  # supports of a class that are segmented, unless a job says otherwise
 
 _HURTS = 0.05  # mean IoU that the others gain without a support that hurts
+_MISSED = 0.2  # IoU of a support below which its mask may be of something else, as on the page
 _MOST_PAIRED = 12  # supports of a class up to which pairs are left out, too
 _PARTNERS = 2  # to either side: a support is left out together with at most four others
 
@@ -184,8 +185,12 @@ def _remarks(check: ClassCheck) -> Iterator[str]:
         example = f"0.50 becomes {shifted(0.5, check.shift):.2f}"
         yield f"for these supports {100 * before:.1f} was expected, so the check {change}: {example}"
     compared = [s for s in check.supports if s.gain_without is not None]
+    missed = [s.name for s in check.supports if s.iou < _MISSED]  # all of them, perhaps, if one hurts
+    if missed and not any(s.hurts for s in compared):
+        more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+        yield f"{missed[0]}{more}: the others do not find what its mask shows; look at it"
     if compared and not any(s.hurts for s in compared):
-        yield "none of its supports makes the others worse; keep them all"
+        yield "none of its supports makes the others worse" + ("" if missed else "; keep them all")
     for s in compared:
         if s.hurts:
             others = np.mean([o.iou for o in check.supports if o is not s])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fss_d2.inference.quality import class_shift
-from fss_d2.label.check import check_steps, check_supports, describe, left_out
+from fss_d2.label.check import ClassCheck, SupportCheck, check_steps, check_supports, describe, left_out
 from fss_d2.label.supports import Support
 from tests.label.fakes import ColourPredictor, Ranks, disc, picture
 
@@ -147,3 +147,10 @@ def test_processes_share_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [expected, [], []]
     assert sorted(out for p in predictors for out in p.left_out) == sorted(alone.left_out)
     assert [len(p.left_out) for p in predictors] == [4, 4, 4]  # of 4 + 6 + 2 groups
+
+
+def test_a_support_that_the_others_do_not_find_is_named() -> None:
+    supports = [SupportCheck(name, iou, 0.0, 0.8) for name, iou in (("a.jpg", 0.9), ("x.jpg", 0.05))]
+    text = describe([ClassCheck("cup", tuple(supports), 2)])
+    assert "cup: x.jpg: the others do not find what its mask shows; look at it" in text
+    assert text.endswith("cup: none of its supports makes the others worse")
