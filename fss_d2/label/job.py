@@ -108,10 +108,7 @@ def run_job(
     if comm.is_main_process():
         for name, problem in formats_left_out.items():
             logger.warning("The format %s is left out: %s", name, problem)
-        if pair := one_stem(names):
-            both = (*map(shortened, pair), shortened(pair[0]))
-            logger.warning("%s and %s differ only in their ending: label files keep it (%s.png)", *both)
-        _check_case(job, names)
+        _check_names(job, names)
         if output.claim(_settings(job, supports), model):
             logger.info("Going on with the job in %s", printable(job.output))
         if not journal.knows_any(names):
@@ -184,8 +181,14 @@ def _formats(job: Job, names: Sequence[str]) -> tuple[list[str], dict[str, str]]
     return [name for name in asked if name not in problems], problems
 
 
-def _check_case(job: Job, names: Sequence[str]) -> None:
-    """Say which images have one label file where case does not count; a ValueError if the output is there."""
+def _check_names(job: Job, names: Sequence[str]) -> None:
+    """Say which images' label files keep their ending, and which would share one where case does not count.
+
+    ValueError if the output folder is in such a place.
+    """
+    if pair := one_stem(names):
+        both = (*map(shortened, pair), shortened(pair[0]))
+        logger.warning("%s and %s differ only in their ending: label files keep it (%s.png)", *both)
     if (alike := first_alike(names)) is None:
         return
     pair = " and ".join(map(shortened, alike))
