@@ -356,6 +356,7 @@ CASES: list[tuple[str, Producer]] = [
         "outlines whose polygons overlap",
         partial(coco, segmentation=[SQUARE, [25, 15, 25, 25, 35, 25, 35, 15]]),
     ),
+    ("do not fit their box", partial(coco, bbox=[0, 0, 5, 5])),
     ("outlines that reach", partial(coco, segmentation=[[50, 40, 90, 40, 90, 99, 50, 99]])),
     ("reaches out of its picture", lambda f: labelme(f, shape([[50, 40], [90, 40], [90, 99], [50, 99]]))),
     ("listed again", partial(coco, rows=TWICE, images=[entry(), entry(image_id=2)])),

@@ -95,7 +95,8 @@ def _by_exact_values(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarra
     found = {value.item() for value in present[:4]}
     if len(present) <= 3 and 1 in found and found <= {0, 1, _IGNORE}:
         void = "255 is ignored, " if _IGNORE in found else ""
-        return values.astype(np.uint8), f"{void}1 is the object, 0 background"
+        rest = "0 background" if 0 in found else "nothing is background"
+        return values.astype(np.uint8), f"{void}1 is the object, {rest}"
     if len(present) == 2 and 0 in found:
         return (values > 0).astype(np.uint8), f"{present[1]} is the object, 0 background"
     if len(present) == 1 and found <= {_IGNORE, 65535}:

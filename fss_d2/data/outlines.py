@@ -19,6 +19,7 @@ __all__ = [
     "disc",
     "draw_outlines",
     "fills_holes",
+    "fits_box",
     "has_outline",
     "has_stray_parts",
     "is_empty",
@@ -102,6 +103,22 @@ def fills_holes(outline: Outline, frame: Frame) -> bool:
     areas = [int(coco_mask.area([run])[0]) for run in coco_mask.frPyObjects(outline, *frame)]
     union = int(np.count_nonzero(draw_outlines([outline], frame)))
     return sum(areas) > union + max(int(_RIM * union), 10)
+
+
+def fits_box(outline: Outline, box: Any) -> bool:
+    """Whether the bounds of checked polygons share half of their union with a box [x, y, width, height].
+
+    True for run lengths, and where there is no such box to compare with.
+    """
+    is_box = isinstance(box, list | tuple) and len(box) == 4 and all(_is_finite(value) for value in box)
+    if isinstance(outline, Mapping) or not is_box or min(box[2:]) <= 0:
+        return True
+    xs, ys = ([value for polygon in outline for value in polygon[i::2]] for i in (0, 1))
+    width = min(max(xs), box[0] + box[2]) - max(min(xs), box[0])
+    height = min(max(ys), box[1] + box[3]) - max(min(ys), box[1])
+    shared = max(width, 0) * max(height, 0)
+    bounds = (max(xs) - min(xs)) * (max(ys) - min(ys))
+    return 2 * shared >= bounds + box[2] * box[3] - shared
 
 
 def overhang(outline: Outline, frame: Frame) -> float:

@@ -352,3 +352,24 @@ def test_outlines_of_several_parts(
     with caplog.at_level(logging.INFO):
         assert pixels(read_supports(path)) == {"cup": [expected]}
     assert len(caplog.messages) == bool(said) and re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("outline", "box", "said"),
+    [
+        ([10, 10, 0.5, 30, 10, 0.6, 30, 30, 0.7, 10, 30, 0.8], [10, 10, 20, 20], True),  # x, y and a depth
+        ([31, 21, 63, 21, 63, 63, 31, 63], [20, 10, 20, 20], True),  # percent of 64 x 48 pixels
+        ([20, 10, 40, 10, 40, 30, 20, 30], [20, 10, 20, 20], False),
+        ([20, 10, 40, 10, 40, 30, 20, 30], [18, 9, 24, 23], False),  # a box drawn with some space around
+        ([20, 10, 40, 10, 40, 30, 20, 30], [20, 10], False),
+        ([20, 10, 40, 10, 40, 30, 20, 30], [0, 0, 0, 0], False),
+    ],
+)
+def test_outlines_are_compared_with_their_boxes(
+    tmp_path: Path, outline: list[float], box: list[float], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo(tmp_path / "a.jpg")
+    path = write(tmp_path / "c.json", [entry()], [annotation([outline], bbox=box)])
+    with caplog.at_level(logging.INFO):
+        read_supports(path)
+    assert ("outlines that do not fit their box (bbox): 1, the first annotation 1" in caplog.text) is said

@@ -11,6 +11,7 @@ from fss_d2.data.outlines import (
     box_outline,
     checked_outline,
     fills_holes,
+    fits_box,
     has_outline,
     has_stray_parts,
     is_empty,
@@ -172,7 +173,8 @@ class ObjectReader:
             reach = overhang(outline, frame)
             reading.reach = max(reading.reach, reach)
             filled = self.is_strict and fills_holes(outline, frame)
-            notes = (kind, "cut" * (reach > _SLACK), "holes" * filled)
+            apart = self.is_strict and not is_open and not fits_box(outline, row.get("bbox"))
+            notes = (kind, "cut" * (reach > _SLACK), "holes" * filled, "apart" * apart)
             reading.notes += [(what, class_id, label) for what in notes if what]
         return reading
 
@@ -205,6 +207,8 @@ _NOTES = {
     "parts are left out",
     "holes": "outlines whose polygons overlap: {count}, the first annotation {first}; all are filled, as "
     "COCO's polygons have no holes (run lengths do)",
+    "apart": "outlines that do not fit their box (bbox): {count}, the first annotation {first}; the outlines "
+    "are taken, look whether their numbers are pixels",
     "cut": "outlines that reach out of their picture: {count}, the first annotation {first}; they are cut at "
     "the border",
 }
