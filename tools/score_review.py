@@ -30,6 +30,7 @@ from tabulate import tabulate
 
 from fss_d2.engine.command_line import documented_parser, parse_command_line, run_command, start_log
 from fss_d2.io.files import write_json
+from fss_d2.label import REVIEW_BELOW
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
 if TYPE_CHECKING:  # imported late, so that --help is quick
@@ -121,7 +122,7 @@ def row(name: str, jobs: Sequence[Sequence[Label]]) -> list[str | int]:
     """A row of the table: counts and recalls over all jobs, AUC and errors as means over jobs."""
     from fss_d2.evaluation.review import score_review
 
-    scores = [score_review([x.expected for x in job], [x.true for x in job]) for job in jobs]
+    scores = [score_review([x.expected for x in job], [x.true for x in job], REVIEW_BELOW) for job in jobs]
     images = np.array([s.images for s in scores])
     bad, listed = (np.array([getattr(s, key) for s in scores]) * images for key in ("bad", "listed"))
 

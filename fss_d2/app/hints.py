@@ -15,7 +15,7 @@ __all__ = ["Checked", "check_marks", "size_hint"]
 
 _MOST, _LEAST = 0.9, 0.001  # share of the picture that an object usually covers
 # IoU below which a mark is doubtful. With the model of the package and 3 supports of 20 classes of VOC, it
-# is lower for 97 % of boxes beside the object, 55 % of masks of another picture, and 20 % of good masks.
+# is lower for 97 % of boxes next to the object, 55 % of masks of another picture, and 20 % of good masks.
 _DOUBTFUL = 0.2
 _IGNORED = 255
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 
+from fss_d2.label import REVIEW_BELOW
+
 from . import events, result_events
 from .drawing import CANVAS
 from .events import handled
 from .methods import MethodPool
 from .painter import PAINTER, painter_class
-from .results import REVIEW_BELOW
 from .session import Session
 from .uploads import LONGEST_NAME, Limits
 

@@ -55,6 +55,8 @@ def impatient(protocol: type[Any]) -> type[Any]:
     """A protocol of uvicorn that closes connections on which no request's head is complete in time."""
 
     class Impatient(protocol):  # type: ignore[misc]
+        """The protocol with a timer, which runs while a head is incomplete."""
+
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from fss_d2.inference.prediction import Prediction
+from fss_d2.label import REVIEW_BELOW
 from fss_d2.label.output import record_of
 from fss_d2.label.writers import FORMATS, LabelSet, class_list, file_stems
 from fss_d2.visualization.panels import class_map_png
 
 from .drawing import LARGE, draw_prediction, jpeg
 
-__all__ = ["QUALITY", "REVIEW_BELOW", "Result", "expected_quality", "pack", "picture_quality"]
+__all__ = ["QUALITY", "Result", "pack", "picture_quality"]
 
-QUALITY = "Expected IoU"  # what `expected_quality` gives
-REVIEW_BELOW = 0.65  # pictures of less are to be reviewed
+QUALITY = "Expected IoU"  # see `Prediction.quality`
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,10 @@ class Result:
         return not self.accepted and picture_quality(self.prediction) < REVIEW_BELOW
 
 
-def expected_quality(prediction: Prediction) -> dict[str, float]:
-    """The IoU to expect of the mask of each class, 0 to 1; of what has no estimate, the soft IoU."""
-    return dict(prediction.expected_iou or prediction.soft_iou)
-
-
 def picture_quality(prediction: Prediction) -> float:
-    """The lowest quality of the classes that were found; if none was, 1 minus the largest probability."""
-    masks, quality = prediction.masks, expected_quality(prediction)
-    found = [quality[name] for name in prediction.names if masks[name].any()]
-    return min(found) if found else 1 - float(prediction.probability.max())
+    """The lowest IoU to expect of the classes that count, see `Prediction.quality_of`."""
+    found = {name for name, mask in prediction.masks.items() if mask.any()}
+    return min(prediction.quality_of(found).values())
 
 
 def pack(results: Sequence[Result], class_names: Sequence[str] = ()) -> bytes:

@@ -10,11 +10,12 @@ import numpy as np
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import shifted
+from fss_d2.label import REVIEW_BELOW
 
 from .drawing import LARGE, Point, VisitorFiles, attention_rows, draw_prediction, edited, on_screen
 from .hints import Checked, check_marks, size_hint
 from .methods import MethodPool
-from .results import REVIEW_BELOW, Result, expected_quality, pack, picture_quality
+from .results import Result, pack, picture_quality
 from .uploads import MEGA, Filename, Limits, SupportList, Upload, check_total, free_name, read_upload
 
 __all__ = ["Finding", "Session"]
@@ -28,7 +29,7 @@ class Finding:
     picture: np.ndarray  # (h, w, 3) uint8 at the size of a screen, with the masks
     pixels: int  # of the picture itself, height times width
     areas: dict[str, int] | None = None  # pixels of each class's mask; None before the search
-    expected: dict[str, float] | None = None  # see `expected_quality`
+    expected: dict[str, float] | None = None  # see `Prediction.quality`
     quality: float | None = None  # of the whole picture, see `picture_quality`
     accepted: bool = False
     corrected: bool = False  # by hand
@@ -222,7 +223,7 @@ class Session:
         own = prediction.names.index(class_name) + 1
         labels = np.where(prediction.labels == own, 0, prediction.labels)
         labels = np.where(mask, own, labels).astype(prediction.labels.dtype)
-        expected = {**expected_quality(prediction), class_name: 1.0}
+        expected = {**prediction.quality, class_name: 1.0}
         corrected = replace(prediction, labels=labels, expected_iou=expected)
         self._accepted[query.name] = _Accepted(corrected, corrected=True)
 
@@ -242,7 +243,7 @@ class Session:
         drawn = draw_prediction(query.pixels, prediction, numbers)
         accepted = self._accepted.get(query.name)
         state = {"accepted": accepted is not None, "corrected": accepted is not None and accepted.corrected}
-        values = expected_quality(prediction), picture_quality(prediction)
+        values = prediction.quality, picture_quality(prediction)
         return Finding(query.name, drawn, pixels, areas, *values, **state, numbers=numbers)
 
     def compared(self, method: str, threshold: float, number: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,6 +7,8 @@ import numpy as np
 
 __all__ = ["ReviewScore", "score_review"]
 
+_BAD = 0.6  # true IoU below which a mask is bad
+
 
 @dataclass(frozen=True)
 class ReviewScore:
@@ -14,7 +16,7 @@ class ReviewScore:
 
     Attributes:
         images: number of images.
-        bad: share of them whose true IoU is below the limit.
+        bad: share of them whose true IoU is below 0.6.
         listed: share of them in the list.
         recall: share of the bad ones in the list.
         precision: share of the list that is bad.
@@ -38,17 +40,16 @@ class ReviewScore:
 def score_review(
     expected: Sequence[float],
     true: Sequence[float],
+    listed_below: float,
     *,
-    bad_below: float = 0.6,
-    listed_below: float = 0.65,
     share: float = 0.35,
 ) -> ReviewScore:
-    """Score the list of images whose expected IoU is below a limit; bad ones have a true IoU below another.
+    """Score the list of images whose expected IoU is below a limit; bad ones have a true IoU below 0.6.
 
     ``share`` is that of `ReviewScore.recall_at`, rounded down to whole images.
     """
     guess, truth = np.asarray(expected, np.float64), np.asarray(true, np.float64)
-    bad, listed = truth < bad_below, guess < listed_below
+    bad, listed = truth < _BAD, guess < listed_below
     room, count = int(share * len(truth)), int(bad.sum())
     first = np.argsort(guess, kind="stable")[:room]
     return ReviewScore(

@@ -1,6 +1,6 @@
 """The result of segmenting an image."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -69,6 +69,23 @@ class Prediction:
             else 0.0
             for (name, mask), p in pairs
         }
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """The IoU to expect of the mask of each class, 0 to 1; where there is no estimate, the soft IoU."""
+        return dict(self.expected_iou or self.soft_iou)
+
+    def quality_of(self, found: Collection[str]) -> dict[str, float]:
+        """The quality of the classes that were found.
+
+        If none was, it is, of each class, 1 minus its largest probability at any pixel, so that a near miss
+        is reviewed.
+        """
+        if found:
+            known = self.quality
+            return {name: known[name] for name in self.names if name in found}
+        best = self.probability.max(axis=(1, 2)).tolist()
+        return {name: 1 - value for name, value in zip(self.names, best, strict=True)}
 
     def at(self, threshold: float) -> "Prediction":
         """The prediction with another threshold in [0, 1) for the probability, instead of 0.5.

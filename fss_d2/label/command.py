@@ -17,6 +17,8 @@ from fss_d2.engine.command_line import (
 from fss_d2.engine.launch import launch
 from fss_d2.model_zoo import DEFAULT_CONFIG
 
+from . import REVIEW_BELOW
+
 if TYPE_CHECKING:  # modules that load torch are imported where they are used: --help answers without them
     from detectron2.config import CfgNode
 
@@ -106,7 +108,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")
     review = "list images of less expected IoU in needs_review.txt; default: %(default)s"
-    add("--review-below", type=float, default=0.65, metavar="P", help=review)
+    add("--review-below", type=float, default=REVIEW_BELOW, metavar="P", help=review)
     area = "pixels of the smallest object; default: 1/2000 of the image"
     add("--min-area", type=int, metavar="N", help=area)
     check = "check at most N supports of each class first; default: %(default)s"

@@ -22,6 +22,7 @@ from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.io.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.io.progress import track
 
+from . import REVIEW_BELOW
 from .check import MOST_CHECKED, ClassCheck, SupportCheck, check_steps, check_supports, describe, left_out
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
@@ -48,7 +49,7 @@ class Job:
     output: Path  # folder for the results and nothing else
     # Run the job again to write more formats later. None: all, without those that the images do not allow.
     formats: tuple[str, ...] | None = None
-    review_below: float = 0.65  # images of less expected IoU are listed in needs_review.txt
+    review_below: float = REVIEW_BELOW  # images of less expected IoU are listed in needs_review.txt
     min_area: int | None = None  # pixels that a connected object must have; None takes 1/2000 of the image
     check: int = MOST_CHECKED  # supports of each class that are segmented with the others first; 0: none
 

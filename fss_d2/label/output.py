@@ -95,17 +95,10 @@ class ImageRecord:
 def record_of(image: str, prediction: Prediction, min_area: int | None) -> ImageRecord:
     """Make the record of a prediction, without parts below ``min_area`` (as `Prediction.iter_instances`).
 
-    The expected IoU is that of each class that was found. If nothing was found, it is, of each class, 1 minus
-    its largest probability at any pixel, so that a near miss is reviewed.
+    The expected IoU is `Prediction.quality_of` of the classes that have a part.
     """
     objects = tuple(map(_labelled, prediction.iter_instances(min_area)))
-    found = {item.class_name for item in objects}
-    if found:
-        known = prediction.expected_iou or prediction.soft_iou
-        expected = {name: known[name] for name in prediction.names if name in found}
-    else:
-        best = prediction.probability.max(axis=(1, 2)).tolist()
-        expected = {name: 1 - value for name, value in zip(prediction.names, best, strict=True)}
+    expected = prediction.quality_of({item.class_name for item in objects})
     height, width = prediction.labels.shape
     rounded = {name: round(value, 6) for name, value in expected.items()}
     return ImageRecord(image, height, width, rounded, objects)

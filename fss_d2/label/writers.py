@@ -60,11 +60,7 @@ def file_stems(images: Sequence[str]) -> dict[str, str]:
 
 def first_alike(names: Iterable[str]) -> tuple[str, str] | None:
     """The first two names that are one on a file system that ignores case; None if there are none."""
-    seen: dict[str, str] = {}
-    for name in names:
-        if (other := seen.setdefault(_alike(name), name)) is not name:
-            return other, name
-    return None
+    return _first_pair(names, _alike)
 
 
 def format_problem(file_format: str, images: Sequence[str]) -> str:
@@ -88,10 +84,15 @@ def format_problem(file_format: str, images: Sequence[str]) -> str:
 
 def one_stem(images: Iterable[str]) -> tuple[str, str] | None:
     """The first two images that differ only in their ending; None if there are none."""
-    image_of: dict[str, str] = {}
-    for image in images:
-        if (other := image_of.setdefault(_stem(image), image)) is not image:
-            return other, image
+    return _first_pair(images, _stem)
+
+
+def _first_pair(names: Iterable[str], key: Callable[[str], str]) -> tuple[str, str] | None:
+    """The first two names with one key."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(key(name), name)) is not name:
+            return other, name
     return None
 
 

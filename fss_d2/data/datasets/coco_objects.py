@@ -54,6 +54,7 @@ class _Reading:
 
     @property
     def fits(self) -> bool:
+        """Whether all outlines can be drawn and lie in the frame."""
         return not self.faults and self.reach <= _SLACK
 
 
