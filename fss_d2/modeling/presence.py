@@ -20,13 +20,13 @@ from .logistic import CLIP, Logistic
 
 __all__ = ["SIGNALS", "Guide", "Presence", "guide_of", "negative_lead", "presence_signals"]
 
-SIGNALS = ("nearest", "relative", "contrast", "in_mask", "highest", "mean", "sharpness")
+SIGNALS = ("nearest", "relative", "contrast", "in_mask", "highest", "mean", "sharpness", "own")
 
 _PRIOR = Logistic(
     bias=0.0,
-    means=(0.35, 0.5, 0.15, 0.3, 0.9, 0.25, 0.75),
-    scales=(0.13, 0.15, 0.08, 0.12, 0.12, 0.15, 0.12),
-    weights=(0.8, 0.8, 0.6, 0.3, 0.1, -0.1, 0.2),
+    means=(0.35, 0.5, 0.15, 0.3, 0.9, 0.25, 0.75, 0.0),
+    scales=(0.13, 0.15, 0.08, 0.12, 0.12, 0.15, 0.12, 2.0),
+    weights=(0.8, 0.8, 0.6, 0.3, 0.1, -0.1, 0.2, 2.0),
 )
 _HARD = 0.05  # temperature of the choice of those parts of a negative that resemble the object
 
@@ -82,13 +82,14 @@ def negative_lead(query: Evidence, guide: Guide) -> Tensor:
     return (against(query, guide) - similar).relu()
 
 
-def presence_signals(query: Evidence, guide: Guide, probability: Tensor) -> Tensor:
+def presence_signals(query: Evidence, guide: Guide, probability: Tensor, own: Tensor | None = None) -> Tensor:
     """The `SIGNALS` of B queries, from their evidence and the method's probability (B, H, W): (B, S) float32.
 
     nearest: largest cosine of the query's cells with the object, mean over the supports; relative: that, over
     the supports' own similarity; contrast: the largest lead over the similarity to the supports' background;
-    in_mask: mean cosine where the method sees the object; highest, mean and sharpness: of the probability. A
-    cell that resembles a negative more counts as less similar than it is, by the difference.
+    in_mask: mean cosine where the method sees the object; highest, mean and sharpness: of the probability;
+    own: the method's own logit of the presence, (B,), 0 where it has none. A cell that resembles a negative
+    more counts as less similar than it is, by the difference.
     """
     maps = query.maps[DEEP]  # (B, C, h, w)
     similar = torch.einsum("bchw,bkc->bkhw", maps, guide.objects)
@@ -99,6 +100,7 @@ def presence_signals(query: Evidence, guide: Guide, probability: Tensor) -> Tens
     mask = (probability > 0.5).float()
     cells = pooled(mask, maps)
     nearest = similar.amax(dim=(2, 3))  # (B, K)
+    own = torch.zeros_like(nearest[:, 0]) if own is None else own.float()
     return torch.stack(
         [
             nearest.mean(dim=1),
@@ -108,6 +110,7 @@ def presence_signals(query: Evidence, guide: Guide, probability: Tensor) -> Tens
             probability.amax(dim=(1, 2)),
             probability.mean(dim=(1, 2)),
             (probability * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1),
+            own,
         ],
         dim=1,
     )

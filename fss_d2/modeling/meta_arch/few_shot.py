@@ -334,7 +334,7 @@ class FewShotSegmentor(ImageModel):
             if guide.negatives is not None:
                 lead = negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            signals = presence_signals(query.evidence, guide, output.probability())
+            signals = presence_signals(query.evidence, guide, output.probability(), output.own_presence)
             output = replace(output, presence=self.presence(signals))
         if not self.refinement:
             return output
