@@ -121,8 +121,8 @@ class FewShotSegmentor(ImageModel):
 
         "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that are not 255; "loss_dice"
         the soft Dice loss of the object, where it has a weight; "loss_aux" the mean cross entropy of the
-        levels, resized to the target (PFENet). With `negatives`, the Dice loss of a query without the object is
-        that of the background: that of the object is near 1 whatever is predicted.
+        levels, resized to the target (PFENet). With `negatives`, the Dice loss of a query without the object
+        is that of the background: that of the object would be near 1 whatever is predicted.
         """
         mask = target.mask
         if self.ignore_as_background:
