@@ -1,7 +1,7 @@
 """Does a model use its supports, and what does it do without the object? Further runs of an evaluation."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.catalog import get_records
-from fss_d2.data.episode import absent_donors_of
+from fss_d2.data.episode import Episode, absent_donors_of
 from fss_d2.data.mapper import AbsentQueryMapper, ForeignSupportMapper
 from fss_d2.data.masks import shows_class
 from fss_d2.evaluation import FewShotEvaluator, compare, presence_scores, read_rows
@@ -25,7 +25,7 @@ from fss_d2.visualization import save_episode_panel
 
 from .episode_loop import run_loop
 
-__all__ = ["SUPPORT_USE", "SupportUse", "format_support_use"]
+__all__ = ["SUPPORT_USE", "SupportUse", "absent_donors", "format_support_use"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,13 @@ _ABSENT_COLUMNS = {
     "presence_AUC": "AUC of presence, %",
     "presence_ECE": "calibration error, %",
 }
+
+
+def absent_donors(dataset: str, episodes: Sequence[Episode]) -> dict[int, Episode]:
+    """By the index of an episode the one whose query lacks its class; without those that have none."""
+    records = {record["image_id"]: record for record in get_records(dataset)}
+    found = absent_donors_of(episodes, lambda image, class_id: shows_class(records[image], class_id))
+    return {e.index: donor for e, donor in zip(episodes, found, strict=True) if donor}
 
 
 class SupportUse:
@@ -58,9 +65,7 @@ class SupportUse:
             foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, everything)
         except ValueError as error:
             raise ValueError(f"{dataset}: {error}") from error
-        records = {record["image_id"]: record for record in get_records(dataset)}
-        found = absent_donors_of(everything, lambda image, class_id: shows_class(records[image], class_id))
-        donors = {e.index: donor for e, donor in zip(everything, found, strict=True) if donor}
+        donors = absent_donors(dataset, everything)
         absent.dataset.mapper = AbsentQueryMapper(absent.dataset.mapper, donors)
         absent.sampler.episodes = tuple(e for e in absent.sampler.episodes if e.index in donors)
         self._loaders = {"foreign": foreign, **({"absent": absent} if donors else {})}

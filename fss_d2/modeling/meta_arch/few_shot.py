@@ -16,7 +16,7 @@ from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
 from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
-from fss_d2.modeling.presence import Presence, negative_lead, presence_signals
+from fss_d2.modeling.presence import Presence
 from fss_d2.modeling.refinement import REFINEMENTS, refine
 
 from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
@@ -332,10 +332,10 @@ class FewShotSegmentor(ImageModel):
             return output
         if guide is not None and query.evidence is not None:
             if guide.negatives is not None:
-                lead = negative_lead(query.evidence, guide)[:, None]
+                lead = self.presence.negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            signals = presence_signals(query.evidence, guide, output.probability())
-            output = replace(output, presence=self.presence(signals))
+            presence = self.presence(query.evidence, guide, output.probability())
+            output = replace(output, presence=presence)
         if not self.refinement:
             return output
         refined = refine(self.refinement, query.images, output.logits, output.probability())
