@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Fit the numbers of `Output.presence`, and write a checkpoint that holds them.
 
-    python tools/fit_presence.py --config-file configs/dcama/coco_mini_efficientnet_lite0.yaml \\
-        --weights output/dcama/coco_mini_efficientnet_lite0/model_final.pth --output output/with_presence.pth \\
-        --dataset coco_mini_fold0_val
+    python tools/fit_presence.py --config-file configs/prototype/coco_mini_efficientnet_lite0.yaml \\
+        --dataset coco_mini_fold0_train --output output/prototype_with_presence.pth
 
-Each episode of FEW_SHOT.TEST is run with its own query and with one that does not show its class. The data set
-should have classes on which the weights were not trained: the scores of the method are signals, and they are
-too good on those. Features are compared by their deviations from the mean over the queries. What was fitted
-belongs to the weights, INPUT.FEW_SHOT_SIZE, FEW_SHOT.TEST.SUPPORT_VIEWS and MODEL.PRESENCE.BLOCKS.
+Each episode of FEW_SHOT.TEST is run with its own query and with one that does not show its class. The data
+set should have classes on which the weights were not trained: the scores of the method are signals, and they
+are too good on those. Features are compared by their deviations from the mean over the queries. What was
+fitted belongs to the weights, INPUT.FEW_SHOT_SIZE, FEW_SHOT.TEST.SUPPORT_VIEWS and MODEL.PRESENCE.BLOCKS.
 """
 
 from __future__ import annotations
