@@ -37,8 +37,8 @@ _HARD = 0.05  # temperature of the choice of those parts of a negative that rese
 def add_keys(cfg: CfgNode) -> None:
     """Keys of the presence."""
     cfg.MODEL.PRESENCE = CfgNode()
-    # Blocks of the backbone whose features are compared. Empty: the last three blocks of the deepest stage
-    # that the method reads, which cost nothing.
+    # Blocks of the backbone whose features are compared; a stage stands for its last three. Empty: the last
+    # three blocks of the deepest stage that the method reads, which cost nothing.
     cfg.MODEL.PRESENCE.BLOCKS = ()
 
 

@@ -100,8 +100,9 @@ class FewShotSegmentor(ImageModel):
         self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._presence_blocks = options.presence_blocks
-        if unknown := [name for name in options.presence_blocks if name not in backbone.available]:
+        given = [_deepest(backbone, name) for name in options.presence_blocks]
+        self._presence_blocks = tuple(dict.fromkeys(name for names in given for name in names))
+        if unknown := [name for name in self._presence_blocks if name not in backbone.available]:
             known = ", ".join(backbone.available)
             raise KeyError(f"MODEL.PRESENCE.BLOCKS: no feature {unknown[0]!r}: choose from {known}")
         self.presence = Presence()
@@ -172,11 +173,9 @@ class FewShotSegmentor(ImageModel):
         """The blocks whose features tell whether an object is there."""
         if self._presence_blocks:
             return self._presence_blocks
-        stages = [
-            stage for stage in STAGES if any(f"{n}.".startswith(f"{stage}.") for n in self.backbone.selected)
-        ]
-        blocks = [name for stage in stages[-1:] for name in self.backbone.blocks(stage)]
-        return tuple(blocks[-_DEEPEST:]) or self.backbone.selected[-1:]
+        read = {name.partition(".")[0] for name in self.backbone.selected}
+        stages = [stage for stage in STAGES if stage in read]
+        return _deepest(self.backbone, stages[-1]) if stages else self.backbone.selected[-1:]
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """As in the base class; in evaluation mode with the maps that tell of presence."""
@@ -422,6 +421,12 @@ class FewShotSegmentor(ImageModel):
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))
         return resize(logits[None, :, :h, :w].float(), size, align_corners=self.align_corners)[0]
+
+
+def _deepest(backbone: Backbone, name: str) -> tuple[str, ...]:
+    """The last blocks of a stage; any other name stands for itself."""
+    blocks = backbone.blocks(name) if name in STAGES and name in backbone.available else []
+    return tuple(blocks[-_DEEPEST:]) or (name,)
 
 
 def _checked_shape(what: str, images: Tensor, masks: Tensor) -> tuple[int, int]:
