@@ -1,6 +1,7 @@
 """From an episode (ids) to the model's input (pixels)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -137,12 +138,16 @@ class EpisodeMapper:
         """
         record = self._record(episode.query)
         if self.segments:
-            image, mask, segments = load_segments(record, episode.class_id, self.class_ids, self.segments)
+            image, mask, segments = load_segments(
+                record, episode.class_id, self.class_ids, self.segments, must_show=not episode.absent
+            )
         else:
             image, mask = load_sample(record, episode.class_id, must_show=not episode.absent)
             segments = []
         if episode.pasted:
+            before = image
             image, mask = self._pasted(episode, image, mask)
+            segments = _without_region(segments, (image != before).any(axis=2))
         query, class_id = self._query(episode, image, mask, segments)
         supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
         mapped = {
@@ -176,7 +181,7 @@ class EpisodeMapper:
         """Return the query at the network's size, and its class, which may be redrawn."""
         prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
         if episode.absent and not (mask == 1).any():
-            return self._without_object(episode, image, mask), episode.class_id
+            return self._without_object(episode, image, mask, segments), episode.class_id
         if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
             return prepare(lambda sample: sample.shows(1)), episode.class_id
         if not self.is_train or not self.segments or episode.supports:
@@ -189,15 +194,17 @@ class EpisodeMapper:
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
 
-    def _without_object(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> Sample:
+    def _without_object(
+        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
+    ) -> Sample:
         """Return a query that does not show the class, augmented as one of a class that it shows."""
         record = self._record(episode.query)
         rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
         _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))])
-        segments = [Segment(episode.class_id + 1, mask)]
+        both = [Segment(episode.class_id + 1, mask), *segments]
         seed = (episode.seed, 0)
-        sample = self._prepare(image, shown, segments, seed, True, lambda s: s.shows(self.query_min_pixels))
-        return sample.of_class(episode.class_id)
+        sample = self._prepare(image, shown, both, seed, True, lambda s: s.shows(self.query_min_pixels))
+        return replace(sample.of_class(episode.class_id), segments=sample.segments[1:])
 
     def _pasted(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the query with the episode's objects pasted into it, in order."""
@@ -277,6 +284,11 @@ class EpisodeMapper:
 
     def _in_frame(self, original: np.ndarray, network: torch.Tensor) -> torch.Tensor:
         return in_frame("network" if self.is_train else self.frame, original, network)
+
+
+def _without_region(segments: Sequence[Segment], region: np.ndarray) -> list[Segment]:
+    """The segments less what (H, W) covers."""
+    return [Segment(s.label, np.where(region, np.uint8(0), s.mask)) for s in segments]
 
 
 class ForeignSupportMapper:

@@ -97,7 +97,12 @@ def seeded(seed: tuple[int, int]) -> Iterator[None]:
 
 
 def load_segments(
-    record: Mapping[str, Any], class_id: int, class_ids: Collection[int], kind: str
+    record: Mapping[str, Any],
+    class_id: int,
+    class_ids: Collection[int],
+    kind: str,
+    *,
+    must_show: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
     """Read a dataset dict's image, its mask of one class and its segments, all upright.
 
@@ -124,7 +129,8 @@ def load_segments(
     else:
         stored = _regions(masks, wanted, background=kind == "semantic")
     mask = masks.get(class_id, np.zeros(image.shape[:2], np.uint8))
-    check_shows(mask, record, class_id)
+    if must_show:
+        check_shows(mask, record, class_id)
     mask = upright_mask(mask, image, orientation, record)
     return image, mask, [Segment(s.label, upright_mask(s.mask, image, orientation, record)) for s in stored]
 
