@@ -1,5 +1,6 @@
 """From an episode (ids) to the model's input (pixels)."""
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,9 +13,11 @@ from detectron2.data import transforms as T
 
 from .augmentations import build_augmentations, build_resize, build_view_resizes
 from .episode import Episode, ImageId, donors_of
+from .feature_store import FeatureStore
+from .images import read_image
 from .masks import annotate, load_sample, support_annotation
-from .samples import Sample, Segment, load_segments, seeded, transform_sample
-from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
+from .samples import Sample, Segment, blank_image, load_segments, seeded, transform_sample
+from .views import FRAMES, SupportView, check_support_views, in_frame, shown_views, view_frame
 
 __all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
 
@@ -36,6 +39,9 @@ class EpisodeMapper:
     Augmentations are redrawn while the object covers too few pixels; after `redraws` tries the image is
     resized only. An object so small that the resize itself loses it gives an all-background mask, as in the
     reference codes: models must accept that.
+
+    With `variants`, the generator is seeded by the image and by which of its variants the episode's seed
+    chooses, so that all trainings share them.
 
     With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
     the classes that the augmented query shows; the augmentations are redrawn while it shows none.
@@ -60,6 +66,8 @@ class EpisodeMapper:
         query_min_pixels: int = 0,
         support_min_pixels: int = 1,
         redraws: int = 10,
+        variants: int = 0,
+        features: FeatureStore | None = None,
     ) -> None:
         """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
 
@@ -70,6 +78,8 @@ class EpisodeMapper:
             is_train: augment, and return no "target".
             target_segments: return "target_segments" in evaluation.
             class_ids: classes of the segments; the episode's class is always included.
+            variants: number of augmented variants of an image; 0 augments anew for every episode.
+            features: pixels of images whose features it has are not read.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
@@ -84,7 +94,8 @@ class EpisodeMapper:
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
-        self.redraws = redraws
+        self.redraws, self.variants, self.features = redraws, variants, features
+        self._read = read_image if features is None else blank_image
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -92,7 +103,12 @@ class EpisodeMapper:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int] = ()
+        cls,
+        cfg: CfgNode,
+        is_train: bool,
+        records: Sequence[Mapping[str, Any]],
+        class_ids: Sequence[int] = (),
+        features: FeatureStore | None = None,
     ) -> dict[str, Any]:
         """Arguments from INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
         return {
@@ -106,6 +122,8 @@ class EpisodeMapper:
             "is_train": is_train,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
             "class_ids": class_ids,
+            "variants": cfg.DATALOADER.FEATURE_CACHE_VARIANTS,
+            "features": features,
             **{key.lower(): cfg.INPUT[key] for key in _INPUT_KEYS},
         }
 
@@ -115,28 +133,31 @@ class EpisodeMapper:
         Returns:
             A dict of
             - image: (3, H, W) uint8 RGB; sem_seg: (H, W) uint8 in {0, 1, 255}, at the network's size;
+            - entry: name of the image in `features`; the image may then be zeros (`FeatureStore.picture`);
             - height, width: of the frame in which predictions are compared;
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only if letterboxed, in the original frame;
             - class_id, image_id, episode_index;
             - support_ids: image ids of the K supports of the episode, in order;
-            - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
+            - support: dicts of image and entry as above, mask (H, W) uint8 in {0, 1, 255}, image_id, one
               for each view of each of the K supports: K or more;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
               class id + 1; only in training with `segments`;
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
-            - views: the episode at other sizes, dicts of image, support, class_id, image_id, episode_index,
-              and of height, width and valid_size for its scores (`view_frame`); in evaluation with `views`.
+            - views: the episode at other sizes, dicts of image, entry, support, class_id, image_id,
+              episode_index, and of height, width and valid_size for its scores (`view_frame`); in evaluation
+              with `views`.
         """
         record = self._record(episode.query)
         if self.segments:
-            image, mask, segments = load_segments(record, episode.class_id, self.class_ids, self.segments)
+            given = (episode.class_id, self.class_ids, self.segments, self._read)
+            image, mask, segments = load_segments(record, *given)
         else:
-            (image, mask), segments = load_sample(record, episode.class_id), []
+            (image, mask), segments = load_sample(record, episode.class_id, self._read), []
         query, class_id = self._query(episode, image, mask, segments)
         supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
         mapped = {
-            "image": query.image,
+            **self._picture(episode, record, query),
             "sem_seg": query.mask,
             **self._frame_of(mask, query),
             **self._segments_of(segments, query),
@@ -149,7 +170,7 @@ class EpisodeMapper:
         if self.views:
             mapped["views"] = [
                 {
-                    "image": view.image,
+                    **self._picture(episode, record, view),
                     **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
                     **{name: mapped[name] for name in ("class_id", "image_id", "episode_index")},
                     "support": [sizes[number] for sizes in supports],
@@ -163,7 +184,8 @@ class EpisodeMapper:
         self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
     ) -> tuple[Sample, int]:
         """Return the query at the network's size, and its class, which may be redrawn."""
-        prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
+        seed = self._augmentation_seed(episode, episode.query, 0)
+        prepare = partial(self._prepare, image, mask, segments, seed, self.is_train)
         if not self.is_train or not self.segments or episode.supports:
             return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
         enough = max(self.query_min_pixels, 1)
@@ -176,19 +198,40 @@ class EpisodeMapper:
 
     def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""
-        image_id, seed = episode.supports[number], (episode.seed, number + 1)
-        image, mask = load_sample(self._record(image_id), episode.class_id)
-        mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
+        image_id, stream = episode.supports[number], number + 1
+        record, seed = self._record(image_id), self._augmentation_seed(episode, image_id, stream)
+        image, mask = load_sample(record, episode.class_id, self._read)
+        mask = annotate(mask, self.support_annotation, (episode.seed, stream, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
 
         def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
             first = self._prepare(image, mask, (), seed, augment, lambda s: s.shows(self.support_min_pixels))
             return [first, *(transform_sample(resize, image, mask) for resize in self.views)]
 
+        def finish(view: SupportView, sample: Sample) -> dict[str, Any]:
+            part = None if view.mask.shape == mask.shape and not view.mirrored else view
+            picture = self._picture(episode, record, sample, part)
+            return {**picture, "mask": sample.mask, "image_id": image_id}
+
         return [
-            [{"image": sample.image, "mask": sample.mask, "image_id": image_id} for sample in samples]
-            for _, samples in shown_views(self.support_views, image, mask, at_each_size)
+            [finish(view, sample) for sample in samples]
+            for view, samples in shown_views(self.support_views, image, mask, at_each_size)
         ]
+
+    def _augmentation_seed(self, episode: Episode, image_id: ImageId, stream: int) -> tuple[int, int]:
+        seed = (episode.seed, stream)
+        if not self.variants:
+            return seed
+        variant = int(np.random.SeedSequence(seed).generate_state(1)[0]) % self.variants
+        return zlib.crc32(str(image_id).encode()), variant
+
+    def _picture(
+        self, episode: Episode, record: Mapping[str, Any], sample: Sample, view: SupportView | None = None
+    ) -> dict[str, Any]:
+        """Return the image of a sample, or the entry of its features; the view is part of the record's."""
+        if self.features is None or sample.transform is None:
+            return {"image": sample.image}
+        return self.features.picture(record["file_name"], sample, episode.index, view)
 
     def _record(self, image_id: ImageId) -> Mapping[str, Any]:
         if image_id not in self._place:

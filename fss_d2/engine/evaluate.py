@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
+from fss_d2.data.feature_store import FeatureStore
 from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.evaluation import (
     Comparison,
@@ -35,6 +36,8 @@ from fss_d2.io.files import check_writable, write_json
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
+
+from .feature_cache import open_features, with_features
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
 __all__ += ["evaluate_periodically", "evaluation_name", "format_support_use", "write_summary"]
@@ -104,19 +107,22 @@ def evaluate(
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    features = open_features(cfg, model, shown=max(shown, cfg.TEST.PICTURES))
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:
             name = evaluation_name(dataset_name, shots)
             logger.info("Evaluating on %s", name)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / f"{dataset_name}_{shots}shot"
-            loader = build_few_shot_test_loader(cfg, dataset_name, shots=shots, episodes=episodes)
+            options = {"shots": shots, "episodes": episodes, "features": features}
+            loader = build_few_shot_test_loader(cfg, dataset_name, **options)
             evaluators: list[DatasetEvaluator] = [*build_evaluators(cfg, dataset_name, output_dir)]
             painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
             evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = _run(model, loader, evaluators)
+            with with_features(model, features):
+                results[name] = _run(segmentor, loader, evaluators)
     if comm.is_main_process():
         _report(results)
     return results
@@ -233,15 +239,17 @@ def check_support_use(
         The comparison of own (a) and foreign (b) supports, with the bootstrap interval over episodes; and
         ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
     """
-    loaders = _support_loaders(cfg, dataset, shots, episodes)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    features = open_features(cfg, model, shown=cfg.TEST.PICTURES)
+    loaders = _support_loaders(cfg, dataset, shots, episodes, features)
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
     folder = Path(cfg.OUTPUT_DIR) / "support_use" / f"{dataset}_{shots}shot"
     check_writable(folder)
     rows = []
     for name, loader in loaders.items():
         logger.info("Scoring %s with %s supports", dataset, name)
         evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
-        _run(model, loader, [evaluator])
+        with with_features(model, features):
+            _run(segmentor, loader, [evaluator])
         rows.append(read_rows(folder / name / "episodes.jsonl"))
     rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
     result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)
@@ -271,9 +279,12 @@ def format_support_use(method: str, result: Comparison) -> str:
     return f"{lines}\n\nWith supports of another class, {kept:.0%} of the score remains."
 
 
-def _support_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, DataLoader]:
+def _support_loaders(
+    cfg: CfgNode, dataset: str, shots: int, episodes: int, features: FeatureStore | None
+) -> dict[str, DataLoader]:
     """The loaders of the episodes as they are ("own") and with supports of another class ("foreign")."""
-    own, foreign = (build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab")
+    options = {"shots": shots, "episodes": episodes, "features": features}
+    own, foreign = (build_few_shot_test_loader(cfg, dataset, **options) for _ in "ab")
     try:
         foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
     except ValueError as error:

@@ -250,6 +250,8 @@ class FewShotSegmentor(ImageModel):
             batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
+                "features" of every query, and of every support: maps (C, h, w) that `extract` gave for the
+                normalised image, optional, to save the backbone pass;
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
                 "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
@@ -284,11 +286,20 @@ class FewShotSegmentor(ImageModel):
     def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
         """Encode episodes of one shape."""
         images = torch.stack([e["image"] for e in episodes])
+        maps = self._given_maps(episodes)
+        of_supports = self._given_maps([support for e in episodes for support in e["support"]])
         if self.query_first:
-            query = self.encode_query(images)
-            return query, self.encode_support(*stack_supports(episodes))
-        support = self.encode_support(*stack_supports(episodes))
-        return self.encode_query(images), support
+            query = self.encode_query(images, maps)
+            return query, self.encode_support(*stack_supports(episodes), of_supports)
+        support = self.encode_support(*stack_supports(episodes), of_supports)
+        return self.encode_query(images, maps), support
+
+    def _given_maps(self, images: Sequence[Episode]) -> Maps | None:
+        """Stack the "features" of images to (N, C, h, w); None if an image has none."""
+        if not all("features" in image for image in images):
+            return None
+        stacked = {n: torch.stack([i["features"][n] for i in images]) for n in images[0]["features"]}
+        return {name: maps.to(self.device, torch.float32) for name, maps in stacked.items()}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
