@@ -116,7 +116,6 @@ def with_features(model: nn.Module, store: FeatureStore | None) -> Iterator[None
     if store is None:
         yield
         return
-    _log_usage(store)
     handle = model.register_forward_pre_hook(lambda model, args: (_attach(model, store, *args),))
     try:
         yield
