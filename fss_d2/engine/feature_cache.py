@@ -86,25 +86,27 @@ def _check(cfg: CfgNode, model: nn.Module, training: bool) -> None:
 
 def _depends(cfg: CfgNode, model: FewShotSegmentor) -> dict[str, Any]:
     """All that the maps depend on, apart from the image."""
-    backbone, groups = model.backbone, {name: cfg.MODEL[name] for name in _GROUPS}
-    if cfg.MODEL.BACKBONE.FEATURES != "backbone":
-        groups["PROPOSALS"] = cfg.MODEL.PROPOSALS  # of the pixel decoder
+    groups = {name: cfg.MODEL[name] for name in _GROUPS}
+    if cfg.MODEL.BACKBONE.FEATURES != "backbone" or len(model.frozen_parts) > 1:
+        groups["PROPOSALS"] = cfg.MODEL.PROPOSALS
     keys = {
         f"MODEL.{group}.{name}": str(value)
         for group, node in groups.items()
         for name, value in node.items()
         if name not in _NOT_MAPS
     }
-    # A trained stage (DPCN) gives none of the selected maps.
-    tensors = [(name, p) for name, p in backbone.named_parameters() if not p.requires_grad]
     return {
-        "backbone": repr(backbone),
-        "weights": tensors_digest([*tensors, *backbone.named_buffers()]),
-        "maps": list(backbone.selected),
+        **{name: [repr(part), _frozen_digest(part)] for name, part in model.frozen_parts.items()},
         "MODEL.PIXEL_MEAN": list(cfg.MODEL.PIXEL_MEAN),
         "MODEL.PIXEL_STD": list(cfg.MODEL.PIXEL_STD),
         **keys,
     }
+
+
+def _frozen_digest(part: nn.Module) -> str:
+    """Of what is not trained: a stage that is (DPCN) gives none of the maps."""
+    frozen = [(name, p) for name, p in part.named_parameters() if not p.requires_grad]
+    return tensors_digest([*frozen, *part.named_buffers()])
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def _maps(
 def _computed(model: FewShotSegmentor, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """Run the backbone in full precision; float16 but for maps with larger numbers than that holds."""
     with torch.autocast(model.device.type, enabled=False):
-        maps = model.extract(model.normalise(torch.stack(list(images))))
+        maps = model.stored_maps(model.normalise(torch.stack(list(images))))
     return [{name: _rounded(value[k]) for name, value in maps.items()} for k in range(len(images))]
 
 

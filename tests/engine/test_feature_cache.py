@@ -113,6 +113,31 @@ def test_training_and_evaluation_from_the_cache(
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("features", ["backbone", "pixel_decoder"])
+def test_proposals_that_are_not_trained_are_kept_too(
+    config: Path, tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("MODEL.MM_FORMER.FEATURES", features)
+    cfg = make_cfg("MMFormer", *_OPTS, *keys, _KEY, str(tmp_path))
+    model = make_model("MMFormer", *_OPTS, *keys)
+    plain = _scores(make_cfg("MMFormer", *_OPTS, *keys), model)
+    first = _scores(cfg, model)
+    monkeypatch.delattr(type(model.proposals), "forward")
+    monkeypatch.delattr(type(model.proposals), "decode_pixels")
+    for a, b, c in zip(_scores(cfg, model), first, plain, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=5e-3, atol=5e-3)
+
+
+def test_proposals_that_are_trained_are_not_kept(config: Path, tmp_path: Path) -> None:
+    keys = ("MODEL.MM_FORMER.TRAIN_PROPOSALS", True, "INPUT.SEGMENTS", "semantic")
+    cached = (*keys, _KEY, str(tmp_path))
+    expected, losses = (
+        _losses(make_cfg("MMFormer", *_OPTS, *o), make_model("MMFormer", *_OPTS, *o)) for o in (keys, cached)
+    )
+    torch.testing.assert_close(losses, expected, rtol=5e-3, atol=2e-3)
+
+
 def test_images_without_entry_are_computed_and_not_kept(config: Path, tmp_path: Path) -> None:
     cfg = make_cfg("DCAMA", *_OPTS, _KEY, str(tmp_path))
     model = make_model("DCAMA", *_OPTS).train()
@@ -149,7 +174,7 @@ def test_the_folder_is_named_after_the_backbone(config: Path, tmp_path: Path) ->
         *(folder("DCAMA", "MODEL.DCAMA.SKIP_LEVELS", ("res2",)), folder("Prototype")),
     ]
     assert len({first, *others}) == 5
-    assert json.loads((tmp_path / first / "about.json").read_text())["maps"]
+    assert "MODEL.BACKBONE.NAME" in json.loads((tmp_path / first / "about.json").read_text())
 
 
 def test_a_stage_that_is_trained_does_not_count(config: Path, tmp_path: Path) -> None:

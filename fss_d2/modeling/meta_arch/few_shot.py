@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.keys import at_least, choose, config_keys
@@ -250,8 +250,8 @@ class FewShotSegmentor(ImageModel):
             batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
-                "features" of every query, and of every support: maps (C, h, w) that `extract` gave for the
-                normalised image, optional, to save the backbone pass;
+                "features" of every query, and of every support: maps (C, h, w) that `stored_maps` gave for
+                the normalised image, optional, to save the backbone pass;
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
                 "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
@@ -282,6 +282,18 @@ class FewShotSegmentor(ImageModel):
                 for name, loss in self.losses(output, target).items():
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
         return losses if self.training else results
+
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The modules behind `stored_maps`, by the names of what they give."""
+        return {", ".join(self.backbone.selected): self.backbone}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What a feature cache keeps of normalised images (N, 3, H, W), as their "features" (N, C, h, w).
+
+        A method may add what its frozen parts make of the backbone's maps.
+        """
+        return self.extract(images)
 
     def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
         """Encode episodes of one shape."""

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 FEATURES = ("backbone", "pixel_decoder")
+_STORED = "proposals"  # name of the logits of proposals among the features from a cache
 _ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
 
 
@@ -369,18 +370,40 @@ class MMFormer(FewShotSegmentor):
     def _proposal_gradient(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The backbone, and proposals that are not trained."""
+        if self.train_proposals:
+            return super().frozen_parts
+        return {"backbone": self.backbone, f"{_STORED}, maps of the {self.features}": self.proposals}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps that are matched, and the logits of the proposals, if these are not trained."""
+        features = self.extract(images)
+        if self.train_proposals:
+            return features
+        predictions = self.propose(features)
+        return {**self._matched(features, predictions.levels), _STORED: predictions.masks[-1]}
+
+    def _matched(self, features: Maps, decoded: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The maps that are matched, by level."""
+        maps = features if self.features == "backbone" else dict(zip(LEVELS, decoded, strict=True))
+        return {level: maps[level] for level in LEVELS}
+
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
-        if self.features == "pixel_decoder":
+        if self.features == "pixel_decoder" and _STORED not in features:
             with self._proposal_gradient():
-                features = _by_level(self.proposals.decode_pixels(features)[1])
+                features = self._matched(features, self.proposals.decode_pixels(features)[1])
         encoded = self.matching.encode(features, masks.flatten(0, 1))
         return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
     def _encode_query(self, features: Maps) -> QueryEncoding:
-        predictions = self.propose(features)
-        if self.features == "pixel_decoder":
-            features = _by_level(predictions.levels)
-        proposals = predictions.masks[-1].float().sigmoid()  # (B, N, h, w)
+        if _STORED in features:
+            logits = features[_STORED]
+        else:
+            predictions = self.propose(features)
+            features, logits = self._matched(features, predictions.levels), predictions.masks[-1]
+        proposals = logits.float().sigmoid()  # (B, N, h, w)
         encoded = QueryEncoding(self.matching.embed(features), proposals)
         trained = self.training and self.train_proposals
         return TrainedQueryEncoding(**vars(encoded), predictions=predictions) if trained else encoded
@@ -454,8 +477,3 @@ def _matching_arguments(cfg: CfgNode) -> dict[str, Any]:
         "learnable_matching": c.LEARNABLE_MATCHING,
         "standardize": c.STANDARDIZE_SIMILARITY,
     }
-
-
-def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The pixel decoder's maps by the stages they come from."""
-    return dict(zip(LEVELS, maps, strict=True))
