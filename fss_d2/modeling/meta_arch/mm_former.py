@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 FEATURES = ("backbone", "pixel_decoder")
-_STORED = "proposals"  # name of the logits of proposals among the features from a cache
 _ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
 
 
@@ -373,38 +372,42 @@ class MMFormer(FewShotSegmentor):
     @property
     def frozen_parts(self) -> dict[str, nn.Module]:
         """The backbone, and proposals that are not trained."""
-        if self.train_proposals:
-            return super().frozen_parts
-        return {"backbone": self.backbone, f"{_STORED}, maps of the {self.features}": self.proposals}
+        proposals = {} if self.train_proposals else {f"proposals, {self.features}": self.proposals}
+        return super().frozen_parts | proposals
 
     def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps that are matched, and the logits of the proposals, if these are not trained."""
-        features = self.extract(images)
-        if self.train_proposals:
-            return features
-        predictions = self.propose(features)
-        return {**self._matched(features, predictions.levels), _STORED: predictions.masks[-1]}
+        """The backbone's maps, and what comes of them in proposals that are not trained."""
+        features = super().stored_maps(images)
+        return features if self.train_proposals else features | self._proposed(self.propose(features))
 
-    def _matched(self, features: Maps, decoded: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _proposed(self, predictions: MaskPredictions) -> dict[str, Tensor]:
+        """ "proposals", their logits (B, N, h, w), and decoded maps if these are matched."""
+        decoded = self._decoded(predictions.levels) if self.features == "pixel_decoder" else {}
+        return {"proposals": predictions.masks[-1], **decoded}
+
+    @staticmethod
+    def _decoded(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f"pixel_decoder.{level}": x for level, x in zip(LEVELS, maps, strict=True)}
+
+    def _matched(self, features: Maps) -> dict[str, Tensor]:
         """The maps that are matched, by level."""
-        maps = features if self.features == "backbone" else dict(zip(LEVELS, decoded, strict=True))
-        return {level: maps[level] for level in LEVELS}
+        prefix = "pixel_decoder." if self.features == "pixel_decoder" else ""
+        return {level: features[prefix + level] for level in LEVELS}
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
-        if self.features == "pixel_decoder" and _STORED not in features:
+        if self.features == "pixel_decoder" and "proposals" not in features:
             with self._proposal_gradient():
-                features = self._matched(features, self.proposals.decode_pixels(features)[1])
-        encoded = self.matching.encode(features, masks.flatten(0, 1))
+                features = self._decoded(self.proposals.decode_pixels(features)[1])
+        encoded = self.matching.encode(self._matched(features), masks.flatten(0, 1))
         return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
     def _encode_query(self, features: Maps) -> QueryEncoding:
-        if _STORED in features:
-            logits = features[_STORED]
-        else:
+        predictions = None
+        if "proposals" not in features:
             predictions = self.propose(features)
-            features, logits = self._matched(features, predictions.levels), predictions.masks[-1]
-        proposals = logits.float().sigmoid()  # (B, N, h, w)
-        encoded = QueryEncoding(self.matching.embed(features), proposals)
+            features = {**features, **self._proposed(predictions)}
+        proposals = features["proposals"].float().sigmoid()  # (B, N, h, w)
+        encoded = QueryEncoding(self.matching.embed(self._matched(features)), proposals)
         trained = self.training and self.train_proposals
         return TrainedQueryEncoding(**vars(encoded), predictions=predictions) if trained else encoded
 
