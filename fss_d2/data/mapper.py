@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,8 @@ class EpisodeMapper:
     def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""
         image_id, stream = episode.supports[number], number + 1
-        record, seed = self._record(image_id), self._augmentation_seed(episode, image_id, stream)
+        record = self._record(image_id)
+        seed = self._augmentation_seed(episode, image_id, stream)
         image, mask = load_sample(record, episode.class_id, self._read)
         mask = annotate(mask, self.support_annotation, (episode.seed, stream, _SCRIBBLE_STREAM))
         augment = self.is_train and self.augment_supports
@@ -223,7 +225,8 @@ class EpisodeMapper:
         if not self.variants:
             return seed
         variant = int(np.random.SeedSequence(seed).generate_state(1)[0]) % self.variants
-        return zlib.crc32(str(image_id).encode()), variant
+        file = Path(self._record(image_id)["file_name"])
+        return zlib.crc32(file.name.encode()), variant
 
     def _picture(
         self, episode: Episode, record: Mapping[str, Any], sample: Sample, view: SupportView | None = None
