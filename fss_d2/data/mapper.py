@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,8 @@ class ForeignSupportMapper:
 
     def __init__(self, mapper: Callable[[Episode], dict[str, Any]], episodes: Sequence[Episode]) -> None:
         self._mapper = mapper
-        self._donors = {e.index: donor for e, donor in zip(episodes, donors_of(episodes), strict=True)}
+        donors = zip(episodes, donors_of(episodes), strict=True)
+        self._donors = {e.index: replace(donor, index=e.index) for e, donor in donors}
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
         """Load an episode; "support" and "support_ids" are the donor's, in "views" too."""

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from fss_d2.config import get_cfg
 from fss_d2.data.episode import Episode
 from fss_d2.data.feature_store import FeatureStore
-from fss_d2.data.mapper import EpisodeMapper
+from fss_d2.data.mapper import EpisodeMapper, ForeignSupportMapper
 from tests.data.conftest import MakeRecords
 
 EPISODES = [Episode(i, 0, f"image{3 * (i % 2)}", ("image6", "image9"), seed=i) for i in range(12)]
@@ -125,6 +125,18 @@ def test_episodes_that_are_drawn_keep_their_pixels(make_records: MakeRecords, tm
     drawn, other = (mapper(episode) for episode in EPISODES[:2])
     assert all(picture["image"].float().std() > 1 for picture in _pictures(drawn))
     assert all(not picture["image"].any() for picture in _pictures(other))
+
+
+def test_supports_of_another_episode_are_drawn_too(make_records: MakeRecords, tmp_path: Path) -> None:
+    records, store = make_records(), FeatureStore(tmp_path / "store", pixels_below=1)
+    episodes = [EPISODES[0], Episode(5, 1, "image1", ("image4", "image7"))]
+    mapper = ForeignSupportMapper(EpisodeMapper(_cfg(), False, records, features=store), episodes)
+    for picture in (p for episode in episodes for p in _pictures(mapper(episode))):
+        store.save(picture["entry"], {"res4": torch.zeros(1, 1, 1)})
+    drawn, other = map(mapper, episodes)
+    assert drawn["support_ids"] == episodes[1].supports
+    assert all(picture["image"].any() for picture in _pictures(drawn))
+    assert not any(picture["image"].any() for picture in _pictures(other))
 
 
 def test_entries_are_whole_and_stay(tmp_path: Path) -> None:
