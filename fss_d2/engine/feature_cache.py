@@ -66,6 +66,14 @@ def _check(cfg: CfgNode, model: nn.Module, training: bool) -> None:
     if not model.freeze_backbone or model.bn_train_stats:
         fix = "MODEL.BACKBONE.FREEZE True and MODEL.BACKBONE.BN_TRAIN_STATS False"
         raise ValueError(f"{_KEY} keeps the maps of a backbone that does not change: set {fix}, {off}")
+    order = list(model.backbone.available)
+    last = max(map(order.index, model.backbone.selected))
+    behind = [name for name in model.presence_blocks if order.index(name) > last]
+    if behind and any(p.requires_grad for p in model.backbone.parameters()):
+        raise ValueError(
+            f"{_KEY}: {behind[0]} of MODEL.PRESENCE.BLOCKS is in a stage that is trained: choose an earlier "
+            f"block, {off}"
+        )
     names = cfg.INPUT.TRAIN_AUGMENTATIONS if training else ()
     if "shortest_edge" in (cfg.INPUT.TEST_RESIZE, *names):
         raise ValueError(

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_d2.modeling import FewShotSegmentor, QueryFeatures
+from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
 from fss_d2.modeling.fusion import mean_log_probability
 
 from .competition import Contest
-from .evidence import MaskScores, Tokens, signals
+from .mask_signals import MaskScores, signals
 from .prediction import Prediction
 from .quality import QualityModel
 from .support_file import ClassSupport
@@ -31,19 +31,16 @@ class EncodedImage:
         size: (height, width) of the image.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
-        tokens: of the first query, for `Prediction.expected_iou`.
     """
 
     size: Size
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
-    tokens: Tokens
 
 
 def segment(
     model: FewShotSegmentor,
     queries: Sequence[QueryFeatures],
-    tokens: Tokens,
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
@@ -67,7 +64,8 @@ def segment(
         height, width = valid_sizes[0]
         for maps in chain.from_iterable(scores):
             maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
-    expected = _expected(tokens, [s.tokens for s in supports.values()], scores, quality)
+    sets = [support.sets[0] for support in supports.values()]
+    expected = _expected(queries[0], sets, scores, quality)
     return [
         _prediction(names, contest, dict(zip(names, row, strict=True)))
         for contest, row in zip(contests, expected, strict=True)
@@ -101,8 +99,8 @@ def _lead(model: FewShotSegmentor, logits: Sequence[Tensor], frame: Frame) -> Te
 
 
 def _expected(
-    query: Tokens,
-    supports: Sequence[Tokens],
+    query: QueryFeatures,
+    supports: Sequence[SupportSet],
     scores: Sequence[tuple[Tensor, Tensor]],
     quality: QualityModel,
 ) -> list[list[float]]:
@@ -115,8 +113,8 @@ def _expected(
     claimed = leads > 0
     winner = own.masked_fill(~claimed, -torch.inf).argmax(dim=0)
     rows = []
-    for i, tokens in enumerate(supports):
+    for i, support in enumerate(supports):
         masks = MaskScores(claimed[i] & (winner == i), leads[i].sigmoid(), own[i].sigmoid())
-        rows.append(signals(query, tokens, masks))
+        rows.append(signals(query.evidence, support.evidence, masks))
     by_image = torch.stack(rows, dim=1).cpu().numpy()  # (B, N, signals)
     return quality.expected(by_image).tolist()
