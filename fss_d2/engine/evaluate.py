@@ -30,6 +30,7 @@ from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegment
 from fss_d2.visualization import episode_panel, save_episode_panel
 
 from .episode_loop import run_loop
+from .feature_cache import open_features, with_features
 from .support_use import SUPPORT_USE, SupportUse
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
@@ -103,22 +104,25 @@ def evaluate(
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    features = open_features(cfg, model, shown=max(shown, cfg.TEST.PICTURES))
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:
             name = evaluation_name(dataset_name, shots)
             logger.info("Evaluating on %s", name)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / f"{dataset_name}_{shots}shot"
-            loader = build_few_shot_test_loader(cfg, dataset_name, shots=shots, episodes=episodes)
-            further = SUPPORT_USE in cfg.TEST.EVALUATORS and SupportUse(cfg, dataset_name, shots, episodes)
+            options = {"shots": shots, "episodes": episodes, "features": features}
+            loader = build_few_shot_test_loader(cfg, dataset_name, **options)
+            further = SUPPORT_USE in cfg.TEST.EVALUATORS and SupportUse(cfg, dataset_name, **options)
             evaluators: list[DatasetEvaluator] = [*build_evaluators(cfg, dataset_name, output_dir)]
             painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
             evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = run_loop(model, loader, evaluators)
-            if further:
-                results[name][SUPPORT_USE] = further.run(model, output_dir)
+            with with_features(model, features):
+                results[name] = run_loop(segmentor, loader, evaluators)
+                if further:
+                    results[name][SUPPORT_USE] = further.run(segmentor, output_dir)
     if comm.is_main_process():
         _report(results)
     return results

@@ -1,5 +1,6 @@
 """State dicts of models: read from weight files, unwrapped, and what they consist of."""
 
+import hashlib
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ __all__ = [
     "read_content",
     "read_state_dict",
     "state_dict_of",
+    "tensors_digest",
 ]
 
 logger = logging.getLogger(__name__)
@@ -239,3 +241,12 @@ def is_head_file(path: str) -> bool:
         return os.path.isfile(local) and is_head(state_dict_of(load_plain(local, values=False), path))
     except (*UNREADABLE, OSError):
         return False
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of the names and values of tensors, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

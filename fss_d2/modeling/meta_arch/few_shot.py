@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone.base import STAGES
@@ -187,7 +187,12 @@ class FewShotSegmentor(ImageModel):
         """As in the base class; in evaluation mode with the maps that tell of presence."""
         if self.training:
             return super().extract(images)
-        return super().extract(images, (*self.backbone.selected, *self.presence_blocks))
+        return super().extract(images, self._kept_names)
+
+    @property
+    def _kept_names(self) -> tuple[str, ...]:
+        """What the method reads, and what tells of presence."""
+        return tuple(dict.fromkeys((*self.backbone.selected, *self.presence_blocks)))
 
     def _evidence(self, features: Maps, masks: Tensor | None = None) -> Evidence | None:
         if self.training:
@@ -363,6 +368,8 @@ class FewShotSegmentor(ImageModel):
             batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
+                "features" of every query, and of every support: maps (C, h, w) that `stored_maps` gave for
+                the normalised image, optional, to save the backbone pass;
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
                 "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
@@ -399,14 +406,35 @@ class FewShotSegmentor(ImageModel):
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
         return losses if self.training else results
 
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The modules behind `stored_maps`, by the names of what they give."""
+        return {", ".join(self._kept_names): self.backbone}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What a feature cache keeps of normalised images (N, 3, H, W), as their "features" (N, C, h, w).
+
+        They are those of evaluation mode. A method may add what its frozen parts make of the backbone's maps.
+        """
+        return super().extract(images, self._kept_names)
+
     def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
         """Encode episodes of one shape."""
         images = torch.stack([e["image"] for e in episodes])
+        maps = self._given_maps(episodes)
+        of_supports = self._given_maps([support for e in episodes for support in e["support"]])
         if self.query_first:
-            query = self.encode_query(images)
-            return query, self.encode_support(*stack_supports(episodes))
-        support = self.encode_support(*stack_supports(episodes))
-        return self.encode_query(images), support
+            query = self.encode_query(images, maps)
+            return query, self.encode_support(*stack_supports(episodes), of_supports)
+        support = self.encode_support(*stack_supports(episodes), of_supports)
+        return self.encode_query(images, maps), support
+
+    def _given_maps(self, images: Sequence[Episode]) -> Maps | None:
+        """Stack the "features" of images to (N, C, h, w); None if an image has none."""
+        if not all("features" in image for image in images):
+            return None
+        stacked = {n: torch.stack([i["features"][n] for i in images]) for n in images[0]["features"]}
+        return {name: maps.to(self.device, torch.float32) for name, maps in stacked.items()}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
