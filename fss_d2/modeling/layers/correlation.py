@@ -14,6 +14,7 @@ COMPARISONS = ("vote", "object", "contrast", "nearest", "nearest_contrast", "rel
 _OBJECT = 0.5  # a position shows the object from this share of the largest share on
 _GROUND = 0.7  # a position is background from this share on
 _LEAST = 1e-6  # of a position's shares, so that its logarithm is finite
+_MOST_COSINES = 2**22  # that are held at once; more are computed for some of the query's positions at a time
 
 
 def unit(features: Tensor) -> Tensor:
@@ -59,14 +60,10 @@ def compare(
     """
     size = query.shape[-2:]
     queries = query.flatten(2).transpose(1, 2)  # (B, h*w, C)
-    cosines = queries @ tokens.transpose(1, 2)  # (B, h*w, N)
-    known = (objects + grounds).clamp(min=_LEAST).log()[:, None]
-    weights = (cosines.float() / temperature + known).softmax(dim=2)
-    vote = (weights @ objects[..., None])[..., 0]
-    to_object, to_ground = (queries @ prototypes.transpose(1, 2)).float().unbind(dim=2)  # (B, h*w) each
-    shows = objects >= (_OBJECT * objects.amax(dim=1, keepdim=True)).clamp(min=_LEAST)
-    nearest = _largest(cosines, shows)
-    nearest_ground = _largest(cosines, grounds >= _GROUND)
+    rows = max(_MOST_COSINES // objects.numel(), 1)
+    attended = [_attend(some, tokens, objects, grounds, temperature) for some in queries.split(rows, dim=1)]
+    vote, nearest, nearest_ground = torch.cat(attended, dim=2).unbind(dim=1)  # (B, h*w) each
+    to_object, to_ground = (queries @ prototypes.transpose(1, 2)).float().unbind(dim=2)
     relative = ((to_object - to_ground) / temperature / 2).sigmoid()
     maps = (
         vote - 0.5,
@@ -77,6 +74,18 @@ def compare(
         relative - 0.5,
     )
     return torch.stack(maps, dim=1).unflatten(2, size)
+
+
+def _attend(
+    queries: Tensor, tokens: Tensor, objects: Tensor, grounds: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """What needs all cosines of queries (B, M, C): vote, nearest of object and of background, (B, 3, M)."""
+    cosines = queries @ tokens.transpose(1, 2)  # (B, M, N)
+    known = (objects + grounds).clamp(min=_LEAST).log()[:, None]
+    weights = (cosines.float() / temperature + known).softmax(dim=2)
+    vote = (weights @ objects[..., None])[..., 0]
+    shows = objects >= (_OBJECT * objects.amax(dim=1, keepdim=True)).clamp(min=_LEAST)
+    return torch.stack([vote, _largest(cosines, shows), _largest(cosines, grounds >= _GROUND)], dim=1)
 
 
 def _largest(cosines: Tensor, among: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ class SkipDecoder(nn.Module):
     """Two 3x3 convolutions at the maps' own size and two at the size of each feature that joins them.
 
     Every convolution is followed by GroupNorm and ReLU. A feature is scaled to unit length at each position
-    and projected by a 1x1 convolution first.
+    and projected by a 1x1 convolution first. Further maps of its size may join it.
 
     Args:
         in_channels: of the maps.
         skips: channels of the features, coarse to fine, and those of their projections.
+        joining: channels of the further maps at each feature's size; None = none.
         width: of the convolutions at the maps' own size.
         widths: of those at the features' sizes.
         dropout: of the channels of a projection.
@@ -32,6 +33,7 @@ class SkipDecoder(nn.Module):
         in_channels: int,
         skips: Sequence[tuple[int, int]],
         *,
+        joining: Sequence[int] | None = None,
         width: int = 48,
         widths: Sequence[int] = (40, 32, 16),
         dropout: float = 0.1,
@@ -45,15 +47,24 @@ class SkipDecoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         inputs = [width, *widths]
         self.mixers = nn.ModuleList(
-            conv_stack(before + joined, [after] * 2, [3] * 2)
-            for before, (_, joined), after in zip(inputs[:-1], skips, widths, strict=True)
+            conv_stack(before + joined + more, [after] * 2, [3] * 2)
+            for before, (_, joined), more, after in zip(
+                inputs[:-1], skips, joining or [0] * len(skips), widths, strict=True
+            )
         )
         self.logit = nn.Conv2d(inputs[-1], 1, 1)
 
-    def forward(self, maps: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Map (B, in_channels, h, w) and features (B, C_i, h_i, w_i) to (B, 1, H, W), the last one's size."""
+    def forward(
+        self, maps: Tensor, features: Sequence[Tensor], joining: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """Map (B, in_channels, h, w) and features (B, C_i, h_i, w_i) to (B, 1, H, W), the last one's size.
+
+        ``joining``: the further maps of each feature, (B, D_i, h_i, w_i) or None.
+        """
         x = self.first(maps)
-        for project, mixer, feature in zip(self.projections, self.mixers, features, strict=True):
-            joined = self.dropout(project(level(feature)))
-            x = mixer(torch.cat([resize(x, joined.shape[-2:], align_corners=False), joined], dim=1))
+        joining = joining or [None] * len(features)
+        steps = zip(self.projections, self.mixers, features, joining, strict=True)
+        for project, mixer, feature, further in steps:
+            joined = [self.dropout(project(level(feature))), *([] if further is None else [further])]
+            x = mixer(torch.cat([resize(x, feature.shape[-2:], align_corners=False), *joined], dim=1))
         return self.logit(x)

@@ -47,6 +47,8 @@ def add_keys(cfg: CfgNode) -> None:
     c = cfg.MODEL.DENSE_CORRELATION
     c.CORRELATION_FEATURES = ("res4", "res5")  # stages or blocks that are compared as they are
     c.EMBEDDING_FEATURES = ("res4", "res5")  # joined, they are the input of the learned embedding
+    # Compared as well, at their own size: of SKIP_FEATURES, joined to the decoder there. () compares none.
+    c.FINE_FEATURES = ("res3",)
     c.SKIP_FEATURES = ("res4", "res3", "res2")  # of the query, read by the decoder; coarse to fine
     c.TEMPERATURE = 0.05  # of cosines of backbone features; that of the embedding is learned
     c.EMBEDDING_DIM = 96
@@ -54,6 +56,7 @@ def add_keys(cfg: CfgNode) -> None:
     c.SKIP_WIDTHS = (24, 16, 8)  # channels to which the skip features are projected
     c.DECODER_WIDTHS = (40, 32, 16)  # of the convolutions after each skip feature
     c.DROPOUT = 0.1  # of the channels of the projected skip features
+    c.EMBEDDING_DROPOUT = 0.0  # share of the training episodes whose maps of the embedding are 0
     # Weight of the loss of the mask on queries that do not show the object, and the share of the iterations
     # from which on it counts.
     c.NEGATIVE_WEIGHT = 0.5
@@ -104,7 +107,7 @@ class DenseCorrelation(FewShotSegmentor):
     """Compare each position of the query with the supports and decode the comparisons to a mask.
 
     Compared are several blocks of a frozen backbone, and one learned embedding of them, in six ways each
-    (`layers.compare`). The comparisons keep their absolute level (`FixedStandardisation`): how similar the
+    (`layers.compare`), a finer one at its own size (FINE_FEATURES). The comparisons keep their absolute level (`FixedStandardisation`): how similar the
     best position is tells whether the object is there at all, which attention and scaled priors forget. The
     decoder sees the query's own features as well (`SkipDecoder`). A small network judges the presence of the
     object from the same maps (`PresenceHead`); its logit is one signal of `Output.presence`.
@@ -120,9 +123,11 @@ class DenseCorrelation(FewShotSegmentor):
         backbone: FeatureBackbone,
         correlation_features: Sequence[str] = ("res4", "res5"),
         embedding_features: Sequence[str] = ("res4", "res5"),
+        fine_features: Sequence[str] = ("res3",),
         skip_features: Sequence[str] = ("res4", "res3", "res2"),
         temperature: float = 0.05,
         embedding_dim: int = 96,
+        embedding_dropout: float = 0.0,
         skip_widths: Sequence[int] = (24, 16, 8),
         decoder: Mapping[str, Any] | None = None,  # "width", "widths" and "dropout" of `SkipDecoder`
         negative_weight: float = 0.5,
@@ -140,9 +145,12 @@ class DenseCorrelation(FewShotSegmentor):
         require(
             len(skip_widths) == len(skip_features), "skip_widths", skip_widths, "one for each skip feature"
         )
+        wrong = [n for n in fine_features if n not in skip_features or n in correlation_features]
+        require(not wrong, "fine_features", wrong, "of skip_features and not of correlation_features")
         super().__init__(backbone, options or SegmentorOptions())
         self.correlation_features = tuple(correlation_features)
         self.embedding_features, self.skip_features = tuple(embedding_features), tuple(skip_features)
+        self.fine_features, self.embedding_dropout = tuple(fine_features), embedding_dropout
         backbone.select([*self.correlation_features, *self.embedding_features, *self.skip_features])
         channels = {name: spec.channels for name, spec in backbone.available.items()}
         self.temperature = temperature
@@ -151,7 +159,11 @@ class DenseCorrelation(FewShotSegmentor):
         compared = len(COMPARISONS) * (len(self.correlation_features) + 1)
         self.standardisation = FixedStandardisation(compared)
         skips = [(channels[n], width) for n, width in zip(self.skip_features, skip_widths, strict=True)]
-        self.decoder = SkipDecoder(compared, skips, **(decoder or {}))
+        joining = [len(COMPARISONS) * (n in self.fine_features) for n in self.skip_features]
+        self.fine_standardisations = nn.ModuleDict(
+            {name: FixedStandardisation(len(COMPARISONS)) for name in self.fine_features}
+        )
+        self.decoder = SkipDecoder(compared, skips, joining=joining, **(decoder or {}))
         self.presence_head = PresenceHead(compared)
         self.negative_weight, self.negative_start = negative_weight, negative_start
         self.presence_weight, self.class_weight = presence_weight, class_weight
@@ -171,13 +183,19 @@ class DenseCorrelation(FewShotSegmentor):
             require(width > 0 and width % 4 == 0, f"{key}.WIDTH or DECODER_WIDTHS", width, "a multiple of 4")
         backbone = build_few_shot_backbone(cfg)
         lists = ("CORRELATION_FEATURES", "EMBEDDING_FEATURES", "SKIP_FEATURES")
+        fine = c.FINE_FEATURES and feature_names(f"{key}.FINE_FEATURES", c.FINE_FEATURES, backbone)
+        wrong = [n for n in fine if n not in c.SKIP_FEATURES or n in c.CORRELATION_FEATURES]
+        rule = "of SKIP_FEATURES and not of CORRELATION_FEATURES"
+        require(not wrong, f"{key}.FINE_FEATURES", wrong, rule)
         weights = ("NEGATIVE_WEIGHT", "PRESENCE_WEIGHT", "CLASS_WEIGHT")
         start = share(f"{key}.NEGATIVE_START", c.NEGATIVE_START)
         return {
             "backbone": backbone,
             **{name.lower(): feature_names(f"{key}.{name}", c[name], backbone) for name in lists},
+            "fine_features": tuple(fine),
             "temperature": c.TEMPERATURE,
             "embedding_dim": at_least(f"{key}.EMBEDDING_DIM", c.EMBEDDING_DIM, 1),
+            "embedding_dropout": share(f"{key}.EMBEDDING_DROPOUT", c.EMBEDDING_DROPOUT),
             "skip_widths": tuple(at_least(f"{key}.SKIP_WIDTHS", width, 1) for width in c.SKIP_WIDTHS),
             "decoder": {
                 "width": c.WIDTH,
@@ -194,7 +212,7 @@ class DenseCorrelation(FewShotSegmentor):
 
     def _compared(self, features: Maps) -> dict[str, Tensor]:
         """The maps that are compared, (N, C, h, w) unit vectors, by name."""
-        maps = {name: unit(features[name]) for name in self.correlation_features}
+        maps = {name: unit(features[name]) for name in (*self.correlation_features, *self.fine_features)}
         return {**maps, EMBEDDING: self.embedding([features[name] for name in self.embedding_features])}
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
@@ -230,8 +248,8 @@ class DenseCorrelation(FewShotSegmentor):
 
     def _match(self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]) -> DenseOutput:
         learned = self.log_temperature.exp()
-        compared = [
-            compare(
+        every = {
+            name: compare(
                 maps,
                 support.tokens[name],
                 support.objects[name],
@@ -240,11 +258,13 @@ class DenseCorrelation(FewShotSegmentor):
                 learned if name == EMBEDDING else self.temperature,
             )
             for name, maps in query.compared.items()
-        ]
-        grid = finest_size(compared)
-        compared = torch.cat([resize(x, grid, align_corners=False) for x in compared], dim=1)
-        maps = self.standardisation(compared)
-        lead = self.decoder(maps, [query.skips[name] for name in self.skip_features]).float()  # (B, 1, h, w)
+        }
+        fine = {name: self.fine_standardisations[name](every.pop(name)) for name in self.fine_features}
+        grid = finest_size(list(every.values()))
+        compared = torch.cat([resize(x, grid, align_corners=False) for x in every.values()], dim=1)
+        maps = self._without_some_embeddings(self.standardisation(compared))
+        skips = [query.skips[name] for name in self.skip_features]
+        lead = self.decoder(maps, skips, [fine.get(name) for name in self.skip_features]).float()
         probability = resize(lead.detach(), grid, align_corners=False).sigmoid()
         half = resize(lead, size, align_corners=self.align_corners) / 2
         votes, objects = (compared[:, i :: len(COMPARISONS)] for i in map(COMPARISONS.index, DRAWN))
@@ -255,14 +275,23 @@ class DenseCorrelation(FewShotSegmentor):
             embedding=query.compared[EMBEDDING] if self.training else None,
         )
 
+    def _without_some_embeddings(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w); in training, those of the embedding, the last ones, are 0 in some episodes."""
+        if not self.training or not self.embedding_dropout:
+            return maps
+        kept = torch.rand(len(maps), 1, 1, 1, device=maps.device) >= self.embedding_dropout
+        own = len(COMPARISONS)
+        return torch.cat([maps[:, :-own], maps[:, -own:] * kept], dim=1)
+
     # -- training ----------------------------------------------------------------------------------------
 
     def forward(self, batched_inputs: list[Episode]) -> dict[str, Tensor] | list[Episode]:
         """As in the base class; the first iterations of a training collect statistics of the maps."""
-        self.standardisation.collects = self.training and self.iteration < STATISTICS_ITERATIONS
         parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if parallel and self.training and 0 < self.iteration <= STATISTICS_ITERATIONS:
-            self.standardisation.average_over_processes()
+        for standardisation in (self.standardisation, *self.fine_standardisations.values()):
+            standardisation.collects = self.training and self.iteration < STATISTICS_ITERATIONS
+            if parallel and self.training and 0 < self.iteration <= STATISTICS_ITERATIONS:
+                standardisation.average_over_processes()
         return super().forward(batched_inputs)
 
     def _target(self, episodes: list[Episode]) -> Target:
