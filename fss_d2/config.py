@@ -259,9 +259,10 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TRAIN = CfgNode()
     # Supports per training episode. More than one number: drawn uniformly per batch.
     cfg.FEW_SHOT.TRAIN.SHOTS = (1,)
-    # How a query is drawn: "class" (class, then image), "pair" (each (image, class) pair once
-    # an epoch), "image" (each image once an epoch, class uniform among its classes), "pfenet" (as "image",
-    # but among all classes that the image shows, also where it is too small to be a support).
+    # How a query is drawn: "class" (class, then image), "root" (the same, but a class in proportion to the
+    # square root of its number of images), "pair" (each (image, class) pair once an epoch), "image" (each
+    # image once an epoch, class uniform among its classes), "pfenet" (as "image", but among all classes that
+    # the image shows, also where it is too small to be a support).
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = "class"
     # What a support shows of its object: "mask", "box" (a filled box each connected part) or "scribble"
     # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
@@ -270,6 +271,10 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     # from pictures that are annotated for the class. None before iteration NEGATIVES_START.
     cfg.FEW_SHOT.TRAIN.NEGATIVES = 0.0
     cfg.FEW_SHOT.TRAIN.NEGATIVES_START = 0
+    # Share of the positive episodes whose object is no annotated one, but a region of similar colours in one
+    # training picture (of the episode's class); query and supports are differently augmented variants of that
+    # picture. They are of no other kind, and nothing is pasted into them.
+    cfg.FEW_SHOT.TRAIN.REGIONS = 0.0
     # Share of the positive episodes whose query is drawn among the pictures of the class that show another
     # class of the set as well.
     cfg.FEW_SHOT.TRAIN.COMPETITION = 0.0
@@ -287,7 +292,7 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TEST.EPISODES = 1000
     # Seed of the evaluation episodes.
     cfg.FEW_SHOT.TEST.SEED = 0
-    # "class", "pair", "image", "pfenet" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
+    # "class", "root", "pair", "image", "pfenet" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
     # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md), or "mmformer".
     cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
     # "mask", "box" or "scribble", as above; "box" with models trained on masks is the usual comparison.

@@ -38,6 +38,7 @@ class Episode:
     seed: int = 0  # 32 bits; of all random changes to the episode's pixels
     # Of some training episodes only, never of an evaluation (`fss_d2.data.episode_kinds`):
     absent: bool = False  # the query's photograph does not show the class
+    region: bool = False  # the object is a region of one picture, of which query and supports are forms
     pasted: tuple[tuple[ImageId, int], ...] = ()  # (image, class id) whose object is pasted into the query
 
 

@@ -1,4 +1,4 @@
-"""Training episodes that force the supports to be used: negative ones, competition, pasted objects."""
+"""Training episodes that force the supports to be used: negatives, regions, competition, pasted objects."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from .sampler import EpisodeSampler, Pair
 
 __all__ = ["EpisodeKinds", "MixedEpisodeSampler", "pictures_without"]
 
-_KIND_STREAM = 5  # first word of the entropy, see `sampler`
+_KIND_STREAM, _REGION_STREAM = 5, 6  # first words of the entropy, see `sampler`
 _COPIES_ALONE = 0.5  # of the episodes with copies: their query does not show the class otherwise
 _MOST_OTHERS = 2  # objects of other classes pasted into one query
 
@@ -25,6 +25,7 @@ class EpisodeKinds:
 
     negatives: float = 0.0
     negatives_start: int = 0  # iteration
+    regions: float = 0.0
     competition: float = 0.0
     paste_others: float = 0.0
     paste_copies: float = 0.0
@@ -45,7 +46,7 @@ class EpisodeKinds:
     @property
     def any(self) -> bool:
         """Whether some episodes are not plain."""
-        return any((self.negatives, self.competition, self.paste_others, self.paste_copies))
+        return any((self.negatives, self.regions, self.competition, self.paste_others, self.paste_copies))
 
 
 def pictures_without(records: Sequence[Mapping[str, Any]], metadata: Metadata) -> dict[int, list[ImageId]]:
@@ -65,8 +66,8 @@ def pictures_without(records: Sequence[Mapping[str, Any]], metadata: Metadata) -
 class MixedEpisodeSampler(EpisodeSampler):
     """The episodes of `EpisodeSampler`, some of them changed; episode i still depends on (seed, i) alone.
 
-    The class, the supports and the seed of an episode stay. What changes is the query, and the objects that
-    are pasted into it.
+    The class and the seed of an episode stay, and its supports, but for a region, whose supports are the
+    query's picture. What changes otherwise is the query, and the objects that are pasted into it.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class MixedEpisodeSampler(EpisodeSampler):
         started = index >= self.kinds.negatives_start * self.batch_size
         if without and started and negative < self.kinds.negatives:
             episode = replace(episode, query=_one_of(without, rng), absent=True)
+        elif episode.supports and self._rng(_REGION_STREAM, index).random() < self.kinds.regions:
+            return replace(episode, supports=(episode.query,) * len(episode.supports), region=True)
         elif copies < self.kinds.paste_copies:
             episode = self._with_copies(episode, without if alone < _COPIES_ALONE else (), rng)
         elif competition < self.kinds.competition:

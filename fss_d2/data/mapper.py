@@ -1,10 +1,8 @@
 """From an episode (ids) to the model's input (pixels)."""
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,14 @@ from detectron2.data import DatasetFromList
 from detectron2.data import transforms as T
 
 from .augmentations import build_augmentations, build_resize, build_view_resizes
+from .augmenting import Augmenter, Picture
 from .episode import Episode, ImageId, donors_of
 from .feature_store import FeatureStore
 from .images import read_image
 from .masks import annotate, load_sample, support_annotation
 from .pasting import PasteOptions, cut_object, paste_copies, paste_other
-from .samples import Sample, Segment, blank_image, load_segments, seeded, transform_sample
+from .regions import region_samples
+from .samples import Sample, Segment, blank_image, load_segments, transform_sample
 from .views import FRAMES, SupportView, check_support_views, in_frame, shown_views, view_frame
 
 __all__ = ["SEGMENTS", "AbsentQueryMapper", "EpisodeMapper", "ForeignSupportMapper"]
@@ -44,7 +44,7 @@ class EpisodeMapper:
     reference codes: models must accept that.
 
     With `variants`, the generator is seeded by the image and by which of its variants the episode's seed
-    chooses, so that all trainings share them.
+    chooses, so that all trainings share them (`Augmenter`).
 
     With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
     the classes that the augmented query shows; the augmentations are redrawn while it shows none.
@@ -92,18 +92,18 @@ class EpisodeMapper:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
         if segments not in SEGMENTS:
             raise ValueError(f"unknown INPUT.SEGMENTS {segments!r}; use '', 'semantic' or 'instance'")
-        self.resize, self.frame, self.is_train = resize, frame, is_train
-        self.augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
-        self.augment_supports = augment_supports
+        self.frame, self.is_train = frame, is_train
+        augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
+        least = max(query_min_pixels, support_min_pixels, 1)
+        self.augmenter = Augmenter(resize, augmentation, redraws, variants, least)
+        self.augments_supports = augment_supports and augmentation is not None
         self.views = () if is_train else tuple(views)
         self.support_annotation = support_annotation
         self.support_views = ("whole",) if is_train else check_support_views(support_views)
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
-        self.redraws, self.pasting = redraws, pasting or PasteOptions()
-        self.variants, self.features = variants, features
-        self._read = read_image if features is None else blank_image
+        self.pasting, self.features = pasting or PasteOptions(), features
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -159,24 +159,30 @@ class EpisodeMapper:
               with `views`.
         """
         record = self._record(episode.query)
+        read = read_image if self.features is None or episode.pasted else blank_image
         if self.segments:
             image, mask, segments = load_segments(
                 record,
                 episode.class_id,
                 self.class_ids,
                 self.segments,
-                self._read,
+                read,
                 must_show=not episode.absent,
             )
         else:
-            image, mask = load_sample(record, episode.class_id, self._read, must_show=not episode.absent)
+            image, mask = load_sample(record, episode.class_id, read, must_show=not episode.absent)
             segments = []
         if episode.pasted:
             before = image
             image, mask = self._pasted(episode, image, mask)
             segments = _without_region(segments, (image != before).any(axis=2))
-        query, class_id = self._query(episode, image, mask, segments)
-        supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
+        picture = Picture(record, image, mask, segments)
+        if episode.region:
+            query, supports = self._region(episode, picture)
+            class_id = episode.class_id
+        else:
+            query, class_id = self._query(episode, picture)
+            supports = [s for number in range(len(episode.supports)) for s in self._shots(episode, number)]
         mapped = {
             **self._picture(episode, record, query),
             "sem_seg": query.mask,
@@ -202,14 +208,12 @@ class EpisodeMapper:
             ]
         return mapped
 
-    def _query(
-        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
-    ) -> tuple[Sample, int]:
+    def _query(self, episode: Episode, picture: Picture) -> tuple[Sample, int]:
         """Return the query at the network's size, and its class, which may be redrawn."""
-        seed = self._augmentation_seed(episode, episode.query, 0)
-        prepare = partial(self._prepare, image, mask, segments, seed, self.is_train)
-        if episode.absent and not (mask == 1).any():
-            return self._without_object(episode, image, mask, segments), episode.class_id
+        seed = (episode.seed, 0)
+        prepare = partial(self.augmenter.prepare, picture, seed)
+        if episode.absent and not (picture.mask == 1).any():
+            return self._without_object(episode, picture), episode.class_id
         if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
             return prepare(lambda sample: sample.shows(1)), episode.class_id
         if not self.is_train or not self.segments or episode.supports:
@@ -218,21 +222,28 @@ class EpisodeMapper:
         query = prepare(lambda sample: bool(sample.shown_classes(enough)))
         if not (shown := query.shown_classes(enough)):
             return query, episode.class_id
-        rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
+        rng = np.random.default_rng((*seed, _CLASS_STREAM))
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
 
-    def _without_object(
-        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
-    ) -> Sample:
+    def _without_object(self, episode: Episode, picture: Picture) -> Sample:
         """Return a query that does not show the class, augmented as one of a class that it shows."""
-        record = self._record(episode.query)
-        rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
-        _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))])
-        both = [Segment(episode.class_id + 1, mask), *segments]
-        seed = (episode.seed, 0)
-        sample = self._prepare(image, shown, both, seed, True, lambda s: s.shows(self.query_min_pixels))
-        return replace(sample.of_class(episode.class_id), segments=sample.segments[1:])
+        seed, classes = (episode.seed, 0), picture.record["classes"]
+        if self.augmenter.variants:
+            return self.augmenter.prepare(picture, seed, lambda sample: True)
+        rng = np.random.default_rng((*seed, _CLASS_STREAM))
+        _, shown = load_sample(picture.record, classes[rng.integers(len(classes))], blank_image)
+        both = [Segment(episode.class_id + 1, picture.mask), *picture.segments]
+        looking = replace(picture, mask=shown, segments=both)
+        sample = self.augmenter.prepare(looking, seed, lambda s: s.shows(self.query_min_pixels))
+        return sample.of_first_segment()
+
+    def _region(self, episode: Episode, picture: Picture) -> tuple[Sample, list[list[dict[str, Any]]]]:
+        """Return the query and the supports of an episode whose object is a region of one picture."""
+        shots, annotation = len(episode.supports), self.support_annotation
+        query, *supports = region_samples(picture, shots, self.augmenter, episode.seed, annotation)
+        shown = [(self._picture(episode, picture.record, s), s.mask) for s in supports]
+        return query, [[{**image, "mask": mask, "image_id": episode.query}] for image, mask in shown]
 
     def _pasted(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the query with the episode's objects pasted into it, in order."""
@@ -250,13 +261,18 @@ class EpisodeMapper:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""
         image_id, stream = episode.supports[number], number + 1
         record = self._record(image_id)
-        seed = self._augmentation_seed(episode, image_id, stream)
-        image, mask = load_sample(record, episode.class_id, self._read)
+        read = read_image if self.features is None else blank_image
+        image, mask = load_sample(record, episode.class_id, read)
         mask = annotate(mask, self.support_annotation, (episode.seed, stream, _SCRIBBLE_STREAM))
-        augment = self.is_train and self.augment_supports
 
         def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
-            first = self._prepare(image, mask, (), seed, augment, lambda s: s.shows(self.support_min_pixels))
+            picture = Picture(record, image, mask)
+            if self.augments_supports:
+                first = self.augmenter.prepare(
+                    picture, (episode.seed, stream), lambda s: s.shows(self.support_min_pixels)
+                )
+            else:
+                first = self.augmenter.plain(picture)
             return [first, *(transform_sample(resize, image, mask) for resize in self.views)]
 
         def finish(view: SupportView, sample: Sample) -> dict[str, Any]:
@@ -268,14 +284,6 @@ class EpisodeMapper:
             [finish(view, sample) for sample in samples]
             for view, samples in shown_views(self.support_views, image, mask, at_each_size)
         ]
-
-    def _augmentation_seed(self, episode: Episode, image_id: ImageId, stream: int) -> tuple[int, int]:
-        seed = (episode.seed, stream)
-        if not self.variants:
-            return seed
-        variant = int(np.random.SeedSequence(seed).generate_state(1)[0]) % self.variants
-        file = Path(self._record(image_id)["file_name"])
-        return zlib.crc32(file.name.encode()), variant
 
     def _picture(
         self, episode: Episode, record: Mapping[str, Any], sample: Sample, view: SupportView | None = None
@@ -289,24 +297,6 @@ class EpisodeMapper:
         if image_id not in self._place:
             raise KeyError(f"image {image_id!r} of an episode is not in the dataset; draw episodes from it")
         return self._records[self._place[image_id]]
-
-    def _prepare(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        segments: Sequence[Segment],
-        seed: tuple[int, int],
-        augment: bool,
-        is_good: Callable[[Sample], bool],
-    ) -> Sample:
-        """Augment until the sample is good; after `redraws` tries resize only."""
-        if self.augmentation is not None and augment:
-            with seeded(seed):
-                for _ in range(self.redraws + 1):
-                    sample = transform_sample(self.augmentation, image, mask, segments)
-                    if is_good(sample):
-                        return sample
-        return transform_sample(self.resize, image, mask, segments)
 
     def _frame_of(self, mask: np.ndarray, query: Sample) -> dict[str, Any]:
         """Return the size, and in evaluation the target, in the frame in which predictions are compared."""

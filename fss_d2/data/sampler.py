@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or support of the class
 
-QUERY_RULES = ("class", "pair", "image", "pfenet")
+QUERY_RULES = ("class", "root", "pair", "image", "pfenet")
 
 # First word of the entropy of each random stream, so that no two streams share their numbers (1: seeds of
-# episodes, 5: their kinds).
+# episodes, 5 and 6: their kinds).
 _DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
 
 
@@ -62,7 +62,8 @@ class EpisodeSampler:
     ) -> None:
         """
         Args:
-            pairs: (image id, class id) pairs; their order is the list order of all rules but "class".
+            pairs: (image id, class id) pairs; their order is the list order of rules other than "class" and
+                "root".
             shots: K, or several K of which one is drawn uniformly for each block of `batch_size` episodes;
                 0 alone gives episodes of a query without supports.
             rule: how the query is drawn, see FEW_SHOT.TRAIN.QUERY_RULE. Every epoch has a new order.
@@ -106,14 +107,14 @@ class EpisodeSampler:
 
     @property
     def epoch_length(self) -> int:
-        """Episodes after which each query has occurred once (rule "class": the number of pairs)."""
+        """Episodes after which each query has occurred once ("class" and "root": the number of pairs)."""
         return len(self._image_classes) if self.rule in ("image", "pfenet") else len(self.pairs)
 
     def sample(self, index: int) -> Episode:
         """Return episode `index`, any number from 0 on."""
         rng = self._rng(_DRAW_STREAM, index)
-        if self.rule == "class":
-            class_id = self.class_ids[rng.integers(len(self.class_ids))]
+        if self.rule in ("class", "root"):
+            class_id = self.class_ids[self._place_of_class(rng)]
             members = self.images_of[class_id]
             return self._with_supports(index, members[rng.integers(len(members))], class_id, rng)
         epoch, place = divmod(index, self.epoch_length)
@@ -122,6 +123,12 @@ class EpisodeSampler:
             return self._with_supports(index, *self.pairs[entry], rng)
         image, classes = self._image_classes[entry]
         return self._with_supports(index, image, classes[rng.integers(len(classes))], rng)
+
+    def _place_of_class(self, rng: np.random.Generator) -> int:
+        if self.rule == "class":
+            return int(rng.integers(len(self.class_ids)))
+        roots = np.sqrt([len(self.images_of[class_id]) for class_id in self.class_ids])
+        return int(rng.choice(len(roots), p=roots / roots.sum()))
 
     def sample_every_pair(self) -> list[Episode]:
         """Return one episode for each (image, class) pair as query, in list order."""

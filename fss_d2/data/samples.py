@@ -67,6 +67,10 @@ class Sample:
         mask = union_mask([s.mask for s in self.segments if s.label == class_id + 1])
         return replace(self, mask=torch.from_numpy(mask))
 
+    def of_first_segment(self) -> "Sample":
+        """Return the same image with the mask of the first segment, and the other segments."""
+        return replace(self, mask=torch.from_numpy(self.segments[0].mask), segments=self.segments[1:])
+
 
 class BlankImage(np.ndarray):
     """An image (H, W, 3) uint8 of which only the shape counts; it takes one byte."""
@@ -113,7 +117,7 @@ def transform_sample(
 
 
 @contextmanager
-def seeded(seed: tuple[int, int]) -> Iterator[None]:
+def seeded(seed: tuple[int, ...]) -> Iterator[None]:
     """Seed numpy's and Python's global generators, which Detectron2's augmentations use, within a block."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])

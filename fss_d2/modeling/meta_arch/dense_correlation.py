@@ -107,10 +107,11 @@ class DenseCorrelation(FewShotSegmentor):
     """Compare each position of the query with the supports and decode the comparisons to a mask.
 
     Compared are several blocks of a frozen backbone, and one learned embedding of them, in six ways each
-    (`layers.compare`), a finer one at its own size (FINE_FEATURES). The comparisons keep their absolute level (`FixedStandardisation`): how similar the
-    best position is tells whether the object is there at all, which attention and scaled priors forget. The
-    decoder sees the query's own features as well (`SkipDecoder`). A small network judges the presence of the
-    object from the same maps (`PresenceHead`); its logit is one signal of `Output.presence`.
+    (`layers.compare`), finer ones at their own size. The comparisons keep their absolute level
+    (`FixedStandardisation`): how similar the best position is tells whether the object is there at all, which
+    attention and scaled priors forget. The decoder sees the query's own features as well (`SkipDecoder`). A
+    small network judges the presence of the object from the coarse maps (`PresenceHead`); its logit is one
+    signal of `Output.presence`.
 
     Training wants queries that do not show the object among the episodes (FEW_SHOT.TRAIN.NEGATIVES): only
     they train the presence, and the mask to stay empty.

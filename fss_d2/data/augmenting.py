@@ -1,0 +1,93 @@
+"""A picture and its masks at the network's size: drawn anew for each episode, or one of its few variants."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import transforms as T
+
+from .masks import load_sample
+from .samples import Sample, Segment, blank_image, seeded, transform_sample
+
+__all__ = ["Augmenter", "Picture"]
+
+# Random streams of the class at which the augmentations of a variant look, and of the forms of one picture.
+_CLASS_STREAM, _FORM_STREAM = 1, 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its masks, as loaded."""
+
+    record: Mapping[str, Any]
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    mask: np.ndarray  # (H, W) uint8, of the episode's class
+    segments: Sequence[Segment] = ()
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Brings pictures to the network's size; what it draws depends on the seeds alone.
+
+    With `variants` there are so many augmented forms of a picture, the same for all episodes, classes and
+    trainings. The augmentations of a variant look at the mask of one of the picture's classes, drawn for it.
+    """
+
+    resize: T.Augmentation
+    augmentation: T.Augmentation | None = None  # None = resize only
+    redraws: int = 10
+    variants: int = 0
+    least: int = 1  # pixels that the class at which a variant looks has in it, if the redraws find them
+
+    def prepare(self, picture: Picture, seed: tuple[int, ...], is_good: Callable[[Sample], bool]) -> Sample:
+        """Augment until the sample is good; after the redraws, or all variants, resize only."""
+        if self.augmentation is None:
+            return self.plain(picture)
+        if not self.variants:
+            return self.drawn(picture, seed, is_good)
+        order = np.random.default_rng(seed).permutation(self.variants)
+        samples = (self.variant(picture, int(number)) for number in order)
+        return next(filter(is_good, samples), None) or self.plain(picture)
+
+    def plain(self, picture: Picture) -> Sample:
+        """Resize only."""
+        return transform_sample(self.resize, picture.image, picture.mask, picture.segments)
+
+    def drawn(self, picture: Picture, seed: tuple[int, ...], is_good: Callable[[Sample], bool]) -> Sample:
+        """Augment, looking at the mask, until the sample is good; after the redraws, resize only."""
+        with seeded(seed):
+            for _ in range(self.redraws + 1):
+                sample = transform_sample(self.augmentation, picture.image, picture.mask, picture.segments)
+                if is_good(sample):
+                    return sample
+        return self.plain(picture)
+
+    def forms(self, picture: Picture, count: int, seed: tuple[int, int]) -> list[Sample]:
+        """Return augmented samples, different ones (as far as there are so many variants).
+
+        Args:
+            seed: of an episode, and a number from 0 on: which of several such lists it is.
+        """
+        if self.augmentation is None:
+            return [self.plain(picture)] * count
+        if not self.variants:
+            seeds = [(*seed, _FORM_STREAM, place) for place in range(count)]
+            return [self.drawn(picture, each, lambda s: s.shows(self.least)) for each in seeds]
+        order = np.random.default_rng(seed[0]).permutation(self.variants)
+        places = range(seed[1] * count, (seed[1] + 1) * count)
+        return [self.variant(picture, int(order[place % self.variants])) for place in places]
+
+    def variant(self, picture: Picture, number: int) -> Sample:
+        """Return variant `number`, below `variants`."""
+        seed = (zlib.crc32(Path(picture.record["file_name"]).name.encode()), number)
+        classes = picture.record["classes"]
+        class_id = classes[np.random.default_rng((*seed, _CLASS_STREAM)).integers(len(classes))]
+        looked_at = load_sample(picture.record, class_id, blank_image)[1]
+        both = [Segment(0, picture.mask), *picture.segments]
+        sample = self.drawn(
+            Picture(picture.record, picture.image, looked_at, both), seed, lambda s: s.shows(self.least)
+        )
+        return sample.of_first_segment()
