@@ -292,7 +292,7 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TEST.EPISODES = 1000
     # Seed of the evaluation episodes.
     cfg.FEW_SHOT.TEST.SEED = 0
-    # "class", "root", "pair", "image", "pfenet" as above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
+    # One of the rules above, or "hsnet_pascal", "hsnet_coco", "hsnet_fss": the exact
     # episodes of HSNet/DCAMA, drawn with numpy's legacy generator (docs/PROTOCOL.md), or "mmformer".
     cfg.FEW_SHOT.TEST.QUERY_RULE = "class"
     # "mask", "box" or "scribble", as above; "box" with models trained on masks is the usual comparison.
