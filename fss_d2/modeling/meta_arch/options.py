@@ -32,6 +32,7 @@ class SegmentorOptions(ImageOptions):
     foreground_weight: float = 1.0
     dice_weight: float = 0.0
     aux_weight: float = 1.0  # of the loss of a method's inner levels (`Output.levels`)
+    negatives: bool = False  # trained on queries without the object as well; what learns from it bears that
     ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
     align_corners: bool = False  # how scores are resized to the frame asked for
     refinement: str = ""  # of the scores, in evaluation mode; see `refine`
@@ -51,6 +52,7 @@ class SegmentorOptions(ImageOptions):
             **vars(ImageOptions.from_config(cfg)),
             foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
             dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
+            negatives=cfg.FEW_SHOT.TRAIN.NEGATIVES > 0,
             refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
             presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
         )
