@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from fss_d2.data.augmentations import build_resize
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.data.mapper import ForeignSupportMapper
@@ -32,6 +33,7 @@ from fss_d2.evaluation import (
     read_rows,
 )
 from fss_d2.io.files import check_writable, write_json
+from fss_d2.modeling.enlarged import EnlargingSegmentor
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
@@ -69,6 +71,24 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
             f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
             f"{unaveraged[0]!r} needs; set TEST.SCALES to ()"
         )
+    if cfg.TEST.ZOOM_TILES and unaveraged:
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} blends scores, not the proposals that TEST.EVALUATORS "
+            f"{unaveraged[0]!r} needs; set TEST.ZOOM_TILES to 0"
+        )
+
+
+def _segmentor(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model with what TEST.SCALES and TEST.ZOOM_TILES ask for."""
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    if not cfg.TEST.ZOOM_TILES:
+        return segmentor
+    if cfg.TEST.FRAME != "original":
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} needs TEST.FRAME 'original', not {cfg.TEST.FRAME!r}; "
+            "set TEST.ZOOM_TILES to 0"
+        )
+    return EnlargingSegmentor(segmentor, model, build_resize(cfg), cfg.TEST.ZOOM_TILES)
 
 
 def build_evaluators(
@@ -91,7 +111,7 @@ def evaluate(
 
     All processes must call it. ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` receives the scores, the counts of
     each episode, pictures, and the manifest of the scored episodes. With TEST.SCALES the model runs at each
-    of these sizes and its probabilities are averaged.
+    of these sizes and its probabilities are averaged; with TEST.ZOOM_TILES it sees small objects enlarged.
 
     Args:
         model: segments episodes or makes proposals, also inside DistributedDataParallel; its mode is kept.
@@ -104,7 +124,7 @@ def evaluate(
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    model = _segmentor(cfg, model)
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:
@@ -234,7 +254,7 @@ def check_support_use(
         ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
     """
     loaders = _support_loaders(cfg, dataset, shots, episodes)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    model = _segmentor(cfg, model)
     folder = Path(cfg.OUTPUT_DIR) / "support_use" / f"{dataset}_{shots}shot"
     check_writable(folder)
     rows = []
@@ -251,7 +271,7 @@ def check_support_use(
         **{"method": cfg.MODEL.META_ARCHITECTURE, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset},
         **{"shots": shots, "episodes": result.episodes, "seed": test.SEED, "query_rule": test.QUERY_RULE},
         **{"manifest": test.MANIFEST, "support_views": list(test.SUPPORT_VIEWS)},
-        "refinement": cfg.TEST.REFINEMENT,
+        **{"refinement": cfg.TEST.REFINEMENT, "zoom_tiles": cfg.TEST.ZOOM_TILES},
         **{"mIoU_own": result.mean_iou_a, "mIoU_foreign": result.mean_iou_b},
         **{"difference": result.difference, "low": result.low, "high": result.high},
     }

@@ -1,5 +1,7 @@
 """Which class a pixel belongs to where several claim it."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from torch import Tensor
@@ -34,12 +36,12 @@ class Contest:
         self._labels[wins], self._best[wins] = index + 1, own[wins]
         self.probability[index] = lead.sigmoid_().numpy()
 
-    def labels(self) -> np.ndarray:
-        """(H, W) unsigned integers: i + 1 for class i, 0 for background."""
-        return without_specks(self._labels)
+    def labels(self, least: Sequence[float] = ()) -> np.ndarray:
+        """(H, W) unsigned integers: i + 1 for class i, 0 for background; see `without_specks`."""
+        return without_specks(self._labels, least)
 
 
-def without_specks(labels: np.ndarray) -> np.ndarray:
+def without_specks(labels: np.ndarray, least: Sequence[float] = ()) -> np.ndarray:
     """Give parts of a class that lie inside objects of other classes to the class most around them.
 
     A part is 8-connected. It changes its class if it has less than a tenth of the pixels of the connected
@@ -49,6 +51,7 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
 
     Args:
         labels: (H, W) unsigned integers, 0 background, i + 1 the i-th class.
+        least: of each class, the pixels of a part that is never a speck; empty knows no such size.
 
     Returns:
         (H, W) of the same type; ``labels`` itself where nothing changes.
@@ -62,6 +65,8 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
         others = around[:, 1:].sum(axis=1)
         speck = (areas < _SPECK_SHARE * _foreground(parts, areas)) & (others > around[:, 0])
         speck[0] = False
+        if least:
+            speck &= areas < np.array([0, *least])[classes]
         for label in present[present > 0].tolist():
             largest = np.where(classes == label, areas, 0).argmax()
             speck[largest] &= areas[largest] * LEAST_SHARE < labels.size

@@ -1,6 +1,7 @@
 """The result of segmenting an image."""
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ import numpy as np
 
 from .competition import LEAST_SHARE, without_specks
 
-__all__ = ["Instance", "Prediction"]
+__all__ = ["Instance", "Prediction", "least_parts"]
 
 _USUAL = 0.5  # the threshold that the labels have
+_LEAST_OF_OBJECT = 0.1  # of the typical small object: the pixels of an instance
+_NO_SPECK = 0.25  # of the typical small object: a part of this size is an object of its own
 
 
 class Instance(NamedTuple):
@@ -35,12 +38,15 @@ class Prediction:
         expected_iou: by class, the IoU of its mask with the true one that `fss_d2.inference.quality` expects
             from this image, 0 to 1; empty where it was not asked for, or where the supports came from a file
             without what it needs. A class that was not found has the estimate that this is right.
+        object_area: of each class of small objects that was seen enlarged (TEST.ZOOM_TILES), the area of a
+            typical one in the supports over that of their pictures.
     """
 
     names: tuple[str, ...]
     probability: np.ndarray
     labels: np.ndarray
     expected_iou: Mapping[str, float] = field(default_factory=dict)
+    object_area: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -102,7 +108,7 @@ class Prediction:
         labels = np.where(self.probability.max(axis=0) > threshold, best, 0).astype(self.labels.dtype)
         for i, probability in enumerate(self.probability, start=1):
             labels[(self.labels == i) & (probability > threshold)] = i
-        labels = without_specks(labels)
+        labels = without_specks(labels, least_parts(self.names, self.object_area, labels.size))
         expected = {
             name: float(value * _overlap(self.labels == i, labels == i))
             for i, name in enumerate(self.names, start=1)
@@ -118,24 +124,38 @@ class Prediction:
         """The 8-connected parts of the masks, class by class, the largest first.
 
         Args:
-            min_area: pixels that a part must have; None takes 1/2000 of the image.
+            min_area: pixels that a part must have; None takes 1/2000 of the image, or a tenth of a typical
+                object where objects are small.
         """
-        if min_area is None:
-            min_area = self.labels.size // LEAST_SHARE
-        if min_area < 0:
+        if min_area is not None and min_area < 0:
             raise ValueError(f"min_area {min_area} is below 0: give a number of pixels")
         for number, (name, probability) in enumerate(zip(self.names, self.probability, strict=True), start=1):
+            least = self._least_area(name) if min_area is None else min_area
             _, parts, statistics, _ = cv2.connectedComponentsWithStats(
                 (self.labels == number).astype(np.uint8), connectivity=8
             )
             for part in np.argsort(-statistics[1:, cv2.CC_STAT_AREA], kind="stable") + 1:
                 left, top, width, height, area = statistics[part]
-                if area >= min_area:
+                if area >= least:
                     window = slice(top, top + height), slice(left, left + width)
                     region = parts[window] == part
                     mask = np.zeros(parts.shape, bool, order="F")  # as RLE runs: encoding is fast
                     mask[window] = region
                     yield Instance(name, mask, float(probability[window].mean(where=region)))
+
+    def _least_area(self, name: str) -> int:
+        """The pixels that a part of a class must have, unless the caller chooses."""
+        usual = self.labels.size // LEAST_SHARE
+        if name not in self.object_area:
+            return usual
+        return min(usual, int(_LEAST_OF_OBJECT * self.object_area[name] * self.labels.size))
+
+
+def least_parts(names: Sequence[str], object_area: Mapping[str, float], size: int) -> list[float]:
+    """The pixels of each class from which a part of it is never a speck, in an image of that many pixels."""
+    if not object_area:
+        return []
+    return [_NO_SPECK * object_area.get(name, math.inf) * size for name in names]
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,19 +1,23 @@
 """Encoded images and encoded supports give predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures
+from fss_d2.modeling.enlarged import Enlarged
 from fss_d2.modeling.fusion import mean_log_probability
+from fss_d2.modeling.layers import resize
+from fss_d2.modeling.meta_arch.contract import Output
 
 from .competition import Contest
 from .evidence import MaskScores, Tokens, signals
-from .prediction import Prediction
+from .prediction import Prediction, least_parts
 from .quality import QualityModel
 from .support_file import ClassSupport
 
@@ -28,16 +32,21 @@ class EncodedImage:
     """An image encoded by `FewShotPredictor.encode_image`, for any number of support sets.
 
     Attributes:
-        size: (height, width) of the image.
+        pixels: the image (H, W, 3) uint8, from which tiles are cut for small objects.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
         tokens: of the first query, for `Prediction.expected_iou`.
     """
 
-    size: Size
+    pixels: np.ndarray
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
     tokens: Tokens
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image."""
+        return self.pixels.shape[:2]
 
 
 def segment(
@@ -47,16 +56,30 @@ def segment(
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
+    enlarge: Callable[[Enlarged], Output] | None = None,
 ) -> list[Prediction]:
-    """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN."""
+    """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN.
+
+    ``enlarge`` segments the one image of a batch with the supports of a class of small objects.
+    """
     names = tuple(supports)
+    areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
     contests = [Contest(size, len(names)) for size, _ in frames]
+    network = queries[0].size
     scores = []
     for i, support in enumerate(supports.values()):
-        outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
-        scores.append((_lead_map(outputs[0].logits), _lead_map(outputs[0].own_logits)))
+        if support.enlarged is None:
+            outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
+            scores.append((_lead_map(outputs[0].logits), _lead_map(outputs[0].own_logits)))
+            of_class = frames
+        else:
+            outputs = [enlarge(support.enlarged)]
+            (size, valid_sizes), *_ = frames
+            of_class = [(size, [tuple(outputs[0].logits.shape[2:])])]
+            logits = (outputs[0].logits, outputs[0].own_logits)
+            scores.append(tuple(_lead_map(_as_network(x, valid_sizes[0], network)) for x in logits))
         several = len(names) > 1 and any(output.unrefined is not None for output in outputs)
-        for row, frame in enumerate(frames):
+        for row, frame in enumerate(of_class):
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
                 fix = "check the model's weights, or encode the supports anew"
@@ -69,18 +92,26 @@ def segment(
             maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
     expected = _expected(tokens, [s.tokens for s in supports.values()], scores, quality)
     return [
-        _prediction(names, contest, dict(zip(names, row, strict=True)))
+        _prediction(names, contest, dict(zip(names, row, strict=True)), areas)
         for contest, row in zip(contests, expected, strict=True)
     ]
 
 
-def _prediction(names: tuple[str, ...], contest: Contest, expected: dict[str, float]) -> Prediction:
-    labels = contest.labels()
+def _prediction(
+    names: tuple[str, ...], contest: Contest, expected: dict[str, float], areas: Mapping[str, float]
+) -> Prediction:
+    labels = contest.labels(least_parts(names, areas, contest.probability[0].size))
     found = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:] > 0
     for name, there, probability in zip(names, found, contest.probability, strict=True):
         if not there:
             expected[name] = 1 - float(probability.max())
-    return Prediction(names, contest.probability, labels, expected)
+    return Prediction(names, contest.probability, labels, expected, areas)
+
+
+def _as_network(logits: Tensor, valid_size: Size, size: Size) -> Tensor:
+    """Bring logits (1, 2, h, w) of a whole image to the size of the network's input, with its padding."""
+    (height, width), fitted = valid_size, resize(logits, valid_size, align_corners=False)
+    return F.pad(fitted, (0, size[1] - width, 0, size[0] - height))
 
 
 def _lead_map(logits: Tensor) -> Tensor:

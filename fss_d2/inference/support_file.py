@@ -16,13 +16,14 @@ from fss_d2.data.views import Window
 from fss_d2.io.files import atomic_path
 from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
+from fss_d2.modeling.enlarged import Enlarged, merge_enlarged
 from fss_d2.modeling.layers import resize
 
 from .evidence import Tokens
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
-_KIND, _VERSION = "fss_d2 encoded support", 4
+_KIND, _VERSION = "fss_d2 encoded support", 5
 # Keys that do not change the encoding, or that the digest of the weights covers.
 _NO_MATTER = ("WEIGHTS", "WEIGHTS_PARTIAL", "DEVICE", "LOSS")
 _NO_MATTER += ("BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
@@ -49,6 +50,8 @@ class ClassSupport:
     sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
     frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
     tokens: Tokens  # of each view at the first size, for `Prediction.expected_iou`
+    windows: tuple[Enlarged | None, ...] = ()  # of each support, for small objects
+    enlarged: Enlarged | None = None  # those of all supports, if the class is to be seen enlarged
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -72,7 +75,7 @@ class ClassSupport:
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
     """The config keys that encoded supports depend on, without those of other methods; values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
-    settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
+    settings |= {f"TEST.{key}": str(cfg.TEST[key]) for key in ("SCALES", "ZOOM_TILES")}
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     method = cfg.MODEL.META_ARCHITECTURE
     read = {method, *getattr(META_ARCH_REGISTRY.get(method), "borrows_keys_of", ())}
@@ -93,6 +96,7 @@ def save_classes(
         name: {
             "sets": [support_set.state() for support_set in support.sets],
             "frames": [[_numbers(frame) for frame in views] for views in support.frames],
+            "windows": [one and one.state() for one in support.windows],
             "tokens": [[t.cpu() for t in level] for level in (support.tokens.maps, support.tokens.objects)],
         }
         for name, support in classes.items()
@@ -142,7 +146,11 @@ def _class_support(name: str, state: Mapping[str, Any], model: FewShotSegmentor)
     maps, objects = (tuple(t.to(model.device) for t in level) for level in state["tokens"])
     if len(maps) != len(objects) or any(len(level) != shots for level in (*maps, *objects)):
         raise ValueError(f"class {name} has tokens of another number of views than {shots}")
-    return ClassSupport(sets, frames, Tokens(maps, objects))
+    windows = tuple(one and Enlarged.from_state(one, model) for one in state["windows"])
+    if len(windows) != len(frames):
+        raise ValueError(f"class {name} has {len(frames)} supports, windows of {len(windows)}")
+    tokens = Tokens(maps, objects)
+    return ClassSupport(sets, frames, tokens, windows, merge_enlarged(model, windows))
 
 
 def _numbers(frame: Frame) -> list[int]:

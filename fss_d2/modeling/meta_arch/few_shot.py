@@ -219,19 +219,23 @@ class FewShotSegmentor(ImageModel):
         features = self.extract(self.normalise(images)) if features is None else features
         return QueryFeatures(type(self).__name__, images, self._encode_query(features))
 
-    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+    def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, refined by TEST.REFINEMENT in evaluation mode. Raises
+        Returns logits (B, 2, H, W) and more, refined in evaluation mode unless ``refined`` is False. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
         self._check_own("support set", support.method)
         self._check_own("query", query.method)
         output = self._match(query.encoded, support.for_queries(len(query.images)), query.size)
-        if self.training or not self.refinement:
+        return self.refined(query.images, output) if refined and not self.training else output
+
+    def refined(self, images: Tensor, output: Output) -> Output:
+        """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
+        if not self.refinement:
             return output
-        refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined, unrefined=output.logits)
+        logits = refine(self.refinement, images, output.logits, output.probability())
+        return replace(output, logits=logits, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
