@@ -10,9 +10,11 @@ from .views import Window
 
 __all__ = ["Zoom", "choose_zoom", "object_windows", "tile_weights", "tile_windows"]
 
-_OBJECT_SHARE = 1 / 3  # side of an object over the side of its window, which the network sees well
+# Side of an object over the side of its window: of many objects, and of few, whose size in other pictures is
+# less certain (docs/BENCHMARKS.md).
+_OBJECT_SHARES = {True: 1 / 3, False: 1 / 5}
 _SMALL = 0.2  # side of an object over that of the picture; larger ones are seen as well without windows
-_LEAST_COUNT = 4  # objects of the usual size in a support; the size of a single one says little about others
+_MANY = 4  # objects of the typical size in a support
 _OVERLAP = 0.25  # of neighbouring tiles, as a share of their side
 _MOST_CROPS = 6  # windows of a support; each counts as a shot
 _LEAST_NEW = 0.02  # of the object's pixels, which a further window of a support must show
@@ -25,18 +27,21 @@ class Zoom:
     Attributes:
         share: longer side of a window over the longer side of its picture, in (0, 1).
         area: of a typical object, over that of its picture.
+        many: the supports show so many objects that their size is certain; else the scores of the windows are
+            averaged with those of the picture as it is.
     """
 
     share: float
     area: float
+    many: bool
 
 
 def choose_zoom(mask: np.ndarray, most_tiles: int) -> Zoom | None:
     """Choose the zoom from the mask of a support (H, W), 1 the object, or None for the picture as it is.
 
-    The picture is enlarged where it shows several small objects, that is 8-connected parts of the mask: half
-    of the object's pixels lie in parts of the typical size or larger ones. An object gets a third of the side
-    of its window, or less if a square picture would need more than ``most_tiles`` tiles.
+    The picture is enlarged where its objects, that is 8-connected parts of the mask, are small: half of the
+    object's pixels lie in parts of the typical size or larger ones. An object gets a third (of few objects, a
+    fifth) of the side of its window, or less if a square picture would need more than ``most_tiles`` tiles.
     """
     finest = _finest_share(most_tiles)
     areas = _parts(mask)[0]
@@ -45,10 +50,9 @@ def choose_zoom(mask: np.ndarray, most_tiles: int) -> Zoom | None:
     areas = np.sort(areas)
     typical = int(areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)])
     side = math.sqrt(typical / mask.size)
-    share = max(side / _OBJECT_SHARE, finest)
-    if side >= _SMALL or share >= 1 or np.count_nonzero(4 * areas >= typical) < _LEAST_COUNT:
-        return None
-    return Zoom(share, typical / mask.size)
+    many = np.count_nonzero(4 * areas >= typical) >= _MANY
+    share = max(side / _OBJECT_SHARES[many], finest)
+    return Zoom(share, typical / mask.size, many) if side < _SMALL and share < 1 else None
 
 
 def _finest_share(most_tiles: int) -> float:

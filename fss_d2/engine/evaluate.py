@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from fss_d2.data.augmentations import build_resize
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.data.mapper import ForeignSupportMapper
@@ -88,7 +88,8 @@ def _segmentor(cfg: CfgNode, model: nn.Module) -> nn.Module:
             f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} needs TEST.FRAME 'original', not {cfg.TEST.FRAME!r}; "
             "set TEST.ZOOM_TILES to 0"
         )
-    return EnlargingSegmentor(segmentor, model, build_resize(cfg), cfg.TEST.ZOOM_TILES)
+    first = [*build_view_resizes(cfg), build_resize(cfg)][0]
+    return EnlargingSegmentor(segmentor, model, first, cfg.TEST.ZOOM_TILES)
 
 
 def build_evaluators(

@@ -25,6 +25,7 @@ __all__ = ["EncodedImage", "segment"]
 
 Size = tuple[int, int]
 Frame = tuple[Size, Sequence[Size]]  # (height, width) of an image, and `EncodedImage.valid_sizes`
+Enlarge = Callable[[Enlarged, Tensor | None], Output]  # `match_enlarged` of an image
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,30 @@ def segment(
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
-    enlarge: Callable[[Enlarged], Output] | None = None,
+    enlarge: Enlarge | None = None,
 ) -> list[Prediction]:
     """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN.
 
-    ``enlarge`` segments the one image of a batch with the supports of a class of small objects.
+    ``enlarge`` is for classes of small objects, which are segmented in one image at a time.
     """
     names = tuple(supports)
     areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
     contests = [Contest(size, len(names)) for size, _ in frames]
-    network = queries[0].size
     scores = []
     for i, support in enumerate(supports.values()):
         if support.enlarged is None:
-            outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
-            scores.append((_lead_map(outputs[0].logits), _lead_map(outputs[0].own_logits)))
-            of_class = frames
+            outputs, of_class = (
+                [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)],
+                frames,
+            )
+            logits = outputs[0].logits, outputs[0].own_logits
         else:
-            outputs = [enlarge(support.enlarged)]
-            (size, valid_sizes), *_ = frames
+            (size, (valid_size, *_)), *_ = frames
+            outputs = [_enlarged(model, queries[0], support, valid_size, enlarge)]
             of_class = [(size, [tuple(outputs[0].logits.shape[2:])])]
-            logits = (outputs[0].logits, outputs[0].own_logits)
-            scores.append(tuple(_lead_map(_as_network(x, valid_sizes[0], network)) for x in logits))
+            both = outputs[0].logits, outputs[0].own_logits
+            logits = tuple(_as_network(x, valid_size, queries[0].size) for x in both)
+        scores.append(tuple(map(_lead_map, logits)))
         several = len(names) > 1 and any(output.unrefined is not None for output in outputs)
         for row, frame in enumerate(of_class):
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
@@ -106,6 +109,21 @@ def _prediction(
         if not there:
             expected[name] = 1 - float(probability.max())
     return Prediction(names, contest.probability, labels, expected, areas)
+
+
+def _enlarged(
+    model: FewShotSegmentor,
+    query: QueryFeatures,
+    support: ClassSupport,
+    valid_size: Size,
+    enlarge: Enlarge,
+) -> Output:
+    """Segment an image with a class of small objects; the query shows it as a whole."""
+    height, width = valid_size
+    if support.enlarged.zoom.many:
+        return enlarge(support.enlarged, None)
+    output = model.match(query, support.sets[0], refined=False)
+    return enlarge(support.enlarged, output.logits[:, :, :height, :width])
 
 
 def _as_network(logits: Tensor, valid_size: Size, size: Size) -> Tensor:

@@ -1,7 +1,7 @@
 """Pictures of many small objects, enlarged: supports are windows round objects, queries overlapping tiles."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from fss_d2.data.transforms import SquashTransform
 from fss_d2.data.views import Window
 from fss_d2.data.zoom import Zoom, choose_zoom, object_windows, tile_weights, tile_windows
 from fss_d2.modeling.layers import resize as resize_maps
-from fss_d2.modeling.meta_arch.contract import Output, SupportSet, resize_support
+from fss_d2.modeling.meta_arch.contract import Output, SupportSet, resize_support, stack_supports
 from fss_d2.modeling.meta_arch.few_shot import FewShotSegmentor
 
 __all__ = ["Enlarged", "EnlargingSegmentor", "encode_enlarged", "match_enlarged", "merge_enlarged"]
@@ -33,13 +33,13 @@ class Enlarged:
 
     def state(self) -> dict[str, Any]:
         """Return plain numbers and CPU tensors, for `from_state`."""
-        return {"zoom": [self.zoom.share, self.zoom.area], "support": self.support.state()}
+        return {"zoom": list(astuple(self.zoom)), "support": self.support.state()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], model: FewShotSegmentor) -> "Enlarged":
         """Rebuild it on the model's device; errors as `FewShotSegmentor.restore_support`."""
-        share, area = map(float, state["zoom"])
-        return cls(Zoom(share, area), model.restore_support(state["support"]))
+        share, area, many = state["zoom"]
+        return cls(Zoom(float(share), float(area), bool(many)), model.restore_support(state["support"]))
 
 
 def encode_enlarged(
@@ -74,21 +74,30 @@ def encode_enlarged(
 def merge_enlarged(model: FewShotSegmentor, parts: Sequence[Enlarged | None]) -> Enlarged | None:
     """Join those of the supports of one class; None unless half of the supports or more have small objects.
 
-    The windows of queries get the median share of the supports' pictures.
+    The windows of queries get the median share of the supports' pictures. They are many if they are so in
+    half of these supports or more.
     """
     known = [part for part in parts if part is not None]
     if not known or 2 * len(known) < len(parts):
         return None
-    share, area = np.median([[part.zoom.share, part.zoom.area] for part in known], axis=0).tolist()
-    return Enlarged(Zoom(share, area), model.merge_supports([part.support for part in known]))
+    share, area, many = np.median([astuple(part.zoom) for part in known], axis=0).tolist()
+    return Enlarged(Zoom(share, area, many >= 0.5), model.merge_supports([part.support for part in known]))
 
 
 def match_enlarged(
-    model: FewShotSegmentor, resize: T.Augmentation, image: np.ndarray, enlarged: Enlarged
+    model: FewShotSegmentor,
+    resize: T.Augmentation,
+    image: np.ndarray,
+    enlarged: Enlarged,
+    whole: Tensor | None = None,
 ) -> Output:
-    """Segment an image (H, W, 3) uint8, tile by tile.
+    """Segment an image tile by tile; the probabilities of tiles are blended, then refined once.
 
-    The probabilities of tiles are blended, then refined once for the whole image.
+    Args:
+        resize: brings a tile to the size of the network's input.
+        image: (H, W, 3) uint8.
+        whole: logits (1, 2, h, w) of the image as it is, without padding and unrefined, with which those of
+            the tiles are averaged; for few objects.
 
     Returns:
         Logits (1, 2, h, w) of the whole image; the longer side is up to twice that of the network's input.
@@ -110,10 +119,14 @@ def match_enlarged(
             lead = resize_maps(lead[None, None], part.shape[1:], align_corners=False)[0, 0]
             part[0] += lead.sigmoid() * weights
             part[1] += weights
-    half = (total[0] / total[1]).clamp(_LEAST, 1 - _LEAST).logit() / 2
+    probability = total[0] / total[1]
+    if whole is not None:
+        seen = resize_maps(whole.float(), (height, width), align_corners=False)[0]
+        probability = (probability + (seen[1] - seen[0]).sigmoid()) / 2
+    half = probability.clamp(_LEAST, 1 - _LEAST).logit() / 2
     output = Output(torch.stack([-half, half])[None])
-    whole = SquashTransform(height, width).apply_image(image)
-    return model.refined(torch.from_numpy(whole).permute(2, 0, 1)[None], output)
+    canvas = SquashTransform(height, width).apply_image(image)
+    return model.refined(torch.from_numpy(canvas).permute(2, 0, 1)[None], output)
 
 
 def _scaled(window: Window, down: float, right: float) -> Window:
@@ -163,6 +176,15 @@ class EnlargingSegmentor(nn.Module):
         return merge_enlarged(self.model, parts)
 
     def _segment(self, episode: Mapping[str, Any], enlarged: Enlarged) -> dict[str, Any]:
-        output = match_enlarged(self.model, self.resize, episode["whole"]["image"].numpy(), enlarged)
+        whole = None if enlarged.zoom.many else self._whole(episode.get("views", [episode])[0])
+        output = match_enlarged(self.model, self.resize, episode["whole"]["image"].numpy(), enlarged, whole)
         size = {name: episode[name] for name in ("height", "width")}
         return {"sem_seg": self.model.to_frame(output.logits[0], size), "aux": {}}
+
+    def _whole(self, episode: Mapping[str, Any]) -> Tensor:
+        """Unrefined logits (1, 2, h, w) of an episode as it is, without padding."""
+        support = self.model.encode_support(*stack_supports([episode]))
+        query = self.model.encode_query(episode["image"][None])
+        logits = self.model.match(query, support, refined=False).logits
+        height, width = episode.get("valid_size", logits.shape[2:])
+        return logits[:, :, :height, :width]

@@ -16,8 +16,11 @@ def dots(side: int = 10, count: int = 5, size: tuple[int, int] = (200, 200)) -> 
 
 
 def test_an_object_gets_a_third_of_its_window() -> None:
-    assert choose_zoom(dots(20), 25) == Zoom(pytest.approx(0.3), 400 / 40000)
-    assert choose_zoom(dots(20)[:, :100], 25) is None  # three objects: too few to know their size
+    assert choose_zoom(dots(20), 25) == Zoom(pytest.approx(0.3), 400 / 40000, many=True)
+
+
+def test_few_objects_are_enlarged_less() -> None:
+    assert choose_zoom(dots(20, 3), 25) == Zoom(pytest.approx(0.5), 400 / 40000, many=False)
 
 
 def test_the_limit_of_tiles_bounds_the_enlargement() -> None:
@@ -35,9 +38,7 @@ def test_specks_do_not_make_an_object_small() -> None:
     assert choose_zoom(mask, 25) == choose_zoom(dots(20), 25)
 
 
-@pytest.mark.parametrize(
-    "mask", [dots(20, 5, (60, 160)), dots(10, 3), dots(0, 0)], ids=["large", "few", "none"]
-)
+@pytest.mark.parametrize("mask", [dots(20, 5, (60, 160)), dots(0, 0)], ids=["large", "none"])
 def test_other_pictures_are_seen_as_they_are(mask: np.ndarray) -> None:
     assert choose_zoom(mask, 25) is None
 

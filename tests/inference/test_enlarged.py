@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fss_d2.data import Episode, EpisodeMapper
-from fss_d2.data.augmentations import build_resize
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
@@ -54,17 +54,28 @@ def predictor_of(method: str, pictures: list[Annotated], *settings: Any) -> FewS
     return predictor
 
 
+MANY, FEW = [dots(1, size=(150, 100)), dots(2, side=10)], [dots(1, size=(40, 64)), dots(2, 6, size=(60, 40))]
+SCALES = ("TEST.SCALES", (48, 80))
+
+
 @METHODS
 @pytest.mark.parametrize("kind", ["squash", "letterbox", "shortest_edge"])
-def test_masks_are_those_of_an_evaluation(method: str, kind: str, tmp_path: Path) -> None:
-    pictures = [dots(0), dots(1, size=(150, 100)), dots(2, side=10)]
-    settings = ("INPUT.TEST_RESIZE", kind, "TEST.REFINEMENT", "grabcut", *ZOOM)
+@pytest.mark.parametrize(
+    ("supports", "more"), [(MANY, ()), (FEW, ()), (FEW, SCALES)], ids=["many", "few", "scales"]
+)
+def test_masks_are_those_of_an_evaluation(
+    method: str, kind: str, supports: list[Annotated], more: tuple[Any, ...], tmp_path: Path
+) -> None:
+    pictures = [dots(0), *supports]
+    settings = ("INPUT.TEST_RESIZE", kind, "TEST.REFINEMENT", "grabcut", *ZOOM, *more)
     cfg = make_cfg(method, *SMALL, *settings)
     predictor = predictor_of(method, pictures[1:], *settings)
     mapper = EpisodeMapper(cfg, False, write_records(tmp_path, pictures))
-    model = EnlargingSegmentor(predictor.model, predictor.model, build_resize(cfg), 9).eval()
+    first = [*build_view_resizes(cfg), build_resize(cfg)][0]
+    model = EnlargingSegmentor(predictor.model, predictor.model, first, 9).eval()
     with torch.no_grad():
         scores = model([mapper(Episode(0, 5, 0, (1, 2)))])[0]["sem_seg"]
+    assert predictor.supports["object"].enlarged.zoom.many == (supports is MANY)
     prediction = predictor.predict(pictures[0][0])
     np.testing.assert_array_equal(prediction.labels == 1, (scores[1] > scores[0]).numpy())
     np.testing.assert_array_equal(prediction.probability[0], (scores[1] - scores[0]).sigmoid().numpy())
@@ -82,10 +93,9 @@ def test_small_objects_are_found_when_they_are_enlarged() -> None:
 
 
 @METHODS
-@pytest.mark.parametrize("first", [square(), dots(0, size=(40, 64))], ids=["large", "few"])
-def test_others_are_seen_as_without_it_to_the_bit(method: str, first: Annotated) -> None:
+def test_large_objects_are_seen_as_without_it_to_the_bit(method: str) -> None:
     image = dots(3)[0]
-    plain, enlarging = (predictor_of(method, [first], *settings).predict(image) for settings in ((), ZOOM))
+    plain, enlarging = (predictor_of(method, [square()], *s).predict(image) for s in ((), ZOOM))
     assert enlarging.object_area == {}
     np.testing.assert_array_equal(plain.probability, enlarging.probability)
     np.testing.assert_array_equal(plain.labels, enlarging.labels)
