@@ -1,15 +1,16 @@
 """The pictures of ``fss-d2 demo``: of each kind of cells one picture is annotated, the rest is labelled."""
 
-import html
 import logging
 import os
 import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from fss_d2.evaluation.metrics import count_areas
@@ -25,18 +26,19 @@ __all__ = ["Labelled", "draw_kind", "label_cells", "label_kind", "show_page"]
 
 logger = logging.getLogger(__name__)
 
-_HEIGHT = 200  # of a picture, pixels
+_HEIGHT = 150  # of a picture, pixels
 _KNOWN = (0.0, 0.85, 0.3)  # colour of known masks
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>fss_d2: cells</title>
 <style>
 body { font: 15px sans-serif; margin: 1.5em }
-img { max-width: 100% }
+img { width: 100%; max-width: 1400px }
 td, th { padding: .1em 1em .1em 0 }
 </style></head><body><h1>One annotated picture, four labelled ones</h1>
 <p>Left, in green: the picture that is annotated. Upper row, in red: what the model of the package finds with
 it. Lower row, in green: the known masks, which the model has not seen. IoU is the overlap of both, 100 where
 they are equal.</p>
+<p><img src="cells.png" alt="Pictures of cells with masks"></p>
 """
 
 
@@ -54,29 +56,39 @@ class Labelled(NamedTuple):
 
 
 def label_cells(output: Path, predictor: FewShotPredictor | None = None) -> Path:
-    """Label the pictures of each kind with its first one; log a table and write a page with pictures.
+    """Label the pictures of each kind with its first one; log a table, write `cells.png` and a page with it.
 
     ``predictor`` is by default that of the package. Returns the path of the page.
     """
     predictor = predictor or FewShotPredictor.from_config()
     kinds = dict(reversed(read_supports(CELLS).items()))  # purple first
-    rows, parts = [], [_PAGE]
-    with progress("Label", sum(len(pictures) - 1 for pictures in kinds.values())) as advance:
+    rows, pictures = [], []
+    with _one_thread(), progress("Label", sum(len(of_kind) - 1 for of_kind in kinds.values())) as advance:
         for kind, (annotated, *others) in kinds.items():
             labelled = []
             for one in label_kind(predictor, annotated, others):
                 labelled.append(one)
                 advance()
-            save_picture(output / f"{kind}.png", draw_kind(annotated, labelled))
+            pictures.append(draw_kind(annotated, labelled))
             scores = [round(one.iou, 1) for one in labelled]
             rows.append([f"{kind} cells", *scores, round(float(np.mean(scores)), 1)])
-            parts.append(f'<h2>{html.escape(kind)}</h2><img src="{kind}.png" alt="{kind} cells">')
     header = ["IoU, %", *(f"picture {i}" for i in range(2, len(rows[0]))), "mean"]
-    parts += [tabulate(rows, header, tablefmt="html"), "</body></html>\n"]
     logger.info("Found with one annotated picture:\n%s", tabulate(rows, header, tablefmt="github"))
+    save_picture(output / "cells.png", picture_grid(pictures))
     page = output / "cells.html"
-    write_atomic(page, "\n".join(parts).encode())
+    write_atomic(page, f"{_PAGE}{tabulate(rows, header, tablefmt='html')}\n</body></html>\n".encode())
     return page
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiles are small: more threads are hardly faster, and where others need the cores they wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def label_kind(
