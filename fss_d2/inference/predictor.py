@@ -26,7 +26,7 @@ from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
 from .evidence import Tokens, tokens_of
-from .prediction import Prediction
+from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
@@ -36,6 +36,7 @@ __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
 Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
+PRESENT_ABOVE = 0.0
 
 
 class FewShotPredictor:
@@ -69,6 +70,7 @@ class FewShotPredictor:
         support_views: Sequence[str] = ("whole",),
         settings: Mapping[str, str] | None = None,
         quality: QualityModel | None = None,
+        present_above: float | None = None,
     ) -> None:
         """Wrap a model, which is put into evaluation mode.
 
@@ -77,6 +79,7 @@ class FewShotPredictor:
             support_views: in which each support is shown (`fss_d2.data.views`).
             settings: what encoded supports depend on besides the weights, for support files.
             quality: for `Prediction.expected_iou`; None takes the prior.
+            present_above: as the attribute of `Prediction`; None takes that of the model.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -87,6 +90,8 @@ class FewShotPredictor:
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
+        self.present_above = PRESENT_ABOVE if present_above is None else present_above
+        check_share("present_above", self.present_above)
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
         self._changing = Lock()  # one support at a time is added or removed
 
@@ -98,6 +103,7 @@ class FewShotPredictor:
         weights: str | os.PathLike[str] = "",
         opts: Sequence[Any] = (),
         device: str = "",
+        present_above: float | None = None,
     ) -> "FewShotPredictor":
         """Build a predictor from a config file.
 
@@ -106,25 +112,34 @@ class FewShotPredictor:
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: config keys and values, alternating.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
+            present_above: see `__init__`.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
         chosen = ["MODEL.WEIGHTS", os.fspath(weights)] if weights else []
         chosen += ["MODEL.DEVICE", device] if device else []
         cfg = load_config(os.fspath(config_file), [*opts, *chosen], num_gpus=0 if device == "cpu" else None)
-        return cls.from_cfg(cfg)
+        return cls.from_cfg(cfg, present_above=present_above)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
+    def from_cfg(cls, cfg: CfgNode, *, present_above: float | None = None) -> "FewShotPredictor":
         """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
         views, settings, model = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, encoding_settings(cfg), load_model(cfg)
         quality = load_quality(model, {**settings, "TEST.REFINEMENT": cfg.TEST.REFINEMENT})
-        return cls(model, resizes, support_views=views, settings=settings, quality=quality)
+        return cls(
+            model,
+            resizes,
+            support_views=views,
+            settings=settings,
+            quality=quality,
+            present_above=present_above,
+        )
 
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
         shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
+        shared["present_above"] = self.present_above
         return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
@@ -262,7 +277,7 @@ class FewShotPredictor:
             queries = [self.model.encode_query(*pair) for pair in zip(pixels_of, features, strict=True)]
             frames = [(sizes[n], tuple(map(_valid_size, samples[n]))) for n in numbers]
             tokens = tokens_of(features[0])
-            found = segment(self.model, queries, tokens, frames, supports, self.quality)
+            found = segment(self.model, queries, tokens, frames, supports, self.quality, self.present_above)
             for n, prediction in zip(numbers, found, strict=True):
                 predictions[n] = prediction
         return predictions
@@ -405,7 +420,9 @@ class FewShotPredictor:
 
     def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
         frames = [(image.size, image.valid_sizes)]
-        return segment(self.model, image.queries, image.tokens, frames, supports, self.quality)[0]
+        return segment(
+            self.model, image.queries, image.tokens, frames, supports, self.quality, self.present_above
+        )[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""

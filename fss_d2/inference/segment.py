@@ -11,13 +11,15 @@ from torch import Tensor
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures
 from fss_d2.modeling.fusion import mean_log_probability
 
-from .competition import Contest
+from .competition import share_out
 from .evidence import MaskScores, Tokens, signals
 from .prediction import Prediction
 from .quality import QualityModel
 from .support_file import ClassSupport
 
 __all__ = ["EncodedImage", "segment"]
+
+_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 Size = tuple[int, int]
 Frame = tuple[Size, Sequence[Size]]  # (height, width) of an image, and `EncodedImage.valid_sizes`
@@ -47,40 +49,48 @@ def segment(
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
+    present_above: float,
 ) -> list[Prediction]:
     """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN."""
     names = tuple(supports)
-    contests = [Contest(size, len(names)) for size, _ in frames]
-    scores = []
+    probability = [np.empty((len(names), *size), np.float32) for size, _ in frames]
+    evidence = [np.empty((len(names), *valid_sizes[0]), np.float32) for _, valid_sizes in frames]
+    scores, presence = [], []
     for i, support in enumerate(supports.values()):
         outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
         scores.append((_lead_map(outputs[0].logits), _lead_map(outputs[0].own_logits)))
-        several = len(names) > 1 and any(output.unrefined is not None for output in outputs)
+        presence.append(torch.stack([output.presence for output in outputs]).mean(dim=0).sigmoid())
         for row, frame in enumerate(frames):
+            if len(names) > 1:
+                small = frame[1][0], frame[1]
+                own = [output.own_logits[row].clone() for output in outputs]
+                evidence[row][i] = _lead(model, own, small).numpy()
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
                 fix = "check the model's weights, or encode the supports anew"
                 raise FloatingPointError(f"the scores of class {names[i]} are NaN: {fix}")
-            own = _lead(model, [output.own_logits[row] for output in outputs], frame) if several else None
-            contests[row].enter(i, lead, own)
+            probability[row][i] = _probability(lead)
     for row, (_, valid_sizes) in enumerate(frames):
         height, width = valid_sizes[0]
         for maps in chain.from_iterable(scores):
             maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
-    expected = _expected(tokens, [s.tokens for s in supports.values()], scores, quality)
-    return [
-        _prediction(names, contest, dict(zip(names, row, strict=True)))
-        for contest, row in zip(contests, expected, strict=True)
-    ]
+    given = torch.stack(presence)  # (N, B)
+    expected = _expected(
+        tokens, [s.tokens for s in supports.values()], scores, given >= present_above, quality
+    )
+    predictions = []
+    for row, (known, of_class) in enumerate(zip(expected, given.T.tolist(), strict=True)):
+        rivals = evidence[row] if len(names) > 1 else None
+        labels = share_out(probability[row], [value >= present_above for value in of_class], rivals)
+        values = dict(zip(names, known, strict=True)), dict(zip(names, of_class, strict=True))
+        predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals))
+    return predictions
 
 
-def _prediction(names: tuple[str, ...], contest: Contest, expected: dict[str, float]) -> Prediction:
-    labels = contest.labels()
-    found = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:] > 0
-    for name, there, probability in zip(names, found, contest.probability, strict=True):
-        if not there:
-            expected[name] = 1 - float(probability.max())
-    return Prediction(names, contest.probability, labels, expected)
+def _probability(lead: Tensor) -> np.ndarray:
+    """Of a lead (H, W) of the object, which is overwritten; above 0.5 exactly where that is above 0."""
+    positive, probability = (lead > 0).numpy(), lead.float().sigmoid_().numpy()
+    return np.maximum(probability, _ABOVE_HALF, out=probability, where=positive)
 
 
 def _lead_map(logits: Tensor) -> Tensor:
@@ -104,19 +114,21 @@ def _expected(
     query: Tokens,
     supports: Sequence[Tokens],
     scores: Sequence[tuple[Tensor, Tensor]],
+    present: Tensor,
     quality: QualityModel,
 ) -> list[list[float]]:
     """The expected IoU of each class in each image; everything leaves the device at once.
 
     ``scores`` are, of each class, the leads (B, H, W) at the size of the network's input, after and before
-    the refinement.
+    the refinement. Those that are ``present`` (N, B) compete; each other class has all that it claims.
     """
     leads, own = (torch.stack(maps) for maps in zip(*scores, strict=True))  # (N, B, H, W)
     claimed = leads > 0
-    winner = own.masked_fill(~claimed, -torch.inf).argmax(dim=0)
+    present = present[:, :, None, None]
+    winner = own.masked_fill(~(claimed & present), -torch.inf).argmax(dim=0)
     rows = []
     for i, tokens in enumerate(supports):
-        masks = MaskScores(claimed[i] & (winner == i), leads[i].sigmoid(), own[i].sigmoid())
+        masks = MaskScores(claimed[i] & ((winner == i) | ~present[i]), leads[i].sigmoid(), own[i].sigmoid())
         rows.append(signals(query, tokens, masks))
     by_image = torch.stack(rows, dim=1).cpu().numpy()  # (B, N, signals)
     return quality.expected(by_image).tolist()
