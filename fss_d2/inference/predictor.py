@@ -25,7 +25,6 @@ from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
-from .evidence import Tokens, tokens_of
 from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
@@ -273,11 +272,9 @@ class FewShotPredictor:
         for numbers in groups.values():
             by_size = zip(*(samples[n] for n in numbers), strict=True)
             pixels_of = [torch.stack([s.image for s in same]) for same in by_size]
-            features = [self.model.extract(self.model.normalise(images)) for images in pixels_of]
-            queries = [self.model.encode_query(*pair) for pair in zip(pixels_of, features, strict=True)]
+            queries = [self.model.encode_query(pixels) for pixels in pixels_of]
             frames = [(sizes[n], tuple(map(_valid_size, samples[n]))) for n in numbers]
-            tokens = tokens_of(features[0])
-            found = segment(self.model, queries, tokens, frames, supports, self.quality, self.present_above)
+            found = segment(self.model, queries, frames, supports, self.quality, self.present_above)
             for n, prediction in zip(numbers, found, strict=True):
                 predictions[n] = prediction
         return predictions
@@ -381,7 +378,7 @@ class FewShotPredictor:
 
         ``known`` features of the first view at each size save its backbone passes.
         """
-        sets, tokens = [], []
+        sets = []
         # One by one needs less memory and, on a CPU, no more time.
         at_once = 1 if self.model.shot_by_shot or self.model.device.type == "cpu" else len(views)
         for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
@@ -394,8 +391,7 @@ class FewShotPredictor:
             parts = first + rest
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             sets.append(self.model.encode_support(images[None], masks[None], features))
-            tokens += [tokens_of(features, masks)] if i == 0 else []
-        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),), tokens[0])
+        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
 
     def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The backbone's maps of images (1, 3, H, W)."""
@@ -416,27 +412,24 @@ class FewShotPredictor:
         """Encode an image of that size from its samples and their features."""
         pairs = zip(samples, features, strict=True)
         queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
-        return EncodedImage(size, queries, tuple(map(_valid_size, samples)), tokens_of(features[0]))
+        return EncodedImage(size, queries, tuple(map(_valid_size, samples)))
 
     def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
         frames = [(image.size, image.valid_sizes)]
-        return segment(
-            self.model, image.queries, image.tokens, frames, supports, self.quality, self.present_above
-        )[0]
+        return segment(self.model, image.queries, frames, supports, self.quality, self.present_above)[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
-        tokens = Tokens.concatenate([part.tokens for part in parts])
-        return ClassSupport(sets, tuple(views for part in parts for views in part.frames), tokens)
+        return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
         """Some supports of a class, each with all its views."""
         ends = np.cumsum([len(views) for views in support.frames])
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
-        return ClassSupport(sets, tuple(support.frames[i] for i in kept), support.tokens.select(shots))
+        return ClassSupport(sets, tuple(support.frames[i] for i in kept))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_d2.modeling import FewShotSegmentor, QueryFeatures
+from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
 from fss_d2.modeling.fusion import mean_log_probability
 
 from .competition import share_out
-from .evidence import MaskScores, Tokens, signals
+from .mask_signals import MaskScores, signals
 from .prediction import Prediction
 from .quality import QualityModel
 from .support_file import ClassSupport
@@ -33,19 +33,16 @@ class EncodedImage:
         size: (height, width) of the image.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
-        tokens: of the first query, for `Prediction.expected_iou`.
     """
 
     size: Size
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
-    tokens: Tokens
 
 
 def segment(
     model: FewShotSegmentor,
     queries: Sequence[QueryFeatures],
-    tokens: Tokens,
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
@@ -75,9 +72,8 @@ def segment(
         for maps in chain.from_iterable(scores):
             maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
     given = torch.stack(presence)  # (N, B)
-    expected = _expected(
-        tokens, [s.tokens for s in supports.values()], scores, given >= present_above, quality
-    )
+    sets = [support.sets[0] for support in supports.values()]
+    expected = _expected(queries[0], sets, scores, given >= present_above, quality)
     predictions = []
     for row, (known, of_class) in enumerate(zip(expected, given.T.tolist(), strict=True)):
         rivals = evidence[row] if len(names) > 1 else None
@@ -111,8 +107,8 @@ def _lead(model: FewShotSegmentor, logits: Sequence[Tensor], frame: Frame) -> Te
 
 
 def _expected(
-    query: Tokens,
-    supports: Sequence[Tokens],
+    query: QueryFeatures,
+    supports: Sequence[SupportSet],
     scores: Sequence[tuple[Tensor, Tensor]],
     present: Tensor,
     quality: QualityModel,
@@ -127,8 +123,8 @@ def _expected(
     present = present[:, :, None, None]
     winner = own.masked_fill(~(claimed & present), -torch.inf).argmax(dim=0)
     rows = []
-    for i, tokens in enumerate(supports):
+    for i, support in enumerate(supports):
         masks = MaskScores(claimed[i] & ((winner == i) | ~present[i]), leads[i].sigmoid(), own[i].sigmoid())
-        rows.append(signals(query, tokens, masks))
+        rows.append(signals(query.evidence, support.evidence, masks))
     by_image = torch.stack(rows, dim=1).cpu().numpy()  # (B, N, signals)
     return quality.expected(by_image).tolist()

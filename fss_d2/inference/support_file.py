@@ -18,11 +18,9 @@ from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
 from fss_d2.modeling.layers import resize
 
-from .evidence import Tokens
-
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
-_KIND, _VERSION = "fss_d2 encoded support", 4
+_KIND, _VERSION = "fss_d2 encoded support", 5
 # Keys that do not change the encoding, or that the digest of the weights covers.
 _NO_MATTER = ("WEIGHTS", "WEIGHTS_PARTIAL", "DEVICE", "LOSS")
 _NO_MATTER += ("BACKBONE.WEIGHTS", "BACKBONE.PIXEL_DECODER_WEIGHTS")
@@ -48,7 +46,6 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
     frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
-    tokens: Tokens  # of each view at the first size, for `Prediction.expected_iou`
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -93,7 +90,6 @@ def save_classes(
         name: {
             "sets": [support_set.state() for support_set in support.sets],
             "frames": [[_numbers(frame) for frame in views] for views in support.frames],
-            "tokens": [[t.cpu() for t in level] for level in (support.tokens.maps, support.tokens.objects)],
         }
         for name, support in classes.items()
     }
@@ -139,10 +135,7 @@ def _class_support(name: str, state: Mapping[str, Any], model: FewShotSegmentor)
     sets, shots = tuple(map(model.restore_support, state["sets"])), sum(map(len, frames))
     if not sets or not shots or any(s.shots != shots for s in sets):
         raise ValueError(f"class {name} has {shots} frames, its sets have {[s.shots for s in sets]} shots")
-    maps, objects = (tuple(t.to(model.device) for t in level) for level in state["tokens"])
-    if len(maps) != len(objects) or any(len(level) != shots for level in (*maps, *objects)):
-        raise ValueError(f"class {name} has tokens of another number of views than {shots}")
-    return ClassSupport(sets, frames, Tokens(maps, objects))
+    return ClassSupport(sets, frames)
 
 
 def _numbers(frame: Frame) -> list[int]:
@@ -169,9 +162,11 @@ def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of all weights, the same on every device."""
+    """A hash of all weights but the numbers of the presence, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("presence."):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
