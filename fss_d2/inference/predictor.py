@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -22,9 +23,17 @@ from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
-from fss_d2.modeling.meta_arch.contract import resize_support
+from fss_d2.modeling.meta_arch.contract import NegativeSet, resize_support
 
-from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from .annotations import (
+    Annotation,
+    Negative,
+    Picture,
+    read_negatives,
+    read_picture,
+    read_support,
+    support_pairs,
+)
 from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
@@ -34,8 +43,9 @@ __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 
 Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
 Supports = Mapping[str, tuple[Pictures, Annotations]]
+Negatives = Mapping[str, Sequence[tuple[Picture, Annotation | None]]]
 Size = tuple[int, int]
-PRESENT_ABOVE = 0.0
+_PRESENT_ABOVE = 0.5  # the presence is calibrated; numbers that are not fitted judge nothing absent
 
 
 class FewShotPredictor:
@@ -89,9 +99,11 @@ class FewShotPredictor:
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
-        self.present_above = PRESENT_ABOVE if present_above is None else present_above
+        usual = _PRESENT_ABOVE if model.presence.fitted else 0.0
+        self.present_above = usual if present_above is None else present_above
         check_share("present_above", self.present_above)
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
+        self._shared: tuple[Negative, ...] = ()  # negatives of all classes, for classes that come later
         self._changing = Lock()  # one support at a time is added or removed
 
     @classmethod
@@ -169,11 +181,20 @@ class FewShotPredictor:
         """
         self.set_support_classes({name: (images, masks)}, mask_values=mask_values)
 
-    def set_support_classes(self, classes: Supports, *, mask_values: MaskValues | None = None) -> None:
-        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones.
+    def set_support_classes(
+        self,
+        classes: Supports,
+        *,
+        mask_values: MaskValues | None = None,
+        negatives: Negatives | None = None,
+    ) -> None:
+        """Encode the supports of several classes, in place of all earlier supports and negatives.
 
-        ``mask_values`` says what the values of mask files mean, for all classes or by class, such as
-        {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+        Args:
+            classes: {name: (images, masks)}.
+            mask_values: what the values of mask files mean, for all classes or by class, such as
+                {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+            negatives: by class, or under "" for all classes, pairs (image, region) as of `add_negative`.
         """
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
@@ -181,10 +202,15 @@ class FewShotPredictor:
             raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
         rules = parse_mask_values(mask_values)
         rules.check_classes(classes)
-        self._classes = {
-            name: self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
-            for name, given in classes.items()
-        }
+        if unknown := [name for name in negatives or () if name and name not in classes]:
+            raise ValueError(f"negatives of {unknown[0]!r}: the classes are {', '.join(classes)}")
+        read = {name: read_negatives(pairs, name) for name, pairs in (negatives or {}).items()}
+        shared = read.get("", ())
+        encoded = {}
+        for name, given in classes.items():
+            positive = self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
+            encoded[name] = self._with_negatives(positive, [*shared, *read.get(name, ())])
+        self._classes, self._shared = encoded, shared
 
     def add_support(
         self,
@@ -200,7 +226,10 @@ class FewShotPredictor:
         """
         rule = parse_mask_values(mask_values).of(name)
         with self._changing:
-            added = self._encode_class(name, (image, mask), after=self._classes.get(name), rule=rule)
+            before = self._classes.get(name)
+            added = self._encode_class(name, (image, mask), after=before, rule=rule)
+            if before is None:
+                added = self._with_negatives(added, self._shared)
             self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
@@ -219,9 +248,41 @@ class FewShotPredictor:
             else:
                 self._classes = {key: value for key, value in self._classes.items() if key != name}
 
+    def add_negative(
+        self, image: Picture, region: Annotation | None = None, *, name: str | None = None
+    ) -> None:
+        """Encode a picture, or a region of it, that does not show the object; the supports stay.
+
+        What resembles it counts as background. ``region`` marks where the object is not, None the whole
+        picture. ``name`` is the class whose object that is; None means all classes, also those that come
+        later.
+        """
+        negatives = read_negatives([(image, region)], name or "")
+        with self._changing:
+            supports = self.supports if name is None else {name: self._of_class(name)}
+            changed = {key: self._with_negatives(of_class, negatives) for key, of_class in supports.items()}
+            self._classes = {**self._classes, **changed}
+            self._shared += negatives if name is None else ()
+
+    def remove_negative(self, index: int, *, name: str = "object") -> None:
+        """Remove one negative of a class, counted from 0 in the order in which it got them.
+
+        Raises:
+            IndexError: the class has no such negative.
+        """
+        with self._changing:
+            old = self._of_class(name)
+            if not 0 <= index < old.negatives:
+                raise IndexError(f"{name} has {old.negatives} negatives, none with index {index}")
+            kept = [i for i in range(old.negatives) if i != index]
+            sets = [
+                self.model.with_negatives(s, s.negatives.select(kept) if kept else None) for s in old.sets
+            ]
+            self._classes = {**self._classes, name: replace(old, sets=tuple(sets))}
+
     def reset(self) -> None:
-        """Remove all supports."""
-        self._classes = {}
+        """Remove all supports and negatives."""
+        self._classes, self._shared = {}, ()
 
     def save_support(self, path: str | os.PathLike[str]) -> None:
         """Write the encoded supports to a file; an existing one is replaced."""
@@ -231,9 +292,9 @@ class FewShotPredictor:
     def load_support(self, path: str | os.PathLike[str]) -> None:
         """Read the supports that `save_support` wrote, with the same method, config and weights.
 
-        They replace all earlier supports; another file raises ValueError.
+        They replace all earlier supports and negatives; another file raises ValueError.
         """
-        self._classes = load_classes(expand_user(path), self.model, self._settings)
+        self._classes, self._shared = load_classes(expand_user(path), self.model, self._settings), ()
 
     # -- images ------------------------------------------------------------------------------------------
 
@@ -285,6 +346,7 @@ class FewShotPredictor:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         left_out: Sequence[tuple[int, ...]],
+        negatives: Sequence[tuple[Picture, Annotation | None]] = (),
     ) -> Iterator[tuple[Prediction, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
@@ -295,6 +357,7 @@ class FewShotPredictor:
             images: K of (H, W, 3) uint8.
             masks: K of (H, W) in {0, 1, 255}.
             left_out: groups of indices; a group leaves at least one support.
+            negatives: pairs as of `add_negative`, which are never left out.
 
         Yields:
             For each group the predictions of its supports, segmented with those outside it as "object".
@@ -309,8 +372,13 @@ class FewShotPredictor:
                 features = self._features([sample.image[None] for sample in samples])
                 queries[i], known = self._as_query(mask.shape, samples, features), features if whole else []
             encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, known))
+        against = self._with_negatives(encoded[0], read_negatives(negatives)) if negatives else None
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
+            if against:
+                pairs = zip(rest.sets, against.sets, strict=True)
+                sets = tuple(self.model.with_negatives(one, other.negatives) for one, other in pairs)
+                rest = replace(rest, sets=sets)
             yield tuple(self._segment(queries[i], {"object": rest}) for i in group)
 
     @torch.no_grad()
@@ -392,6 +460,24 @@ class FewShotPredictor:
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             sets.append(self.model.encode_support(images[None], masks[None], features))
         return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
+
+    @torch.no_grad()
+    def _with_negatives(self, support: ClassSupport, negatives: Sequence[Negative]) -> ClassSupport:
+        """Add negatives to those of a class, each at the sizes of its supports."""
+        if not negatives:
+            return support
+        sets = []
+        at_sizes = zip(*(self._at_each_size(*negative) for negative in negatives), strict=True)
+        for one, samples in zip(support.sets, at_sizes, strict=True):
+            parts = [] if one.negatives is None else [one.negatives]
+            for sample in samples:
+                image, region = resize_support(sample.image, sample.mask, one.size)
+                if not (region == 0).any():
+                    fault = "the region of a negative is lost when its image is resized"
+                    raise ValueError(f"{fault} to {one.size[1]}x{one.size[0]}: mark a larger one")
+                parts.append(self.model.encode_negatives(image[None, None], region[None, None]))
+            sets.append(self.model.with_negatives(one, NegativeSet.concatenate(parts)))
+        return replace(support, sets=tuple(sets))
 
     def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The backbone's maps of images (1, 3, H, W)."""

@@ -52,6 +52,11 @@ class ClassSupport:
         """(height, width) of each network input."""
         return [support_set.size for support_set in self.sets]
 
+    @property
+    def negatives(self) -> int:
+        """The number of negatives, which are in each set."""
+        return len(self.sets[0].negatives or ())
+
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
         """Maps of the shots (shots, H, W) -> one (h, w) float32 per support image, the sum of its views."""
         shots = iter(maps)

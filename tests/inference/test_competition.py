@@ -92,6 +92,4 @@ def test_a_class_that_is_absent_claims_nothing() -> None:
 def test_evidence_may_have_a_lower_resolution() -> None:
     probability = np.full((2, 4, 8), 0.9, np.float32)
     own = np.float32([[[3, 0], [3, 0]], [[2, 2], [2, 2]]])  # equal at a third of the way
-    np.testing.assert_array_equal(
-        share_out(probability, [True, True], own), [[1, 1, 1, 2, 2, 2, 2, 2]] * 4
-    )
+    np.testing.assert_array_equal(share_out(probability, [True, True], own), [[1, 1, 1, 2, 2, 2, 2, 2]] * 4)
