@@ -88,7 +88,12 @@ class Prediction:
         """The IoU to expect of each class, see `expected_ious`."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names) + 1)[1:]
         found = [name for name, count in zip(self.names, counts, strict=True) if count]
-        return expected_ious(self.names, found, self.mask_iou or self.soft_iou, self.presence)
+        return expected_ious(self.names, found, self.iou_if_present, self.presence)
+
+    @property
+    def iou_if_present(self) -> dict[str, float]:
+        """`mask_iou`, or where there is no estimate `soft_iou`."""
+        return dict(self.mask_iou or self.soft_iou)
 
     @property
     def lowest_iou(self) -> float:
