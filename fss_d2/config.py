@@ -155,7 +155,11 @@ def _check_limits(cfg: CfgNode) -> None:
 def _check_addresses(cfg: CfgNode) -> None:
     """Refuse addresses where files are meant; weights may be downloaded if the environment allows it."""
     check_address(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    listed = [(f"DATASETS.{key}", entry) for key in ("FOLDERS", "COCO_JSON") for entry in cfg.DATASETS[key]]
+    listed = [
+        (f"DATASETS.{key}", entry)
+        for key in ("FOLDERS", "COCO_JSON", "CLASS_MAPS")
+        for entry in cfg.DATASETS[key]
+    ]
     paths = [(name, v) for name, entry in listed if isinstance(entry, Mapping) for v in entry.values()]
     paths += [(key, _value(cfg, key)) for key in _PATHS[2:]]
     for name, path in paths:
@@ -228,10 +232,12 @@ def _add_weight_keys(cfg: CfgNode) -> None:
 def _add_dataset_keys(cfg: CfgNode) -> None:
     """Add the keys of data sets that are not built in."""
     # Folder sets to register: dicts of keyword arguments of `fss_d2.data.register_folder`.
-    # Relative paths are taken from $DETECTRON2_DATASETS.
+    # Relative paths start at $DETECTRON2_DATASETS, or at the current folder if nothing is there.
     cfg.DATASETS.FOLDERS = []
     # COCO-format sets to register: dicts of keyword arguments of `fss_d2.data.register_coco_json`.
     cfg.DATASETS.COCO_JSON = []
+    # Sets of photographs with class maps: dicts of keyword arguments of `fss_d2.data.register_class_maps`.
+    cfg.DATASETS.CLASS_MAPS = []
 
 
 def _add_episode_keys(cfg: CfgNode) -> None:

@@ -79,7 +79,7 @@ def _check_names(cfg: CfgNode) -> None:
     """The data sets, rules, augmentations and schedule exist."""
     known = {
         *DatasetCatalog.list(),
-        *(entry["name"] for entry in cfg.DATASETS.FOLDERS + cfg.DATASETS.COCO_JSON),
+        *(entry["name"] for key in ("FOLDERS", "COCO_JSON", "CLASS_MAPS") for entry in cfg.DATASETS[key]),
     }
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= known
     assert cfg.FEW_SHOT.TEST.QUERY_RULE in RULES

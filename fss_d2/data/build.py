@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .catalog import get_records
 from .episode import Episode, read_manifest
+from .joined import training_set
 from .mapper import EpisodeMapper
 from .published_episodes import PUBLISHED_RULES
 from .sampler import (
@@ -56,13 +57,11 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
     A batch is a list of SOLVER.IMS_PER_BATCH / processes dicts (`EpisodeMapper`), all with the same number of
     shots. With a GPU, memory is pinned and workers are persistent.
     """
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
     total_batch, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total_batch < 1 or total_batch % world_size:
         fault = f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
         raise ValueError(fault)
-    (name,) = cfg.DATASETS.TRAIN
+    name = training_set(cfg.DATASETS.TRAIN)
     records, train = get_records(name), cfg.FEW_SHOT.TRAIN
     options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": total_batch}
     episodes = _episode_sampler(cfg, name, records, train.SHOTS, **options)

@@ -18,12 +18,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from fss_d2.io.files import expand_user, shortened
 
 from . import datasets
+from .datasets.class_maps import register_class_maps
 from .datasets.custom import register_coco_json, register_folder
 from .datasets.preparation import PAGE
 
 __all__ = ["dataset_root", "get_records", "register_all", "register_datasets_from_cfg"]
 
-_COCO_MINI = "coco_mini"  # the folder of the slice of COCO that several configs read
+# The registering functions behind the keys of DATASETS, with the arguments that are paths.
+_KINDS: dict[str, tuple[Any, ...]] = {
+    "FOLDERS": (register_folder, "root"),
+    "COCO_JSON": (register_coco_json, "json_file", "image_root"),
+    "CLASS_MAPS": (register_class_maps, "image_root", "mask_root", "pairs", "leave_out"),
+}
+# The folders of slices of larger data sets that several configs read; a script cuts each of them.
+_CUT_SETS = ("coco_mini", "pascal_part")
 
 
 def _data_sets() -> Iterator[ModuleType]:
@@ -79,25 +87,28 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def register_datasets_from_cfg(cfg: CfgNode) -> None:
-    """Register the sets of DATASETS.FOLDERS and DATASETS.COCO_JSON; a second call changes nothing.
+    """Register the sets of DATASETS.FOLDERS, .COCO_JSON and .CLASS_MAPS; a second call changes nothing.
 
-    Relative paths start at $DETECTRON2_DATASETS. Errors are those of `register_folder` and
-    `register_coco_json`; ValueError also for a wrong or missing argument.
+    Relative paths start at $DETECTRON2_DATASETS, or at the current folder if nothing is there. Errors are
+    those of `register_folder`, `register_coco_json` and `register_class_maps`; ValueError also for a wrong or
+    missing argument.
     """
-    kinds = {
-        "FOLDERS": (register_folder, "root"),
-        "COCO_JSON": (register_coco_json, "json_file", "image_root"),
-    }
-    for key, (register, *paths) in kinds.items():
+    for key, (register, *paths) in _KINDS.items():
         for entry in cfg.DATASETS[key]:
             try:
                 arguments = inspect.signature(register).bind(**entry).arguments
-                located = {path: dataset_root() / expand_user(arguments[path]) for path in paths}
+                located = {path: _located(arguments[path]) for path in paths if arguments.get(path)}
                 register(**{**arguments, **located})
             except TypeError as error:  # a wrong name, or a value of the wrong type
                 raise ValueError(f"DATASETS.{key}: {error} in {shortened(entry)}") from error
             except FileNotFoundError as error:
-                if str(dataset_root() / _COCO_MINI) not in str(error):
+                cut = [name for name in _CUT_SETS if str(dataset_root() / name) in str(error)]
+                if not cut:
                     raise
-                fix = f"run `python datasets/prepare_coco_mini.py`; {PAGE}"
+                fix = f"run `python datasets/prepare_{cut[0]}.py`; {PAGE}"
                 raise FileNotFoundError(f"{error}, or {fix}") from error
+
+
+def _located(path: str) -> Path:
+    below, here = dataset_root() / expand_user(path), Path(path)
+    return here if here.exists() and not below.exists() else below

@@ -22,6 +22,7 @@ __all__ = [
     "binary_mask",
     "boxes_of",
     "check_shows",
+    "class_map_of",
     "class_of_map",
     "load_mask",
     "load_sample",
@@ -87,7 +88,7 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
         raise ValueError(fault)
     encoding = record.get("mask_encoding", "class_map")
     if encoding == "class_map":
-        return class_of_map(read_class_map(path), class_id)
+        return class_of_map(class_map_of(record), class_id)
     if encoding == "threshold":
         return binary_mask(open_image(path, "mask")[0]).astype(np.uint8)
     if encoding not in ("binary", "trimap"):
@@ -105,8 +106,21 @@ def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:
     return to_upright(values.astype(np.uint8), own, frame, f"mask file {path}", rule)
 
 
+def class_map_of(record: Mapping[str, Any]) -> np.ndarray:
+    """Read a record's class map (H, W): 0 background, class id + 1, 255 ignored; errors as `load_sample`.
+
+    The record's "map_classes" are the class ids of the values 1, 2, ... of the file, if they are others.
+    """
+    values = read_class_map(record["sem_seg_file_name"])
+    if "map_classes" not in record:
+        return values
+    table = np.full(IGNORE + 1, IGNORE, np.uint8)
+    table[0], table[1 : len(record["map_classes"]) + 1] = 0, np.add(record["map_classes"], 1)
+    return table[values]
+
+
 def read_class_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a class map (H, W): 0 background, class id + 1, 255 ignored; errors as `load_sample`."""
+    """Read the values (H, W) of a class map as they are stored; errors as `load_sample`."""
     return _single_channel(open_image(path, "mask")[0], path)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .images import read_image
-from .masks import IGNORE, check_shows, class_of_map, load_mask, read_class_map, upright_mask
+from .masks import IGNORE, check_shows, class_map_of, class_of_map, load_mask, upright_mask
 
 __all__ = [
     "BACKGROUND",
@@ -156,7 +156,7 @@ def _class_masks(record: Mapping[str, Any]) -> dict[int, np.ndarray]:
         return {c: load_mask(record, c) for c in {a["category_id"] for a in record["annotations"]}}
     path = record.get("sem_seg_file_name")
     if path is not None and record.get("mask_encoding", "class_map") == "class_map":
-        values = read_class_map(path)
+        values = class_map_of(record)
         shown = np.flatnonzero(np.bincount(values.ravel(), minlength=IGNORE + 1))
         return {int(v) - 1: class_of_map(values, int(v) - 1) for v in shown if v not in (BACKGROUND, IGNORE)}
     return {c: load_mask(record, c) for c in record["classes"][:1]}  # a file of one class

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from fss_d2.data.augmentations import build_resize
 from fss_d2.data.catalog import get_records
+from fss_d2.data.joined import training_set
 from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.data.workers import init_worker
 from fss_d2.io.files import atomic_path
@@ -41,9 +42,7 @@ def fill_base_knowledge(cfg: CfgNode, model: ImageModel) -> None:
     knowledge = getattr(model, "knowledge", None)
     if knowledge is None:
         return
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise ValueError(f"DATASETS.TRAIN must name exactly one dataset, got {tuple(cfg.DATASETS.TRAIN)}")
-    (name,) = cfg.DATASETS.TRAIN
+    name = training_set(cfg.DATASETS.TRAIN)
     records, metadata = get_records(name), MetadataCatalog.get(name)
     class_ids = sorted(metadata.get("base_class_ids", metadata.class_ids))  # those of the split without folds
     if len(class_ids) != knowledge.num_classes:
@@ -143,7 +142,7 @@ def _cache_path(
     c = cfg.MODEL.BASE_KNOWLEDGE
     if not c.CACHE_DIR:
         return None
-    (name,) = cfg.DATASETS.TRAIN
+    name = training_set(cfg.DATASETS.TRAIN)
     metadata = MetadataCatalog.get(name)
     depends = [
         [name, metadata.get("fold"), metadata.get("stuff_classes"), class_ids],

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 STAGE_SEPARATOR = "+"
 _ORACLE = "oracle"  # scores a stage of proposals, which is cross-validated alone
-_SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON")
+_SETS = ("DATASETS.FOLDERS", "DATASETS.COCO_JSON", "DATASETS.CLASS_MAPS")
 # All methods take these from the first, so that they segment the same episodes and are scored alike.
 _SHARED_KEYS = (
     *("DATASETS.TEST", *_SETS, "FEW_SHOT.REPEAT_SUPPORTS", "FEW_SHOT.TEST.EPISODES"),

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from fss_d2.data.build import build_few_shot_train_loader
 from fss_d2.data.catalog import get_records
 from fss_d2.data.episode import Episode
+from fss_d2.data.joined import training_set
 from fss_d2.io.files import read_json_object, shortened, write_json
 
 from .stopping import Agreement, ConsoleLines
@@ -75,7 +76,7 @@ def _described(cfg: CfgNode, indices: Sequence[int]) -> list[dict[str, Any]]:
     """The training episodes with these numbers: class, files, seed."""
     if not indices:
         return []
-    (name,) = cfg.DATASETS.TRAIN
+    name = training_set(cfg.DATASETS.TRAIN)
     names = MetadataCatalog.get(name).get("stuff_classes")
     files = {record["image_id"]: record["file_name"] for record in get_records(name)}
     return [

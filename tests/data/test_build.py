@@ -108,13 +108,15 @@ def test_training_processes_share_the_batches(cfg: CfgNode, monkeypatch: pytest.
     assert [item for pair in zip(*shares, strict=True) for item in pair] == single
 
 
-def test_training_needs_one_dataset_and_an_even_batch(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_needs_data_sets_and_an_even_batch(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
     _on_rank(monkeypatch, 0, 3)
     with pytest.raises(ValueError, match="IMS_PER_BATCH 4 must be a multiple of the 3 processes"):
         build_few_shot_train_loader(cfg)
-    cfg.DATASETS.TRAIN = (NAME, NAME)
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN must name exactly one dataset"):
-        build_few_shot_train_loader(cfg)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    for names, message in (((NAME, NAME), "has a set twice; name each once"), ((), "names no data set")):
+        cfg.DATASETS.TRAIN = names
+        with pytest.raises(ValueError, match=rf"DATASETS\.TRAIN .*{message}"):
+            build_few_shot_train_loader(cfg)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

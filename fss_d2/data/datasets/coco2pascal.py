@@ -19,19 +19,19 @@ from typing import Any
 from . import coco20i, pascal5i
 from .splits import FoldName, fold_metadata, fold_names
 
-__all__ = ["load_records", "metadata", "names", "pascal_novel_classes"]
+__all__ = ["COCO_NAMES", "load_records", "metadata", "names", "pascal_novel_classes"]
 
 VARIANT = "coco2pascal"
 TRANSFER = ("coco15", "coco75sub")
 VARIANTS = (VARIANT, *TRANSFER)
 SUBSET_IMAGES = 6000
 # COCO's names that differ from PASCAL's.
-_COCO_NAMES = {
+COCO_NAMES = {
     **{"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle"},
     **{"pottedplant": "potted plant", "sofa": "couch", "tvmonitor": "tv"},
 }
 # COCO class id of each PASCAL class.
-_COCO_CLASSES = tuple(coco20i.CLASS_NAMES.index(_COCO_NAMES.get(name, name)) for name in pascal5i.CLASS_NAMES)
+_COCO_CLASSES = tuple(coco20i.CLASS_NAMES.index(COCO_NAMES.get(name, name)) for name in pascal5i.CLASS_NAMES)
 
 
 def names() -> list[str]:

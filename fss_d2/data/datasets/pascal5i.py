@@ -19,14 +19,13 @@ import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from PIL import Image
 
-from fss_d2.io.files import shortened
-
 from .preparation import (
     PAGE,
     Count,
     find_fold_lists,
     list_path,
     parallel_map,
+    parse_pairs,
     png_is_whole,
     prepared_dir,
     read_ids,
@@ -47,7 +46,7 @@ from .splits import (
     record_of,
 )
 
-__all__ = ["CLASS_NAMES", "check", "load_records", "metadata", "names", "parse_pairs", "prepare"]
+__all__ = ["CLASS_NAMES", "check", "load_records", "metadata", "names", "prepare"]
 
 # Training pool of each variant: a list of image ids that the preparation writes.
 TRAIN_POOLS = {"pascal5i": "train_pfenet", "pascal5i_trainaug": "trainaug"}
@@ -112,19 +111,11 @@ def _hsnet_pairs(root: Path, fold: int, split: str) -> list[tuple[str, int]]:
     files = [f"val_fold{fold}"] if split == "val" else [f"trn_fold{i}" for i in range(NUM_FOLDS) if i != fold]
     fix = f"run `python datasets/prepare_pascal5i.py --lists FOLDER` with HSNet's lists in FOLDER; {PAGE}"
     paths = [list_path(root, "pascal5i", f"hsnet/{file}.txt") for file in files]
-    return [pair for path in paths for pair in parse_pairs(read_text(require(path, fix)), str(path))]
-
-
-def parse_pairs(text: str, source: str) -> list[tuple[str, int]]:
-    """Parse lines ``<image id>__<class, 1 to 20>`` into (image id, class id 0 to 19); errors name a line."""
-    pairs = []
-    for number, line in enumerate(text.split(), start=1):
-        image_id, mark, class_number = line.rpartition("__")
-        if not mark or not class_number.isdigit() or not 1 <= int(class_number) <= len(CLASS_NAMES):
-            found = repr(shortened(line))
-            raise ValueError(f"{source}:{number}: {found} is not <image id>__<class number 01 to 20>")
-        pairs.append((image_id, int(class_number) - 1))
-    return pairs
+    return [
+        pair
+        for path in paths
+        for pair in parse_pairs(read_text(require(path, fix)), str(path), len(CLASS_NAMES))
+    ]
 
 
 def _novel(fold: int) -> list[int]:
@@ -293,7 +284,7 @@ def _install_hsnet_lists(root: Path, folder: Path, known: set[str]) -> None:
     texts = {}
     for _, fold, name, text in find_fold_lists(folder, ".txt"):
         texts[name] = text
-        for image_id, class_id in parse_pairs(text, f"{folder}/{name}"):
+        for image_id, class_id in parse_pairs(text, f"{folder}/{name}", len(CLASS_NAMES)):
             if image_id not in known or class_id // 5 != fold:
                 line = f"{image_id}__{class_id + 1:02d}"
                 fault = f"{folder}/{name}: {line} is no image or class of fold {fold}: check the list"

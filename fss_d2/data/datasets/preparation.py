@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_d2.io.files import atomic_path, json_text, parse_json
+from fss_d2.io.files import atomic_path, json_text, parse_json, shortened
 from fss_d2.io.progress import track
 
 from .splits import NUM_FOLDS
@@ -25,6 +25,7 @@ __all__ = [
     "format_counts",
     "list_path",
     "parallel_map",
+    "parse_pairs",
     "png_is_whole",
     "prepared_dir",
     "read_ids",
@@ -95,6 +96,19 @@ def read_text(path: Path) -> str:
 def read_ids(path: Path) -> list[str]:
     """Return the first word of each line that is not empty."""
     return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+
+
+def parse_pairs(text: str, source: str, num_classes: int) -> list[tuple[str, int]]:
+    """Parse lines ``<image id>__<class id + 1>`` into (image id, class id); errors name a line."""
+    pairs = []
+    for number, line in enumerate(text.split(), start=1):
+        image_id, mark, class_number = line.rpartition("__")
+        if not mark or not class_number.isdigit() or not 1 <= int(class_number) <= num_classes:
+            found = repr(shortened(line))
+            wanted = f"<image id>__<class number 01 to {num_classes:02d}>"
+            raise ValueError(f"{source}:{number}: {found} is not {wanted}")
+        pairs.append((image_id, int(class_number) - 1))
+    return pairs
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:

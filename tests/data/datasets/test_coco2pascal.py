@@ -51,7 +51,7 @@ def test_transfer_variants() -> None:
         assert (len(few["class_ids"]), len(many["class_ids"])) == (15, 75)
         assert set(few["class_ids"]) < set(many["class_ids"])
         assert coco2pascal.metadata(f"coco75sub_fold{fold}_val") == test
-        in_coco = {coco2pascal._COCO_NAMES.get(name, name) for name in tested}
+        in_coco = {coco2pascal.COCO_NAMES.get(name, name) for name in tested}
         assert {many["stuff_classes"][c] for c in many["novel_class_ids"]} == in_coco
 
 

@@ -63,13 +63,14 @@ def test_the_index_is_missing_where_the_images_are(tmp_path: Path, monkeypatch: 
         get_records("coco20i_2017_fold0_train")
 
 
-def test_the_slice_of_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["coco_mini", "pascal_part"])
+def test_slices_of_larger_sets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     before = set(DatasetCatalog.list())
-    cfg = load_config(str(ROOT / "configs/dcama/coco_mini_efficientnet_lite0.yaml"))
+    cfg = load_config(str(ROOT / f"configs/dcama/{name}_efficientnet_lite0.yaml"))
     with pytest.raises(FileNotFoundError) as caught:
         register_datasets_from_cfg(cfg)
-    assert str(caught.value).endswith(f", or run `python datasets/prepare_coco_mini.py`; {PAGE}")
+    assert str(caught.value).endswith(f", or run `python datasets/prepare_{name}.py`; {PAGE}")
     assert set(DatasetCatalog.list()) == before
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fss_d2.data.datasets import pascal5i
+from fss_d2.data.datasets.preparation import parse_pairs
 from fss_d2.data.datasets.splits import held_out_classes
 from fss_d2.data.masks import load_mask
 from fss_d2.data.published_episodes import hsnet_pascal
@@ -123,4 +124,4 @@ def test_missing_preparation_and_lists_name_the_command(voc_root: Path) -> None:
 @pytest.mark.parametrize("line", ["2007_000003", "2007_000003__00", "2007_000003__21", "x__yy"])
 def test_list_lines_are_checked(line: str) -> None:
     with pytest.raises(ValueError, match=r"some\.txt:2: .*is not <image id>__<class number"):
-        pascal5i.parse_pairs(f"2007_000001__01\n{line}\n", "some.txt")
+        parse_pairs(f"2007_000001__01\n{line}\n", "some.txt", 20)
