@@ -99,7 +99,8 @@ class FewShotPredictor:
         self._support_views = check_support_views(support_views)
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
-        usual = _PRESENT_ABOVE if model.presence.fitted else 0.0
+        fitted = bool(model.presence.state_dict())  # numbers of the prior are not in it
+        usual = _PRESENT_ABOVE if fitted else 0.0
         self.present_above = usual if present_above is None else present_above
         check_share("present_above", self.present_above)
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it

@@ -66,11 +66,9 @@ def pooled(masks: Tensor, grid: Tensor) -> Tensor:
 
 
 def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:
-    """Unit vectors (..., C): the mean direction of maps (..., C, h, w) under weights (..., h, w).
-
-    Zeros where all weights are 0.
-    """
-    return F.normalize(torch.einsum("...chw,...hw->...c", maps, weights), dim=-1)
+    """Means (..., C) of maps (..., C, h, w) under weights (..., h, w); zeros where all weights are 0."""
+    total = weights.sum(dim=(-2, -1)).clamp(min=1e-6)
+    return torch.einsum("...chw,...hw->...c", maps, weights) / total[..., None]
 
 
 def _coarse(values: Tensor, size: Sequence[int] | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
 from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
-from fss_d2.modeling.presence import Presence, negative_lead, presence_signals
+from fss_d2.modeling.presence import Presence
 from fss_d2.modeling.refinement import REFINEMENTS, refine
 
 from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
@@ -100,8 +100,9 @@ class FewShotSegmentor(ImageModel):
         self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._presence_blocks = options.presence_blocks
-        if unknown := [name for name in options.presence_blocks if name not in backbone.available]:
+        given = [_deepest(backbone, name) for name in options.presence_blocks]
+        self._presence_blocks = tuple(dict.fromkeys(name for names in given for name in names))
+        if unknown := [name for name in self._presence_blocks if name not in backbone.available]:
             known = ", ".join(backbone.available)
             raise KeyError(f"MODEL.PRESENCE.BLOCKS: no feature {unknown[0]!r}: choose from {known}")
         self.presence = Presence()
@@ -172,11 +173,9 @@ class FewShotSegmentor(ImageModel):
         """The blocks whose features tell whether an object is there."""
         if self._presence_blocks:
             return self._presence_blocks
-        stages = [
-            stage for stage in STAGES if any(f"{n}.".startswith(f"{stage}.") for n in self.backbone.selected)
-        ]
-        blocks = [name for stage in stages[-1:] for name in self.backbone.blocks(stage)]
-        return tuple(blocks[-_DEEPEST:]) or self.backbone.selected[-1:]
+        read = {name.partition(".")[0] for name in self.backbone.selected}
+        stages = [stage for stage in STAGES if stage in read]
+        return _deepest(self.backbone, stages[-1]) if stages else self.backbone.selected[-1:]
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """As in the base class; in evaluation mode with the maps that tell of presence."""
@@ -332,10 +331,10 @@ class FewShotSegmentor(ImageModel):
             return output
         if guide is not None and query.evidence is not None:
             if guide.negatives is not None:
-                lead = negative_lead(query.evidence, guide)[:, None]
+                lead = self.presence.negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            signals = presence_signals(query.evidence, guide, output.probability())
-            output = replace(output, presence=self.presence(signals))
+            presence = self.presence(query.evidence, guide, output.probability())
+            output = replace(output, presence=presence)
         if not self.refinement:
             return output
         refined = refine(self.refinement, query.images, output.logits, output.probability())
@@ -422,6 +421,12 @@ class FewShotSegmentor(ImageModel):
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))
         return resize(logits[None, :, :h, :w].float(), size, align_corners=self.align_corners)[0]
+
+
+def _deepest(backbone: Backbone, name: str) -> tuple[str, ...]:
+    """The last blocks of a stage; any other name stands for itself."""
+    blocks = backbone.blocks(name) if name in STAGES and name in backbone.available else []
+    return tuple(blocks[-_DEEPEST:]) or (name,)
 
 
 def _checked_shape(what: str, images: Tensor, masks: Tensor) -> tuple[int, int]:
