@@ -22,9 +22,8 @@ from fss_d2.data.pairs import class_folders, find_pairs, listed_files, say_left_
 from fss_d2.data.picture_files import pictures_in
 from fss_d2.io.files import expand_user
 
-__all__ = ["Annotation", "Box", "Boxes", "Negative", "Picture", "Scribble"]
-__all__ += ["find_supports", "read_annotation", "read_negatives", "read_picture", "read_support"]
-__all__ += ["support_pairs"]
+__all__ = ["Annotation", "Box", "Boxes", "Picture", "Scribble"]
+__all__ += ["find_supports", "read_annotation", "read_picture", "read_support", "support_pairs"]
 
 _EXIF_ORIENTATION = 0x0112
 # Width of a stroke in pixels: the least as in `fss_d2.data.masks`, the most that OpenCV draws.
@@ -126,7 +125,6 @@ class Scribble:
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 Annotation = Picture | Box | Boxes | Scribble
-Negative = tuple[np.ndarray, np.ndarray]  # (H, W, 3) uint8, and (H, W) uint8: 0 in the region, 255 elsewhere
 
 
 def read_picture(picture: Picture, name: str = "image") -> tuple[np.ndarray, int]:
@@ -212,25 +210,6 @@ def read_support(
     image_name = str(picture) if isinstance(picture, str | os.PathLike) else f"of {name}"
     names = {"name": f"mask of {name}", "image_name": image_name, "rule": rule}
     return pixels, read_annotation(annotation, pixels, orientation=orientation, **names)
-
-
-def read_negatives(
-    pairs: Sequence[tuple[Picture, Annotation | None]], class_name: str = ""
-) -> tuple[Negative, ...]:
-    """Read pictures that do not show an object, each with the region that is meant, None for all of it.
-
-    ``class_name`` is for error messages; errors are those of `read_support`.
-    """
-    read = []
-    for number, (picture, region) in enumerate(pairs, start=1):
-        name = f"{class_name}, negative {number}".removeprefix(", ")
-        if region is None:
-            pixels, _ = read_picture(picture, f"image of {name}")
-            read.append((pixels, np.zeros(pixels.shape[:2], np.uint8)))
-        else:
-            pixels, mask = read_support(picture, region, name)
-            read.append((pixels, np.where(mask == 1, 0, IGNORE).astype(np.uint8)))
-    return tuple(read)
 
 
 def support_pairs(

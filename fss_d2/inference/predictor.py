@@ -3,7 +3,6 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -23,17 +22,10 @@ from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
-from fss_d2.modeling.meta_arch.contract import NegativeSet, resize_support
+from fss_d2.modeling.meta_arch.contract import resize_support
 
-from .annotations import (
-    Annotation,
-    Negative,
-    Picture,
-    read_negatives,
-    read_picture,
-    read_support,
-    support_pairs,
-)
+from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
+from .negatives import Negative, Negatives, add_negatives, negatives_of, read_negatives, without_negative
 from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
@@ -43,7 +35,6 @@ __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 
 Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
 Supports = Mapping[str, tuple[Pictures, Annotations]]
-Negatives = Mapping[str, Sequence[tuple[Picture, Annotation | None]]]
 Size = tuple[int, int]
 _PRESENT_ABOVE = 0.5  # the presence is calibrated; numbers that are not fitted judge nothing absent
 
@@ -272,14 +263,8 @@ class FewShotPredictor:
             IndexError: the class has no such negative.
         """
         with self._changing:
-            old = self._of_class(name)
-            if not 0 <= index < old.negatives:
-                raise IndexError(f"{name} has {old.negatives} negatives, none with index {index}")
-            kept = [i for i in range(old.negatives) if i != index]
-            sets = [
-                self.model.with_negatives(s, s.negatives.select(kept) if kept else None) for s in old.sets
-            ]
-            self._classes = {**self._classes, name: replace(old, sets=tuple(sets))}
+            left = without_negative(self.model, self._of_class(name), index)
+            self._classes = {**self._classes, name: left}
 
     def reset(self) -> None:
         """Remove all supports and negatives."""
@@ -377,9 +362,7 @@ class FewShotPredictor:
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
             if against:
-                pairs = zip(rest.sets, against.sets, strict=True)
-                sets = tuple(self.model.with_negatives(one, other.negatives) for one, other in pairs)
-                rest = replace(rest, sets=sets)
+                rest = negatives_of(self.model, against, rest)
             yield tuple(self._segment(queries[i], {"object": rest}) for i in group)
 
     @torch.no_grad()
@@ -462,23 +445,8 @@ class FewShotPredictor:
             sets.append(self.model.encode_support(images[None], masks[None], features))
         return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
 
-    @torch.no_grad()
     def _with_negatives(self, support: ClassSupport, negatives: Sequence[Negative]) -> ClassSupport:
-        """Add negatives to those of a class, each at the sizes of its supports."""
-        if not negatives:
-            return support
-        sets = []
-        at_sizes = zip(*(self._at_each_size(*negative) for negative in negatives), strict=True)
-        for one, samples in zip(support.sets, at_sizes, strict=True):
-            parts = [] if one.negatives is None else [one.negatives]
-            for sample in samples:
-                image, region = resize_support(sample.image, sample.mask, one.size)
-                if not (region == 0).any():
-                    fault = "the region of a negative is lost when its image is resized"
-                    raise ValueError(f"{fault} to {one.size[1]}x{one.size[0]}: mark a larger one")
-                parts.append(self.model.encode_negatives(image[None, None], region[None, None]))
-            sets.append(self.model.with_negatives(one, NegativeSet.concatenate(parts)))
-        return replace(support, sets=tuple(sets))
+        return add_negatives(self.model, self._at_each_size, support, negatives)
 
     def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The backbone's maps of images (1, 3, H, W)."""

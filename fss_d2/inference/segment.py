@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
 from fss_d2.modeling.fusion import mean_log_probability
+from fss_d2.modeling.meta_arch.contract import Output
 
 from .competition import share_out
 from .mask_signals import MaskScores, signals
@@ -48,29 +48,27 @@ def segment(
     quality: QualityModel,
     present_above: float,
 ) -> list[Prediction]:
-    """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN."""
+    """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN.
+
+    ``present_above`` is that of `Prediction`.
+    """
     names = tuple(supports)
     probability = [np.empty((len(names), *size), np.float32) for size, _ in frames]
     evidence = [np.empty((len(names), *valid_sizes[0]), np.float32) for _, valid_sizes in frames]
     scores, presence = [], []
     for i, support in enumerate(supports.values()):
         outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
-        scores.append((_lead_map(outputs[0].logits), _lead_map(outputs[0].own_logits)))
+        scores.append(_network_leads(outputs[0], frames))
         presence.append(torch.stack([output.presence for output in outputs]).mean(dim=0).sigmoid())
         for row, frame in enumerate(frames):
             if len(names) > 1:
-                small = frame[1][0], frame[1]
                 own = [output.own_logits[row].clone() for output in outputs]
-                evidence[row][i] = _lead(model, own, small).numpy()
+                evidence[row][i] = _lead(model, own, (frame[1][0], frame[1])).numpy()
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
                 fix = "check the model's weights, or encode the supports anew"
                 raise FloatingPointError(f"the scores of class {names[i]} are NaN: {fix}")
             probability[row][i] = _probability(lead)
-    for row, (_, valid_sizes) in enumerate(frames):
-        height, width = valid_sizes[0]
-        for maps in chain.from_iterable(scores):
-            maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
     given = torch.stack(presence)  # (N, B)
     sets = [support.sets[0] for support in supports.values()]
     expected = _expected(queries[0], sets, scores, given >= present_above, quality)
@@ -81,6 +79,15 @@ def segment(
         values = dict(zip(names, known, strict=True)), dict(zip(names, of_class, strict=True))
         predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals))
     return predictions
+
+
+def _network_leads(output: Output, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """The leads (B, H, W) of the object after and before the refinement; padding shows nothing."""
+    leads = _lead_map(output.logits), _lead_map(output.own_logits)
+    for row, (_, ((height, width), *_)) in enumerate(frames):
+        for maps in leads:
+            maps[row, height:] = maps[row, :, width:] = -torch.inf
+    return leads
 
 
 def _probability(lead: Tensor) -> np.ndarray:

@@ -9,7 +9,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from fss_d2.evaluation.metrics import count_areas, iou
-from fss_d2.inference.predictor import FewShotPredictor, Negatives
+from fss_d2.inference.negatives import Negatives
+from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import class_shift, shifted
 from fss_d2.io.progress import progress
 

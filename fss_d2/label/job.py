@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from fss_d2.data.images import read_image
 from fss_d2.data.picture_files import FoundPictures, find_pictures_below, listed
 from fss_d2.engine.command_line import suggestion
-from fss_d2.inference.predictor import FewShotPredictor, Negatives
+from fss_d2.inference.negatives import Negatives
+from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.io.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.io.progress import track
 

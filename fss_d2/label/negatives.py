@@ -9,7 +9,7 @@ import numpy as np
 from fss_d2.data.pairs import find_marked_masks
 from fss_d2.data.picture_files import find_pictures_below, listed
 from fss_d2.inference.annotations import read_picture, read_support
-from fss_d2.inference.predictor import Negatives
+from fss_d2.inference.negatives import Negatives
 from fss_d2.io.files import expand_user, printable, shortened
 
 from .supports import Support

@@ -12,7 +12,8 @@ import numpy as np
 from detectron2.utils import comm
 
 from fss_d2.inference.annotations import read_picture
-from fss_d2.inference.predictor import FewShotPredictor, Negatives, Prediction
+from fss_d2.inference.negatives import Negatives
+from fss_d2.inference.predictor import FewShotPredictor, Prediction
 from fss_d2.io.files import check_writable, expand_user, printable, write_atomic
 from fss_d2.io.progress import track
 from fss_d2.visualization import picture_grid, save_picture

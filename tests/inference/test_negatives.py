@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fss_d2.inference.annotations import Box, read_negatives
+from fss_d2.inference.annotations import Box
+from fss_d2.inference.negatives import read_negatives
 from fss_d2.inference.predictor import FewShotPredictor
 from tests.inference.predictors import METHODS, glyph, make_predictor, square
 
@@ -119,6 +120,6 @@ def test_errors_leave_everything_as_it_was() -> None:
     huge = np.zeros((4000, 5000, 3), np.uint8)
     with pytest.raises(ValueError, match="the region of a negative is lost when its image is resized to"):
         predictor.add_negative(huge, Box(1, 1, 2, 2))
-    with pytest.raises(IndexError, match="object has 0 negatives, none with index 0"):
+    with pytest.raises(IndexError, match="there are 0 negatives, none with index 0"):
         predictor.remove_negative(0)
     assert predictor.supports["object"].negatives == 0
