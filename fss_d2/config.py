@@ -333,7 +333,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 def _add_test_keys(cfg: CfgNode) -> None:
     """Keys of evaluation."""
-    # What is evaluated: "few_shot_seg" (the episodes' scores), "oracle" (the proposal that fits the truth
+    # What is evaluated: "few_shot_seg" (the episodes' scores), "support_use" (further runs, with supports of
+    # another class and with queries that do not show the object), "oracle" (the proposal that fits the truth
     # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals); the last two need proposals.
     cfg.TEST.EVALUATORS = ("few_shot_seg",)
     # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
@@ -349,6 +350,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # Most tiles of a square query, 0 for none: if the supports show several small objects each, queries are
     # seen in overlapping tiles and supports in windows, so that an object has a third of the input's side.
     cfg.TEST.ZOOM_TILES = 0
+    # What the presence of the object decides about masks: "off" nothing, as in the published protocols;
+    # "gate" takes away the mask where the object is more likely absent than there.
+    cfg.TEST.PRESENCE = "off"
     # How counts become scores: "hsnet" (union at least 1) or "pfenet" (union + 1e-10).
     cfg.TEST.COUNTING = "hsnet"
     # Classes that the episodes never draw: "zero" (count as IoU 0, both references) or "skip".

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Does a model use its supports? Score it with its own supports, and with those of another class.
+"""Does a model use its supports? Score it with them, with those of another class, and without the object.
 
     python tools/check_support_use.py --config-file configs/mmformer/stage2_glyphs.yaml \\
         --weights output/mmformer/stage2_glyphs/model_final.pth --episodes 200
 
-Both runs have the same queries and the same truth. In the second run each episode takes the supports, with
-their masks, of the next episode of another class. A model that segments what its supports show loses nearly
-all of its score; a model that segments any salient object keeps it. The episodes are determined by
-FEW_SHOT.TEST (SEED, QUERY_RULE, MANIFEST), so the scores are the same each time.
+The second run has the same queries and the same truth, but each episode takes the supports, with their
+masks, of the next episode of another class. A model that segments what its supports show loses nearly all of
+its score; a model that segments any salient object keeps it. In the third run each episode takes the query of
+the next episode whose picture does not show the class: nothing should be found. The episodes are determined
+by FEW_SHOT.TEST (SEED, QUERY_RULE, MANIFEST), so the scores are the same each time. With TEST.EVALUATORS
+"('few_shot_seg', 'support_use')" every evaluation gives the same numbers.
 """
 
 import argparse
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from fss_d2.checkpoint.checkpointer import load_model
     from fss_d2.config import load_config
     from fss_d2.data import register_datasets_from_cfg
-    from fss_d2.engine.evaluate import check_support_use, format_support_use
+    from fss_d2.engine.evaluate import check_support_use
+    from fss_d2.engine.support_use import format_support_use
     from fss_d2.modeling import FewShotSegmentor
 
     start_log()

@@ -14,7 +14,6 @@ they are a prior for any method. DEFAULT is the model of the package.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -124,7 +123,7 @@ def collect(args: argparse.Namespace, data: dict[str, list[Support]]) -> tuple[l
         file = str(DEFAULT_CONFIG if config == "DEFAULT" else config)
         device = ["MODEL.DEVICE", args.device] if args.device else []
         cfg = load_config(file, [*args.opts, *device])
-        predictor = FewShotPredictor.from_cfg(cfg)
+        predictor = FewShotPredictor.from_cfg(cfg, present_above=0)
         for name in args.classes or data:
             for draw in range(args.draws):
                 masks += masks_of_job(predictor, data, (config, name, draw), args)
@@ -138,15 +137,16 @@ def collect(args: argparse.Namespace, data: dict[str, list[Support]]) -> tuple[l
 def main(arguments: Sequence[str] | None = None) -> None:
     """Collect, fit and write."""
     args = parse(arguments)
-    from fss_d2.inference.quality import fit_quality
+    from fss_d2.inference.quality import QualityModel
     from fss_d2.label.supports import read_supports
+    from fss_d2.modeling.logistic import Logistic
 
     start_log()
     masks, bound = collect(args, read_supports(args.data))
     signals, ious, weights = (np.array([m[i] for m in masks]) for i in (1, 2, 3))
     classes = ", ".join(dict.fromkeys(m.job[1] for m in masks))
     origin = args.origin or f"a fit on {len(masks)} masks of {args.data.name} ({classes})"
-    model = dataclasses.replace(fit_quality(signals, ious, weights, origin=origin), spread=_SPREAD)
+    model = QualityModel(origin, Logistic.fit(signals, ious, weights), _SPREAD)
     write_json(args.output, {**model.to_json(), **bound})
     error = np.average(np.abs(model.expected(signals) - ious), weights=weights)
     logger.info("%d masks, mean IoU %.3f, mean error %.3f: %s", len(masks), ious.mean(), error, args.output)

@@ -150,6 +150,8 @@ class FewShotCheckpointer(DetectionCheckpointer):
             anything=self._cfg is not None and self._cfg.MODEL.WEIGHTS_PARTIAL,
             backbone=self._cfg is None or _has_backbone_weights(self._cfg),
         )
+        if (presence := getattr(self.model, "presence", None)) is not None:
+            presence.make_room(checkpoint["model"])
         own = self.model.state_dict()
         checkpoint["model"] = own | match_tensors(checkpoint["model"], own, filename, may_lack)
         return super()._load_model(checkpoint)

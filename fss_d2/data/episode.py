@@ -1,7 +1,7 @@
 """The episode, the unit of work of few-shot segmentation, and the manifest, a file of episodes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from fss_d2.io.files import atomic_path, json_text, parse_json, shortened
 __all__ = [
     "Episode",
     "ImageId",
+    "absent_donors_of",
     "donors_of",
     "episode_seed",
     "read_manifest",
@@ -66,6 +67,26 @@ def _donor(episodes: Sequence[Episode], place: int) -> Episode:
         f"episode {episode.index}: every episode of another class has its query {episode.query!r} among the "
         "supports; use more episodes"
     )
+
+
+def absent_donors_of(
+    episodes: Sequence[Episode], shows: Callable[[ImageId, int], bool]
+) -> list[Episode | None]:
+    """Return for each episode the next one whose query does not show its class; None where there is none.
+
+    The search wraps round the list. Queries among the supports of the episode are skipped.
+
+    Args:
+        shows: whether an image shows a class at all, however small.
+    """
+
+    def donor(place: int) -> Episode | None:
+        episode = episodes[place]
+        following = (episodes[(place + step) % len(episodes)] for step in range(1, len(episodes)))
+        fits = (e for e in following if e.query not in (episode.query, *episode.supports))
+        return next((e for e in fits if not shows(e.query, episode.class_id)), None)
+
+    return [donor(place) for place in range(len(episodes))]
 
 
 def write_manifest(

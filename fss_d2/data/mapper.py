@@ -16,7 +16,7 @@ from .masks import annotate, load_sample, support_annotation
 from .samples import Sample, Segment, load_segments, seeded, transform_sample
 from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
 
-__all__ = ["SEGMENTS", "EpisodeMapper", "ForeignSupportMapper"]
+__all__ = ["SEGMENTS", "AbsentQueryMapper", "EpisodeMapper", "ForeignSupportMapper"]
 
 SEGMENTS = ("", "semantic", "instance")
 
@@ -267,8 +267,8 @@ def _whole(pixels: np.ndarray) -> torch.Tensor:
 class ForeignSupportMapper:
     """Maps episodes with the supports of another class: the score of a method that ignores its supports.
 
-    Query, class and truth stay those of the episode. The donors are those of `donors_of`, among `episodes`,
-    which must be all that will be loaded.
+    Query, class and truth stay those of the episode. The donors are those of `donors_of`, among ``episodes``,
+    which must be all of the evaluation.
     """
 
     def __init__(self, mapper: Callable[[Episode], dict[str, Any]], episodes: Sequence[Episode]) -> None:
@@ -277,10 +277,32 @@ class ForeignSupportMapper:
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
         """Load an episode; "support" and "support_ids" are the donor's, in "views" too."""
+        return _with_supports(self._mapper(episode), self._mapper(self._donors[episode.index]))
+
+
+class AbsentQueryMapper:
+    """Maps episodes with a query that does not show their class: nothing of it should be found.
+
+    Class and supports stay those of the episode; ``donors`` gives, by its index, the episode whose query it
+    gets.
+    """
+
+    def __init__(self, mapper: Callable[[Episode], dict[str, Any]], donors: Mapping[int, Episode]) -> None:
+        self._mapper, self._donors = mapper, donors
+
+    def __call__(self, episode: Episode) -> dict[str, Any]:
+        """Load an episode; all but its supports and class is the donor's, and no pixel is the object."""
         own, donor = self._mapper(episode), self._mapper(self._donors[episode.index])
-        taken = {key: donor[key] for key in ("support", "support_ids")}
-        pairs = zip(own.get("views", ()), donor.get("views", ()), strict=True)
-        views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
-        if "whole" in own:
-            taken["whole"] = {**own["whole"], "support": donor["whole"]["support"]}
-        return {**own, **taken, **({"views": views} if views else {})}
+        kept = {key: own[key] for key in ("class_id", "episode_index")}
+        absent = {key: donor[key].masked_fill(donor[key] == 1, 0) for key in ("sem_seg", "target")}
+        return _with_supports({**donor, **kept, **absent}, own)
+
+
+def _with_supports(query: dict[str, Any], donor: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapped episode with the supports of another, in "views" too."""
+    taken = {key: donor[key] for key in ("support", "support_ids")}
+    pairs = zip(query.get("views", ()), donor.get("views", ()), strict=True)
+    views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
+    if "whole" in query:
+        taken["whole"] = {**query["whole"], "support": donor["whole"]["support"]}
+    return {**query, **taken, **({"views": views} if views else {})}

@@ -29,6 +29,7 @@ __all__ = [
     "mask_source",
     "read_class_map",
     "scribble_of",
+    "shows_class",
     "support_annotation",
     "upright_mask",
 ]
@@ -73,6 +74,17 @@ def check_shows(mask: np.ndarray, record: Mapping[str, Any], class_id: int) -> N
             f"{mask_source(record)}: no pixel shows class {class_id}; "
             f"fix the mask or remove the class from image {record['image_id']!r}"
         )
+
+
+def shows_class(record: Mapping[str, Any], class_id: int) -> bool:
+    """Whether an image shows a class at all, also where it is too small to be one of its "classes"."""
+    if class_id in record["classes"] or class_id in record.get("query_classes", ()):
+        return True
+    if "annotations" in record:
+        return any(annotation["category_id"] == class_id for annotation in record["annotations"])
+    if record.get("mask_encoding", "class_map") == "class_map":
+        return bool((load_mask(record, class_id) == 1).any())
+    return False
 
 
 def load_mask(record: Mapping[str, Any], class_id: int) -> np.ndarray:

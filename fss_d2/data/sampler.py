@@ -191,7 +191,8 @@ class InferenceEpisodeSampler(Sampler[Episode]):
     ) -> None:
         rank = comm.get_rank() if rank is None else rank
         world_size = comm.get_world_size() if world_size is None else world_size
-        self.episodes = list(episodes)[rank::world_size]
+        self.all_episodes = tuple(episodes)
+        self.episodes = self.all_episodes[rank::world_size]
 
     def __iter__(self) -> Iterator[Episode]:
         return iter(self.episodes)

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,35 +10,32 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
-from fss_d2.data.mapper import ForeignSupportMapper
 from fss_d2.evaluation import (
-    Comparison,
     FewShotEvaluator,
     OracleEvaluator,
     ProposalRecallEvaluator,
-    compare,
     format_table,
-    read_rows,
 )
-from fss_d2.io.files import check_writable, write_json
+from fss_d2.io.files import read_json_object, write_json
 from fss_d2.modeling.enlarged import EnlargingSegmentor
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
 
+from .episode_loop import run_loop
+from .support_use import SUPPORT_USE, SupportUse
+
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
-__all__ += ["evaluate_periodically", "evaluation_name", "format_support_use", "write_summary"]
+__all__ += ["evaluate_periodically", "evaluation_name", "write_summary"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +46,25 @@ Results = OrderedDict[str, dict[str, dict[str, float]]]
 EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = {
     evaluator.task: evaluator for evaluator in (FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator)
 }
+_NAMES = (*EVALUATORS, SUPPORT_USE)
 
 
 def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     """Raise ValueError if TEST.EVALUATORS is empty or repeats one, or if one is unknown or does not fit."""
     names = list(cfg.TEST.EVALUATORS)
-    if not names or len(set(names)) < len(names) or not set(names) <= EVALUATORS.keys():
-        known = ", ".join(EVALUATORS)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(_NAMES):
+        known = ", ".join(_NAMES)
         raise ValueError(f"TEST.EVALUATORS is {tuple(names)}; give one or more of {known}, each once")
     method = cfg.MODEL.META_ARCHITECTURE
     lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
     if isinstance(model, PotentialObjectsSegmenter):
-        lacking = {"few_shot_seg"}
+        lacking = {"few_shot_seg", SUPPORT_USE}
     if wrong := [name for name in names if name in lacking]:
-        possible = tuple(name for name in EVALUATORS if name not in lacking)
+        possible = tuple(name for name in _NAMES if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
-    unaveraged = [name for name in names if name != FewShotEvaluator.task]
+    if SUPPORT_USE in names and FewShotEvaluator.task not in names:
+        raise ValueError(f"TEST.EVALUATORS: {SUPPORT_USE} needs {FewShotEvaluator.task} as well")
+    unaveraged = [name for name in names if name not in (FewShotEvaluator.task, SUPPORT_USE)]
     if cfg.TEST.SCALES and unaveraged:
         raise ValueError(
             f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
@@ -97,7 +96,7 @@ def build_evaluators(
 ) -> list[FewShotEvaluator | ProposalRecallEvaluator]:
     """Build TEST.EVALUATORS; "few_shot_seg" writes into ``output_dir``, others into folders below it."""
     built = []
-    for name in cfg.TEST.EVALUATORS:
+    for name in (name for name in cfg.TEST.EVALUATORS if name in EVALUATORS):
         folder = output_dir and output_dir / ("" if name == FewShotEvaluator.task else name)
         evaluator = EVALUATORS[name]
         draw = {"draw": save_episode_panel} if issubclass(evaluator, FewShotEvaluator) else {}
@@ -112,7 +111,7 @@ def evaluate(
 
     All processes must call it. ``OUTPUT_DIR/<folder>/<dataset>_<K>shot`` receives the scores, the counts of
     each episode, pictures, and the manifest of the scored episodes. With TEST.SCALES the model runs at each
-    of these sizes and its probabilities are averaged; with TEST.ZOOM_TILES it sees small objects enlarged.
+    of these sizes and its probabilities are averaged.
 
     Args:
         model: segments episodes or makes proposals, also inside DistributedDataParallel; its mode is kept.
@@ -133,11 +132,14 @@ def evaluate(
             logger.info("Evaluating on %s", name)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / f"{dataset_name}_{shots}shot"
             loader = build_few_shot_test_loader(cfg, dataset_name, shots=shots, episodes=episodes)
+            further = SUPPORT_USE in cfg.TEST.EVALUATORS and SupportUse(cfg, dataset_name, shots, episodes)
             evaluators: list[DatasetEvaluator] = [*build_evaluators(cfg, dataset_name, output_dir)]
             painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
             evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = _run(model, loader, evaluators)
+            results[name] = run_loop(model, loader, evaluators)
+            if further:
+                results[name][SUPPORT_USE] = further.run(model, output_dir)
     if comm.is_main_process():
         _report(results)
     return results
@@ -169,28 +171,6 @@ def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
         content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
         content["results"] = results
         write_json(Path(cfg.OUTPUT_DIR) / "results.json", content)
-
-
-def _run(model: nn.Module, loader: DataLoader, evaluators: Sequence[DatasetEvaluator]) -> Any:
-    """Detectron2's loop, whose log begins with the 11th episode, and a line after the first one."""
-    return inference_on_dataset(model, loader, DatasetEvaluators([_FirstEpisode(len(loader)), *evaluators]))
-
-
-class _FirstEpisode(DatasetEvaluator):
-    """Log how long the first episode took: what it loads and sets up makes it the slowest."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._start = count, 0.0
-
-    def reset(self) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Write the line, once."""
-        if self._start:
-            seconds, self._start = time.perf_counter() - self._start, 0.0
-            logger.info("Episode 1 of %d done in %.1f s", self._count, seconds)
 
 
 class EpisodePictures(DatasetEvaluator):
@@ -244,59 +224,20 @@ def _record_episodes(cfg: CfgNode, dataset_name: str, share: Sequence[Episode], 
 
 def check_support_use(
     cfg: CfgNode, model: nn.Module, dataset: str, shots: int, episodes: int
-) -> tuple[Comparison, Path]:
-    """Score a model with its own supports and with those of another class: does it use them?
+) -> tuple[dict[str, Any], Path]:
+    """Score a model on one data set with its own supports, with foreign ones, and without the object.
 
     The files go to ``OUTPUT_DIR/support_use/<dataset>_<K>shot``. The model is in eval mode. A data set of a
     single class is a ValueError.
 
     Returns:
-        The comparison of own (a) and foreign (b) supports, with the bootstrap interval over episodes; and
-        ``support_use.json``, which holds the same numbers. The counts of each episode are next to it.
+        The content of ``support_use.json``, and that file; see `SupportUse`.
     """
-    loaders = _support_loaders(cfg, dataset, shots, episodes)
-    model = _segmentor(cfg, model)
-    folder = Path(cfg.OUTPUT_DIR) / "support_use" / f"{dataset}_{shots}shot"
-    check_writable(folder)
-    rows = []
-    for name, loader in loaders.items():
-        logger.info("Scoring %s with %s supports", dataset, name)
-        evaluator = FewShotEvaluator.from_config(cfg, dataset, folder / name, draw=save_episode_panel)
-        _run(model, loader, [evaluator])
-        rows.append(read_rows(folder / name / "episodes.jsonl"))
-    rule = {"counting": cfg.TEST.COUNTING, "absent": cfg.TEST.ABSENT_CLASSES}
-    result = compare(*rows, same_supports=False, classes=MetadataCatalog.get(dataset).class_ids, **rule)
-    file = folder / "support_use.json"
-    test = cfg.FEW_SHOT.TEST
-    numbers = {
-        **{"method": cfg.MODEL.META_ARCHITECTURE, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset},
-        **{"shots": shots, "episodes": result.episodes, "seed": test.SEED, "query_rule": test.QUERY_RULE},
-        **{"manifest": test.MANIFEST, "support_views": list(test.SUPPORT_VIEWS)},
-        **{"refinement": cfg.TEST.REFINEMENT, "zoom_tiles": cfg.TEST.ZOOM_TILES},
-        **{"mIoU_own": result.mean_iou_a, "mIoU_foreign": result.mean_iou_b},
-        **{"difference": result.difference, "low": result.low, "high": result.high},
-    }
-    write_json(file, numbers)
-    return result, file
-
-
-def format_support_use(method: str, result: Comparison) -> str:
-    """Markdown: mIoU in percent with either kind of supports, their difference, and a verdict."""
-    cells = [f"{result.mean_iou_a:.2f}", f"{result.mean_iou_b:.2f}"]
-    cells.append(f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]")
-    headers = ["mIoU, %", "own supports", "of another class", "difference [95 % interval]"]
-    lines = tabulate([[method, *cells]], headers=headers, tablefmt="pipe", disable_numparse=True)
-    if result.low <= 0:
-        return f"{lines}\n\nThese {result.episodes} episodes do not show that the supports are used."
-    kept = result.mean_iou_b / result.mean_iou_a
-    return f"{lines}\n\nWith supports of another class, {kept:.0%} of the score remains."
-
-
-def _support_loaders(cfg: CfgNode, dataset: str, shots: int, episodes: int) -> dict[str, DataLoader]:
-    """The loaders of the episodes as they are ("own") and with supports of another class ("foreign")."""
-    own, foreign = (build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab")
-    try:
-        foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, foreign.sampler.episodes)
-    except ValueError as error:
-        raise ValueError(f"{dataset}: {error}") from error
-    return {"own": own, "foreign": foreign}
+    one = cfg.clone()
+    one.defrost()
+    one.DATASETS.TEST, one.FEW_SHOT.TEST.SHOTS = (dataset,), (shots,)
+    one.TEST.EVALUATORS = (FewShotEvaluator.task, SUPPORT_USE)
+    one.freeze()
+    evaluate(one, model, folder=SUPPORT_USE, episodes=episodes)
+    file = Path(cfg.OUTPUT_DIR) / SUPPORT_USE / f"{dataset}_{shots}shot" / "support_use.json"
+    return read_json_object(file, "evaluate again"), file

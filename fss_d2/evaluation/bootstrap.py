@@ -17,14 +17,14 @@ from fss_d2.io.files import json_text, parse_json, write_atomic
 from .metrics import check_absent, episode_iou, iou, mean_iou
 
 __all__ = ["Comparison", "EpisodeCounts", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare"]
-__all__ += ["interval", "read_rows", "stack_rows", "write_rows"]
+__all__ += ["interval", "read_rows", "resample_weights", "stack_rows", "write_rows"]
 
 _CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples (16 MB of weights)
 
 
 @dataclass(frozen=True)
 class EpisodeCounts:
-    """One scored episode; ROM and RUM are None if they are not measured."""
+    """One scored episode; None is what was not measured."""
 
     episode_index: int
     class_id: int
@@ -34,6 +34,7 @@ class EpisodeCounts:
     union: tuple[int, int]
     rom: float | None = None
     rum: float | None = None
+    presence: float | None = None  # logit that the query shows the class
 
 
 def stack_rows(rows: Sequence[EpisodeCounts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,6 +78,7 @@ def _parse_row(fields: dict[str, Any]) -> EpisodeCounts:
         union=(int(union_background), int(union_foreground)),
         rom=fields.get("rom"),
         rum=fields.get("rum"),
+        presence=fields.get("presence"),
     )
 
 
@@ -102,7 +104,7 @@ def bootstrap_mean_iou(
     inter, total = intersection[order, 1], union[order, 1]
     never_drawn = len(set(map(int, classes)) - set(map(int, drawn))) if absent == "zero" else 0
     scores = []
-    for weights in _resample_weights(len(class_ids), resamples, seed):
+    for weights in resample_weights(len(class_ids), resamples, seed):
         weights = weights[:, order]  # (r, N), grouped by class
         present = np.add.reduceat(weights, starts, axis=1) > 0  # (r, drawn)
         per_class = iou(
@@ -127,7 +129,7 @@ def bootstrap_episode_iou(
     scores = scores[~np.isnan(scores)]
     if not len(scores):
         return np.zeros(resamples)
-    blocks = _resample_weights(len(scores), resamples, seed)
+    blocks = resample_weights(len(scores), resamples, seed)
     return np.concatenate([weights @ scores for weights in blocks]) / len(scores)
 
 
@@ -209,7 +211,7 @@ def _query(row: EpisodeCounts) -> tuple[object, ...]:
     return row.episode_index, row.class_id, row.query
 
 
-def _resample_weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def resample_weights(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Yield blocks (r, n) int64, ``resamples`` rows in all: how often each of n episodes is drawn."""
     rng = np.random.default_rng(seed)
     block = max(1, _CHUNK_ELEMENTS // max(n, 1))

@@ -4,6 +4,8 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +35,8 @@ __all__ = ["FewShotEvaluator"]
 
 logger = logging.getLogger(__name__)
 
+PRESENCES = ("off", "gate")  # for TEST.PRESENCE
+
 Draw = Callable[[Path, dict[str, Any], np.ndarray, str | None], None]
 
 
@@ -53,6 +57,7 @@ class FewShotEvaluator(DatasetEvaluator):
         pictures: episodes with an index below this are drawn.
         draw: writes such a picture, given file, episode, predicted mask (H, W) and class name.
         region_wise: also report ROM and RUM.
+        presence: "gate" takes away the mask where the model says that the object is absent; "off" does not.
         settings: further entries for the "settings" of ``results.json``.
     """
 
@@ -72,11 +77,14 @@ class FewShotEvaluator(DatasetEvaluator):
         pictures: int = 0,
         draw: Draw | None = None,
         region_wise: bool = False,
+        presence: str = "off",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if counting not in COUNTINGS:
             raise ValueError(f"TEST.COUNTING is {counting!r}; use one of {', '.join(COUNTINGS)}")
         check_absent(absent_classes)
+        if presence not in PRESENCES:
+            raise ValueError(f"TEST.PRESENCE is {presence!r}; use one of {', '.join(PRESENCES)}")
         if bootstrap < 0:
             raise ValueError(
                 f"TEST.BOOTSTRAP is {bootstrap}; give a number of resamples, or 0 for no intervals"
@@ -96,6 +104,7 @@ class FewShotEvaluator(DatasetEvaluator):
         self._draw = draw
         self._pictures = pictures if output_dir is not None and draw is not None else 0
         self._region_wise = region_wise
+        self._gate = presence == "gate"
         self._settings = dict(settings or {})
         if self._output_dir is not None and (comm.is_main_process() or self._pictures):
             check_writable(self._output_dir)
@@ -120,6 +129,7 @@ class FewShotEvaluator(DatasetEvaluator):
             pictures=cfg.TEST.PICTURES,
             draw=draw,
             region_wise=cfg.TEST.REGION_WISE,
+            presence=cfg.TEST.PRESENCE,
             settings={
                 "method": cfg.MODEL.META_ARCHITECTURE,
                 "weights": cfg.MODEL.WEIGHTS,
@@ -129,6 +139,7 @@ class FewShotEvaluator(DatasetEvaluator):
                 "scales": list(cfg.TEST.SCALES),
                 "refinement": cfg.TEST.REFINEMENT,
                 "zoom_tiles": cfg.TEST.ZOOM_TILES,
+                "presence": cfg.TEST.PRESENCE,
                 "support_annotation": cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION,
                 "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),
                 "query_rule": cfg.FEW_SHOT.TEST.QUERY_RULE,
@@ -153,7 +164,8 @@ class FewShotEvaluator(DatasetEvaluator):
             inputs: per episode "target" (h, w) uint8 in {0, 1, 255}, "class_id", "episode_index",
                 "image_id", and "support_ids", the image ids of its K supports. The list "support" is not
                 counted: it shows every support once per view.
-            outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background.
+            outputs: per episode "sem_seg" (2, h, w): background and foreground scores; ties are background;
+                and optionally "presence" (), the logit that the query shows the class.
         """
         masks, counts = [], []
         for episode, output in zip(inputs, outputs, strict=True):
@@ -161,14 +173,17 @@ class FewShotEvaluator(DatasetEvaluator):
             target = torch.as_tensor(episode["target"]).to(mask.device, non_blocking=True)
             has_nan = self._scores(output).isnan().any()
             masks.append(mask)
-            counts.append(torch.cat([area_counts(mask, target), has_nan[None]]))
-        counted = torch.stack(counts).tolist() if counts else []
-        for episode, mask, (*areas, has_nan) in zip(inputs, masks, counted, strict=True):
+            presence = output.get("presence", has_nan.new_tensor(torch.nan, dtype=torch.float64))
+            counted = [*area_counts(mask, target), has_nan, presence]
+            counts.append(torch.stack([value.double() for value in counted]))
+        rows = torch.stack(counts).tolist() if counts else []
+        for episode, mask, (*areas, has_nan, presence) in zip(inputs, masks, rows, strict=True):
             index = int(episode["episode_index"])
             if has_nan:
                 fix = "check the model's weights and precision"
                 raise ValueError(f"episode {index}: {self._scored} hold NaN; {fix}")
-            self._rows.append(self._row(episode, mask, areas))
+            row = self._row(episode, mask, list(map(int, areas)))
+            self._rows.append(row if isnan(presence) else replace(row, presence=presence))
             if index < self._pictures:
                 class_id = int(episode["class_id"])
                 name = self._class_names[class_id] if class_id < len(self._class_names) else None
@@ -183,7 +198,12 @@ class FewShotEvaluator(DatasetEvaluator):
                 f"episode {int(episode['episode_index'])}: scores {tuple(scores.shape)} do not fit the target"
                 f' {size}; the model must return (2, height, width) for "height" and "width" of its input'
             )
-        return scores[1] > scores[0]
+        found = scores[1] > scores[0]
+        if not self._gate:
+            return found
+        if "presence" not in output:
+            raise ValueError(f"TEST.PRESENCE 'gate': {self.method} gives no presence; set it to 'off'")
+        return found & (output["presence"] > 0)
 
     def _scores(self, output: Mapping[str, Any]) -> Tensor:
         if "sem_seg" not in output:

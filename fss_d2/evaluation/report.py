@@ -14,7 +14,7 @@ from .bootstrap import EpisodeCounts, bootstrap_episode_iou, bootstrap_mean_iou,
 from .metrics import class_iou, class_sums, episode_iou, fb_iou, mean_iou
 
 __all__ = ["CLASS_PREFIX", "DIFFERENCE", "FOLD_METRICS", "TASK", "format_class_table", "format_folds"]
-__all__ += ["format_table", "score_classes", "summarise", "summarise_folds", "write_results"]
+__all__ += ["format_score", "format_table", "score_classes", "summarise", "summarise_folds", "write_results"]
 
 TASK = "few_shot_seg"  # the key of an evaluator's scores, like "sem_seg" in Detectron2
 CLASS_PREFIX = "IoU/"
@@ -106,7 +106,7 @@ def format_table(results: Mapping[str, Any]) -> str:
     if not (runs := list(_runs(results))):
         raise ValueError("the results hold no mIoU and no AR@100; give the results of an evaluator")
     columns = [name for name in _COLUMNS if any(name in scores for _, scores in runs)]
-    lines = [[name, *(_cell(scores, column) for column in columns)] for name, scores in runs]
+    lines = [[name, *(format_score(scores, column) for column in columns)] for name, scores in runs]
     return tabulate(lines, headers=["", *columns], tablefmt="pipe", disable_numparse=True)
 
 
@@ -141,7 +141,8 @@ def _runs(
             yield from _runs(value, (*path, name))
 
 
-def _cell(scores: Mapping[str, float], name: str) -> str:
+def format_score(scores: Mapping[str, float], name: str) -> str:
+    """A score with two decimals and its interval; "" if it is not among the scores."""
     if name not in scores:
         return ""
     text = f"{scores[name]:.2f}"

@@ -62,7 +62,10 @@ class FrozenQuery(nn.Module):
                 del module.filled
                 module.filled = filled
         tensors = support.joined.flat()
-        self._support, self._kind = replace(support, encoded=None, joined=None), type(support.joined)
+        self._support, self._kind = (
+            replace(support, encoded=None, joined=None, evidence=None, guide=None, negatives=None),
+            type(support.joined),
+        )
         self._buffer_of = {name: f"support_{name.replace('.', '__')}" for name in tensors}
         for name, buffer in self._buffer_of.items():
             self.register_buffer(buffer, tensors[name].detach().cpu().clone())

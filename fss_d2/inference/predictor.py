@@ -28,8 +28,8 @@ from fss_d2.modeling.enlarged import encode_enlarged, match_enlarged, merge_enla
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
-from .evidence import Tokens, tokens_of
-from .prediction import Prediction
+from .negatives import Negative, Negatives, add_negatives, negatives_of, read_negatives, without_negative
+from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
@@ -39,6 +39,7 @@ __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
 Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
+_PRESENT_ABOVE = 0.5  # the presence is calibrated; numbers that are not fitted judge nothing absent
 
 
 class FewShotPredictor:
@@ -73,6 +74,7 @@ class FewShotPredictor:
         zoom_tiles: int = 0,
         settings: Mapping[str, str] | None = None,
         quality: QualityModel | None = None,
+        present_above: float | None = None,
     ) -> None:
         """Wrap a model, which is put into evaluation mode.
 
@@ -82,6 +84,7 @@ class FewShotPredictor:
             zoom_tiles: most tiles in which a square image of small objects is seen; 0 never enlarges.
             settings: what encoded supports depend on besides the weights, for support files.
             quality: for `Prediction.expected_iou`; None takes the prior.
+            present_above: as the attribute of `Prediction`; None takes that of the model.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -93,7 +96,12 @@ class FewShotPredictor:
         self._zoom_tiles = zoom_tiles
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
+        fitted = bool(model.presence.state_dict())  # numbers of the prior are not in it
+        usual = _PRESENT_ABOVE if fitted else 0.0
+        self.present_above = usual if present_above is None else present_above
+        check_share("present_above", self.present_above)
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
+        self._shared: tuple[Negative, ...] = ()  # negatives of all classes, for classes that come later
         self._changing = Lock()  # one support at a time is added or removed
 
     @classmethod
@@ -104,6 +112,7 @@ class FewShotPredictor:
         weights: str | os.PathLike[str] = "",
         opts: Sequence[Any] = (),
         device: str = "",
+        present_above: float | None = None,
     ) -> "FewShotPredictor":
         """Build a predictor from a config file.
 
@@ -112,27 +121,35 @@ class FewShotPredictor:
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: config keys and values, alternating.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
+            present_above: see `__init__`.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
         chosen = ["MODEL.WEIGHTS", os.fspath(weights)] if weights else []
         chosen += ["MODEL.DEVICE", device] if device else []
         cfg = load_config(os.fspath(config_file), [*opts, *chosen], num_gpus=0 if device == "cpu" else None)
-        return cls.from_cfg(cfg)
+        return cls.from_cfg(cfg, present_above=present_above)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
+    def from_cfg(cls, cfg: CfgNode, *, present_above: float | None = None) -> "FewShotPredictor":
         """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
         views, settings, model = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, encoding_settings(cfg), load_model(cfg)
         quality = load_quality(model, {**settings, "TEST.REFINEMENT": cfg.TEST.REFINEMENT})
-        shared = {"support_views": views, "zoom_tiles": cfg.TEST.ZOOM_TILES, "settings": settings}
-        return cls(model, resizes, quality=quality, **shared)
+        return cls(
+            model,
+            resizes,
+            support_views=views,
+            zoom_tiles=cfg.TEST.ZOOM_TILES,
+            settings=settings,
+            quality=quality,
+            present_above=present_above,
+        )
 
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
-        shared = {"support_views": self._support_views, "zoom_tiles": self._zoom_tiles}
-        shared |= {"settings": self._settings, "quality": self.quality}
+        shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
+        shared |= {"present_above": self.present_above, "zoom_tiles": self._zoom_tiles}
         return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
@@ -163,11 +180,20 @@ class FewShotPredictor:
         """
         self.set_support_classes({name: (images, masks)}, mask_values=mask_values)
 
-    def set_support_classes(self, classes: Supports, *, mask_values: MaskValues | None = None) -> None:
-        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones.
+    def set_support_classes(
+        self,
+        classes: Supports,
+        *,
+        mask_values: MaskValues | None = None,
+        negatives: Negatives | None = None,
+    ) -> None:
+        """Encode the supports of several classes, in place of all earlier supports and negatives.
 
-        ``mask_values`` says what the values of mask files mean, for all classes or by class, such as
-        {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+        Args:
+            classes: {name: (images, masks)}.
+            mask_values: what the values of mask files mean, for all classes or by class, such as
+                {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+            negatives: by class, or under "" for all classes, pairs (image, region) as of `add_negative`.
         """
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
@@ -175,10 +201,15 @@ class FewShotPredictor:
             raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
         rules = parse_mask_values(mask_values)
         rules.check_classes(classes)
-        self._classes = {
-            name: self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
-            for name, given in classes.items()
-        }
+        if unknown := [name for name in negatives or () if name and name not in classes]:
+            raise ValueError(f"negatives of {unknown[0]!r}: the classes are {', '.join(classes)}")
+        read = {name: read_negatives(pairs, name) for name, pairs in (negatives or {}).items()}
+        shared = read.get("", ())
+        encoded = {}
+        for name, given in classes.items():
+            positive = self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
+            encoded[name] = self._with_negatives(positive, [*shared, *read.get(name, ())])
+        self._classes, self._shared = encoded, shared
 
     def add_support(
         self,
@@ -194,7 +225,10 @@ class FewShotPredictor:
         """
         rule = parse_mask_values(mask_values).of(name)
         with self._changing:
-            added = self._encode_class(name, (image, mask), after=self._classes.get(name), rule=rule)
+            before = self._classes.get(name)
+            added = self._encode_class(name, (image, mask), after=before, rule=rule)
+            if before is None:
+                added = self._with_negatives(added, self._shared)
             self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
@@ -213,9 +247,35 @@ class FewShotPredictor:
             else:
                 self._classes = {key: value for key, value in self._classes.items() if key != name}
 
+    def add_negative(
+        self, image: Picture, region: Annotation | None = None, *, name: str | None = None
+    ) -> None:
+        """Encode a picture, or a region of it, that does not show the object; the supports stay.
+
+        What resembles it counts as background. ``region`` marks where the object is not, None the whole
+        picture. ``name`` is the class whose object that is; None means all classes, also those that come
+        later.
+        """
+        negatives = read_negatives([(image, region)], name or "")
+        with self._changing:
+            supports = self.supports if name is None else {name: self._of_class(name)}
+            changed = {key: self._with_negatives(of_class, negatives) for key, of_class in supports.items()}
+            self._classes = {**self._classes, **changed}
+            self._shared += negatives if name is None else ()
+
+    def remove_negative(self, index: int, *, name: str = "object") -> None:
+        """Remove one negative of a class, counted from 0 in the order in which it got them.
+
+        Raises:
+            IndexError: the class has no such negative.
+        """
+        with self._changing:
+            left = without_negative(self.model, self._of_class(name), index)
+            self._classes = {**self._classes, name: left}
+
     def reset(self) -> None:
-        """Remove all supports."""
-        self._classes = {}
+        """Remove all supports and negatives."""
+        self._classes, self._shared = {}, ()
 
     def save_support(self, path: str | os.PathLike[str]) -> None:
         """Write the encoded supports to a file; an existing one is replaced."""
@@ -225,9 +285,9 @@ class FewShotPredictor:
     def load_support(self, path: str | os.PathLike[str]) -> None:
         """Read the supports that `save_support` wrote, with the same method, config and weights.
 
-        They replace all earlier supports; another file raises ValueError.
+        They replace all earlier supports and negatives; another file raises ValueError.
         """
-        self._classes = load_classes(expand_user(path), self.model, self._settings)
+        self._classes, self._shared = load_classes(expand_user(path), self.model, self._settings), ()
 
     # -- images ------------------------------------------------------------------------------------------
 
@@ -269,11 +329,9 @@ class FewShotPredictor:
         for numbers in groups.values():
             by_size = zip(*(samples[n] for n in numbers), strict=True)
             pixels_of = [torch.stack([s.image for s in same]) for same in by_size]
-            features = [self.model.extract(self.model.normalise(images)) for images in pixels_of]
-            queries = [self.model.encode_query(*pair) for pair in zip(pixels_of, features, strict=True)]
+            queries = [self.model.encode_query(pixels) for pixels in pixels_of]
             frames = [(sizes[n], tuple(map(_valid_size, samples[n]))) for n in numbers]
-            tokens = tokens_of(features[0])
-            found = segment(self.model, queries, tokens, frames, supports, self.quality)
+            found = segment(self.model, queries, frames, supports, self.quality, self.present_above)
             for n, prediction in zip(numbers, found, strict=True):
                 predictions[n] = prediction
         return predictions
@@ -284,6 +342,7 @@ class FewShotPredictor:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         left_out: Sequence[tuple[int, ...]],
+        negatives: Sequence[tuple[Picture, Annotation | None]] = (),
     ) -> Iterator[tuple[Prediction, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
@@ -294,6 +353,7 @@ class FewShotPredictor:
             images: K of (H, W, 3) uint8.
             masks: K of (H, W) in {0, 1, 255}.
             left_out: groups of indices; a group leaves at least one support.
+            negatives: pairs as of `add_negative`, which are never left out.
 
         Yields:
             For each group the predictions of its supports, segmented with those outside it as "object".
@@ -307,10 +367,13 @@ class FewShotPredictor:
                 samples, whole = self._whole(image, views)
                 features = self._features([sample.image[None] for sample in samples])
                 queries[i], known = self._as_query(image, samples, features), features if whole else []
-            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, known))
-            encoded[-1] = self._with_windows(encoded[-1], image, mask, encoded[:-1])
+            part = self._encode_views(views, encoded[0].sizes if encoded else None, known)
+            encoded.append(self._with_windows(part, image, mask, encoded))
+        against = self._with_negatives(encoded[0], read_negatives(negatives)) if negatives else None
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
+            if against:
+                rest = negatives_of(self.model, against, rest)
             yield tuple(self._segment(queries[i], {"object": rest}) for i in group)
 
     @torch.no_grad()
@@ -380,7 +443,7 @@ class FewShotPredictor:
 
         ``known`` features of the first view at each size save its backbone passes.
         """
-        sets, tokens = [], []
+        sets = []
         # One by one needs less memory and, on a CPU, no more time.
         at_once = 1 if self.model.shot_by_shot or self.model.device.type == "cpu" else len(views)
         for i, size in enumerate(sizes or [sample.image.shape[1:] for sample in views[0][0]]):
@@ -393,8 +456,10 @@ class FewShotPredictor:
             parts = first + rest
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             sets.append(self.model.encode_support(images[None], masks[None], features))
-            tokens += [tokens_of(features, masks)] if i == 0 else []
-        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),), tokens[0])
+        return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
+
+    def _with_negatives(self, support: ClassSupport, negatives: Sequence[Negative]) -> ClassSupport:
+        return add_negatives(self.model, self._at_each_size, support, negatives)
 
     def _with_windows(
         self, support: ClassSupport, image: np.ndarray, mask: np.ndarray, others: Sequence[ClassSupport]
@@ -425,21 +490,21 @@ class FewShotPredictor:
         """Encode an image from its samples and their features."""
         pairs = zip(samples, features, strict=True)
         queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
-        return EncodedImage(image, queries, tuple(map(_valid_size, samples)), tokens_of(features[0]))
+        return EncodedImage(image, queries, tuple(map(_valid_size, samples)))
 
     def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
         frames = [(image.size, image.valid_sizes)]
         enlarge = partial(match_enlarged, self.model, self._resizes[0], image.pixels)
-        return segment(self.model, image.queries, image.tokens, frames, supports, self.quality, enlarge)[0]
+        limits = self.quality, self.present_above
+        return segment(self.model, image.queries, frames, supports, *limits, enlarge)[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
-        tokens = Tokens.concatenate([part.tokens for part in parts])
         frames = tuple(chain.from_iterable(part.frames for part in parts))
         windows = tuple(chain.from_iterable(part.windows for part in parts))
-        return ClassSupport(sets, frames, tokens, windows, merge_enlarged(self.model, windows))
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
         """Some supports of a class, each with all its views."""
@@ -447,8 +512,7 @@ class FewShotPredictor:
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
         frames, windows = (tuple(of_each[i] for i in kept) for of_each in (support.frames, support.windows))
-        enlarged = merge_enlarged(self.model, windows)
-        return ClassSupport(sets, frames, support.tokens.select(shots), windows, enlarged)
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""

@@ -1,4 +1,4 @@
-"""The IoU to expect of a predicted mask: a logistic model of the signals of `fss_d2.inference.evidence`.
+"""The IoU to expect of a predicted mask: a logistic model of the signals of `fss_d2.inference.mask_signals`.
 
 Its numbers are fitted by ``tools/fit_quality.py`` on photographs whose true masks are known, and lie next to
 the weights that they belong to. Other weights and settings get those of the prior, a fit over several
@@ -14,21 +14,20 @@ from torch import nn
 
 from fss_d2.io.files import read_json_object
 from fss_d2.model_zoo import QUALITY_FILES, QUALITY_PRIOR
+from fss_d2.modeling.logistic import Logistic, logit, sigmoid
 
-from .evidence import SIGNALS
+from .mask_signals import SIGNALS
 from .support_file import weights_digest
 
-__all__ = ["QualityModel", "class_shift", "fit_quality", "load_quality", "prior_quality", "shifted"]
+__all__ = ["QualityModel", "class_shift", "load_quality", "prior_quality", "shifted"]
 
 _FIX = "make it anew with tools/fit_quality.py"
 _STEPS = 30  # of Newton's method, which needs fewer than ten
-_CLIP = 4.0  # standard deviations of a signal from its mean, at most
-_LIMIT = 1e-6  # from 0 and 1, so that logits are finite
 
 
 @dataclass(frozen=True)
 class QualityModel:
-    """Expected IoU = sigmoid(bias + sum of weight * (signal - mean) / scale).
+    """Expected IoU: a logistic model of the `SIGNALS`.
 
     Attributes:
         origin: what its numbers were fitted on, a text for reports.
@@ -36,54 +35,21 @@ class QualityModel:
     """
 
     origin: str
-    bias: float
-    means: tuple[float, ...]  # of each of `SIGNALS`
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
+    numbers: Logistic
     spread: float = 1.0
 
     def expected(self, signals: np.ndarray) -> np.ndarray:
         """The IoU to expect, (...), from signals (..., len(SIGNALS))."""
-        standard = (signals - np.array(self.means)) / np.array(self.scales)
-        return _sigmoid(standard.clip(-_CLIP, _CLIP) @ np.array(self.weights) + self.bias)
+        return sigmoid(self.numbers.logits(signals))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "QualityModel":
         """Read what `to_json` gave; raises KeyError or ValueError for anything else."""
-        rows = [content["signals"][name] for name in SIGNALS]
-        columns = (tuple(float(row[key]) for row in rows) for key in ("mean", "scale", "weight"))
-        return cls(content["origin"], float(content["bias"]), *columns, float(content["spread"]))
+        return cls(content["origin"], Logistic.from_json(content, SIGNALS), float(content["spread"]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        rows = zip(SIGNALS, self.means, self.scales, self.weights, strict=True)
-        signals = {name: {"mean": m, "scale": s, "weight": w} for name, m, s, w in rows}
-        return {"origin": self.origin, "bias": self.bias, "spread": self.spread, "signals": signals}
-
-
-def fit_quality(
-    signals: np.ndarray, true: np.ndarray, weights: np.ndarray, *, origin: str, penalty: float = 0.01
-) -> QualityModel:
-    """Fit a logistic model of the true IoU by Newton's method, with an L2 penalty on the weights.
-
-    Args:
-        signals: (N, len(SIGNALS)).
-        true: (N,) IoUs in [0, 1].
-        weights: (N,) of the masks.
-        penalty: of the squared weights, against the mean log-likelihood of a mask.
-    """
-    means, scales = signals.mean(axis=0), signals.std(axis=0) + _LIMIT
-    x = np.column_stack([np.ones(len(signals)), ((signals - means) / scales).clip(-_CLIP, _CLIP)])
-    shares = weights / weights.sum()
-    ridge = np.diag([_LIMIT, *[2 * penalty] * signals.shape[1]])
-    solution = np.zeros(x.shape[1])
-    for _ in range(_STEPS):
-        now = _sigmoid(x @ solution)
-        slope = x.T @ (shares * (true - now)) - ridge @ solution
-        curvature = (x * (shares * now * (1 - now))[:, None]).T @ x + ridge
-        solution += np.linalg.solve(curvature, slope)
-    bias, *found = solution.tolist()
-    return QualityModel(origin, bias, tuple(means.tolist()), tuple(scales.tolist()), tuple(found))
+        return {"origin": self.origin, "spread": self.spread, **self.numbers.to_json(SIGNALS)}
 
 
 def prior_quality() -> QualityModel:
@@ -112,9 +78,9 @@ def class_shift(pairs: Iterable[tuple[float, float]], spread: float) -> float:
     fewer pairs, the smaller it is. Without pairs it is 0.
     """
     expected, true = np.array(list(pairs), dtype=np.float64).reshape(-1, 2).T
-    logits, shift = _logit(expected), 0.0
+    logits, shift = logit(expected), 0.0
     for _ in range(_STEPS):
-        now = _sigmoid(logits + shift)
+        now = sigmoid(logits + shift)
         slope = (true - now).sum() - shift / spread**2
         shift += slope / ((now * (1 - now)).sum() + 1 / spread**2)
     return float(shift)
@@ -124,13 +90,4 @@ def shifted(expected: float, shift: float) -> float:
     """An expected IoU whose logit is raised by ``shift``; 0 and 1 stay."""
     if not 0 < expected < 1:
         return expected
-    return float(_sigmoid(_logit(np.float64(expected)) + shift))
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-values))
-
-
-def _logit(shares: np.ndarray) -> np.ndarray:
-    shares = np.clip(shares, _LIMIT, 1 - _LIMIT)
-    return np.log(shares / (1 - shares))
+    return float(sigmoid(logit(np.float64(expected)) + shift))

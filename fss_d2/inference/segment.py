@@ -1,31 +1,32 @@
 """Encoded images and encoded supports give predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss_d2.modeling import FewShotSegmentor, QueryFeatures
+from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
 from fss_d2.modeling.enlarged import Enlarged
 from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.layers import resize
 from fss_d2.modeling.meta_arch.contract import Output
 
-from .competition import Contest
-from .evidence import MaskScores, Tokens, signals
+from .competition import share_out
+from .mask_signals import MaskScores, signals
 from .prediction import Prediction, least_parts
 from .quality import QualityModel
 from .support_file import ClassSupport
 
 __all__ = ["EncodedImage", "segment"]
 
+_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
+
 Size = tuple[int, int]
 Frame = tuple[Size, Sequence[Size]]  # (height, width) of an image, and `EncodedImage.valid_sizes`
-Enlarge = Callable[[Enlarged, Tensor | None], Output]  # `match_enlarged` of an image
+Enlarge = Callable[[Enlarged, Output], Output]  # `match_enlarged` of an image
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,11 @@ class EncodedImage:
         pixels: the image (H, W, 3) uint8, from which tiles are cut for small objects.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
-        tokens: of the first query, for `Prediction.expected_iou`.
     """
 
     pixels: np.ndarray
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
-    tokens: Tokens
 
     @property
     def size(self) -> Size:
@@ -53,83 +52,86 @@ class EncodedImage:
 def segment(
     model: FewShotSegmentor,
     queries: Sequence[QueryFeatures],
-    tokens: Tokens,
     frames: Sequence[Frame],
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
+    present_above: float,
     enlarge: Enlarge | None = None,
 ) -> list[Prediction]:
     """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN.
 
-    ``enlarge`` is for classes of small objects, which are segmented in one image at a time.
+    ``present_above`` is that of `Prediction`. ``enlarge`` is for classes of small objects, in one image at a
+    time.
     """
     names = tuple(supports)
-    areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
-    contests = [Contest(size, len(names)) for size, _ in frames]
-    scores = []
+    probability = [np.empty((len(names), *size), np.float32) for size, _ in frames]
+    evidence = [np.empty((len(names), *valid_sizes[0]), np.float32) for _, valid_sizes in frames]
+    scores, presence = [], []
     for i, support in enumerate(supports.values()):
         if support.enlarged is None:
-            outputs, of_class = (
-                [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)],
-                frames,
-            )
-            logits = outputs[0].logits, outputs[0].own_logits
+            outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
+            of_class, network = frames, outputs[0]
         else:
-            (size, (valid_size, *_)), *_ = frames
-            outputs = [_enlarged(model, queries[0], support, valid_size, enlarge)]
-            of_class = [(size, [tuple(outputs[0].logits.shape[2:])])]
-            both = outputs[0].logits, outputs[0].own_logits
-            logits = tuple(_as_network(x, valid_size, queries[0].size) for x in both)
-        scores.append(tuple(map(_lead_map, logits)))
-        several = len(names) > 1 and any(output.unrefined is not None for output in outputs)
+            outputs, of_class, network = _enlarged(model, queries[0], support, frames[0], enlarge)
+        scores.append(_network_leads(network, frames))
+        presence.append(torch.stack([output.presence for output in outputs]).mean(dim=0).sigmoid())
         for row, frame in enumerate(of_class):
+            if len(names) > 1:
+                own = [output.own_logits[row].clone() for output in outputs]
+                evidence[row][i] = _lead(model, own, (frames[row][1][0], frame[1])).numpy()
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
                 fix = "check the model's weights, or encode the supports anew"
                 raise FloatingPointError(f"the scores of class {names[i]} are NaN: {fix}")
-            own = _lead(model, [output.own_logits[row] for output in outputs], frame) if several else None
-            contests[row].enter(i, lead, own)
-    for row, (_, valid_sizes) in enumerate(frames):
-        height, width = valid_sizes[0]
-        for maps in chain.from_iterable(scores):
-            maps[row, height:] = maps[row, :, width:] = -torch.inf  # padding shows nothing
-    expected = _expected(tokens, [s.tokens for s in supports.values()], scores, quality)
-    return [
-        _prediction(names, contest, dict(zip(names, row, strict=True)), areas)
-        for contest, row in zip(contests, expected, strict=True)
-    ]
-
-
-def _prediction(
-    names: tuple[str, ...], contest: Contest, expected: dict[str, float], areas: Mapping[str, float]
-) -> Prediction:
-    labels = contest.labels(least_parts(names, areas, contest.probability[0].size))
-    found = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:] > 0
-    for name, there, probability in zip(names, found, contest.probability, strict=True):
-        if not there:
-            expected[name] = 1 - float(probability.max())
-    return Prediction(names, contest.probability, labels, expected, areas)
+            probability[row][i] = _probability(lead)
+    given = torch.stack(presence)  # (N, B)
+    sets = [support.sets[0] for support in supports.values()]
+    expected = _expected(queries[0], sets, scores, given >= present_above, quality)
+    areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
+    predictions = []
+    for row, (known, of_class) in enumerate(zip(expected, given.T.tolist(), strict=True)):
+        rivals = evidence[row] if len(names) > 1 else None
+        shown = [value >= present_above for value in of_class]
+        least = least_parts(names, areas, probability[row][0].size)
+        labels = share_out(probability[row], shown, rivals, least=least)
+        values = dict(zip(names, known, strict=True)), dict(zip(names, of_class, strict=True))
+        predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals, areas))
+    return predictions
 
 
 def _enlarged(
-    model: FewShotSegmentor,
-    query: QueryFeatures,
-    support: ClassSupport,
-    valid_size: Size,
-    enlarge: Enlarge,
-) -> Output:
-    """Segment an image with a class of small objects; the query shows it as a whole."""
-    height, width = valid_size
-    if support.enlarged.zoom.many:
-        return enlarge(support.enlarged, None)
-    output = model.match(query, support.sets[0], refined=False)
-    return enlarge(support.enlarged, output.logits[:, :, :height, :width])
+    model: FewShotSegmentor, query: QueryFeatures, support: ClassSupport, frame: Frame, enlarge: Enlarge
+) -> tuple[list[Output], list[Frame], Output]:
+    """Segment an image with a class of small objects.
+
+    Returns the output for the enlarged image, its frame, and the same at the size of the network's input.
+    """
+    size, ((height, width), *_) = frame
+    whole = model.match(query, support.sets[0], refined=False)
+    output = enlarge(support.enlarged, replace(whole, logits=whole.logits[:, :, :height, :width]))
+    padding = (0, query.size[1] - width, 0, query.size[0] - height)
+    at_network = (
+        F.pad(resize(logits, (height, width), align_corners=False), padding)
+        for logits in (output.logits, output.own_logits)
+    )
+    logits, own = at_network
+    frames = [(size, [tuple(output.logits.shape[2:])])]
+    return [output], frames, replace(output, logits=logits, unrefined=own)
 
 
-def _as_network(logits: Tensor, valid_size: Size, size: Size) -> Tensor:
-    """Bring logits (1, 2, h, w) of a whole image to the size of the network's input, with its padding."""
-    (height, width), fitted = valid_size, resize(logits, valid_size, align_corners=False)
-    return F.pad(fitted, (0, size[1] - width, 0, size[0] - height))
+def _network_leads(output: Output, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """The leads (B, H, W) of the object after and before the refinement; padding shows nothing."""
+    leads = _lead_map(output.logits), _lead_map(output.own_logits)
+    for row, (_, ((height, width), *_)) in enumerate(frames):
+        for maps in leads:
+            maps[row, height:] = maps[row, :, width:] = -torch.inf
+    return leads
+
+
+def _probability(lead: Tensor) -> np.ndarray:
+    """Of a lead (H, W) of the object, which is overwritten; above 0.5 exactly where that is above 0."""
+    positive, probability = (lead > 0).numpy(), lead.float().sigmoid_().numpy()
+    return np.maximum(probability, _ABOVE_HALF, out=probability, where=positive)
 
 
 def _lead_map(logits: Tensor) -> Tensor:
@@ -150,22 +152,24 @@ def _lead(model: FewShotSegmentor, logits: Sequence[Tensor], frame: Frame) -> Te
 
 
 def _expected(
-    query: Tokens,
-    supports: Sequence[Tokens],
+    query: QueryFeatures,
+    supports: Sequence[SupportSet],
     scores: Sequence[tuple[Tensor, Tensor]],
+    present: Tensor,
     quality: QualityModel,
 ) -> list[list[float]]:
     """The expected IoU of each class in each image; everything leaves the device at once.
 
     ``scores`` are, of each class, the leads (B, H, W) at the size of the network's input, after and before
-    the refinement.
+    the refinement. Those that are ``present`` (N, B) compete; each other class has all that it claims.
     """
     leads, own = (torch.stack(maps) for maps in zip(*scores, strict=True))  # (N, B, H, W)
     claimed = leads > 0
-    winner = own.masked_fill(~claimed, -torch.inf).argmax(dim=0)
+    present = present[:, :, None, None]
+    winner = own.masked_fill(~(claimed & present), -torch.inf).argmax(dim=0)
     rows = []
-    for i, tokens in enumerate(supports):
-        masks = MaskScores(claimed[i] & (winner == i), leads[i].sigmoid(), own[i].sigmoid())
-        rows.append(signals(query, tokens, masks))
+    for i, support in enumerate(supports):
+        masks = MaskScores(claimed[i] & ((winner == i) | ~present[i]), leads[i].sigmoid(), own[i].sigmoid())
+        rows.append(signals(query.evidence, support.evidence, masks))
     by_image = torch.stack(rows, dim=1).cpu().numpy()  # (B, N, signals)
     return quality.expected(by_image).tolist()

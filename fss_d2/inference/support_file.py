@@ -19,8 +19,6 @@ from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
 from fss_d2.modeling.enlarged import Enlarged, merge_enlarged
 from fss_d2.modeling.layers import resize
 
-from .evidence import Tokens
-
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
 
 _KIND, _VERSION = "fss_d2 encoded support", 5
@@ -49,7 +47,6 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
     frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
-    tokens: Tokens  # of each view at the first size, for `Prediction.expected_iou`
     windows: tuple[Enlarged | None, ...] = ()  # of each support, for small objects
     enlarged: Enlarged | None = None  # those of all supports, if the class is to be seen enlarged
 
@@ -57,6 +54,11 @@ class ClassSupport:
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each network input."""
         return [support_set.size for support_set in self.sets]
+
+    @property
+    def negatives(self) -> int:
+        """The number of negatives, which are in each set."""
+        return len(self.sets[0].negatives or ())
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
         """Maps of the shots (shots, H, W) -> one (h, w) float32 per support image, the sum of its views."""
@@ -97,7 +99,6 @@ def save_classes(
             "sets": [support_set.state() for support_set in support.sets],
             "frames": [[_numbers(frame) for frame in views] for views in support.frames],
             "windows": [one and one.state() for one in support.windows],
-            "tokens": [[t.cpu() for t in level] for level in (support.tokens.maps, support.tokens.objects)],
         }
         for name, support in classes.items()
     }
@@ -143,14 +144,10 @@ def _class_support(name: str, state: Mapping[str, Any], model: FewShotSegmentor)
     sets, shots = tuple(map(model.restore_support, state["sets"])), sum(map(len, frames))
     if not sets or not shots or any(s.shots != shots for s in sets):
         raise ValueError(f"class {name} has {shots} frames, its sets have {[s.shots for s in sets]} shots")
-    maps, objects = (tuple(t.to(model.device) for t in level) for level in state["tokens"])
-    if len(maps) != len(objects) or any(len(level) != shots for level in (*maps, *objects)):
-        raise ValueError(f"class {name} has tokens of another number of views than {shots}")
     windows = tuple(one and Enlarged.from_state(one, model) for one in state["windows"])
     if len(windows) != len(frames):
         raise ValueError(f"class {name} has {len(frames)} supports, windows of {len(windows)}")
-    tokens = Tokens(maps, objects)
-    return ClassSupport(sets, frames, tokens, windows, merge_enlarged(model, windows))
+    return ClassSupport(sets, frames, windows, merge_enlarged(model, windows))
 
 
 def _numbers(frame: Frame) -> list[int]:
@@ -177,9 +174,11 @@ def _difference(content: Mapping[str, Any], model: nn.Module, settings: Mapping[
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of all weights, the same on every device."""
+    """A hash of all weights but the numbers of the presence, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("presence."):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

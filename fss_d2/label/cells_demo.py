@@ -60,7 +60,7 @@ def label_cells(output: Path, predictor: FewShotPredictor | None = None) -> Path
 
     ``predictor`` is by default that of the package. Returns the path of the page.
     """
-    predictor = predictor or FewShotPredictor.from_config()
+    predictor = predictor or FewShotPredictor.from_config(present_above=0.0)
     kinds = dict(reversed(read_supports(CELLS).items()))  # purple first
     rows, pictures = [], []
     with _one_thread(), progress("Label", sum(len(of_kind) - 1 for of_kind in kinds.values())) as advance:

@@ -1,7 +1,7 @@
 """Pictures of many small objects, enlarged: supports are windows round objects, queries overlapping tiles."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,15 +89,15 @@ def match_enlarged(
     resize: T.Augmentation,
     image: np.ndarray,
     enlarged: Enlarged,
-    whole: Tensor | None = None,
+    whole: Output,
 ) -> Output:
     """Segment an image tile by tile; the probabilities of tiles are blended, then refined once.
 
     Args:
         resize: brings a tile to the size of the network's input.
         image: (H, W, 3) uint8.
-        whole: logits (1, 2, h, w) of the image as it is, without padding and unrefined, with which those of
-            the tiles are averaged; for few objects.
+        whole: of the image as it is, without padding and unrefined. If the objects are few, probabilities are
+            averaged with its own. The presence is the largest of the tiles' and of this one.
 
     Returns:
         Logits (1, 2, h, w) of the whole image; the longer side is up to twice that of the network's input.
@@ -110,21 +110,24 @@ def match_enlarged(
     height, width = (max(1, round(side * longer / max(size))) for side in size)
     places = [_scaled(window, height / size[0], width / size[1]) for window in windows]
     total = torch.zeros(2, height, width, device=model.device)  # of weighted probabilities, and of weights
+    presence = whole.presence
     at_once = 1 if model.device.type == "cpu" else _AT_ONCE
     for start in range(0, len(samples), at_once):
         some = slice(start, start + at_once)
-        for place, lead in zip(places[some], _leads(model, samples[some], enlarged.support), strict=True):
+        leads, shown = _leads(model, samples[some], enlarged.support)
+        presence = torch.maximum(presence, shown.amax(dim=0, keepdim=True))
+        for place, lead in zip(places[some], leads, strict=True):
             part = total[:, place.top : place.bottom, place.left : place.right]
             weights = torch.from_numpy(tile_weights(*part.shape[1:])).to(part)
             lead = resize_maps(lead[None, None], part.shape[1:], align_corners=False)[0, 0]
             part[0] += lead.sigmoid() * weights
             part[1] += weights
     probability = total[0] / total[1]
-    if whole is not None:
-        seen = resize_maps(whole.float(), (height, width), align_corners=False)[0]
+    if not enlarged.zoom.many:
+        seen = resize_maps(whole.logits.float(), (height, width), align_corners=False)[0]
         probability = (probability + (seen[1] - seen[0]).sigmoid()) / 2
     half = probability.clamp(_LEAST, 1 - _LEAST).logit() / 2
-    output = Output(torch.stack([-half, half])[None])
+    output = Output(torch.stack([-half, half])[None], presence=presence)
     canvas = SquashTransform(height, width).apply_image(image)
     return model.refined(torch.from_numpy(canvas).permute(2, 0, 1)[None], output)
 
@@ -134,12 +137,15 @@ def _scaled(window: Window, down: float, right: float) -> Window:
     return Window(round(left * right), round(top * down), round(end * right), round(bottom * down))
 
 
-def _leads(model: FewShotSegmentor, samples: Sequence[Sample], support: SupportSet) -> list[Tensor]:
-    """Object score minus background score (h, w) of each sample, without padding and unrefined."""
+def _leads(
+    model: FewShotSegmentor, samples: Sequence[Sample], support: SupportSet
+) -> tuple[list[Tensor], Tensor]:
+    """Unrefined lead of the object (h, w) in each of N samples, without padding; logits (N,) of presence."""
     query = model.encode_query(torch.stack([sample.image for sample in samples]))
-    logits = model.match(query, support, refined=False).logits.float()
+    output = model.match(query, support, refined=False)
+    logits = output.logits.float()
     sizes = [sample.valid_size or tuple(sample.image.shape[1:]) for sample in samples]
-    return [(one[1] - one[0])[:h, :w] for one, (h, w) in zip(logits, sizes, strict=True)]
+    return [(one[1] - one[0])[:h, :w] for one, (h, w) in zip(logits, sizes, strict=True)], output.presence
 
 
 class EnlargingSegmentor(nn.Module):
@@ -176,15 +182,16 @@ class EnlargingSegmentor(nn.Module):
         return merge_enlarged(self.model, parts)
 
     def _segment(self, episode: Mapping[str, Any], enlarged: Enlarged) -> dict[str, Any]:
-        whole = None if enlarged.zoom.many else self._whole(episode.get("views", [episode])[0])
+        whole = self._whole(episode.get("views", [episode])[0])
         output = match_enlarged(self.model, self.resize, episode["whole"]["image"].numpy(), enlarged, whole)
         size = {name: episode[name] for name in ("height", "width")}
-        return {"sem_seg": self.model.to_frame(output.logits[0], size), "aux": {}}
+        scores = self.model.to_frame(output.logits[0], size)
+        return {"sem_seg": scores, "presence": output.presence[0], "aux": {}}
 
-    def _whole(self, episode: Mapping[str, Any]) -> Tensor:
-        """Unrefined logits (1, 2, h, w) of an episode as it is, without padding."""
+    def _whole(self, episode: Mapping[str, Any]) -> Output:
+        """The unrefined output for an episode as it is, without padding."""
         support = self.model.encode_support(*stack_supports([episode]))
         query = self.model.encode_query(episode["image"][None])
-        logits = self.model.match(query, support, refined=False).logits
-        height, width = episode.get("valid_size", logits.shape[2:])
-        return logits[:, :, :height, :width]
+        output = self.model.match(query, support, refined=False)
+        height, width = episode.get("valid_size", output.logits.shape[2:])
+        return replace(output, logits=output.logits[:, :, :height, :width])

@@ -105,7 +105,8 @@ class MultiScaleSegmentor(nn.Module):
 
         The scores of views may be smaller than (height, width); the rest, right and below, is then
         background. Returns for each episode "sem_seg", (2, height, width) float64 log-probabilities of
-        background and object, and "aux", the maps of the first view. Raises RuntimeError in training mode.
+        background and object, "aux", the maps of the first view, and "presence", the mean of the views'
+        logits, where the model gives one. Raises RuntimeError in training mode.
         """
         if self.training:
             raise RuntimeError("MultiScaleSegmentor cannot be trained: call eval(), or train its model")
@@ -126,4 +127,7 @@ def _fuse(episode: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]) -> d
         h, w = output["sem_seg"].shape[-2:]
         padding = (0, episode["width"] - w, 0, episode["height"] - h)  # ties
         scores.append(F.pad(output["sem_seg"].double(), padding))
-    return {"sem_seg": mean_log_probability(scores), "aux": outputs[0].get("aux", {})}
+    fused = {"sem_seg": mean_log_probability(scores), "aux": outputs[0].get("aux", {})}
+    if "presence" in outputs[0]:
+        fused["presence"] = torch.stack([output["presence"] for output in outputs]).mean(dim=0)
+    return fused

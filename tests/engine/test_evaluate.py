@@ -67,7 +67,9 @@ def test_what_a_model_can_be_judged_by() -> None:
     check_evaluators(_cfg(*EVALUATORS), _Proposing())
     prototype = make_model("Prototype")
     check_evaluators(_cfg("few_shot_seg"), prototype)
-    with pytest.raises(ValueError, match=r"Some gives nothing for oracle; choose from \('few_shot_seg',\)"):
+    with pytest.raises(
+        ValueError, match=r"Some gives nothing for oracle; choose from \('few_shot_seg', 'support_use'\)"
+    ):
         check_evaluators(_cfg("few_shot_seg", "oracle"), prototype)
     segmenter = make_model(
         "PotentialObjectsSegmenter", "MODEL.PROPOSALS.DIM", 32, "MODEL.PROPOSALS.NUM_QUERIES", 3

@@ -23,7 +23,7 @@ Rows = Callable[..., list[EpisodeCounts]]
 def test_resamples_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two resamples of three episodes with known weights, one of which loses a class."""
     weights = np.array([[1, 1, 1], [3, 0, 0]])
-    monkeypatch.setattr("fss_d2.evaluation.bootstrap._resample_weights", lambda *_: iter([weights]))
+    monkeypatch.setattr("fss_d2.evaluation.bootstrap.resample_weights", lambda *_: iter([weights]))
     class_ids = np.array([1, 0, 1])
     inter, union = np.array([[0, 1], [0, 3], [0, 2]]), np.array([[0, 2], [0, 4], [0, 8]])
     scores = bootstrap_mean_iou(class_ids, inter, union, [0, 1, 2], absent="skip")

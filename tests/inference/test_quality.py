@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fss_d2.config import load_config
-from fss_d2.inference.evidence import SIGNALS, MaskScores, Tokens, signals, tokens_of
+from fss_d2.inference.mask_signals import SIGNALS, MaskScores, signals
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.inference.quality import class_shift, fit_quality, load_quality, prior_quality, shifted
+from fss_d2.inference.quality import QualityModel, class_shift, load_quality, prior_quality, shifted
 from fss_d2.model_zoo import DEFAULT_CONFIG, QUALITY_FILES
+from fss_d2.modeling.evidence import Evidence, evidence_of
+from fss_d2.modeling.logistic import Logistic, sigmoid
 from tests.modeling.waiting import HostTensors, ReadBacks
 
 SIDE = 32
@@ -29,6 +31,11 @@ def scene(rows: slice, columns: slice) -> tuple[dict[str, Tensor], Tensor]:
     return features, mask
 
 
+def evidence(features: dict[str, Tensor], mask: Tensor | None = None) -> Evidence:
+    """The evidence of a query, or with its mask (1, 32, 32) of a support."""
+    return evidence_of(features, list(features), ["b"], None if mask is None else mask[None].to(torch.uint8))
+
+
 OBJECT = (slice(0, 16), slice(0, 16))
 ELSEWHERE = (slice(16, 32), slice(16, 32))
 
@@ -36,9 +43,9 @@ ELSEWHERE = (slice(16, 32), slice(16, 32))
 def of_mask(mask: Tensor, probability: Tensor | None = None) -> dict[str, float]:
     """The signals of a predicted mask (1, 32, 32), where the object is at `OBJECT` in support and query."""
     features, true = scene(*OBJECT)
-    supports = tokens_of(features, true.to(torch.uint8))
+    supports = evidence(features, true)
     probability = mask if probability is None else probability
-    values = signals(tokens_of(features), supports, MaskScores(mask.bool(), probability, probability))
+    values = signals(evidence(features), supports, MaskScores(mask.bool(), probability, probability))
     assert values.shape == (1, len(SIGNALS)) and torch.isfinite(values).all()
     return dict(zip(SIGNALS, values[0].tolist(), strict=True))
 
@@ -68,20 +75,18 @@ def test_signals_of_the_network_by_hand() -> None:
 
 def test_a_class_of_a_hundred_supports_is_compared_with_some() -> None:
     features, mask = scene(*OBJECT)
-    one = tokens_of(features, mask.to(torch.uint8))
-    many, scores = Tokens.concatenate([one] * 100), MaskScores(mask.bool(), mask, mask)
+    one = evidence(features, mask)
+    many, scores = Evidence.concatenate([one] * 100), MaskScores(mask.bool(), mask, mask)
     torch.testing.assert_close(
-        signals(tokens_of(features), many, scores), signals(tokens_of(features), one, scores)
+        signals(evidence(features), many, scores), signals(evidence(features), one, scores)
     )
-    chosen = many.select([0, 5])
-    assert [len(level) for level in (*chosen.maps, *chosen.objects)] == [2, 2, 2, 2]
 
 
 def test_signals_wait_for_nothing() -> None:
     features, mask = scene(*OBJECT)
-    supports, scores = tokens_of(features, mask.to(torch.uint8)), MaskScores(mask.bool(), mask, mask)
+    supports, scores = evidence(features, mask), MaskScores(mask.bool(), mask, mask)
     with HostTensors() as tensors, ReadBacks() as reads:
-        signals(tokens_of(features), supports, scores)
+        signals(evidence(features), supports, scores)
     assert not tensors.found + reads.found
 
 
@@ -91,19 +96,19 @@ def test_a_fit_finds_the_weights_that_made_the_numbers() -> None:
     weights = np.zeros(len(SIGNALS))
     weights[:2] = 1.0, -0.5
     true = 1 / (1 + np.exp(-((x - 1) / 2 @ weights + 0.3)))
-    model = fit_quality(x, true, np.ones(len(x)), origin="a test", penalty=1e-6)
-    np.testing.assert_allclose(model.weights, weights, atol=0.05)
+    model = QualityModel("a test", Logistic.fit(x, true, np.ones(len(x)), penalty=1e-6))
+    np.testing.assert_allclose(model.numbers.weights, weights, atol=0.05)
     np.testing.assert_allclose(model.expected(x), true, atol=0.03)
     again = type(model).from_json(json.loads(json.dumps(model.to_json())))
     assert again == model
-    heavy = fit_quality(x, true, np.ones(len(x)), origin="a test", penalty=10.0)
-    np.testing.assert_allclose(heavy.expected(x), true.mean(), atol=0.05)
+    heavy = Logistic.fit(x, true, np.ones(len(x)), penalty=10.0)
+    np.testing.assert_allclose(sigmoid(heavy.logits(x)), true.mean(), atol=0.05)
 
 
 def test_weights_of_masks_count() -> None:
     x = np.zeros((2, len(SIGNALS)))
-    model = fit_quality(x, np.array([1.0, 0.0]), np.array([3.0, 1.0]), origin="a test")
-    np.testing.assert_allclose(model.expected(x), 0.75, atol=1e-4)
+    model = Logistic.fit(x, np.array([1.0, 0.0]), np.array([3.0, 1.0]))
+    np.testing.assert_allclose(sigmoid(model.logits(x)), 0.75, atol=1e-4)
 
 
 def test_the_shift_of_a_class_by_hand() -> None:

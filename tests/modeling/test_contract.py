@@ -177,7 +177,8 @@ def test_a_saved_support_set_is_the_same_set(variant: Sequence[Any]) -> None:
     model = make_model(*variant)
     support = encode(model, make_episode(0, shots=3))
     file = io.BytesIO()
-    assert set(support.state()) == {"method", "shots", "size", "encoded"}  # and nothing made from them
+    parts = {"method", "shots", "size", "encoded", "evidence", "negatives"}
+    assert set(support.state()) == parts  # and nothing made from them
     torch.save(support.state(), file)
     file.seek(0)
     loaded = model.restore_support(torch.load(file, weights_only=True))

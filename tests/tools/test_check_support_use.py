@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fss_d2.checkpoint.checkpointer import load_model
-from fss_d2.engine.evaluate import check_support_use, format_support_use
+from fss_d2.engine.evaluate import check_support_use, evaluate
+from fss_d2.engine.support_use import format_support_use
 from fss_d2.evaluation import read_rows
 from fss_d2.modeling import FEW_SHOT_META_ARCHS
 from tests.modeling.episodes import TINY, make_cfg, make_model
@@ -32,18 +33,35 @@ tool = runpy.run_path(str(_PROGRAM))
 @pytest.fixture
 def two_classes(tmp_path: Path) -> Iterator[str]:
     """Six grey images (32, 32), each with a red and a blue rectangle of one area; registered."""
+    yield from _registered(tmp_path, [(0, 1)] * 6)
+
+
+@pytest.fixture
+def one_class_each(tmp_path: Path) -> Iterator[str]:
+    """As `two_classes`; three images show red alone, three blue alone, and two both."""
+    yield from _registered(tmp_path, [(0,), (1,), (0,), (1,), (0, 1), (0,), (1,), (0, 1)])
+
+
+def _registered(tmp_path: Path, shown: Sequence[tuple[int, ...]]) -> Iterator[str]:
     rng = np.random.default_rng(0)
     records = []
-    for i in range(6):
+    for i, classes in enumerate(shown):
         image, mask = np.full((32, 32, 3), 120, np.uint8), np.zeros((32, 32), np.uint8)
-        for class_id, colour in enumerate(_COLOURS):
+        for class_id in classes:
+            colour = _COLOURS[class_id]
             top, left = int(rng.integers(0, 20)), 16 * class_id + int(rng.integers(0, 8))
             image[top : top + 12, left : left + 8] = colour
             mask[top : top + 12, left : left + 8] = class_id + 1
         files = {"file_name": tmp_path / f"{i}.png", "sem_seg_file_name": tmp_path / f"{i}_mask.png"}
         for file, pixels in zip(files.values(), (image, mask), strict=True):
             Image.fromarray(pixels).save(file)
-        record = {"image_id": i, "height": 32, "width": 32, "classes": [0, 1], "mask_encoding": "class_map"}
+        record = {
+            "image_id": i,
+            "height": 32,
+            "width": 32,
+            "classes": list(classes),
+            "mask_encoding": "class_map",
+        }
         records.append(record | {key: str(file) for key, file in files.items()})
     name = "support_use_test_set"
     DatasetCatalog.register(name, lambda: records)
@@ -62,8 +80,11 @@ class _SameColour(nn.Module):
         return (episode["image"].float() - colour[:, None, None]).abs().sum(dim=0) < 60
 
     def forward(self, episodes: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        masks = [self._mask(episode).float() for episode in episodes]
-        return [{"sem_seg": torch.stack([1 - mask, mask])} for mask in masks]
+        return [self._found(episode) for episode in episodes]
+
+    def _found(self, episode: dict[str, Any]) -> dict[str, Tensor]:
+        mask, colour = self._mask(episode).float(), _SameColour._mask(self, episode)
+        return {"sem_seg": torch.stack([1 - mask, mask]), "presence": torch.where(colour.any(), 2.0, -3.0)}
 
 
 class _AnyColour(_SameColour):
@@ -93,8 +114,9 @@ def test_models_that_use_their_supports_and_that_do_not(
     tmp_path: Path,
 ) -> None:
     result, file = check_support_use(_cfg("Prototype", tmp_path), model, two_classes, 1, 12)
-    assert (result.mean_iou_a, result.mean_iou_b) == (own, foreign)
-    assert (result.low, result.high) == (own - foreign, own - foreign)
+    assert (result["mIoU_own"], result["mIoU_foreign"]) == (own, foreign)
+    assert (result["low"], result["high"]) == (own - foreign, own - foreign)
+    assert "absent_masked" not in result  # every picture shows both classes
     text = format_support_use("Some", result)
     assert f"| Some      | {own:.2f}" in text and text.endswith(verdict)
     content = json.loads(file.read_text())
@@ -105,16 +127,66 @@ def test_models_that_use_their_supports_and_that_do_not(
 def test_several_test_sizes_take_foreign_supports_too(two_classes: str, tmp_path: Path) -> None:
     cfg = _cfg("Prototype", tmp_path, "TEST.SCALES", "((32, 32),)")
     result, _ = check_support_use(cfg, _SameColour().eval(), two_classes, 1, 12)
-    assert (result.mean_iou_a, result.mean_iou_b) == (100, 0)
+    assert (result["mIoU_own"], result["mIoU_foreign"]) == (100, 0)
 
 
 def test_queries_are_the_same_and_supports_of_the_other_class(two_classes: str, tmp_path: Path) -> None:
     _, file = check_support_use(_cfg("Prototype", tmp_path), _SameColour(), two_classes, 1, 8)
-    own, foreign = (read_rows(file.parent / name / "episodes.jsonl") for name in ("own", "foreign"))
+    own, foreign = (read_rows(file.parent / name / "episodes.jsonl") for name in (".", "foreign"))
     assert [(r.class_id, r.query) for r in own] == [(r.class_id, r.query) for r in foreign]
     by_class = [{r.supports for r in own if r.class_id == class_id} for class_id in (0, 1)]
     assert all(row.supports in by_class[1 - row.class_id] for row in foreign)
     assert all(row.query not in row.supports for row in foreign)
+
+
+@pytest.mark.parametrize(
+    ("model", "presence", "masked"),
+    [(_SameColour(), "off", 0.0), (_AnyColour(), "off", 100.0), (_AnyColour(), "gate", 0.0)],
+)
+def test_queries_without_the_object(
+    model: nn.Module, presence: str, masked: float, one_class_each: str, tmp_path: Path
+) -> None:
+    """A rectangle is 96 of 1024 pixels; the presence is 0.88 with the object and 0.05 without it."""
+    cfg = _cfg("Prototype", tmp_path, "TEST.PRESENCE", presence)
+    result, file = check_support_use(cfg, model, one_class_each, 1, 16)
+    assert (result["absent_masked"], result["lost"], result["presence_AUC"]) == (masked, 0, 100)
+    assert result["absent_area"] == pytest.approx(masked * 96 / 1024)
+    assert (result["missed"], result["false_alarms"], result["absent_queries"]) == (0, 0, 16)
+    sure = 1 / (1 + np.exp(-np.array([2, 3])))
+    assert result["presence_ECE"] == pytest.approx(100 * (1 - sure).mean(), abs=1e-4)
+    assert [row[0] for row in result["reliability"]] == [16, 0, 0, 0, 0, 0, 0, 0, 16, 0]
+    text = format_support_use("Some", result)
+    assert "without the object" in text and f"| {masked:.2f} [{masked:.2f}, {masked:.2f}]" in text
+    own, absent = (read_rows(file.parent / name / "episodes.jsonl") for name in (".", "absent"))
+    assert [(r.class_id, r.supports) for r in own] == [(r.class_id, r.supports) for r in absent]
+    records = {record["image_id"]: record["classes"] for record in DatasetCatalog.get(one_class_each)}
+    assert all(row.class_id not in records[row.query] for row in absent)
+
+
+def test_an_evaluation_gives_the_same_numbers(one_class_each: str, tmp_path: Path) -> None:
+    cfg = _cfg(
+        "Prototype", tmp_path, "DATASETS.TEST", f"('{one_class_each}',)", "FEW_SHOT.TEST.EPISODES", "8"
+    )
+    cfg.TEST.EVALUATORS = ("few_shot_seg", "support_use")
+    (scores,) = evaluate(cfg, _SameColour()).values()
+    result, _ = check_support_use(cfg, _SameColour(), one_class_each, 1, 8)
+    assert scores["support_use"] == {name: result[name] for name in scores["support_use"]}
+    assert scores["few_shot_seg"]["mIoU"] == result["mIoU_own"]
+    cfg.TEST.EVALUATORS = ("support_use",)
+    with pytest.raises(ValueError, match="support_use needs few_shot_seg as well"):
+        evaluate(cfg, _SameColour())
+
+
+def test_a_model_without_presence_cannot_gate(one_class_each: str, tmp_path: Path) -> None:
+    class _Plain(_SameColour):
+        def _found(self, episode: dict[str, Any]) -> dict[str, Tensor]:
+            return {"sem_seg": super()._found(episode)["sem_seg"]}
+
+    result, _ = check_support_use(_cfg("Prototype", tmp_path), _Plain(), one_class_each, 1, 4)
+    assert result["absent_masked"] == 0 and "presence_AUC" not in result
+    cfg = _cfg("Prototype", tmp_path, "TEST.PRESENCE", "gate")
+    with pytest.raises(ValueError, match="Prototype gives no presence; set it to 'off'"):
+        check_support_use(cfg, _Plain(), one_class_each, 1, 4)
 
 
 @pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)

@@ -1,7 +1,7 @@
 """What passes between the three parts of a method: `encode_support`, `encode_query` and `match`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,123 +9,153 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from fss_d2.modeling.encoding import Encoding
+from fss_d2.modeling.evidence import DEEP, Evidence
 from fss_d2.modeling.layers import resize
+from fss_d2.modeling.presence import Guide, guide_of
 
-__all__ = ["Encoding", "Output", "QueryFeatures", "SupportSet", "Target", "resize_support", "stack_supports"]
+__all__ = [
+    "Encoding",
+    "NegativeSet",
+    "Output",
+    "QueryFeatures",
+    "SupportSet",
+    "Target",
+    "resize_support",
+    "stack_supports",
+]
 
-_ENCODINGS: dict[str, type["Encoding"]] = {}
+Join = Callable[[Encoding, Encoding | None], Encoding]
 
 
-class Encoding:
-    """Base of the frozen dataclasses in which a method keeps encoded images.
+@dataclass(frozen=True)
+class NegativeSet:
+    """Encoded negatives of a batch of episodes: pictures, or regions of them, that do not show the object.
 
-    Every field is a tensor, a dict of tensors, or None. The first dimension of every tensor is the episode;
-    of encoded supports, the second is the support.
+    Made by `FewShotSegmentor.encode_negatives`; there is at least one.
     """
 
-    def __init_subclass__(cls) -> None:
-        _ENCODINGS[_name(cls)] = cls
+    method: str  # class name of the model that made it
+    evidence: Evidence  # the "objects" are the regions
+    encoded: Encoding | None = None  # what a method keeps besides; every tensor is (B, N, ...)
 
-    def flat(self) -> dict[str, Tensor]:
-        """All tensors: of a field under the field's name, of a dict under "field.key"."""
-        tensors: dict[str, Tensor] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                tensors[f.name] = value
-            elif value is not None:
-                tensors |= {f"{f.name}.{key}": tensor for key, tensor in value.items()}
-        return tensors
+    def __len__(self) -> int:
+        """The number N of negatives of each episode."""
+        return self.evidence.objects[DEEP].shape[1]
 
-    @classmethod
-    def from_flat(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Rebuild an encoding from what `flat` gave; raises TypeError for an unknown or a missing field."""
-        values: dict[str, Any] = {}
-        for name, tensor in tensors.items():
-            first, _, key = name.partition(".")
-            if key:
-                values.setdefault(first, {})[key] = tensor
-            else:
-                values[first] = tensor
-        return cls(**values)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, function: Callable[[Tensor], Tensor]) -> "NegativeSet":
         """Apply a function to every tensor."""
-        return type(self).from_flat({name: function(tensor) for name, tensor in self.flat().items()})
+        encoded = None if self.encoded is None else self.encoded.map(function)
+        return replace(self, evidence=self.evidence.map(function), encoded=encoded)
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Join the supports of several encodings of the same episodes, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        flat = [part.flat() for part in parts]
-        # Tensor by tensor, so that the parts' memory can be freed on the way.
-        return cls.from_flat({n: torch.cat([part.pop(n) for part in flat], dim=1) for n in list(flat[0])})
+    def select(self, indices: Sequence[int]) -> "NegativeSet":
+        """The negatives with these indices, at least one, in this order."""
+        if not indices or not all(0 <= i < len(self) for i in indices):
+            raise ValueError(f"negatives {list(indices)} of {len(self)}: give some of 0 to N - 1")
+        return self.map(lambda t: t[:, list(indices)])
 
-
-def _name(encoding: type[Encoding]) -> str:
-    """The name of an encoding in files, such as "dcama.ShotEncoding"."""
-    return f"{encoding.__module__.rpartition('.')[2]}.{encoding.__name__}"
+    @staticmethod
+    def concatenate(sets: Sequence["NegativeSet"]) -> "NegativeSet":
+        """The negatives of all sets, of the same episodes."""
+        encoded = [negatives.encoded for negatives in sets if negatives.encoded is not None]
+        return replace(
+            sets[0],
+            evidence=Evidence.concatenate([negatives.evidence for negatives in sets]),
+            encoded=type(encoded[0]).concatenate(encoded) if encoded else None,
+        )
 
 
 @dataclass(frozen=True)
 class SupportSet:
-    """Encoded supports of a batch of episodes; made by `FewShotSegmentor.encode_support`."""
+    """Encoded supports of a batch of episodes; made by `FewShotSegmentor.encode_support`.
+
+    `evidence` and `guide` are for the presence of the object; a set encoded in training has none.
+    """
 
     method: str  # class name of the model that made it
     shots: int  # number K of supports of each episode
     size: tuple[int, int]  # (height, width) of the support images
     encoded: Encoding  # what the method keeps of each support; every tensor is (B, K, ...)
-    joined: Encoding  # what `match` reads: the supports of each episode taken together
+    joined: Encoding  # what `match` reads: the supports of each episode taken together, with the negatives
+    evidence: Evidence | None = None  # of each support; every tensor is (B, K, ...)
+    guide: Guide | None = None  # what `match` reads of the evidence
+    negatives: NegativeSet | None = None
 
     @property
     def batch_size(self) -> int:
         """Number of episodes."""
         return next(iter(self.joined.flat().values())).shape[0]
 
+    def joined_by(self, join: Join) -> "SupportSet":
+        """The set with `joined` and `guide` made anew from what is kept of each support and negative."""
+        negatives = self.negatives
+        joined = join(self.encoded, None if negatives is None else negatives.encoded)
+        guide = None if self.evidence is None else guide_of(self.evidence, negatives and negatives.evidence)
+        return replace(self, joined=joined, guide=guide)
+
     def to(self, device: torch.device | str) -> "SupportSet":
         """Return the set with its tensors on ``device``."""
-        encoded = self.encoded.map(lambda t: t.to(device))
-        joined = encoded if self.joined is self.encoded else self.joined.map(lambda t: t.to(device))
-        return replace(self, encoded=encoded, joined=joined)
 
-    def for_queries(self, count: int) -> Encoding:
-        """`joined` for a number of queries; a set of one episode is repeated for all, without a copy.
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device)
+
+        encoded = self.encoded.map(moved)
+        joined = encoded if self.joined is self.encoded else self.joined.map(moved)
+        others = {name: getattr(self, name) for name in ("evidence", "guide", "negatives")}
+        others = {name: value and value.map(moved) for name, value in others.items()}
+        return replace(self, encoded=encoded, joined=joined, **others)
+
+    def for_queries(self, count: int) -> tuple[Encoding, Guide | None]:
+        """`joined` and `guide` for a number of queries; a set of one episode is repeated, without a copy.
 
         Raises ValueError for a set of another number of episodes than 1 or ``count``.
         """
         if self.batch_size == count:
-            return self.joined
+            return self.joined, self.guide
         if self.batch_size != 1:
             raise ValueError(f"a support set of {self.batch_size} episodes cannot serve {count} queries")
-        return self.joined.map(lambda t: t.expand(count, *t.shape[1:]))
+
+        def repeated(t: Tensor) -> Tensor:
+            return t.expand(count, *t.shape[1:])
+
+        return self.joined.map(repeated), self.guide and self.guide.map(repeated)
 
     def state(self) -> dict[str, Any]:
         """Return plain strings, numbers and CPU tensors, which `torch.load` reads with ``weights_only``.
 
-        `joined` is not among them: the model makes it again from `encoded`, see `restore_support`.
+        `joined` and `guide` are not among them: the model makes them again, see `restore_support`.
         """
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.encoded.flat().items()}
-        encoded = [_name(type(self.encoded)), tensors]
-        return {"method": self.method, "shots": self.shots, "size": list(self.size), "encoded": encoded}
+        negatives = self.negatives
+        return {
+            "method": self.method,
+            "shots": self.shots,
+            "size": list(self.size),
+            "encoded": self.encoded.state(),
+            "evidence": self.evidence and self.evidence.state(),
+            "negatives": negatives
+            and [part and part.state() for part in (negatives.evidence, negatives.encoded)],
+        }
 
     @classmethod
-    def from_state(
-        cls, state: Mapping[str, Any], device: torch.device, join: Callable[[Encoding], Encoding]
-    ) -> "SupportSet":
+    def from_state(cls, state: Mapping[str, Any], device: torch.device, join: Join) -> "SupportSet":
         """Rebuild a set from `state` on a device, with `joined` made by ``join``.
 
         Raises ValueError if an entry is missing or does not fit.
         """
-        missing = {"method", "shots", "size", "encoded"} - set(state)
+        missing = {"method", "shots", "size", "encoded", "evidence", "negatives"} - set(state)
         if missing:
             raise ValueError(f"support set lacks {', '.join(sorted(missing))}: save SupportSet.state()")
         try:
-            height, width = state["size"]
-            name, tensors = state["encoded"]
-            encoded = _ENCODINGS[name].from_flat({n: t.to(device) for n, t in tensors.items()})
+            (height, width), method = state["size"], state["method"]
+            encoded = Encoding.from_state(state["encoded"], device)
+            evidence = state["evidence"] and Encoding.from_state(state["evidence"], device)
+            negatives = None
+            if state["negatives"]:
+                kept = (part and Encoding.from_state(part, device) for part in state["negatives"])
+                negatives = NegativeSet(method, *kept)
             size = int(height), int(width)
-            return cls(state["method"], int(state["shots"]), size, encoded, join(encoded))
+            whole = cls(method, int(state["shots"]), size, encoded, encoded, evidence, negatives=negatives)
+            return whole.joined_by(join)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"this is no support set ({error}): encode it again") from error
 
@@ -137,6 +167,7 @@ class QueryFeatures:
     method: str  # class name of the model that made it
     images: Tensor  # (B, 3, H, W) RGB, 0 to 255, as given
     encoded: Encoding  # what the method keeps of each query; every tensor is (B, ...)
+    evidence: Evidence | None = None  # for the presence of objects; None in training
 
     @property
     def size(self) -> tuple[int, int]:
@@ -152,10 +183,16 @@ class Output:
     maps: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, C, h, w), for drawing only
     levels: Sequence[Tensor] = ()  # (B, 2, h, w) each: logits of inner levels, for the auxiliary loss
     unrefined: Tensor | None = None  # (B, 2, H, W): the logits before TEST.REFINEMENT, where there is one
+    presence: Tensor | None = None  # (B,) float32 logit that the query shows the object; None in training
 
     def probability(self) -> Tensor:
         """(B, H, W): probability of the object."""
         return (self.logits[:, 1] - self.logits[:, 0]).float().sigmoid()
+
+    def lowered(self, by: Tensor) -> Self:
+        """The output with the lead of the object lowered by logits (B, H, W), where they are above 0."""
+        half = by.to(self.logits.dtype) / 2
+        return replace(self, logits=self.logits + torch.stack([half, -half], dim=1))
 
     @property
     def own_logits(self) -> Tensor:

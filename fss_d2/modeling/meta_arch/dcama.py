@@ -16,6 +16,7 @@ from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
     MaskAggregation,
+    area_fraction,
     balanced_regions,
     conv_pair,
     conv_stack,
@@ -361,6 +362,31 @@ class DCAMA(FewShotSegmentor):
             guided.append(torch.stack([_foreground(x) for x in logits], dim=1))  # (B, K, H, W)
         return guidance_weights(torch.stack(guided, dim=2), labels)
 
+    def _encode_negatives(self, features: Maps, masks: Tensor) -> ShotEncoding:
+        """Tokens of the region; those outside of it are replaced by the region's mean."""
+        encoded = self.head.encode(features, torch.zeros_like(masks, dtype=torch.float32))
+        keys = {}
+        for level, blocks in self.head.blocks.items():
+            inside = area_fraction(masks == 0, encoded.masks[level].shape[-2:]).flatten(2)[..., None]
+            for name in blocks:
+                kept = encoded.keys[name]  # (B, N, h*w, C)
+                mean = (kept * inside).sum(dim=2, keepdim=True) / inside.sum(dim=2, keepdim=True)
+                keys[name] = torch.where(inside >= 0.5, kept, mean.to(kept.dtype))
+        return replace(encoded, keys=keys, skips={})
+
+    def _add_negatives(self, joined: JoinedSupports, negatives: ShotEncoding) -> JoinedSupports:
+        """Their tokens join those of each pass as background."""
+        passes = next(iter(joined.keys.values())).shape[1]
+        keys, masks = {}, {}
+        for level, blocks in self.head.blocks.items():
+            values = joined.masks[level].flatten(2)  # (B, S, tokens)
+            for name in blocks:
+                further = negatives.keys[name].flatten(1, 2)[:, None].expand(-1, passes, -1, -1)
+                keys[name] = torch.cat([joined.keys[name], further], dim=2)
+            nothing = values.new_zeros(*values.shape[:2], further.shape[2])
+            masks[level] = torch.cat([values, nothing], dim=2)[:, :, None, None]  # (B, S, 1, 1, tokens)
+        return replace(joined, keys=keys, masks=masks)
+
     def _query_maps(self, features: Maps) -> dict[str, Tensor]:
         """The features, with the class-agnostic map where there is one."""
         if self.knowledge is None:
@@ -412,7 +438,7 @@ class DCAMA(FewShotSegmentor):
         """
         maps = self._query_maps(self.extract(self.normalise(images)))
         query = QueryEncoding(maps, self.head.query_tokens(maps))
-        joined = support.for_queries(len(images))
+        joined, _ = self.with_negatives(support, None).for_queries(len(images))
         passes = [joined.of_pass(s) for s in range(1 if self.kshot == "one_pass" else support.shots)]
         return torch.cat([self.head.attention_map(query, p, point, support.size) for p in passes], dim=1)
 

@@ -12,14 +12,20 @@ from detectron2.modeling import Backbone
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
 from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
+from fss_d2.modeling.presence import Presence
 from fss_d2.modeling.refinement import REFINEMENTS, refine
 
-from .contract import Encoding, Output, QueryFeatures, SupportSet, Target, stack_supports
+from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
 from .image_model import ImageModel, ImageOptions
 
 __all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
+
+_AGAINST = 8.0  # logits that a pixel loses for a cosine of 1 by which negatives lead
+_DEEPEST = 3  # blocks that tell of presence, by default
 
 Episode = dict[str, Any]
 Maps = Mapping[str, Tensor]
@@ -48,6 +54,7 @@ class SegmentorOptions(ImageOptions):
     ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
     align_corners: bool = False  # how scores are resized to the frame asked for
     refinement: str = ""  # of the scores, in evaluation mode; see `refine`
+    presence_blocks: tuple[str, ...] = ()  # of the backbone; see MODEL.PRESENCE.BLOCKS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +71,7 @@ class SegmentorOptions(ImageOptions):
             foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
             dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
             refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
+            presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
         )
 
 
@@ -92,6 +100,12 @@ class FewShotSegmentor(ImageModel):
         self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
+        given = [_deepest(backbone, name) for name in options.presence_blocks]
+        self._presence_blocks = tuple(dict.fromkeys(name for names in given for name in names))
+        if unknown := [name for name in self._presence_blocks if name not in backbone.available]:
+            known = ", ".join(backbone.available)
+            raise KeyError(f"MODEL.PRESENCE.BLOCKS: no feature {unknown[0]!r}: choose from {known}")
+        self.presence = Presence()
 
     # -- what a method defines ---------------------------------------------------------------------------
 
@@ -105,6 +119,17 @@ class FewShotSegmentor(ImageModel):
     def _join(self, encoded: Encoding) -> Encoding:
         """Take the K supports of each episode together; every tensor is (B, ...). Default: as they are."""
         return encoded
+
+    def _encode_negatives(self, features: Maps, masks: Tensor) -> Encoding | None:
+        """Encode negatives: as `_encode_support`, but 0 in a mask is the region without the object, 255 none.
+
+        Default: nothing; presence and scores then change by the evidence of the base class alone.
+        """
+        return None
+
+    def _add_negatives(self, joined: Any, negatives: Any) -> Encoding:
+        """Join the background of encoded negatives, tensors (B, N, ...), to joined supports (B, ...)."""
+        return joined
 
     @abstractmethod
     def _encode_query(self, features: Maps) -> Encoding:
@@ -141,6 +166,32 @@ class FewShotSegmentor(ImageModel):
         weight = background * (mask == 0).sum() + foreground * (mask == 1).sum()
         return total / weight.clamp(min=1)
 
+    # -- presence ----------------------------------------------------------------------------------------
+
+    @property
+    def presence_blocks(self) -> tuple[str, ...]:
+        """The blocks whose features tell whether an object is there."""
+        if self._presence_blocks:
+            return self._presence_blocks
+        read = {name.partition(".")[0] for name in self.backbone.selected}
+        stages = [stage for stage in STAGES if stage in read]
+        return _deepest(self.backbone, stages[-1]) if stages else self.backbone.selected[-1:]
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        """As in the base class; in evaluation mode with the maps that tell of presence."""
+        if self.training:
+            return super().extract(images)
+        return super().extract(images, (*self.backbone.selected, *self.presence_blocks))
+
+    def _evidence(self, features: Maps, masks: Tensor | None = None) -> Evidence | None:
+        if self.training:
+            return None
+        return evidence_of(features, self.backbone.selected, self.presence_blocks, masks)
+
+    def _join_all(self, encoded: Encoding, negatives: Encoding | None) -> Encoding:
+        joined = self._join(encoded)
+        return joined if negatives is None else self._add_negatives(joined, negatives)
+
     # -- the three parts ---------------------------------------------------------------------------------
 
     def encode_support(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> SupportSet:
@@ -151,23 +202,54 @@ class FewShotSegmentor(ImageModel):
             masks: (B, K, H, W), 1 object, 0 background, 255 neither.
             features: what `extract` gave for the normalised B*K images, to save the backbone pass.
         """
-        if images.dim() != 5 or images.shape[2] != 3 or images.shape[1] == 0:
-            raise ValueError(f"support images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
-        if masks.shape != (*images.shape[:2], *images.shape[3:]):
-            raise ValueError(f"support masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
-        B, K = images.shape[:2]
+        B, K = _checked_shape("support", images, masks)
         masks = masks.to(self.device)
         # One by one needs less memory and, on a CPU, no more time.
         one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
-        parts = []
+        parts, kept = [], []
         for shots in [slice(k, k + 1) for k in range(K)] if one_by_one else [slice(K)]:
             if features is None:
                 maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
             else:
                 maps = {n: m.unflatten(0, (B, K))[:, shots].flatten(0, 1) for n, m in features.items()}
             parts.append(self._encode_support(maps, masks[:, shots]))
+            kept.append(self._evidence(maps, masks[:, shots]))
         encoded = type(parts[0]).concatenate(parts)
-        return SupportSet(type(self).__name__, K, tuple(images.shape[3:]), encoded, self._join(encoded))
+        evidence = None if self.training else Evidence.concatenate(kept)
+        whole = SupportSet(type(self).__name__, K, tuple(images.shape[3:]), encoded, encoded, evidence)
+        return whole.joined_by(self._join_all)
+
+    def encode_negatives(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> NegativeSet:
+        """Encode negatives of B episodes, pictures or regions that lack the object, in evaluation mode.
+
+        Args:
+            images: (B, N, 3, H, W) RGB, 0 to 255, uint8 or float.
+            masks: (B, N, H, W), 0 in the region, 255 elsewhere.
+            features: as in `encode_support`.
+
+        Raises ValueError for shapes that do not go together, another value, or a negative without a region.
+        """
+        B, N = _checked_shape("negative", images, masks)
+        masks = masks.to(self.device)
+        if not bool(((masks == 0) | (masks == 255)).all()) or not bool(
+            (masks == 0).flatten(2).any(dim=2).all()
+        ):
+            raise ValueError("a mask of a negative is 0 where the region is, at one pixel at least, else 255")
+        maps = self.extract(self.normalise(images.flatten(0, 1))) if features is None else features
+        evidence = self._evidence(maps, torch.where(masks == 0, 1, 255))
+        return NegativeSet(type(self).__name__, evidence, self._encode_negatives(maps, masks))
+
+    def with_negatives(self, support: SupportSet, negatives: NegativeSet | None) -> SupportSet:
+        """The support set with these negatives in place of those that it has; nothing is encoded again.
+
+        Raises ValueError for negatives of another method or another number of episodes.
+        """
+        if negatives is not None:
+            self._check_own("negatives", negatives.method)
+            episodes = len(negatives.evidence.objects[DEEP])
+            if episodes != support.batch_size:
+                raise ValueError(f"negatives of {episodes} episodes for supports of {support.batch_size}")
+        return replace(support, negatives=negatives).joined_by(self._join_all)
 
     def merge_supports(self, sets: Sequence[SupportSet]) -> SupportSet:
         """Join the supports of several sets into one; nothing is encoded again.
@@ -185,8 +267,16 @@ class FewShotSegmentor(ImageModel):
             numbers = f"support sets of {', '.join(map(str, counts))} episodes" if sets else "no support sets"
             raise ValueError(f"{numbers} to merge: give sets of the same episodes")
         encoded = type(sets[0].encoded).concatenate([support.encoded for support in sets])
-        shots = sum(support.shots for support in sets)
-        return replace(sets[0], shots=shots, encoded=encoded, joined=self._join(encoded))
+        evidence = [support.evidence for support in sets if support.evidence is not None]
+        negatives = [support.negatives for support in sets if support.negatives is not None]
+        merged = replace(
+            sets[0],
+            shots=sum(support.shots for support in sets),
+            encoded=encoded,
+            evidence=Evidence.concatenate(evidence) if len(evidence) == len(sets) else None,
+            negatives=NegativeSet.concatenate(negatives) if negatives else None,
+        )
+        return merged.joined_by(self._join_all)
 
     def select_supports(self, support: SupportSet, indices: Sequence[int]) -> SupportSet:
         """Keep the supports with these indices, at least one, in this order; nothing is encoded again.
@@ -196,8 +286,13 @@ class FewShotSegmentor(ImageModel):
         self._check_own("support set", support.method)
         if not indices or not all(0 <= i < support.shots for i in indices):
             raise ValueError(f"supports {list(indices)} of {support.shots}: give some of 0 to K - 1")
-        encoded = support.encoded.map(lambda t: t[:, list(indices)])
-        return replace(support, shots=len(indices), encoded=encoded, joined=self._join(encoded))
+
+        def some(t: Tensor) -> Tensor:
+            return t[:, list(indices)]
+
+        evidence = support.evidence and support.evidence.map(some)
+        kept = replace(support, shots=len(indices), encoded=support.encoded.map(some), evidence=evidence)
+        return kept.joined_by(self._join_all)
 
     def restore_support(self, state: Mapping[str, Any]) -> SupportSet:
         """Rebuild a set, on the model's device, from what `SupportSet.state` gave; nothing is encoded again.
@@ -205,7 +300,7 @@ class FewShotSegmentor(ImageModel):
         Raises ValueError for an entry that is missing or does not fit, or a set of another method.
         """
         self._check_own("support set", state.get("method", type(self).__name__))
-        return SupportSet.from_state(state, self.device, self._join)
+        return SupportSet.from_state(state, self.device, self._join_all)
 
     def encode_query(self, images: Tensor, features: Maps | None = None) -> QueryFeatures:
         """Encode queries, once for any number of support sets; raises ValueError for another shape.
@@ -217,18 +312,30 @@ class FewShotSegmentor(ImageModel):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
         features = self.extract(self.normalise(images)) if features is None else features
-        return QueryFeatures(type(self).__name__, images, self._encode_query(features))
+        return QueryFeatures(
+            type(self).__name__, images, self._encode_query(features), self._evidence(features)
+        )
 
     def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, refined in evaluation mode unless ``refined`` is False. Raises
+        Returns logits (B, 2, H, W) and more, in evaluation mode refined (unless not ``refined``) and with the
+        logits (B,) of the presence, where query and supports were encoded in evaluation mode. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
         self._check_own("support set", support.method)
         self._check_own("query", query.method)
-        output = self._match(query.encoded, support.for_queries(len(query.images)), query.size)
-        return self.refined(query.images, output) if refined and not self.training else output
+        joined, guide = support.for_queries(len(query.images))
+        output = self._match(query.encoded, joined, query.size)
+        if self.training:
+            return output
+        if guide is not None and query.evidence is not None:
+            if guide.negatives is not None:
+                lead = self.presence.negative_lead(query.evidence, guide)[:, None]
+                output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
+            presence = self.presence(query.evidence, guide, output.probability())
+            output = replace(output, presence=presence)
+        return self.refined(query.images, output) if refined else output
 
     def refined(self, images: Tensor, output: Output) -> Output:
         """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
@@ -262,6 +369,7 @@ class FewShotSegmentor(ImageModel):
         Returns:
             Training: dict of losses, averaged over the episodes. Inference: one dict per episode:
             "sem_seg": (2, height, width) float logits of background and object;
+            "presence": () float32 logit that the query shows the object;
             "aux": dict of the method's maps (C, h, w) for drawing.
 
         Raises ValueError for an episode without support, or without target in training; RuntimeError for a
@@ -279,7 +387,11 @@ class FewShotSegmentor(ImageModel):
             if target is None:
                 for row, i in enumerate(indices):
                     scores = self.to_frame(output.logits[row], batched_inputs[i])
-                    results[i] = {"sem_seg": scores, "aux": {n: m[row] for n, m in output.maps.items()}}
+                    results[i] = {
+                        "sem_seg": scores,
+                        "presence": output.presence[row],
+                        "aux": {n: m[row] for n, m in output.maps.items()},
+                    }
             else:
                 for name, loss in self.losses(output, target).items():
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
@@ -313,6 +425,21 @@ class FewShotSegmentor(ImageModel):
         h, w = episode.get("valid_size", logits.shape[1:])
         size = (episode.get("height", h), episode.get("width", w))
         return resize(logits[None, :, :h, :w].float(), size, align_corners=self.align_corners)[0]
+
+
+def _deepest(backbone: Backbone, name: str) -> tuple[str, ...]:
+    """The last blocks of a stage; any other name stands for itself."""
+    blocks = backbone.blocks(name) if name in STAGES and name in backbone.available else []
+    return tuple(blocks[-_DEEPEST:]) or (name,)
+
+
+def _checked_shape(what: str, images: Tensor, masks: Tensor) -> tuple[int, int]:
+    """The number of episodes and of images each; ValueError for shapes that do not go together."""
+    if images.dim() != 5 or images.shape[2] != 3 or images.shape[1] == 0:
+        raise ValueError(f"{what} images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
+    if masks.shape != (*images.shape[:2], *images.shape[3:]):
+        raise ValueError(f"{what} masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
+    return images.shape[0], images.shape[1]
 
 
 def _name(episode: Episode) -> str:

@@ -95,7 +95,10 @@ class ImageModel(nn.Module):
         """Bring (..., 3, H, W) RGB images, 0 to 255, to the model's device, mean 0 and deviation 1."""
         return (images.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """The backbone's maps (N, C, h, w) of normalised images (N, 3, H, W); without gradient if frozen."""
+    def extract(self, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The backbone's maps (N, C, h, w) of normalised images (N, 3, H, W); without gradient if frozen.
+
+        ``names`` are those of the maps; None takes the selected ones.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return self.backbone(images)
+            return self.backbone(images) if names is None else self.backbone(images, names)

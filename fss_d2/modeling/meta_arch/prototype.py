@@ -31,7 +31,7 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class RegionSums(Encoding):
-    """Of object and background of each support: feature sums (B, K, 2, C) and areas (B, K, 2) in cells."""
+    """Of background and object of each support: feature sums (B, K, 2, C) and areas (B, K, 2) in cells."""
 
     sums: Tensor
     areas: Tensor
@@ -39,7 +39,7 @@ class RegionSums(Encoding):
 
 @dataclass(frozen=True)
 class Prototypes(Encoding):
-    """Unit prototypes (B, 2, C): object, background."""
+    """Unit prototypes (B, 2 + N, C): background, object, and the background of each of N negatives."""
 
     prototypes: Tensor
 
@@ -104,10 +104,20 @@ class Prototype(FewShotSegmentor):
         means = encoded.sums.sum(dim=1) / encoded.areas.sum(dim=1).clamp(min=1e-6)[..., None]
         return Prototypes(F.normalize(means, dim=2))
 
+    def _encode_negatives(self, features: Mapping[str, Tensor], masks: Tensor) -> RegionSums:
+        return self._encode_support(features, masks)
+
+    def _add_negatives(self, joined: Prototypes, negatives: RegionSums) -> Prototypes:
+        further = F.normalize(negatives.sums[:, :, 0], dim=2)  # (B, N, C)
+        return Prototypes(torch.cat([joined.prototypes, further], dim=1))
+
     def _encode_query(self, features: Mapping[str, Tensor]) -> UnitFeatures:
         return UnitFeatures(F.normalize(self._joined_features(features), dim=1))
 
     def _match(self, query: UnitFeatures, support: Prototypes, size: tuple[int, int]) -> Output:
         cosine = torch.einsum("bchw,bnc->bnhw", query.features, support.prototypes.to(query.features.dtype))
+        if cosine.shape[1] > 2:  # the most similar background counts
+            ground = torch.maximum(cosine[:, 0], cosine[:, 2:].amax(dim=1))
+            cosine = torch.stack([ground, cosine[:, 1]], dim=1)
         logits = resize(cosine / self.temperature, size, align_corners=self.align_corners)
         return Output(logits, maps={"cosine": cosine})

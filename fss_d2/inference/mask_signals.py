@@ -5,70 +5,23 @@ supports, both ways: which parts of the image resemble the object of the support
 mask as the support, whether the object of the supports is found again.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["SIGNALS", "MaskScores", "Tokens", "signals", "tokens_of"]
+from fss_d2.modeling.evidence import Evidence, pooled
+
+__all__ = ["SIGNALS", "MaskScores", "signals"]
 
 SIGNALS = (
     *("certainty", "agreement", "sharpness", "kept"),
     *(f"{name}_{grid}" for grid in ("middle", "last") for name in ("share", "votes", "cycle")),
 )
 
-_MOST_CELLS = 16  # longer side of a grid; finer maps of the backbone are averaged
 _MOST_VIEWS = 24  # views of supports that are compared; of more, as many spread evenly
 _TEMPERATURE = 0.05  # of the votes between cells, whose features are unit vectors
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Features of N images on two coarse grids: a middle and the last map of the backbone.
-
-    Attributes:
-        maps: (N, C, h, w) for each grid, unit vectors.
-        objects: of supports, (N, h, w) for each grid: the share of the object in each cell.
-    """
-
-    maps: tuple[Tensor, ...]
-    objects: tuple[Tensor, ...] = ()
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Tokens"]) -> "Tokens":
-        """The images of all parts."""
-        maps, objects = (zip(*columns, strict=True) for columns in zip(*map(_levels, parts), strict=True))
-        return cls(tuple(map(torch.cat, maps)), tuple(map(torch.cat, objects)))
-
-    def select(self, indices: Sequence[int]) -> "Tokens":
-        """Some of the images."""
-        return Tokens(*(tuple(level[list(indices)] for level in levels) for levels in _levels(self)))
-
-
-def _levels(tokens: Tokens) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    return tokens.maps, tokens.objects
-
-
-def tokens_of(features: Mapping[str, Tensor], masks: Tensor | None = None) -> Tokens:
-    """Make the tokens of backbone maps (N, C, h, w); of supports with their masks (N, H, W), 1 the object."""
-    names = list(features)
-    maps = []
-    for name in (names[len(names) // 2], names[-1]):
-        values = features[name].float()
-        size = [min(side, _MOST_CELLS) for side in values.shape[-2:]]
-        maps.append(F.normalize(F.adaptive_avg_pool2d(values, size), dim=1))
-    if masks is None:
-        return Tokens(tuple(maps))
-    shown = (masks == 1).to(maps[0])
-    return Tokens(tuple(maps), tuple(_pooled(shown, m) for m in maps))
-
-
-def _pooled(masks: Tensor, grid: Tensor) -> Tensor:
-    """(N, H, W) averaged to the cells of maps (N, C, h, w)."""
-    return F.adaptive_avg_pool2d(masks[:, None], grid.shape[-2:])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -80,8 +33,8 @@ class MaskScores:
     unrefined: Tensor  # the same before TEST.REFINEMENT
 
 
-def signals(query: Tokens, supports: Tokens, scores: MaskScores) -> Tensor:
-    """The `SIGNALS` of one class in B images with the supports of that class: (B, len(SIGNALS)) float32.
+def signals(query: Evidence, supports: Evidence, scores: MaskScores) -> Tensor:
+    """The `SIGNALS` of one class in B images, with one episode of supports: (B, len(SIGNALS)) float32.
 
     certainty: soft IoU of mask and probability before the refinement; agreement: after it; sharpness: mean
     probability in the mask, before; kept: IoU of the masks before and after the refinement. On each grid
@@ -99,10 +52,12 @@ def signals(query: Tokens, supports: Tokens, scores: MaskScores) -> Tensor:
         (before * mask).sum(dim=(1, 2)) / area,
         _soft_iou((before > 0.5).float(), mask),
     ]
-    if (views := len(supports.maps[0])) > _MOST_VIEWS:
-        supports = supports.select(np.linspace(0, views - 1, _MOST_VIEWS).round().astype(int).tolist())
-    for maps, keys, objects in zip(query.maps, supports.maps, supports.objects, strict=True):
-        values += _compared(maps, keys, objects, _pooled(mask, maps))
+    for grid in ("middle", "last"):
+        keys, objects = supports.maps[grid][0], supports.objects[grid][0]  # (V, C, h, w), (V, h, w)
+        if (views := len(keys)) > _MOST_VIEWS:
+            kept = np.linspace(0, views - 1, _MOST_VIEWS).round().astype(int).tolist()
+            keys, objects = keys[kept], objects[kept]
+        values += _compared(query.maps[grid], keys, objects, pooled(mask, query.maps[grid]))
     return torch.stack(values, dim=1)
 
 
