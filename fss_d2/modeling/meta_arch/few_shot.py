@@ -280,10 +280,10 @@ class FewShotSegmentor(ImageModel):
             type(self).__name__, images, self._encode_query(features), self._evidence(features)
         )
 
-    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+    def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, in evaluation mode refined by TEST.REFINEMENT and with the
+        Returns logits (B, 2, H, W) and more, in evaluation mode refined (unless not ``refined``) and with the
         logits (B,) of the presence, where query and supports were encoded in evaluation mode. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
@@ -299,10 +299,14 @@ class FewShotSegmentor(ImageModel):
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
             presence = self.presence(query.evidence, guide, output.probability())
             output = replace(output, presence=presence)
+        return self.refined(query.images, output) if refined else output
+
+    def refined(self, images: Tensor, output: Output) -> Output:
+        """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
         if not self.refinement:
             return output
-        refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined, unrefined=output.logits)
+        logits = refine(self.refinement, images, output.logits, output.probability())
+        return replace(output, logits=logits, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
