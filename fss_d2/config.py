@@ -258,6 +258,19 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     # What a support shows of its object: "mask", "box" (a filled box each connected part) or "scribble"
     # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
     cfg.FEW_SHOT.TRAIN.SUPPORT_ANNOTATION = "mask"
+    # Share of negative episodes, whose query does not show the class: its target is all background. They come
+    # from pictures that are annotated for the class. None before iteration NEGATIVES_START.
+    cfg.FEW_SHOT.TRAIN.NEGATIVES = 0.0
+    cfg.FEW_SHOT.TRAIN.NEGATIVES_START = 0
+    # Share of the positive episodes whose query is drawn among the pictures of the class that show another
+    # class of the set as well.
+    cfg.FEW_SHOT.TRAIN.COMPETITION = 0.0
+    # Share of the episodes, negative ones included, into whose query one or two objects of other classes are
+    # pasted, from other training pictures that do not show the class; INPUT.AUG.PASTE_SIZE.
+    cfg.FEW_SHOT.TRAIN.PASTE_OTHERS = 0.0
+    # Share of the positive episodes into whose query small copies of an object of the class are pasted;
+    # INPUT.AUG.PASTE_COPY_*. In half of them the query does not show the class otherwise.
+    cfg.FEW_SHOT.TRAIN.PASTE_COPIES = 0.0
 
     cfg.FEW_SHOT.TEST = CfgNode()
     # One evaluation per number of shots listed.
@@ -311,6 +324,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.AUG.OBJECT_CROP_PROB = 0.8  # of such a window
     cfg.INPUT.AUG.CROP_AREA = (0.3, 1.0)  # random resized crop: fraction of the image's area
     cfg.INPUT.AUG.COLOR = 0.4  # brightness, contrast, saturation: factor in [1-x, 1+x]
+    # Pasted objects (FEW_SHOT.TRAIN.PASTE_OTHERS, PASTE_COPIES): longer side over the query's shorter side.
+    cfg.INPUT.AUG.PASTE_SIZE = (0.2, 0.6)
+    cfg.INPUT.AUG.PASTE_COPY_SIZE = (0.05, 0.2)
+    cfg.INPUT.AUG.PASTE_COPY_COUNT = (1, 6)  # copies of the object in a query, at most
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .catalog import get_records
 from .episode import Episode, read_manifest
+from .episode_kinds import EpisodeKinds, MixedEpisodeSampler, pictures_without
 from .joined import training_set
 from .mapper import EpisodeMapper
 from .published_episodes import PUBLISHED_RULES
@@ -64,7 +65,7 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
     name = training_set(cfg.DATASETS.TRAIN)
     records, train = get_records(name), cfg.FEW_SHOT.TRAIN
     options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": total_batch}
-    episodes = _episode_sampler(cfg, name, records, train.SHOTS, **options)
+    episodes = _episode_sampler(cfg, name, records, train.SHOTS, EpisodeKinds.from_config(cfg), **options)
     sampler = TrainingEpisodeSampler(episodes, start=start_iter * total_batch)
     metadata = MetadataCatalog.get(name)
     class_ids = metadata.get("base_class_ids", metadata.class_ids)
@@ -73,16 +74,24 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
 
 
 def _episode_sampler(
-    cfg: CfgNode, name: str, records: Sequence[dict[str, Any]], shots: int | Sequence[int], **options: Any
+    cfg: CfgNode,
+    name: str,
+    records: Sequence[dict[str, Any]],
+    shots: int | Sequence[int],
+    kinds: EpisodeKinds | None = None,
+    **options: Any,
 ) -> EpisodeSampler:
-    return EpisodeSampler(
-        dataset_pairs(name, records),
-        shots=shots,
-        repeat_supports=cfg.FEW_SHOT.REPEAT_SUPPORTS,
-        class_names=MetadataCatalog.get(name).get("stuff_classes"),
-        query_pairs=dataset_pairs(name, records, of_queries=True),
-        **options,
-    )
+    metadata = MetadataCatalog.get(name)
+    options |= {
+        "shots": shots,
+        "repeat_supports": cfg.FEW_SHOT.REPEAT_SUPPORTS,
+        "class_names": metadata.get("stuff_classes"),
+        "query_pairs": dataset_pairs(name, records, of_queries=True),
+    }
+    pairs = dataset_pairs(name, records)
+    if kinds is None or not kinds.any:
+        return EpisodeSampler(pairs, **options)
+    return MixedEpisodeSampler(pairs, kinds=kinds, without=pictures_without(records, metadata), **options)
 
 
 def build_test_episodes(

@@ -36,6 +36,9 @@ class Episode:
     query: ImageId
     supports: tuple[ImageId, ...]
     seed: int = 0  # 32 bits; of all random changes to the episode's pixels
+    # Of some training episodes only, never of an evaluation (`fss_d2.data.episode_kinds`):
+    absent: bool = False  # the query's photograph does not show the class
+    pasted: tuple[tuple[ImageId, int], ...] = ()  # (image, class id) whose object is pasted into the query
 
 
 def episode_seed(seed: int, index: int) -> int:

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from .augmentations import build_augmentations, build_resize, build_view_resizes
 from .episode import Episode, ImageId, donors_of
 from .masks import annotate, load_sample, support_annotation
+from .pasting import PasteOptions, cut_object, paste_copies, paste_other
 from .samples import Sample, Segment, load_segments, seeded, transform_sample
 from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
 
@@ -22,8 +23,8 @@ SEGMENTS = ("", "semantic", "instance")
 
 # Keys of INPUT that are arguments of the mapper in lower case.
 _INPUT_KEYS = ("AUGMENT_SUPPORTS", "SEGMENTS", "QUERY_MIN_PIXELS", "SUPPORT_MIN_PIXELS", "REDRAWS")
-# Random streams of the redrawn class and of scribbles, separate from the seeds of the augmentations.
-_CLASS_STREAM, _SCRIBBLE_STREAM = 1, 2
+# Random streams of a drawn class, scribbles and pasted objects, apart from the seeds of the augmentations.
+_CLASS_STREAM, _SCRIBBLE_STREAM, _PASTE_STREAM = 1, 2, 3
 
 
 class EpisodeMapper:
@@ -39,6 +40,8 @@ class EpisodeMapper:
 
     With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
     the classes that the augmented query shows; the augmentations are redrawn while it shows none.
+
+    Augmentations of a query that does not show the class look at an object of another class instead.
     """
 
     @configurable
@@ -60,6 +63,7 @@ class EpisodeMapper:
         query_min_pixels: int = 0,
         support_min_pixels: int = 1,
         redraws: int = 10,
+        pasting: PasteOptions | None = None,
     ) -> None:
         """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
 
@@ -69,6 +73,7 @@ class EpisodeMapper:
             views: resizes, one for each further size of the episode in evaluation.
             is_train: augment, and return no "target".
             target_segments: return "target_segments" in evaluation.
+            pasting: how objects are pasted; None = the defaults.
             class_ids: classes of the segments; the episode's class is always included.
         """
         if frame not in FRAMES:
@@ -84,7 +89,7 @@ class EpisodeMapper:
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
-        self.redraws = redraws
+        self.redraws, self.pasting = redraws, pasting or PasteOptions()
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -106,6 +111,7 @@ class EpisodeMapper:
             "is_train": is_train,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
             "class_ids": class_ids,
+            "pasting": PasteOptions.from_config(cfg),
             **{key.lower(): cfg.INPUT[key] for key in _INPUT_KEYS},
         }
 
@@ -119,6 +125,7 @@ class EpisodeMapper:
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only if letterboxed, in the original frame;
             - class_id, image_id, episode_index;
+            - is_pasted: True; only if objects are pasted into `image`, which is no longer the photograph;
             - support_ids: image ids of the K supports of the episode, in order;
             - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
               for each view of each of the K supports: K or more;
@@ -132,7 +139,10 @@ class EpisodeMapper:
         if self.segments:
             image, mask, segments = load_segments(record, episode.class_id, self.class_ids, self.segments)
         else:
-            (image, mask), segments = load_sample(record, episode.class_id), []
+            image, mask = load_sample(record, episode.class_id, must_show=not episode.absent)
+            segments = []
+        if episode.pasted:
+            image, mask = self._pasted(episode, image, mask)
         query, class_id = self._query(episode, image, mask, segments)
         supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
         mapped = {
@@ -145,6 +155,7 @@ class EpisodeMapper:
             "episode_index": episode.index,
             "support_ids": tuple(episode.supports),
             "support": [sizes[0] for sizes in supports],
+            **({"is_pasted": True} if episode.pasted else {}),
         }
         if self.views:
             mapped["views"] = [
@@ -164,6 +175,10 @@ class EpisodeMapper:
     ) -> tuple[Sample, int]:
         """Return the query at the network's size, and its class, which may be redrawn."""
         prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
+        if episode.absent and not (mask == 1).any():
+            return self._without_object(episode, image, mask), episode.class_id
+        if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
+            return prepare(lambda sample: sample.shows(1)), episode.class_id
         if not self.is_train or not self.segments or episode.supports:
             return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
         enough = max(self.query_min_pixels, 1)
@@ -173,6 +188,28 @@ class EpisodeMapper:
         rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
+
+    def _without_object(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> Sample:
+        """Return a query that does not show the class, augmented as one of a class that it shows."""
+        record = self._record(episode.query)
+        rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
+        _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))])
+        segments = [Segment(episode.class_id + 1, mask)]
+        seed = (episode.seed, 0)
+        sample = self._prepare(image, shown, segments, seed, True, lambda s: s.shows(self.query_min_pixels))
+        return sample.of_class(episode.class_id)
+
+    def _pasted(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the query with the episode's objects pasted into it, in order."""
+        image, mask = image.copy(), mask.copy()
+        rng, options = np.random.default_rng((episode.seed, 0, _PASTE_STREAM)), self.pasting
+        for donor, class_id in episode.pasted:
+            cut = cut_object(*load_sample(self._record(donor), class_id), rng)
+            if class_id == episode.class_id:
+                paste_copies(image, mask, cut, options.paste_copy_size, options.paste_copy_count, rng)
+            else:
+                paste_other(image, mask, cut, options.paste_size, rng)
+        return image, mask
 
     def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_shows",
     "class_map_of",
     "class_of_map",
+    "components",
     "load_mask",
     "load_sample",
     "mask_source",
@@ -39,16 +40,20 @@ _LARGE = 2**26  # pixels from which on a frame is compared with the file before 
 ANNOTATIONS = ("mask", "box", "scribble")  # of supports
 
 
-def load_sample(record: Mapping[str, Any], class_id: int) -> tuple[np.ndarray, np.ndarray]:
+def load_sample(
+    record: Mapping[str, Any], class_id: int, *, must_show: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Read a dataset dict's image (H, W, 3) uint8 RGB and its mask of one class, both upright.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, the sizes differ, or no pixel shows the class; names the file.
+        ValueError: a file is broken, the sizes differ, or no pixel shows a class that it must show; names the
+            file.
     """
     image, orientation = read_image(record["file_name"])
     mask = upright_mask(load_mask(record, class_id), image, orientation, record)
-    check_shows(mask, record, class_id)
+    if must_show:
+        check_shows(mask, record, class_id)
     return image, mask
 
 
@@ -243,7 +248,7 @@ _SMALL = 0.1  # components with less than this share of the largest area get no 
 def boxes_of(mask: np.ndarray) -> np.ndarray:
     """Fill the exact box of each 8-connected component of the object with 1; the rest is unchanged."""
     boxed = mask.copy()
-    for box, _ in _components(mask == 1):
+    for box, _ in components(mask == 1):
         boxed[box] = 1
     return boxed
 
@@ -256,7 +261,7 @@ def scribble_of(mask: np.ndarray, seed: Seed) -> np.ndarray:
     background stroke. The rest is 255.
     """
     rng, scribble = np.random.default_rng(seed), np.full_like(mask, IGNORE)
-    objects, background = _components(mask == 1), _components(mask == 0)
+    objects, background = components(mask == 1), components(mask == 0)
     for box, component in objects:
         if np.count_nonzero(component) >= _SMALL * np.count_nonzero(objects[0][1]):
             scribble[box][_stroke(component, rng)] = 1
@@ -286,7 +291,7 @@ def _check(kind: str, key: str) -> None:
         raise ValueError(f"unknown {key} {kind!r}; choose one of {', '.join(ANNOTATIONS)}")
 
 
-def _components(region: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+def components(region: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
     """Return the box and the pixels (h, w) bool of each 8-connected component, the largest first."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=8)
     found = []

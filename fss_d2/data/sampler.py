@@ -27,7 +27,8 @@ Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or su
 
 QUERY_RULES = ("class", "pair", "image", "pfenet")
 
-# First word of the entropy of each random stream, so that no two streams share their numbers.
+# First word of the entropy of each random stream, so that no two streams share their numbers (1: seeds of
+# episodes, 5: their kinds).
 _DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
 
 

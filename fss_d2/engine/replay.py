@@ -83,6 +83,7 @@ def _described(cfg: CfgNode, indices: Sequence[int]) -> list[dict[str, Any]]:
         {
             **{"index": e.index, "class_id": e.class_id, "class": names[e.class_id] if names else ""},
             **{"query": files[e.query], "supports": [files[s] for s in e.supports], "seed": e.seed},
+            **({"pasted": [files[image] for image, _ in e.pasted]} if e.pasted else {}),
         }
         for e in map(build_few_shot_train_loader(cfg).sampler.episodes.sample, indices)
     ]
@@ -91,7 +92,8 @@ def _described(cfg: CfgNode, indices: Sequence[int]) -> list[dict[str, Any]]:
 def _sentence(entry: Mapping[str, Any]) -> str:
     supports = ", ".join(map(shortened, entry["supports"])) or "none"
     where = f"class {entry['class_id']} {entry['class']}, query {shortened(entry['query'])}"
-    return f"episode {entry['index']}: {where}, supports {supports}, seed {entry['seed']}"
+    pasted = "".join(f", pasted from {shortened(file)}" for file in entry.get("pasted", ()))
+    return f"episode {entry['index']}: {where}{pasted}, supports {supports}, seed {entry['seed']}"
 
 
 def _command(cfg: CfgNode, file: Path) -> str:

@@ -250,3 +250,25 @@ def test_memory_is_pinned_and_workers_persist_where_a_gpu_is_used(
     for loader in (build_few_shot_train_loader(cfg), build_few_shot_test_loader(cfg, NAME, shots=1)):
         uses_gpu = gpu and device == "cuda"
         assert (loader.pin_memory, loader.persistent_workers) == (uses_gpu, uses_gpu and workers > 0)
+
+
+def _with_kinds(cfg: CfgNode) -> CfgNode:
+    for key in ("NEGATIVES", "COMPETITION", "PASTE_OTHERS", "PASTE_COPIES"):
+        cfg.FEW_SHOT.TRAIN[key] = 0.4
+    return cfg
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_negative_and_pasted_episodes_resume_exactly(cfg: CfgNode, workers: int) -> None:
+    cfg = _with_kinds(cfg)
+    whole = _train(cfg, 6)
+    cfg.DATALOADER.NUM_WORKERS = workers
+    assert whole[12:] == _train(cfg, 3, start_iter=3)
+    assert len({row[4] for row in whole}) > 1
+
+
+def test_kinds_of_training_episodes_change_no_evaluation(cfg: CfgNode) -> None:
+    plain = _flat(build_few_shot_test_loader(cfg, NAME, shots=1))
+    changed = _with_kinds(cfg)
+    assert _flat(build_few_shot_test_loader(changed, NAME, shots=1)) == plain
+    assert not any(e.absent or e.pasted for e in build_test_episodes(changed, NAME, 1))

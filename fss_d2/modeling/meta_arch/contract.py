@@ -208,6 +208,11 @@ class Target:
     segments: Sequence[Tensor] = ()  # for each image (M, H, W) masks of everything annotated
     labels: Sequence[Tensor] = ()  # for each image (M,) classes of the segments, on the CPU
 
+    @property
+    def shows_object(self) -> Tensor:
+        """(B,) bool: whether a pixel shows the object."""
+        return (self.mask == 1).flatten(1).any(dim=1)
+
 
 def stack_supports(episodes: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
     """Stack the supports of B episodes to (B, K, 3, H, W) and (B, K, H, W).

@@ -360,20 +360,28 @@ class DPCN(FewShotSegmentor):
         return DPCNOutput(logits, maps)
 
     def losses(self, output: DPCNOutput, target: Target) -> dict[str, Tensor]:
-        """Those of the base class and "loss_return"."""
+        """Those of the base class and "loss_return"; with `negatives` only queries with the object return."""
         losses = super().losses(output, target)
         if output.query is not None and output.support is not None:
-            back = self._return_loss(output.logits, output.query, output.support)
+            masks = output.support.masks.long()  # (B, K, H, W)
+            if self.negatives:
+                masks = masks.masked_fill(~target.shows_object[:, None, None, None], 255)
+            back = self._return_loss(output.logits, output.query, output.support, masks)
             losses["loss_return"] = self.return_weight * back
         return losses
 
-    def _return_loss(self, logits: Tensor, query: QueryEncoding, support: JoinedSupports) -> Tensor:
-        """Mean over the supports of the loss of segmenting each from the query and its predicted mask."""
+    def _return_loss(
+        self, logits: Tensor, query: QueryEncoding, support: JoinedSupports, masks: Tensor
+    ) -> Tensor:
+        """Mean over the supports of the loss of segmenting each from the query and its predicted mask.
+
+        ``masks`` (B, K, H, W) are the targets.
+        """
         predicted = logits.detach().argmax(dim=1, keepdim=True)  # (B, 1, H, W)
         deep = None if self.mask_before_sam else query.deep
         joined = self._join(self._as_support(query.maps, deep, predicted))
         losses = []
-        for shot, mask in enumerate(support.masks.long().unbind(dim=1)):
+        for shot, mask in enumerate(masks.unbind(dim=1)):
             as_query = QueryEncoding.from_flat({n: t[:, shot] for n, t in support.as_query.items()})
             back = self._match(as_query, joined, mask.shape[-2:])
             losses.append(sum(super().losses(Output(back.logits), Target(mask)).values()))

@@ -51,6 +51,7 @@ class SegmentorOptions(ImageOptions):
     foreground_weight: float = 1.0
     dice_weight: float = 0.0
     aux_weight: float = 1.0  # of the loss of a method's inner levels (`Output.levels`)
+    negatives: bool = False  # trained on queries without the object as well; what learns from it bears that
     ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
     align_corners: bool = False  # how scores are resized to the frame asked for
     refinement: str = ""  # of the scores, in evaluation mode; see `refine`
@@ -70,6 +71,7 @@ class SegmentorOptions(ImageOptions):
             **vars(ImageOptions.from_config(cfg)),
             foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
             dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
+            negatives=cfg.FEW_SHOT.TRAIN.NEGATIVES > 0,
             refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
             presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
         )
@@ -96,7 +98,7 @@ class FewShotSegmentor(ImageModel):
     def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
         super().__init__(backbone, options)
         self.refinement, self.align_corners = options.refinement, options.align_corners
-        self.ignore_as_background = options.ignore_as_background
+        self.ignore_as_background, self.negatives = options.ignore_as_background, options.negatives
         self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -144,15 +146,19 @@ class FewShotSegmentor(ImageModel):
 
         "loss_seg" is the softmax cross entropy, a weighted mean over the pixels that are not 255; "loss_dice"
         the soft Dice loss of the object, where it has a weight; "loss_aux" the mean cross entropy of the
-        levels, resized to the target (PFENet).
+        levels, resized to the target (PFENet). With `negatives`, the Dice loss of a query without the object
+        is that of the background: that of the object would be near 1 whatever is predicted.
         """
         mask = target.mask
         if self.ignore_as_background:
             mask = mask.masked_fill(mask == 255, 0)
         losses = {"loss_seg": self._cross_entropy(output.logits, mask)}
         if self.dice_weight:
-            foreground = output.logits.float().softmax(dim=1)[:, 1] * (mask != 255)
-            losses["loss_dice"] = self.dice_weight * dice_loss(foreground, (mask == 1).float()).mean()
+            background, foreground = (output.logits.float().softmax(dim=1) * (mask != 255)[:, None]).unbind(1)
+            dice = dice_loss(foreground, (mask == 1).float())
+            if self.negatives:
+                dice = torch.where(target.shows_object, dice, dice_loss(background, (mask == 0).float()))
+            losses["loss_dice"] = self.dice_weight * dice.mean()
         if output.levels:
             levels = [resize(level, mask.shape[-2:]) for level in output.levels]
             entropies = torch.stack([self._cross_entropy(level, mask) for level in levels])

@@ -263,12 +263,13 @@ def fuse_masks(coefficients: Tensor, masks: Tensor, size: Sequence[int]) -> Tens
     return resize(fused, size, align_corners=False)[:, 0]  # resizing is linear: one map instead of N
 
 
-def contrastive_loss(similarity: Tensor, iou: Tensor) -> Tensor:
+def contrastive_loss(similarity: Tensor, iou: Tensor, counts: Tensor | None = None) -> Tensor:
     """Raise the similarity of the best proposal and lower that of the worst (MM-Former, Eq. 5, L_co).
 
     From the similarities (B, N) and IoUs (B, N) of the proposals with the truth: the mean over the images of
     ``-(log S_pos + log(1 - S_neg)) / 2``. Similarities of an image are first scaled to [0, 1]; logarithms
-    are at least -100 (as in torch's binary cross entropy), and a saturated one has no gradient.
+    are at least -100 (as in torch's binary cross entropy), and a saturated one has no gradient. Only images
+    of ``counts`` (B,) bool count, as without an object no proposal is the best; None = all.
     """
     similarity = similarity.float()
     low, high = similarity.amin(dim=1, keepdim=True), similarity.amax(dim=1, keepdim=True)
@@ -277,7 +278,8 @@ def contrastive_loss(similarity: Tensor, iou: Tensor) -> Tensor:
     negative = 1 - scaled.gather(1, iou.argmin(dim=1, keepdim=True))
     chances = torch.cat([positive, negative], dim=1)  # (B, 2)
     logs = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
-    return -torch.where(chances > 0, logs, -100.0).mean()
+    logs = torch.where(chances > 0, logs, -100.0)
+    return -logs.mean() if counts is None else -(logs.mean(dim=1) * counts).sum() / counts.sum().clamp(min=1)
 
 
 @META_ARCH_REGISTRY.register()
@@ -421,7 +423,9 @@ class MMFormer(FewShotSegmentor):
         if self.contrastive_weight:
             size = target.mask.shape[-2:]
             proposals = resize(output.proposals.detach(), size, align_corners=False)
-            contrast = contrastive_loss(output.matching.similarity, soft_iou(proposals, target.mask))
+            iou = soft_iou(proposals, target.mask)
+            counts = target.shows_object if self.negatives else None
+            contrast = contrastive_loss(output.matching.similarity, iou, counts)
             losses["loss_co"] = self.contrastive_weight * contrast
         if self.criterion is not None:
             labels = target.labels if output.predictions.classes else None
