@@ -148,7 +148,7 @@ def give_negatives(screen: Screen, pictures: dict[str, str], folder: Path, artif
     screen.click("#absent")
     without = "is marked where it does not show object; 2 marked in all."
     screen.wait_for_text("#status", f"Picture 2 of 2, dark.png, {without}")
-    assert screen.text("#supports button:nth-of-type(2)") == "✗ not object"
+    assert screen.text("#supports .gallery-item:nth-child(2)") == "✗ not object"
     screen.give("query-upload", pictures["query"])
     screen.wait_for("#queries img")
     screen.click("#find")
@@ -166,9 +166,9 @@ def give_negatives(screen: Screen, pictures: dict[str, str], folder: Path, artif
     screen.click("#meaning label:nth-of-type(2)")
     screen.paint((60, 30), (120, 90))
     screen.click("#use-paint")
-    screen.wait_until(lambda: screen.text("#supports button:nth-of-type(3)") == "✗ not object")
+    screen.wait_until(lambda: screen.text("#supports .gallery-item:nth-child(3)") == "✗ not object")
     screen.click("#meaning label:nth-of-type(1)")
-    screen.wait_until(lambda: screen.text("#supports button:nth-of-type(3)") == "✓ object")
+    screen.wait_until(lambda: screen.text("#supports .gallery-item:nth-child(3)") == "✓ object")
 
 
 def test_box_of_two_clicks_and_attention(screen: Screen, pictures: dict[str, str], artifacts: Path) -> None:
