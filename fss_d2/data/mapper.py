@@ -168,12 +168,14 @@ class EpisodeMapper:
         read = read_image if episode.pasted or self.whole else self._read
         if self.segments:
             given = (episode.class_id, self.class_ids, self.segments, read)
-            image, mask, segments = load_segments(record, *given)
+            image, mask, segments = load_segments(record, *given, must_show=not episode.absent)
         else:
             image, mask = load_sample(record, episode.class_id, read, must_show=not episode.absent)
             segments = []
         if episode.pasted:
+            before = image
             image, mask = self._pasted(episode, image, mask)
+            segments = _without_region(segments, (image != before).any(axis=2))
         query, class_id = self._query(episode, image, mask, segments)
         annotated = [self._support(episode, number) for number in range(len(episode.supports))]
         supports = [
@@ -214,7 +216,7 @@ class EpisodeMapper:
         seed = self._augmentation_seed(episode, episode.query, 0)
         prepare = partial(self._prepare, image, mask, segments, seed, self.is_train)
         if episode.absent and not (mask == 1).any():
-            return self._without_object(episode, image, mask), episode.class_id
+            return self._without_object(episode, image, mask, segments), episode.class_id
         if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
             return prepare(lambda sample: sample.shows(1)), episode.class_id
         if not self.is_train or not self.segments or episode.supports:
@@ -227,15 +229,17 @@ class EpisodeMapper:
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
 
-    def _without_object(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> Sample:
+    def _without_object(
+        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
+    ) -> Sample:
         """Return a query that does not show the class, augmented as one of a class that it shows."""
         record = self._record(episode.query)
         rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
         _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))], blank_image)
-        segments = [Segment(episode.class_id + 1, mask)]
+        both = [Segment(episode.class_id + 1, mask), *segments]
         seed = self._augmentation_seed(episode, episode.query, 0)
-        sample = self._prepare(image, shown, segments, seed, True, lambda s: s.shows(self.query_min_pixels))
-        return sample.of_class(episode.class_id)
+        sample = self._prepare(image, shown, both, seed, True, lambda s: s.shows(self.query_min_pixels))
+        return replace(sample.of_class(episode.class_id), segments=sample.segments[1:])
 
     def _pasted(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the query with the episode's objects pasted into it, in order."""
@@ -349,6 +353,11 @@ class EpisodeMapper:
 
 def _whole(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(pixels, order="C"))
+
+
+def _without_region(segments: Sequence[Segment], region: np.ndarray) -> list[Segment]:
+    """The segments less what (H, W) covers."""
+    return [Segment(s.label, np.where(region, np.uint8(0), s.mask)) for s in segments]
 
 
 class ForeignSupportMapper:

@@ -132,6 +132,8 @@ def load_segments(
     class_ids: Collection[int],
     kind: str,
     read: ReadImage = read_image,
+    *,
+    must_show: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
     """Read a dataset dict's image, its mask of one class and its segments, all upright.
 
@@ -159,7 +161,8 @@ def load_segments(
     else:
         stored = _regions(masks, wanted, background=kind == "semantic")
     mask = masks.get(class_id, np.zeros(image.shape[:2], np.uint8))
-    check_shows(mask, record, class_id)
+    if must_show:
+        check_shows(mask, record, class_id)
     mask = upright_mask(mask, image, orientation, record)
     return image, mask, [Segment(s.label, upright_mask(s.mask, image, orientation, record)) for s in stored]
 

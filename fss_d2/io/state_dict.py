@@ -17,6 +17,7 @@ from fss_d2.io.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError,
 from fss_d2.model_zoo import register_paths
 
 __all__ = [
+    "AUXILIARY",
     "UNREADABLE",
     "ForbiddenPickle",
     "bare_name",
@@ -47,6 +48,7 @@ _COPIES = (
 # What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into names.
 _ADDED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BACKBONE = "backbone."
+AUXILIARY = "auxiliary."  # names of what a model has for its training alone
 
 
 def local_file(path: str, key: str) -> str:
@@ -211,8 +213,11 @@ def not_finite(content: Any, name: str = "") -> Iterator[str]:
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors without those of its backbone; ValueError if there are no others."""
-    head = {name: tensor for name, tensor in weights.items() if not name.startswith(_BACKBONE)}
+    """Return a model's tensors without those of its backbone and those that only a training needs.
+
+    ValueError if there are no others.
+    """
+    head = {n: tensor for n, tensor in weights.items() if not n.startswith((_BACKBONE, AUXILIARY))}
     if not head:
         raise ValueError("the checkpoint holds a backbone only: give the checkpoint of a trained method")
     return head

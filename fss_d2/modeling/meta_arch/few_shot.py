@@ -297,7 +297,7 @@ class FewShotSegmentor(ImageModel):
             if guide.negatives is not None:
                 lead = self.presence.negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            presence = self.presence(query.evidence, guide, output.probability())
+            presence = self.presence(query.evidence, guide, output.probability(), output.own_presence)
             output = replace(output, presence=presence)
         return self.refined(query.images, output) if refined else output
 
