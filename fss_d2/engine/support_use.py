@@ -15,6 +15,7 @@ from torch import nn
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.catalog import get_records
 from fss_d2.data.episode import Episode, absent_donors_of
+from fss_d2.data.feature_store import FeatureStore
 from fss_d2.data.mapper import AbsentQueryMapper, ForeignSupportMapper
 from fss_d2.data.masks import shows_class
 from fss_d2.evaluation import FewShotEvaluator, compare, presence_scores, read_rows
@@ -55,11 +56,17 @@ class SupportUse:
     Raises ValueError where no episode is of another class.
     """
 
-    def __init__(self, cfg: CfgNode, dataset: str, shots: int, episodes: int | None) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        dataset: str,
+        shots: int,
+        episodes: int | None,
+        features: FeatureStore | None = None,
+    ) -> None:
         self._cfg, self._dataset, self._shots = cfg, dataset, shots
-        foreign, absent = (
-            build_few_shot_test_loader(cfg, dataset, shots=shots, episodes=episodes) for _ in "ab"
-        )
+        options = {"shots": shots, "episodes": episodes, "features": features}
+        foreign, absent = (build_few_shot_test_loader(cfg, dataset, **options) for _ in "ab")
         everything = foreign.sampler.all_episodes
         try:
             foreign.dataset.mapper = ForeignSupportMapper(foreign.dataset.mapper, everything)
@@ -102,6 +109,7 @@ class SupportUse:
             **{"shots": self._shots, "episodes": result.episodes, "seed": test.SEED},
             **{"query_rule": test.QUERY_RULE, "manifest": test.MANIFEST},
             **{"support_views": list(test.SUPPORT_VIEWS), "refinement": cfg.TEST.REFINEMENT},
+            "zoom_tiles": cfg.TEST.ZOOM_TILES,
             **{"presence": cfg.TEST.PRESENCE, **scores},
             "reliability": np.where(np.isnan(diagram), None, diagram).tolist(),
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone.base import STAGES
@@ -140,7 +140,12 @@ class FewShotSegmentor(ImageModel):
         """As in the base class; in evaluation mode with the maps that tell of presence."""
         if self.training:
             return super().extract(images)
-        return super().extract(images, (*self.backbone.selected, *self.presence_blocks))
+        return super().extract(images, self._kept_names)
+
+    @property
+    def _kept_names(self) -> tuple[str, ...]:
+        """What the method reads, and what tells of presence."""
+        return tuple(dict.fromkeys((*self.backbone.selected, *self.presence_blocks)))
 
     def _evidence(self, features: Maps, masks: Tensor | None = None) -> Evidence | None:
         if self.training:
@@ -275,10 +280,10 @@ class FewShotSegmentor(ImageModel):
             type(self).__name__, images, self._encode_query(features), self._evidence(features)
         )
 
-    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+    def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, in evaluation mode refined by TEST.REFINEMENT and with the
+        Returns logits (B, 2, H, W) and more, in evaluation mode refined (unless not ``refined``) and with the
         logits (B,) of the presence, where query and supports were encoded in evaluation mode. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
@@ -292,12 +297,16 @@ class FewShotSegmentor(ImageModel):
             if guide.negatives is not None:
                 lead = self.presence.negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            presence = self.presence(query.evidence, guide, output.probability())
+            presence = self.presence(query.evidence, guide, output.probability(), output.own_presence)
             output = replace(output, presence=presence)
+        return self.refined(query.images, output) if refined else output
+
+    def refined(self, images: Tensor, output: Output) -> Output:
+        """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
         if not self.refinement:
             return output
-        refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined, unrefined=output.logits)
+        logits = refine(self.refinement, images, output.logits, output.probability())
+        return replace(output, logits=logits, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
@@ -316,6 +325,8 @@ class FewShotSegmentor(ImageModel):
             batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
+                "features" of every query, and of every support: maps (C, h, w) that `stored_maps` gave for
+                the normalised image, optional, to save the backbone pass;
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
                 "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
@@ -352,14 +363,35 @@ class FewShotSegmentor(ImageModel):
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
         return losses if self.training else results
 
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The modules behind `stored_maps`, by the names of what they give."""
+        return {", ".join(self._kept_names): self.backbone}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What a feature cache keeps of normalised images (N, 3, H, W), as their "features" (N, C, h, w).
+
+        They are those of evaluation mode. A method may add what its frozen parts make of the backbone's maps.
+        """
+        return super().extract(images, self._kept_names)
+
     def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
         """Encode episodes of one shape."""
         images = torch.stack([e["image"] for e in episodes])
+        maps = self._given_maps(episodes)
+        of_supports = self._given_maps([support for e in episodes for support in e["support"]])
         if self.query_first:
-            query = self.encode_query(images)
-            return query, self.encode_support(*stack_supports(episodes))
-        support = self.encode_support(*stack_supports(episodes))
-        return self.encode_query(images), support
+            query = self.encode_query(images, maps)
+            return query, self.encode_support(*stack_supports(episodes), of_supports)
+        support = self.encode_support(*stack_supports(episodes), of_supports)
+        return self.encode_query(images, maps), support
+
+    def _given_maps(self, images: Sequence[Episode]) -> Maps | None:
+        """Stack the "features" of images to (N, C, h, w); None if an image has none."""
+        if not all("features" in image for image in images):
+            return None
+        stacked = {n: torch.stack([i["features"][n] for i in images]) for n in images[0]["features"]}
+        return {name: maps.to(self.device, torch.float32) for name, maps in stacked.items()}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
