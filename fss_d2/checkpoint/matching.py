@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fss_d2.io.files import shortened
-from fss_d2.io.state_dict import check_values, is_head, quoted
+from fss_d2.io.state_dict import AUXILIARY, check_values, is_head, quoted
 
 __all__ = ["Missing", "match_tensors"]
 
@@ -59,7 +59,8 @@ def match_tensors(
         )
     _check_missing(found, own, path, may_lack)
     check_values(shared, own, path)
-    if unknown := [name for name in found if name not in own and not name.endswith(_COUNTER)]:
+    silent = (*shared, *(name for name in found if name.startswith(AUXILIARY) or name.endswith(_COUNTER)))
+    if unknown := [name for name in found if name not in silent]:
         logger.warning(
             "%s: %d of its %d tensors have no place in the model and are not used, the first %s: check "
             "MODEL.META_ARCHITECTURE and the MODEL.* keys",
@@ -83,7 +84,7 @@ def _without_prefix(
 def _check_missing(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str, may_lack: Missing
 ) -> None:
-    optional = [part for part in (_PROTOTYPES, *may_lack.parts) if not _has(found, part)]
+    optional = [part for part in (_PROTOTYPES, AUXILIARY, *may_lack.parts) if not _has(found, part)]
     if is_head(found) and _has(own, _BACKBONE):
         optional.append(_BACKBONE)
         if may_lack.backbone:

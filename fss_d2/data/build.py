@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from .catalog import get_records
 from .episode import Episode, read_manifest
 from .episode_kinds import EpisodeKinds, MixedEpisodeSampler, pictures_without
+from .feature_store import FeatureStore
 from .joined import training_set
 from .mapper import EpisodeMapper
 from .published_episodes import PUBLISHED_RULES
@@ -52,11 +53,14 @@ def dataset_pairs(
     return pairs_of(records, MetadataCatalog.get(dataset_name).class_ids, of_queries=of_queries)
 
 
-def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoader[list[dict[str, Any]]]:
+def build_few_shot_train_loader(
+    cfg: CfgNode, *, start_iter: int = 0, features: FeatureStore | None = None
+) -> DataLoader[list[dict[str, Any]]]:
     """Build the endless loader of training batches, which continues exactly after `start_iter` iterations.
 
     A batch is a list of SOLVER.IMS_PER_BATCH / processes dicts (`EpisodeMapper`), all with the same number of
-    shots. With a GPU, memory is pinned and workers are persistent.
+    shots. With a GPU, memory is pinned and workers are persistent. Images whose ``features`` are stored come
+    without their pixels.
     """
     total_batch, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total_batch < 1 or total_batch % world_size:
@@ -69,7 +73,7 @@ def build_few_shot_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> DataLoa
     sampler = TrainingEpisodeSampler(episodes, start=start_iter * total_batch)
     metadata = MetadataCatalog.get(name)
     class_ids = metadata.get("base_class_ids", metadata.class_ids)
-    mapper = EpisodeMapper(cfg, is_train=True, records=records, class_ids=class_ids)
+    mapper = EpisodeMapper(cfg, is_train=True, records=records, class_ids=class_ids, features=features)
     return _loader(cfg, mapper, sampler, total_batch // world_size)
 
 
@@ -120,12 +124,19 @@ def build_test_episodes(
 
 
 def build_few_shot_test_loader(
-    cfg: CfgNode, dataset_name: str, *, shots: int, episodes: int | None = None, manifest: str | None = None
+    cfg: CfgNode,
+    dataset_name: str,
+    *,
+    shots: int,
+    episodes: int | None = None,
+    manifest: str | None = None,
+    features: FeatureStore | None = None,
 ) -> DataLoader[list[dict[str, Any]]]:
     """Build the loader of one K-shot evaluation: the share of this process, in batches of one episode.
 
     `manifest` (None = FEW_SHOT.TEST.MANIFEST) is a file of episodes to use instead of drawing them: the first
-    `episodes` (None or 0 = all), and of more supports the first K; fewer are refused.
+    `episodes` (None or 0 = all), and of more supports the first K; fewer are refused. `features` as for the
+    training loader.
     """
     path = cfg.FEW_SHOT.TEST.MANIFEST if manifest is None else manifest
     records = get_records(dataset_name)
@@ -134,7 +145,7 @@ def build_few_shot_test_loader(
     else:
         drawn = build_test_episodes(cfg, dataset_name, shots, episodes)
     class_ids = MetadataCatalog.get(dataset_name).class_ids
-    mapper = EpisodeMapper(cfg, is_train=False, records=records, class_ids=class_ids)
+    mapper = EpisodeMapper(cfg, is_train=False, records=records, class_ids=class_ids, features=features)
     return _loader(cfg, mapper, InferenceEpisodeSampler(drawn), 1)
 
 

@@ -39,12 +39,8 @@ class EpisodeKinds:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "EpisodeKinds":
-        """Read the keys; ValueError also where segments are to be loaded, which follow no pasted object."""
-        kinds = cls(**{field.name: cfg.FEW_SHOT.TRAIN[field.name.upper()] for field in fields(cls)})
-        if kinds.any and cfg.INPUT.SEGMENTS:
-            names = ", ".join(field.name.upper() for field in fields(cls) if field.type is float)
-            raise ValueError(f"FEW_SHOT.TRAIN.{names} do not go with INPUT.SEGMENTS: set them to 0")
-        return kinds
+        """Read the keys."""
+        return cls(**{field.name: cfg.FEW_SHOT.TRAIN[field.name.upper()] for field in fields(cls)})
 
     @property
     def any(self) -> bool:

@@ -1,7 +1,10 @@
 """From an episode (ids) to the model's input (pixels)."""
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,12 @@ from detectron2.data import transforms as T
 
 from .augmentations import build_augmentations, build_resize, build_view_resizes
 from .episode import Episode, ImageId, donors_of
+from .feature_store import FeatureStore
+from .images import read_image
 from .masks import annotate, load_sample, support_annotation
 from .pasting import PasteOptions, cut_object, paste_copies, paste_other
-from .samples import Sample, Segment, load_segments, seeded, transform_sample
-from .views import FRAMES, check_support_views, in_frame, shown_views, view_frame
+from .samples import Sample, Segment, blank_image, load_segments, seeded, transform_sample
+from .views import FRAMES, SupportView, check_support_views, in_frame, shown_views, view_frame
 
 __all__ = ["SEGMENTS", "AbsentQueryMapper", "EpisodeMapper", "ForeignSupportMapper"]
 
@@ -38,6 +43,9 @@ class EpisodeMapper:
     resized only. An object so small that the resize itself loses it gives an all-background mask, as in the
     reference codes: models must accept that.
 
+    With `variants`, the generator is seeded by the image and by which of its variants the episode's seed
+    chooses, so that all trainings share them.
+
     With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
     the classes that the augmented query shows; the augmentations are redrawn while it shows none.
 
@@ -56,6 +64,7 @@ class EpisodeMapper:
         views: Sequence[T.Augmentation] = (),
         support_annotation: str = "mask",
         support_views: Sequence[str] = ("whole",),
+        whole: bool = False,
         is_train: bool = False,
         segments: str = "",
         target_segments: bool = False,
@@ -64,6 +73,8 @@ class EpisodeMapper:
         support_min_pixels: int = 1,
         redraws: int = 10,
         pasting: PasteOptions | None = None,
+        variants: int = 0,
+        features: FeatureStore | None = None,
     ) -> None:
         """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
 
@@ -71,10 +82,13 @@ class EpisodeMapper:
             resize: brings an image to the network's size if it is not augmented.
             augmentations: replace `resize` in training; empty = none.
             views: resizes, one for each further size of the episode in evaluation.
+            whole: also return the pictures at their own size, in evaluation.
             is_train: augment, and return no "target".
             target_segments: return "target_segments" in evaluation.
             pasting: how objects are pasted; None = the defaults.
             class_ids: classes of the segments; the episode's class is always included.
+            variants: number of augmented variants of an image; 0 augments anew for every episode.
+            features: pixels of images whose features it has are not read.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
@@ -86,10 +100,13 @@ class EpisodeMapper:
         self.views = () if is_train else tuple(views)
         self.support_annotation = support_annotation
         self.support_views = ("whole",) if is_train else check_support_views(support_views)
+        self.whole = whole and not is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
         self.redraws, self.pasting = redraws, pasting or PasteOptions()
+        self.variants, self.features = variants, features
+        self._read = read_image if features is None else blank_image
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -97,7 +114,12 @@ class EpisodeMapper:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool, records: Sequence[Mapping[str, Any]], class_ids: Sequence[int] = ()
+        cls,
+        cfg: CfgNode,
+        is_train: bool,
+        records: Sequence[Mapping[str, Any]],
+        class_ids: Sequence[int] = (),
+        features: FeatureStore | None = None,
     ) -> dict[str, Any]:
         """Arguments from INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
         return {
@@ -108,10 +130,13 @@ class EpisodeMapper:
             "views": build_view_resizes(cfg),
             "support_annotation": support_annotation(cfg, is_train),
             "support_views": cfg.FEW_SHOT.TEST.SUPPORT_VIEWS,
+            "whole": cfg.TEST.ZOOM_TILES > 0,
             "is_train": is_train,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
             "class_ids": class_ids,
             "pasting": PasteOptions.from_config(cfg),
+            "variants": cfg.DATALOADER.FEATURE_CACHE_VARIANTS,
+            "features": features,
             **{key.lower(): cfg.INPUT[key] for key in _INPUT_KEYS},
         }
 
@@ -121,32 +146,43 @@ class EpisodeMapper:
         Returns:
             A dict of
             - image: (3, H, W) uint8 RGB; sem_seg: (H, W) uint8 in {0, 1, 255}, at the network's size;
+            - entry: name of the image in `features`; the image may then be zeros (`FeatureStore.picture`);
             - height, width: of the frame in which predictions are compared;
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only if letterboxed, in the original frame;
             - class_id, image_id, episode_index;
             - is_pasted: True; only if objects are pasted into `image`, which is no longer the photograph;
             - support_ids: image ids of the K supports of the episode, in order;
-            - support: dicts of image (3, H, W) uint8, mask (H, W) uint8 in {0, 1, 255}, image_id, one
+            - support: dicts of image and entry as above, mask (H, W) uint8 in {0, 1, 255}, image_id, one
               for each view of each of the K supports: K or more;
             - segments: (M, H, W) bool, those with a pixel, and segment_labels: (M,) int64, 0 background,
               class id + 1; only in training with `segments`;
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
-            - views: the episode at other sizes, dicts of image, support, class_id, image_id, episode_index,
-              and of height, width and valid_size for its scores (`view_frame`); in evaluation with `views`.
+            - views: the episode at other sizes, dicts of image, entry, support, class_id, image_id,
+              episode_index, and of height, width and valid_size for its scores (`view_frame`); in evaluation
+              with `views`;
+            - whole: a dict of image (h, w, 3) and support, pairs of image (h, w, 3) and mask (h, w), uint8
+              tensors at the pictures' own sizes; in evaluation with `whole`.
         """
         record = self._record(episode.query)
+        read = read_image if episode.pasted or self.whole else self._read
         if self.segments:
-            image, mask, segments = load_segments(record, episode.class_id, self.class_ids, self.segments)
+            given = (episode.class_id, self.class_ids, self.segments, read)
+            image, mask, segments = load_segments(record, *given, must_show=not episode.absent)
         else:
-            image, mask = load_sample(record, episode.class_id, must_show=not episode.absent)
+            image, mask = load_sample(record, episode.class_id, read, must_show=not episode.absent)
             segments = []
         if episode.pasted:
+            before = image
             image, mask = self._pasted(episode, image, mask)
+            segments = _without_region(segments, (image != before).any(axis=2))
         query, class_id = self._query(episode, image, mask, segments)
-        supports = [shot for number in range(len(episode.supports)) for shot in self._shots(episode, number)]
+        annotated = [self._support(episode, number) for number in range(len(episode.supports))]
+        supports = [
+            shot for number, pair in enumerate(annotated) for shot in self._shots(episode, number, *pair)
+        ]
         mapped = {
-            "image": query.image,
+            **self._picture(episode, record, query),
             "sem_seg": query.mask,
             **self._frame_of(mask, query),
             **self._segments_of(segments, query),
@@ -160,7 +196,7 @@ class EpisodeMapper:
         if self.views:
             mapped["views"] = [
                 {
-                    "image": view.image,
+                    **self._picture(episode, record, view),
                     **view_frame(self.frame, view, query, mapped["height"], mapped["width"]),
                     **{name: mapped[name] for name in ("class_id", "image_id", "episode_index")},
                     "support": [sizes[number] for sizes in supports],
@@ -168,15 +204,19 @@ class EpisodeMapper:
                 for number, resize in enumerate(self.views, start=1)
                 for view in [transform_sample(resize, image, mask)]
             ]
+        if self.whole:
+            pairs = [tuple(map(_whole, pair)) for pair in annotated]
+            mapped["whole"] = {"image": _whole(image), "support": pairs}
         return mapped
 
     def _query(
         self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
     ) -> tuple[Sample, int]:
         """Return the query at the network's size, and its class, which may be redrawn."""
-        prepare = partial(self._prepare, image, mask, segments, (episode.seed, 0), self.is_train)
+        seed = self._augmentation_seed(episode, episode.query, 0)
+        prepare = partial(self._prepare, image, mask, segments, seed, self.is_train)
         if episode.absent and not (mask == 1).any():
-            return self._without_object(episode, image, mask), episode.class_id
+            return self._without_object(episode, image, mask, segments), episode.class_id
         if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
             return prepare(lambda sample: sample.shows(1)), episode.class_id
         if not self.is_train or not self.segments or episode.supports:
@@ -189,15 +229,17 @@ class EpisodeMapper:
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
 
-    def _without_object(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> Sample:
+    def _without_object(
+        self, episode: Episode, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment]
+    ) -> Sample:
         """Return a query that does not show the class, augmented as one of a class that it shows."""
         record = self._record(episode.query)
         rng = np.random.default_rng((episode.seed, 0, _CLASS_STREAM))
-        _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))])
-        segments = [Segment(episode.class_id + 1, mask)]
-        seed = (episode.seed, 0)
-        sample = self._prepare(image, shown, segments, seed, True, lambda s: s.shows(self.query_min_pixels))
-        return sample.of_class(episode.class_id)
+        _, shown = load_sample(record, record["classes"][rng.integers(len(record["classes"]))], blank_image)
+        both = [Segment(episode.class_id + 1, mask), *segments]
+        seed = self._augmentation_seed(episode, episode.query, 0)
+        sample = self._prepare(image, shown, both, seed, True, lambda s: s.shows(self.query_min_pixels))
+        return replace(sample.of_class(episode.class_id), segments=sample.segments[1:])
 
     def _pasted(self, episode: Episode, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the query with the episode's objects pasted into it, in order."""
@@ -211,21 +253,51 @@ class EpisodeMapper:
                 paste_other(image, mask, cut, options.paste_size, rng)
         return image, mask
 
-    def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
+    def _support(self, episode: Episode, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a support and its annotation, at their own size."""
+        read = read_image if self.whole else self._read
+        image, mask = load_sample(self._record(episode.supports[number]), episode.class_id, read)
+        seed = (episode.seed, number + 1, _SCRIBBLE_STREAM)
+        return image, annotate(mask, self.support_annotation, seed)
+
+    def _shots(
+        self, episode: Episode, number: int, image: np.ndarray, mask: np.ndarray
+    ) -> list[list[dict[str, Any]]]:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""
-        image_id, seed = episode.supports[number], (episode.seed, number + 1)
-        image, mask = load_sample(self._record(image_id), episode.class_id)
-        mask = annotate(mask, self.support_annotation, (*seed, _SCRIBBLE_STREAM))
+        image_id, stream = episode.supports[number], number + 1
+        record = self._record(image_id)
+        seed = self._augmentation_seed(episode, image_id, stream)
         augment = self.is_train and self.augment_supports
 
         def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
             first = self._prepare(image, mask, (), seed, augment, lambda s: s.shows(self.support_min_pixels))
             return [first, *(transform_sample(resize, image, mask) for resize in self.views)]
 
+        def finish(view: SupportView, sample: Sample) -> dict[str, Any]:
+            part = None if view.mask.shape == mask.shape and not view.mirrored else view
+            picture = self._picture(episode, record, sample, part)
+            return {**picture, "mask": sample.mask, "image_id": image_id}
+
         return [
-            [{"image": sample.image, "mask": sample.mask, "image_id": image_id} for sample in samples]
-            for _, samples in shown_views(self.support_views, image, mask, at_each_size)
+            [finish(view, sample) for sample in samples]
+            for view, samples in shown_views(self.support_views, image, mask, at_each_size)
         ]
+
+    def _augmentation_seed(self, episode: Episode, image_id: ImageId, stream: int) -> tuple[int, int]:
+        seed = (episode.seed, stream)
+        if not self.variants:
+            return seed
+        variant = int(np.random.SeedSequence(seed).generate_state(1)[0]) % self.variants
+        file = Path(self._record(image_id)["file_name"])
+        return zlib.crc32(file.name.encode()), variant
+
+    def _picture(
+        self, episode: Episode, record: Mapping[str, Any], sample: Sample, view: SupportView | None = None
+    ) -> dict[str, Any]:
+        """Return the image of a sample, or the entry of its features; the view is part of the record's."""
+        if self.features is None or sample.transform is None:
+            return {"image": sample.image}
+        return self.features.picture(record["file_name"], sample, episode.index, view)
 
     def _record(self, image_id: ImageId) -> Mapping[str, Any]:
         if image_id not in self._place:
@@ -279,6 +351,15 @@ class EpisodeMapper:
         return in_frame("network" if self.is_train else self.frame, original, network)
 
 
+def _whole(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(pixels, order="C"))
+
+
+def _without_region(segments: Sequence[Segment], region: np.ndarray) -> list[Segment]:
+    """The segments less what (H, W) covers."""
+    return [Segment(s.label, np.where(region, np.uint8(0), s.mask)) for s in segments]
+
+
 class ForeignSupportMapper:
     """Maps episodes with the supports of another class: the score of a method that ignores its supports.
 
@@ -288,7 +369,8 @@ class ForeignSupportMapper:
 
     def __init__(self, mapper: Callable[[Episode], dict[str, Any]], episodes: Sequence[Episode]) -> None:
         self._mapper = mapper
-        self._donors = {e.index: donor for e, donor in zip(episodes, donors_of(episodes), strict=True)}
+        donors = zip(episodes, donors_of(episodes), strict=True)
+        self._donors = {e.index: replace(donor, index=e.index) for e, donor in donors}
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
         """Load an episode; "support" and "support_ids" are the donor's, in "views" too."""
@@ -303,7 +385,8 @@ class AbsentQueryMapper:
     """
 
     def __init__(self, mapper: Callable[[Episode], dict[str, Any]], donors: Mapping[int, Episode]) -> None:
-        self._mapper, self._donors = mapper, donors
+        self._mapper = mapper
+        self._donors = {index: replace(donor, index=index) for index, donor in donors.items()}
 
     def __call__(self, episode: Episode) -> dict[str, Any]:
         """Load an episode; all but its supports and class is the donor's, and no pixel is the object."""
@@ -318,4 +401,6 @@ def _with_supports(query: dict[str, Any], donor: Mapping[str, Any]) -> dict[str,
     taken = {key: donor[key] for key in ("support", "support_ids")}
     pairs = zip(query.get("views", ()), donor.get("views", ()), strict=True)
     views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
+    if "whole" in query:
+        taken["whole"] = {**query["whole"], "support": donor["whole"]["support"]}
     return {**query, **taken, **({"views": views} if views else {})}

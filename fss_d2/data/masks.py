@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -35,22 +35,26 @@ __all__ = [
     "upright_mask",
 ]
 
+ReadImage = Callable[[str], tuple[np.ndarray, int]]  # as `read_image`
+
 IGNORE = 255
 _LARGE = 2**26  # pixels from which on a frame is compared with the file before masks of its size are made
 ANNOTATIONS = ("mask", "box", "scribble")  # of supports
 
 
 def load_sample(
-    record: Mapping[str, Any], class_id: int, *, must_show: bool = True
+    record: Mapping[str, Any], class_id: int, read: ReadImage = read_image, *, must_show: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read a dataset dict's image (H, W, 3) uint8 RGB and its mask of one class, both upright.
+
+    ``read`` may leave the pixels out, see `fss_d2.data.samples.blank_image`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken, the sizes differ, or no pixel shows a class that it must show; names the
             file.
     """
-    image, orientation = read_image(record["file_name"])
+    image, orientation = read(record["file_name"])
     mask = upright_mask(load_mask(record, class_id), image, orientation, record)
     if must_show:
         check_shows(mask, record, class_id)

@@ -13,15 +13,17 @@ from detectron2.data import transforms as T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .images import read_image
-from .masks import IGNORE, check_shows, class_map_of, class_of_map, load_mask, upright_mask
+from .images import image_header, read_image
+from .masks import IGNORE, ReadImage, check_shows, class_map_of, class_of_map, load_mask, upright_mask
 
 __all__ = [
     "BACKGROUND",
     "BaseInstances",
+    "BlankImage",
     "Instances",
     "Sample",
     "Segment",
+    "blank_image",
     "load_segments",
     "seeded",
     "transform_sample",
@@ -47,6 +49,7 @@ class Sample:
     mask: Tensor  # (H, W) uint8 in {0, 1, 255}
     valid_size: tuple[int, int] | None = None  # (height, width), top left, of what is not padding
     segments: tuple[Segment, ...] = ()  # all that were loaded, transformed; a mask may be empty
+    transform: T.Transform | None = None  # of a `BlankImage`: what would have been done to its pixels
 
     def shows(self, pixels: int) -> bool:
         """Whether the mask has at least this number of object pixels."""
@@ -65,20 +68,47 @@ class Sample:
         return replace(self, mask=torch.from_numpy(mask))
 
 
+class BlankImage(np.ndarray):
+    """An image (H, W, 3) uint8 of which only the shape counts; it takes one byte."""
+
+
+def blank_image(path: str) -> tuple[BlankImage, int]:
+    """As `read_image`, but only the header of the file is read."""
+    size, orientation = image_header(path)
+    return _blank(size if orientation < 5 else size[::-1]), orientation
+
+
+def _blank(size: Sequence[int]) -> BlankImage:
+    return np.broadcast_to(np.zeros(1, np.uint8), (*size, 3)).view(BlankImage)
+
+
+class _MasksAlone(T.AugInput):
+    """Transforms the mask; of the image, its size follows."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+        self.image = _blank(self.sem_seg.shape)
+
+
 def transform_sample(
     augmentation: T.Augmentation, image: np.ndarray, mask: np.ndarray, segments: Sequence[Segment] = ()
 ) -> Sample:
     """Apply one augmentation to an image (H, W, 3) uint8, its mask (H, W) uint8 and its segments.
 
-    The augmentation may look at the mask (to keep the object in a crop), not at the segments.
+    The augmentation may look at the mask (to keep the object in a crop), not at the segments. Of a
+    `BlankImage`, the result has zeros without memory of their own, and the transform.
     """
-    inputs = T.AugInput(image, sem_seg=mask)
+    is_blank = isinstance(image, BlankImage)
+    inputs = (_MasksAlone if is_blank else T.AugInput)(image, sem_seg=mask)
     transform = augmentation(inputs)
     return Sample(
-        torch.from_numpy(inputs.image.transpose(2, 0, 1).copy()),  # (3, H, W)
+        torch.zeros(1, dtype=torch.uint8).expand(3, *inputs.sem_seg.shape)
+        if is_blank
+        else torch.from_numpy(inputs.image.transpose(2, 0, 1).copy()),  # (3, H, W)
         torch.from_numpy(inputs.sem_seg.copy()),
         getattr(transform, "valid_size", None),
         tuple(Segment(s.label, transform.apply_segmentation(s.mask).copy()) for s in segments),
+        transform if is_blank else None,
     )
 
 
@@ -97,7 +127,13 @@ def seeded(seed: tuple[int, int]) -> Iterator[None]:
 
 
 def load_segments(
-    record: Mapping[str, Any], class_id: int, class_ids: Collection[int], kind: str
+    record: Mapping[str, Any],
+    class_id: int,
+    class_ids: Collection[int],
+    kind: str,
+    read: ReadImage = read_image,
+    *,
+    must_show: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, list[Segment]]:
     """Read a dataset dict's image, its mask of one class and its segments, all upright.
 
@@ -109,7 +145,8 @@ def load_segments(
     - "instance": one mask per object, without crowds and background;
     - "objects": as "instance" if the record separates objects, else "semantic" without background.
 
-    Errors as `load_sample`; ValueError also if `kind` is "instance" for a record without annotations.
+    ``read`` and errors as for `load_sample`; ValueError also if `kind` is "instance" for a record without
+    annotations.
     """
     if kind == "instance" and not _has_objects(record):
         raise ValueError(
@@ -117,14 +154,15 @@ def load_segments(
             "INPUT.SEGMENTS semantic, or register a COCO JSON in DATASETS.COCO_JSON"
         )
     wanted = {class_id, *class_ids}
-    image, orientation = read_image(record["file_name"])
+    image, orientation = read(record["file_name"])
     masks = _class_masks(record)
     if _has_objects(record) and kind != "semantic":
         stored = _objects(record, wanted)
     else:
         stored = _regions(masks, wanted, background=kind == "semantic")
     mask = masks.get(class_id, np.zeros(image.shape[:2], np.uint8))
-    check_shows(mask, record, class_id)
+    if must_show:
+        check_shows(mask, record, class_id)
     mask = upright_mask(mask, image, orientation, record)
     return image, mask, [Segment(s.label, upright_mask(s.mask, image, orientation, record)) for s in stored]
 

@@ -96,6 +96,10 @@ class SupportView:
     window: Window  # the pixels of the support that the view shows
     mirrored: bool  # whether left and right are exchanged
 
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        """Return the part (h, w, ...) of the whole support, or of its mask, that the view shows."""
+        return self.window.of(picture)[:, :: -1 if self.mirrored else 1]
+
 
 def check_support_views(kinds: Sequence[str]) -> tuple[str, ...]:
     """Check FEW_SHOT.TEST.SUPPORT_VIEWS; ValueError for none, an unknown kind, or a kind listed twice."""

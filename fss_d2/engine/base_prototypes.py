@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fss_d2.data.augmentations import build_resize
@@ -23,7 +23,7 @@ from fss_d2.data.samples import BaseInstances, Instances
 from fss_d2.data.workers import init_worker
 from fss_d2.io.files import atomic_path
 from fss_d2.io.progress import track
-from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
+from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite, tensors_digest
 from fss_d2.modeling.layers import BaseKnowledge, soft_mask
 from fss_d2.modeling.meta_arch.image_model import ImageModel
 
@@ -146,7 +146,7 @@ def _cache_path(
     metadata = MetadataCatalog.get(name)
     depends = [
         [name, metadata.get("fold"), metadata.get("stuff_classes"), class_ids],
-        [cfg.MODEL.BACKBONE.NAME, repr(model.backbone), _weights_hash(model.backbone)],
+        [cfg.MODEL.BACKBONE.NAME, repr(model.backbone), tensors_digest(model.backbone.state_dict().items())],
         [cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.TEST_RESIZE],
         [c.IN_FEATURES, c.MIN_PIXELS],
     ]
@@ -166,14 +166,6 @@ def _file_states(record: Mapping[str, Any]) -> list[tuple[int, int] | None]:
         except (OSError, KeyError, TypeError):
             states.append(None)  # reading a missing file raises a clear error
     return states
-
-
-def _weights_hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path | None, knowledge: BaseKnowledge) -> Tensor | None:

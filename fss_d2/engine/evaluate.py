@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import (
@@ -25,11 +26,13 @@ from fss_d2.evaluation import (
     format_table,
 )
 from fss_d2.io.files import read_json_object, write_json
+from fss_d2.modeling.enlarged import EnlargingSegmentor
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
 
 from .episode_loop import run_loop
+from .feature_cache import open_features, with_features
 from .support_use import SUPPORT_USE, SupportUse
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
@@ -68,6 +71,25 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
             f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
             f"{unaveraged[0]!r} needs; set TEST.SCALES to ()"
         )
+    if cfg.TEST.ZOOM_TILES and unaveraged:
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} blends scores, not the proposals that TEST.EVALUATORS "
+            f"{unaveraged[0]!r} needs; set TEST.ZOOM_TILES to 0"
+        )
+
+
+def _segmentor(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model with what TEST.SCALES and TEST.ZOOM_TILES ask for."""
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    if not cfg.TEST.ZOOM_TILES:
+        return segmentor
+    if cfg.TEST.FRAME != "original":
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} needs TEST.FRAME 'original', not {cfg.TEST.FRAME!r}; "
+            "set TEST.ZOOM_TILES to 0"
+        )
+    first = [*build_view_resizes(cfg), build_resize(cfg)][0]
+    return EnlargingSegmentor(segmentor, model, first, cfg.TEST.ZOOM_TILES)
 
 
 def build_evaluators(
@@ -103,22 +125,25 @@ def evaluate(
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
-    model = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    features = open_features(cfg, model, shown=max(shown, cfg.TEST.PICTURES))
+    segmentor = _segmentor(cfg, model)
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:
             name = evaluation_name(dataset_name, shots)
             logger.info("Evaluating on %s", name)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / f"{dataset_name}_{shots}shot"
-            loader = build_few_shot_test_loader(cfg, dataset_name, shots=shots, episodes=episodes)
-            further = SUPPORT_USE in cfg.TEST.EVALUATORS and SupportUse(cfg, dataset_name, shots, episodes)
+            options = {"shots": shots, "episodes": episodes, "features": features}
+            loader = build_few_shot_test_loader(cfg, dataset_name, **options)
+            further = SUPPORT_USE in cfg.TEST.EVALUATORS and SupportUse(cfg, dataset_name, **options)
             evaluators: list[DatasetEvaluator] = [*build_evaluators(cfg, dataset_name, output_dir)]
             painters = [e for e in evaluators if isinstance(e, FewShotEvaluator)][:1] if shown else []
             evaluators += [EpisodePictures(shown, painter.predict) for painter in painters]
             _record_episodes(cfg, dataset_name, loader.sampler.episodes, output_dir)
-            results[name] = run_loop(model, loader, evaluators)
-            if further:
-                results[name][SUPPORT_USE] = further.run(model, output_dir)
+            with with_features(model, features):
+                results[name] = run_loop(segmentor, loader, evaluators)
+                if further:
+                    results[name][SUPPORT_USE] = further.run(segmentor, output_dir)
     if comm.is_main_process():
         _report(results)
     return results

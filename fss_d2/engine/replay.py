@@ -20,6 +20,7 @@ from fss_d2.data.episode import Episode
 from fss_d2.data.joined import training_set
 from fss_d2.io.files import read_json_object, shortened, write_json
 
+from .feature_cache import with_features
 from .stopping import Agreement, ConsoleLines
 from .train_loop import NonFiniteLoss, SeedIterations, SetModelIteration, seed_iteration
 
@@ -131,8 +132,9 @@ def replay(trainer: "Trainer", file: Path) -> None:
     if comm.is_main_process():
         console = trainer.build_writers()[0]
         trainer.register_hooks([ConsoleLines(console, cfg.SOLVER.LOG_PERIOD, trainer._agreement)])
-    TrainerBase.train(trainer, trainer.start_iter, iteration)
-    _compare(trainer, failure)
+    with with_features(trainer.checkpointer.model, trainer.features):
+        TrainerBase.train(trainer, trainer.start_iter, iteration)
+        _compare(trainer, failure)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
+from torch.utils.data import DataLoader
 
 import fss_d2.modeling  # noqa: F401  (fills Detectron2's registries)
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
 from fss_d2.data.build import build_few_shot_train_loader
+from fss_d2.data.feature_store import FeatureStore
 from fss_d2.io.files import shortened
 from fss_d2.io.state_dict import not_finite
 from fss_d2.modeling.build import build_model, has_base_knowledge
@@ -30,6 +32,7 @@ from .evaluate import (
     evaluation_name,
     write_summary,
 )
+from .feature_cache import open_features, with_features
 from .replay import Start, report_failure
 from .signals import Interrupted, StopRequest, signal_name
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
@@ -65,6 +68,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.results: Results | None = None
+        self.features: FeatureStore | None = None  # opened when the model has its weights
         self._start = Start()
         self._request = StopRequest()
         self._agreement = Agreement(self._request)
@@ -75,7 +79,7 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._trainer = AutocastTrainer(
             _distribute(model),
-            EpisodeStream(lambda start_iter: self.build_train_loader(cfg, start_iter=start_iter)),
+            EpisodeStream(self._loader_from),
             optimizer,
             clip=build_gradient_clipper(cfg),
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
@@ -108,11 +112,15 @@ class Trainer(DefaultTrainer):
                 "%s has %d iterations, more than SOLVER.MAX_ITER %d: it is evaluated as it is",
                 *(checkpoint, self.start_iter, self.max_iter),
             )
+        model = self.checkpointer.model
+        self.features = open_features(self.cfg, model, training=True)
         self.data_loader.start_at(self.start_iter)
         # A checkpoint to start from may hold another fold's classes; one to resume from is loaded to the bit.
-        model = self.checkpointer.model
         if not (checkpoint and has_base_knowledge(model)):
             fill_base_knowledge(self.cfg, model)
+
+    def _loader_from(self, start_iter: int) -> DataLoader[list[dict[str, Any]]]:
+        return self.build_train_loader(self.cfg, start_iter=start_iter, features=self.features)
 
     def train(self) -> Results | None:
         """Train, and return the scores of `evaluate` (None without test sets), also in ``results.json``.
@@ -128,7 +136,7 @@ class Trainer(DefaultTrainer):
             self.register_hooks([ConsoleLines(console, period, self._agreement)])
             self.register_hooks([hooks.PeriodicWriter(files, period)])
         self.register_hooks([StopOnSignal(self._agreement)])
-        with self._request.receiving():
+        with self._request.receiving(), with_features(self.checkpointer.model, self.features):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         if self.results:
             write_summary(self.cfg, self.results, weights=str(Path(self.cfg.OUTPUT_DIR) / "model_final.pth"))

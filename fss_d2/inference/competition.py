@@ -19,6 +19,7 @@ def share_out(
     present: Sequence[bool],
     evidence: np.ndarray | None = None,
     threshold: float = 0.5,
+    least: Sequence[float] = (),
 ) -> np.ndarray:
     """Give each pixel to one class, or to the background: (H, W) unsigned integers, i + 1 for class i.
 
@@ -32,6 +33,7 @@ def share_out(
         probability: (N, H, W), each class against its own background.
         present: of each class.
         evidence: (N, h, w), which covers the image at another resolution; None takes the probability.
+        least: see `without_specks`.
     """
     labels = np.zeros(probability.shape[1:], np.min_scalar_type(len(probability)))
     competing = np.flatnonzero(present)
@@ -43,14 +45,14 @@ def share_out(
         own = probability[i] if evidence is None else _at_size(evidence[i], labels.shape)
         wins = (probability[i] > threshold) & (own > best)
         labels[wins], best[wins] = i + 1, own[wins]
-    return without_specks(labels)
+    return without_specks(labels, least)
 
 
 def _at_size(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(values, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def without_specks(labels: np.ndarray) -> np.ndarray:
+def without_specks(labels: np.ndarray, least: Sequence[float] = ()) -> np.ndarray:
     """Give parts of a class that lie inside objects of other classes to the class most around them.
 
     A part is 8-connected. It changes its class if it has less than a tenth of the pixels of the connected
@@ -60,6 +62,7 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
 
     Args:
         labels: (H, W) unsigned integers, 0 background, i + 1 the i-th class.
+        least: of each class, the pixels of a part that is never a speck; empty knows no such size.
 
     Returns:
         (H, W) of the same type; ``labels`` itself where nothing changes.
@@ -73,6 +76,8 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
         others = around[:, 1:].sum(axis=1)
         speck = (areas < _SPECK_SHARE * _foreground(parts, areas)) & (others > around[:, 0])
         speck[0] = False
+        if least:
+            speck &= areas < np.array([0, *least])[classes]
         for label in present[present > 0].tolist():
             largest = np.where(classes == label, areas, 0).argmax()
             speck[largest] &= areas[largest] * LEAST_SHARE < labels.size

@@ -1,5 +1,6 @@
 """The result of segmenting an image."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -9,9 +10,11 @@ import numpy as np
 
 from .competition import LEAST_SHARE, share_out
 
-__all__ = ["Instance", "Prediction", "check_share", "expected_ious"]
+__all__ = ["Instance", "Prediction", "check_share", "expected_ious", "least_parts"]
 
 _USUAL = 0.5  # the threshold that the labels have
+_LEAST_OF_OBJECT = 0.1  # of the typical small object: the pixels of an instance
+_NO_SPECK = 0.25  # of the typical small object: a part of this size is an object of its own
 
 
 class Instance(NamedTuple):
@@ -40,6 +43,8 @@ class Prediction:
         present_above: a class of lower presence is judged absent, and has no mask; 0 judges none absent.
         evidence: (N, h, w) float32 at a lower resolution: of each class the lead of its object over its
             background by which classes compete; None takes the probability.
+        object_area: of each class of small objects that was seen enlarged (TEST.ZOOM_TILES), the area of a
+            typical one in the supports over that of their pictures.
     """
 
     names: tuple[str, ...]
@@ -49,6 +54,7 @@ class Prediction:
     presence: Mapping[str, float] = field(default_factory=dict)
     present_above: float = 0.0
     evidence: np.ndarray | None = None
+    object_area: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def present(self) -> dict[str, bool]:
@@ -128,7 +134,9 @@ class Prediction:
 
     def _shared_out(self, threshold: float) -> np.ndarray:
         present = list(self.present.values())
-        return share_out(self.probability, present, self.evidence, threshold).astype(self.labels.dtype)
+        least = least_parts(self.names, self.object_area, self.labels.size)
+        shared = share_out(self.probability, present, self.evidence, threshold, least)
+        return shared.astype(self.labels.dtype)
 
     def instances(self, min_area: int | None = None) -> list[Instance]:
         """`iter_instances` as a list; each mask has the size of the image."""
@@ -138,24 +146,38 @@ class Prediction:
         """The 8-connected parts of the masks, class by class, the largest first.
 
         Args:
-            min_area: pixels that a part must have; None takes 1/2000 of the image.
+            min_area: pixels that a part must have; None takes 1/2000 of the image, or a tenth of a typical
+                object where objects are small.
         """
-        if min_area is None:
-            min_area = self.labels.size // LEAST_SHARE
-        if min_area < 0:
+        if min_area is not None and min_area < 0:
             raise ValueError(f"min_area {min_area} is below 0: give a number of pixels")
         for number, (name, probability) in enumerate(zip(self.names, self.probability, strict=True), start=1):
+            least = self._least_area(name) if min_area is None else min_area
             _, parts, statistics, _ = cv2.connectedComponentsWithStats(
                 (self.labels == number).astype(np.uint8), connectivity=8
             )
             for part in np.argsort(-statistics[1:, cv2.CC_STAT_AREA], kind="stable") + 1:
                 left, top, width, height, area = statistics[part]
-                if area >= min_area:
+                if area >= least:
                     window = slice(top, top + height), slice(left, left + width)
                     region = parts[window] == part
                     mask = np.zeros(parts.shape, bool, order="F")  # as RLE runs: encoding is fast
                     mask[window] = region
                     yield Instance(name, mask, float(probability[window].mean(where=region)))
+
+    def _least_area(self, name: str) -> int:
+        """The pixels that a part of a class must have, unless the caller chooses."""
+        usual = self.labels.size // LEAST_SHARE
+        if name not in self.object_area:
+            return usual
+        return min(usual, int(_LEAST_OF_OBJECT * self.object_area[name] * self.labels.size))
+
+
+def least_parts(names: Iterable[str], object_area: Mapping[str, float], size: int) -> list[float]:
+    """The pixels of each class from which a part of it is never a speck, in an image of that many pixels."""
+    if not object_area:
+        return []
+    return [_NO_SPECK * object_area.get(name, math.inf) * size for name in names]
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,6 +3,8 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -22,6 +24,7 @@ from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling.enlarged import encode_enlarged, match_enlarged, merge_enlarged
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
@@ -68,6 +71,7 @@ class FewShotPredictor:
         resizes: Sequence[T.Augmentation],
         *,
         support_views: Sequence[str] = ("whole",),
+        zoom_tiles: int = 0,
         settings: Mapping[str, str] | None = None,
         quality: QualityModel | None = None,
         present_above: float | None = None,
@@ -77,6 +81,7 @@ class FewShotPredictor:
         Args:
             resizes: bring an image to each size at which the model runs; at least one.
             support_views: in which each support is shown (`fss_d2.data.views`).
+            zoom_tiles: most tiles in which a square image of small objects is seen; 0 never enlarges.
             settings: what encoded supports depend on besides the weights, for support files.
             quality: for `Prediction.expected_iou`; None takes the prior.
             present_above: as the attribute of `Prediction`; None takes that of the model.
@@ -88,6 +93,7 @@ class FewShotPredictor:
         self.model = model.eval()
         self._resizes = tuple(resizes)
         self._support_views = check_support_views(support_views)
+        self._zoom_tiles = zoom_tiles
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
         fitted = bool(model.presence.state_dict())  # numbers of the prior are not in it
@@ -134,6 +140,7 @@ class FewShotPredictor:
             model,
             resizes,
             support_views=views,
+            zoom_tiles=cfg.TEST.ZOOM_TILES,
             settings=settings,
             quality=quality,
             present_above=present_above,
@@ -142,7 +149,7 @@ class FewShotPredictor:
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
         shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
-        shared["present_above"] = self.present_above
+        shared |= {"present_above": self.present_above, "zoom_tiles": self._zoom_tiles}
         return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
@@ -289,7 +296,7 @@ class FewShotPredictor:
         """Run the backbone on an image, to segment it with several support sets."""
         pixels, _ = read_picture(image)
         samples = self._at_each_size(pixels)
-        return self._as_query(pixels.shape[:2], samples, self._features([s.image[None] for s in samples]))
+        return self._as_query(pixels, samples, self._features([s.image[None] for s in samples]))
 
     @torch.no_grad()
     def predict(self, image: Picture | EncodedImage) -> Prediction:
@@ -306,9 +313,12 @@ class FewShotPredictor:
     def predict_batch(self, images: Sequence[Picture]) -> list[Prediction]:
         """Segment several images; those with the same network input size run as one batch.
 
-        The results equal those of `predict` except for rounding. All images are in memory at once.
+        The results equal those of `predict` except for rounding. All images are in memory at once. If small
+        objects are seen enlarged, the images run one by one.
         """
         supports = self.supports
+        if any(support.enlarged for support in supports.values()):
+            return [self._segment(self.encode_image(image), supports) for image in images]
         samples, sizes, groups = [], [], defaultdict(list)
         for number, image in enumerate(images):
             pixels, _ = read_picture(image, f"image {number + 1}")
@@ -356,8 +366,9 @@ class FewShotPredictor:
             if i in wanted:
                 samples, whole = self._whole(image, views)
                 features = self._features([sample.image[None] for sample in samples])
-                queries[i], known = self._as_query(mask.shape, samples, features), features if whole else []
-            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, known))
+                queries[i], known = self._as_query(image, samples, features), features if whole else []
+            part = self._encode_views(views, encoded[0].sizes if encoded else None, known)
+            encoded.append(self._with_windows(part, image, mask, encoded))
         against = self._with_negatives(encoded[0], read_negatives(negatives)) if negatives else None
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
@@ -416,8 +427,10 @@ class FewShotPredictor:
         count = len(after.frames) if after else 0
         for number, pair in enumerate(pairs, start=count + 1):
             where = f"{name}, support {number}"
-            views = self._views(*read_support(*pair, where, rule), where)
-            parts.append(self._encode_views(views, parts[0].sizes if parts else None))
+            image, mask = read_support(*pair, where, rule)
+            views = self._views(image, mask, where)
+            part = self._encode_views(views, parts[0].sizes if parts else None)
+            parts.append(self._with_windows(part, image, mask, parts))
         return self._merge(parts)
 
     def _encode_views(
@@ -448,6 +461,16 @@ class FewShotPredictor:
     def _with_negatives(self, support: ClassSupport, negatives: Sequence[Negative]) -> ClassSupport:
         return add_negatives(self.model, self._at_each_size, support, negatives)
 
+    def _with_windows(
+        self, support: ClassSupport, image: np.ndarray, mask: np.ndarray, others: Sequence[ClassSupport]
+    ) -> ClassSupport:
+        """Add the windows of a support of small objects, at the size of those of the others of its class."""
+        sizes = (one.support.size for other in others for one in other.windows if one)
+        windows = encode_enlarged(
+            self.model, self._resizes[0], image, mask, self._zoom_tiles, next(sizes, None)
+        )
+        return replace(support, windows=(windows,))
+
     def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The backbone's maps of images (1, 3, H, W)."""
         return [self.model.extract(self.model.normalise(image)) for image in images]
@@ -462,29 +485,34 @@ class FewShotPredictor:
         return self._at_each_size(image), False
 
     def _as_query(
-        self, size: Size, samples: Sequence[Sample], features: Sequence[Mapping[str, Tensor]]
+        self, image: np.ndarray, samples: Sequence[Sample], features: Sequence[Mapping[str, Tensor]]
     ) -> EncodedImage:
-        """Encode an image of that size from its samples and their features."""
+        """Encode an image from its samples and their features."""
         pairs = zip(samples, features, strict=True)
         queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
-        return EncodedImage(size, queries, tuple(map(_valid_size, samples)))
+        return EncodedImage(image, queries, tuple(map(_valid_size, samples)))
 
     def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
         frames = [(image.size, image.valid_sizes)]
-        return segment(self.model, image.queries, frames, supports, self.quality, self.present_above)[0]
+        enlarge = partial(match_enlarged, self.model, self._resizes[0], image.pixels)
+        limits = self.quality, self.present_above
+        return segment(self.model, image.queries, frames, supports, *limits, enlarge)[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
-        return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
+        frames = tuple(chain.from_iterable(part.frames for part in parts))
+        windows = tuple(chain.from_iterable(part.windows for part in parts))
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
         """Some supports of a class, each with all its views."""
         ends = np.cumsum([len(views) for views in support.frames])
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
-        return ClassSupport(sets, tuple(support.frames[i] for i in kept))
+        frames, windows = (tuple(of_each[i] for i in kept) for of_each in (support.frames, support.windows))
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""

@@ -1,13 +1,15 @@
 """Encoded images and encoded supports give predictions."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
+from fss_d2.modeling.enlarged import Enlarged
 from fss_d2.modeling.evidence import DEEP
 from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.layers import resize
@@ -15,7 +17,7 @@ from fss_d2.modeling.meta_arch.contract import Output
 
 from .competition import share_out
 from .mask_signals import MaskScores, signals
-from .prediction import Prediction
+from .prediction import Prediction, least_parts
 from .quality import QualityModel
 from .support_file import ClassSupport
 
@@ -27,6 +29,7 @@ _ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 Size = tuple[int, int]
 Frame = tuple[Size, Sequence[Size]]  # (height, width) of an image, and `EncodedImage.valid_sizes`
+Enlarge = Callable[[Enlarged, Output], Output]  # `match_enlarged` of an image
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,19 @@ class EncodedImage:
     """An image encoded by `FewShotPredictor.encode_image`, for any number of support sets.
 
     Attributes:
-        size: (height, width) of the image.
+        pixels: the image (H, W, 3) uint8, from which tiles are cut for small objects.
         queries: one per size at which the model runs.
         valid_sizes: (height, width) of the part of each query that is not padding.
     """
 
-    size: Size
+    pixels: np.ndarray
     queries: tuple[QueryFeatures, ...]
     valid_sizes: tuple[Size, ...]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image."""
+        return self.pixels.shape[:2]
 
 
 def segment(
@@ -51,25 +59,32 @@ def segment(
     supports: Mapping[str, ClassSupport],
     quality: QualityModel,
     present_above: float,
+    enlarge: Enlarge | None = None,
 ) -> list[Prediction]:
     """Segment images that were encoded as one batch, with the frame of each; FloatingPointError for NaN.
 
-    ``present_above`` is that of `Prediction`.
+    ``present_above`` is that of `Prediction`. ``enlarge`` is for classes of small objects, in one image at a
+    time.
     """
     names = tuple(supports)
     probability = [np.empty((len(names), *size), np.float32) for size, _ in frames]
     evidence = [np.empty((len(names), *valid_sizes[0]), np.float32) for _, valid_sizes in frames]
     scores, similar, presence = [], [], []
     for i, support in enumerate(supports.values()):
-        outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
-        scores.append(_network_leads(outputs[0], frames))
-        similar.append(_similarity(queries[0], support.sets[0]))
+        if support.enlarged is None:
+            outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
+            of_class, network = frames, outputs[0]
+        else:
+            outputs, of_class, network = _enlarged(model, queries[0], support, frames[0], enlarge)
+        scores.append(_network_leads(network, frames))
+        alone = network.logits.new_zeros(())
+        similar.append(_similarity(queries[0], support.sets[0]) if len(names) > 1 else alone)
         presence.append(torch.stack([output.presence for output in outputs]).mean(dim=0).sigmoid())
-        for row, frame in enumerate(frames):
+        for row, frame in enumerate(of_class):
             if len(names) > 1:
                 own = [output.own_logits[row].clone() for output in outputs]
-                evidence[row][i] = _lead(model, own, (frame[1][0], frame[1])).numpy()
-                height, width = frame[1][0]
+                height, width = frames[row][1][0]
+                evidence[row][i] = _lead(model, own, ((height, width), frame[1])).numpy()
                 evidence[row][i] += similar[i][row, :height, :width].cpu().numpy()
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
@@ -79,12 +94,15 @@ def segment(
     given = torch.stack(presence)  # (N, B)
     sets = [support.sets[0] for support in supports.values()]
     expected = _expected(queries[0], sets, scores, similar, given >= present_above, quality)
+    areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
     predictions = []
     for row, (known, of_class) in enumerate(zip(expected, given.T.tolist(), strict=True)):
         rivals = evidence[row] if len(names) > 1 else None
-        labels = share_out(probability[row], [value >= present_above for value in of_class], rivals)
+        shown = [value >= present_above for value in of_class]
+        least = least_parts(names, areas, probability[row][0].size)
+        labels = share_out(probability[row], shown, rivals, least=least)
         values = dict(zip(names, known, strict=True)), dict(zip(names, of_class, strict=True))
-        predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals))
+        predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals, areas))
     return predictions
 
 
@@ -94,14 +112,32 @@ def _similarity(query: QueryFeatures, support: SupportSet) -> Tensor:
     The mean of the largest cosines of the deep features with cells of the object, by which classes compare
     better than by their leads alone (docs/BENCHMARKS.md).
     """
-    maps, shares = (
-        support.evidence.maps[DEEP][0],
-        support.evidence.objects[DEEP][0],
-    )  # (K, C, h, w), (K, h, w)
+    maps = support.evidence.maps[DEEP][0]  # (K, C, h, w)
+    shares = support.evidence.objects[DEEP][0]  # (K, h, w)
     cells = maps.movedim(1, -1)[shares >= min(0.5, float(shares.max()))]  # (n, C)
     cosines = torch.einsum("bchw,nc->bnhw", query.evidence.maps[DEEP], cells)
     nearest = _SIMILARITY * cosines.topk(min(_NEAREST, len(cells)), dim=1).values.mean(dim=1, keepdim=True)
     return resize(nearest, query.size, align_corners=False)[:, 0]
+
+
+def _enlarged(
+    model: FewShotSegmentor, query: QueryFeatures, support: ClassSupport, frame: Frame, enlarge: Enlarge
+) -> tuple[list[Output], list[Frame], Output]:
+    """Segment an image with a class of small objects.
+
+    Returns the output for the enlarged image, its frame, and the same at the size of the network's input.
+    """
+    size, ((height, width), *_) = frame
+    whole = model.match(query, support.sets[0], refined=False)
+    output = enlarge(support.enlarged, replace(whole, logits=whole.logits[:, :, :height, :width]))
+    padding = (0, query.size[1] - width, 0, query.size[0] - height)
+    at_network = (
+        F.pad(resize(logits, (height, width), align_corners=False), padding)
+        for logits in (output.logits, output.own_logits)
+    )
+    logits, own = at_network
+    frames = [(size, [tuple(output.logits.shape[2:])])]
+    return [output], frames, replace(output, logits=logits, unrefined=own)
 
 
 def _network_leads(output: Output, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:

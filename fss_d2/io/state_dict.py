@@ -1,5 +1,6 @@
 """State dicts of models: read from weight files, unwrapped, and what they consist of."""
 
+import hashlib
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from fss_d2.io.weight_files import UNREADABLE, ForbiddenPickle, UnreadableError,
 from fss_d2.model_zoo import register_paths
 
 __all__ = [
+    "AUXILIARY",
     "UNREADABLE",
     "ForbiddenPickle",
     "bare_name",
@@ -30,6 +32,7 @@ __all__ = [
     "read_content",
     "read_state_dict",
     "state_dict_of",
+    "tensors_digest",
 ]
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ _COPIES = (
 # What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into names.
 _ADDED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BACKBONE = "backbone."
+AUXILIARY = "auxiliary."  # names of what a model has for its training alone
 
 
 def local_file(path: str, key: str) -> str:
@@ -209,8 +213,11 @@ def not_finite(content: Any, name: str = "") -> Iterator[str]:
 
 
 def head_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors without those of its backbone; ValueError if there are no others."""
-    head = {name: tensor for name, tensor in weights.items() if not name.startswith(_BACKBONE)}
+    """Return a model's tensors without those of its backbone and those that only a training needs.
+
+    ValueError if there are no others.
+    """
+    head = {n: tensor for n, tensor in weights.items() if not n.startswith((_BACKBONE, AUXILIARY))}
     if not head:
         raise ValueError("the checkpoint holds a backbone only: give the checkpoint of a trained method")
     return head
@@ -234,3 +241,12 @@ def is_head_file(path: str) -> bool:
         return os.path.isfile(local) and is_head(state_dict_of(load_plain(local, values=False), path))
     except (*UNREADABLE, OSError):
         return False
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of the names and values of tensors, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -20,14 +20,14 @@ from .logistic import CLIP, Logistic
 
 __all__ = ["SIGNALS", "Guide", "Presence", "guide_of"]
 
-SIGNALS = ("nearest", "whole", "unity", "contrast", "in_mask", "highest", "mean", "sharpness")
+SIGNALS = ("nearest", "whole", "unity", "contrast", "in_mask", "highest", "mean", "sharpness", "own")
 
 # For features as they are, of EfficientNet-Lite0 and ResNets; rough, and with weights that suit any method.
 _PRIOR = Logistic(
     bias=0.0,
-    means=(0.40, 0.25, 0.90, 0.10, 0.33, 0.90, 0.25, 0.75),
-    scales=(0.13, 0.12, 0.10, 0.08, 0.12, 0.12, 0.15, 0.12),
-    weights=(1.2, 0.4, -0.3, 0.2, 0.2, 0.1, -0.1, 0.2),
+    means=(0.40, 0.25, 0.90, 0.10, 0.33, 0.90, 0.25, 0.75, 0.0),
+    scales=(0.13, 0.12, 0.10, 0.08, 0.12, 0.12, 0.15, 0.12, 2.0),
+    weights=(1.2, 0.4, -0.3, 0.2, 0.2, 0.1, -0.1, 0.2, 2.0),
 )
 _PREFIX = "presence."  # of the names in a state dict
 _HARD = 0.05  # temperature of the choice of those parts of a negative that resemble the object
@@ -99,20 +99,24 @@ class Presence(nn.Module):
         for name, values in numbers.items():
             self.register_buffer(name, values, persistent=persistent)
 
-    def forward(self, query: Evidence, guide: Guide, probability: Tensor) -> Tensor:
+    def forward(
+        self, query: Evidence, guide: Guide, probability: Tensor, own: Tensor | None = None
+    ) -> Tensor:
         """Logits (B,) of the presence; arguments as `signals`."""
-        signals = self.signals(query, guide, probability)
+        signals = self.signals(query, guide, probability, own)
         return ((signals - self.means) / self.scales).clamp(-CLIP, CLIP) @ self.weights + self.bias
 
-    def signals(self, query: Evidence, guide: Guide, probability: Tensor) -> Tensor:
+    def signals(
+        self, query: Evidence, guide: Guide, probability: Tensor, own: Tensor | None = None
+    ) -> Tensor:
         """The `SIGNALS` of B queries, (B, S) float32, from the method's probability (B, H, W) as well.
 
         With the mean of the supports' unit vectors as the object's: nearest: the largest cosine of a cell of
         the query; whole: that of the mean of its cells; unity: the length of that mean, 1 for equal supports;
         contrast: the largest lead of a cell over the similarity to the supports' background; in_mask: mean
         cosine where the method sees the object. highest, mean, sharpness: largest and mean probability, and
-        its mean where it exceeds 0.5. A cell that resembles a negative more counts as less similar, by the
-        difference.
+        its mean where it exceeds 0.5; own: the method's own logit (B,), 0 of a method that has none. A cell
+        that resembles a negative more counts as less similar, by the difference.
         """
         maps = self._compared(query.maps[DEEP], dim=1)  # (B, C, h, w)
         mean = self._compared(guide.objects).mean(dim=1)  # (B, C)
@@ -137,6 +141,7 @@ class Presence(nn.Module):
             probability.amax(dim=(1, 2)),
             probability.mean(dim=(1, 2)),
             (probability * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1),
+            torch.zeros_like(joint[:, 0]) if own is None else own.float(),
         ]
         return torch.stack(values, dim=1)
 

@@ -127,7 +127,6 @@ def test_a_set_that_has_no_such_pictures(key: str) -> None:
         ("FEW_SHOT.TRAIN.NEGATIVES", 1.5, r"FEW_SHOT\.TRAIN\.NEGATIVES 1\.5 is no share: give 0 to 1"),
         ("FEW_SHOT.TRAIN.PASTE_COPIES", -0.1, r"PASTE_COPIES -0\.1 is no share"),
         ("FEW_SHOT.TRAIN.NEGATIVES_START", -1, r"NEGATIVES_START -1 must not be negative"),
-        ("INPUT.SEGMENTS", "semantic", r"NEGATIVES, .* do not go with INPUT\.SEGMENTS: set them to 0"),
     ],
 )
 def test_keys_are_checked(key: str, value: Any, message: str) -> None:

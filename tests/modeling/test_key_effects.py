@@ -112,6 +112,22 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "PPM_BINS": ((1, 2),),
         "CKMM": (True,),
     },
+    "MODEL.DENSE_CORRELATION on DenseCorrelation": {
+        "CORRELATION_FEATURES": (("res5",),),
+        "EMBEDDING_FEATURES": (("res5",),),
+        "SKIP_FEATURES": (("res4", "res3", "res3"),),
+        "TEMPERATURE": (0.1,),
+        "EMBEDDING_DIM": (8,),
+        "WIDTH": (16,),
+        "SKIP_WIDTHS": ((8, 8, 8),),
+        "DECODER_WIDTHS": ((8, 8, 8),),
+        "DROPOUT": (0.5,),
+        "NEGATIVE_WEIGHT": (1.0, "MODEL.DENSE_CORRELATION.NEGATIVE_START", 0.0),
+        "NEGATIVE_START": (0.0,),
+        "PRESENCE_WEIGHT": (0.1,),
+        "CLASS_WEIGHT": (0.3,),
+        "NUM_CLASSES": (4, "MODEL.DENSE_CORRELATION.CLASS_WEIGHT", 0.3),
+    },
     "MODEL.MM_FORMER on MMFormer": {
         "FEATURES": ("pixel_decoder",),
         "SELF_ALIGNMENT": (False,),
@@ -209,7 +225,10 @@ def outcome(method: str, *settings: Any) -> dict[str, Tensor]:
     found |= {f"map {n}": t for n, t in result["aux"].items()} | {"scores": result.get("sem_seg", size)}
     if getattr(model, "trainable", True):
         torch.manual_seed(0)
-        losses = model.train()([with_segments(make_episode(seed, 1, size)) for seed in (0, 1)])
+        episodes = [with_segments(make_episode(seed, 1, size)) for seed in (0, 1)]
+        if method == "DenseCorrelation":  # which learns from queries without the object
+            episodes.append({**episodes[0], "sem_seg": torch.zeros_like(episodes[0]["sem_seg"])})
+        losses = model.train()(episodes)
         found |= losses
         sum(losses.values()).backward()
         found |= {f"gradient {n}": torch.tensor(p.grad is not None) for n, p in model.named_parameters()}

