@@ -24,9 +24,10 @@ def share_out(
     """Give each pixel to one class, or to the background: (H, W) unsigned integers, i + 1 for class i.
 
     A class that is present claims a pixel where its probability exceeds the threshold. Of several, the one
-    with the most evidence gets it. That is the lead of object over background before the refinement:
-    refinement sets a lead of 0.04 wherever it changes a label, so that leads after it say little about two
-    classes, and would speckle an object with the others.
+    with the most evidence gets it. That is the lead of object over background before the refinement, and how
+    much the features resemble the object (`fss_d2.inference.segment`). Refinement sets a lead of 0.04
+    wherever it changes a label, so that leads after it say little about two classes, and would speckle an
+    object with the others.
 
     Args:
         probability: (N, H, W), each class against its own background.

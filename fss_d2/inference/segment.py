@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fss_d2.modeling import FewShotSegmentor, QueryFeatures, SupportSet
 from fss_d2.modeling.enlarged import Enlarged
+from fss_d2.modeling.evidence import DEEP
 from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.layers import resize
 from fss_d2.modeling.meta_arch.contract import Output
@@ -22,6 +23,8 @@ from .support_file import ClassSupport
 
 __all__ = ["EncodedImage", "segment"]
 
+_SIMILARITY = 10.0  # weight of a cosine against a lead, in the competition of classes
+_NEAREST = 5  # cells of the object that are compared
 _ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 Size = tuple[int, int]
@@ -66,7 +69,7 @@ def segment(
     names = tuple(supports)
     probability = [np.empty((len(names), *size), np.float32) for size, _ in frames]
     evidence = [np.empty((len(names), *valid_sizes[0]), np.float32) for _, valid_sizes in frames]
-    scores, presence = [], []
+    scores, similar, presence = [], [], []
     for i, support in enumerate(supports.values()):
         if support.enlarged is None:
             outputs = [model.match(q, s) for q, s in zip(queries, support.sets, strict=True)]
@@ -74,11 +77,15 @@ def segment(
         else:
             outputs, of_class, network = _enlarged(model, queries[0], support, frames[0], enlarge)
         scores.append(_network_leads(network, frames))
+        alone = network.logits.new_zeros(())
+        similar.append(_similarity(queries[0], support.sets[0]) if len(names) > 1 else alone)
         presence.append(torch.stack([output.presence for output in outputs]).mean(dim=0).sigmoid())
         for row, frame in enumerate(of_class):
             if len(names) > 1:
                 own = [output.own_logits[row].clone() for output in outputs]
-                evidence[row][i] = _lead(model, own, (frames[row][1][0], frame[1])).numpy()
+                height, width = frames[row][1][0]
+                evidence[row][i] = _lead(model, own, ((height, width), frame[1])).numpy()
+                evidence[row][i] += similar[i][row, :height, :width].cpu().numpy()
             lead = _lead(model, [output.logits[row] for output in outputs], frame)
             if lead.isnan().any():
                 fix = "check the model's weights, or encode the supports anew"
@@ -86,7 +93,7 @@ def segment(
             probability[row][i] = _probability(lead)
     given = torch.stack(presence)  # (N, B)
     sets = [support.sets[0] for support in supports.values()]
-    expected = _expected(queries[0], sets, scores, given >= present_above, quality)
+    expected = _expected(queries[0], sets, scores, similar, given >= present_above, quality)
     areas = {name: s.enlarged.zoom.area for name, s in supports.items() if s.enlarged is not None}
     predictions = []
     for row, (known, of_class) in enumerate(zip(expected, given.T.tolist(), strict=True)):
@@ -97,6 +104,20 @@ def segment(
         values = dict(zip(names, known, strict=True)), dict(zip(names, of_class, strict=True))
         predictions.append(Prediction(names, probability[row], labels, *values, present_above, rivals, areas))
     return predictions
+
+
+def _similarity(query: QueryFeatures, support: SupportSet) -> Tensor:
+    """How much the cells of queries resemble the object of a class, in units of a lead: (B, H, W).
+
+    The mean of the largest cosines of the deep features with cells of the object, by which classes compare
+    better than by their leads alone (docs/BENCHMARKS.md).
+    """
+    maps = support.evidence.maps[DEEP][0]  # (K, C, h, w)
+    shares = support.evidence.objects[DEEP][0]  # (K, h, w)
+    cells = maps.movedim(1, -1)[shares >= min(0.5, float(shares.max()))]  # (n, C)
+    cosines = torch.einsum("bchw,nc->bnhw", query.evidence.maps[DEEP], cells)
+    nearest = _SIMILARITY * cosines.topk(min(_NEAREST, len(cells)), dim=1).values.mean(dim=1, keepdim=True)
+    return resize(nearest, query.size, align_corners=False)[:, 0]
 
 
 def _enlarged(
@@ -155,18 +176,21 @@ def _expected(
     query: QueryFeatures,
     supports: Sequence[SupportSet],
     scores: Sequence[tuple[Tensor, Tensor]],
+    similar: Sequence[Tensor],
     present: Tensor,
     quality: QualityModel,
 ) -> list[list[float]]:
     """The expected IoU of each class in each image; everything leaves the device at once.
 
     ``scores`` are, of each class, the leads (B, H, W) at the size of the network's input, after and before
-    the refinement. Those that are ``present`` (N, B) compete; each other class has all that it claims.
+    the refinement, to which ``similar`` (B, H, W) adds where classes compete. Those that are ``present``
+    (N, B) compete; each other class has all that it claims.
     """
     leads, own = (torch.stack(maps) for maps in zip(*scores, strict=True))  # (N, B, H, W)
     claimed = leads > 0
     present = present[:, :, None, None]
-    winner = own.masked_fill(~(claimed & present), -torch.inf).argmax(dim=0)
+    rivals = own + torch.stack(list(similar))
+    winner = rivals.masked_fill(~(claimed & present), -torch.inf).argmax(dim=0)
     rows = []
     for i, support in enumerate(supports):
         masks = MaskScores(claimed[i] & ((winner == i) | ~present[i]), leads[i].sigmoid(), own[i].sigmoid())

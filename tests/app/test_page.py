@@ -18,6 +18,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 from fss_d2.app import server
 from fss_d2.app.events import plain
 from fss_d2.app.session import Session
+from fss_d2.label import REVIEW_BELOW
 from tests.app.client import Visitor, file_value
 from tests.app.pages import SIZE, disc, disc_mask, page, save
 
@@ -88,7 +89,8 @@ def test_what_does_not_show_the_object(tmp_path: Path) -> None:
         assert shown == [] and present(table) < before
         values, _ = visitor.do("set_present_above", "Prototype", 0.5, 0.9)
         assert 'data-pixels="0"' in values[1] and "<td>not found</td>" in values[1]
-        assert values[0]["value"][0]["caption"] == "⚠ disc75.png"
+        sign = "⚠" if 1 - present(table) < REVIEW_BELOW else "∅"
+        assert values[0]["value"][0]["caption"] == f"{sign} disc75.png"
         assert f"nothing found; probability that it is there: disc {present(table):.2f}." in values[7]
         visitor.do("set_present_above", "Prototype", 0.5, 0)
         (gallery, *_), _ = visitor.do("remove")

@@ -68,9 +68,9 @@ def count_backbone_passes(predictor: FewShotPredictor, monkeypatch: pytest.Monke
     backbone, images = predictor.model.backbone, []
     forward = backbone.forward
 
-    def counted(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counted(x: torch.Tensor, *names: Any) -> dict[str, torch.Tensor]:
         images.extend([None] * len(x))
-        return forward(x)
+        return forward(x, *names)
 
     def calls() -> int:
         count = len(images)
