@@ -17,7 +17,7 @@ setup:  ## make .venv with everything in it (a no-op when it is up to date)
 check: setup  ## say what is right and wrong with the environment
 	@$(RUN) -m fss_d2.check_env
 
-demo: setup  ## train DCAMA on embedded data, evaluate it, draw a picture grid (minutes, CPU is enough)
+demo: setup  ## label real pictures, then train on embedded data and evaluate (minutes, CPU is enough)
 	@$(RUN) demo/glyphs_demo.py
 
 lint: setup  ## ruff: lint and format check

@@ -46,6 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     note = "in pixels; one per --support, or several for a single one"
     add("--support-box", **corners, action="append", default=[], help=note)
     command_line.add_mask_values(parser)
+    command_line.add_presence(parser)
     add("--class-name", default="object", metavar="NAME", help="if no folder names it")
     add("--input", nargs="+", required=True, metavar="IMAGE", help="files, folders, 'a/*.jpg'")
     add("--output", type=command_line.path_option, required=True, metavar="FOLDER")
@@ -88,13 +89,16 @@ def read_support_arguments(args: argparse.Namespace) -> Supports:
 def run(args: argparse.Namespace, device: str) -> None:
     """Segment in one process its share of the images."""
     from fss_d2.inference.predictor import FewShotPredictor
+    from fss_d2.label.negatives import as_pairs, read_negatives
     from fss_d2.label.pictures import plan_pictures, segment_pictures
 
     command_line.start_log()
     supports = read_support_arguments(args)
     job = plan_pictures(args.input, args.output, args.save, overwrite=args.overwrite)
+    negatives = as_pairs(read_negatives(args.negative, supports))
     options = {"weights": args.weights, "opts": args.opts, "device": device}
-    segment_pictures(job, FewShotPredictor.from_config(args.config_file, **options), supports)
+    options["present_above"] = args.present_above
+    segment_pictures(job, FewShotPredictor.from_config(args.config_file, **options), supports, negatives)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

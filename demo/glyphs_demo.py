@@ -5,7 +5,7 @@ import sys
 from functools import partial
 
 from fss_d2.engine.command_line import run_command
-from fss_d2.engine.glyphs_demo import main
+from fss_d2.label.demo_command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(partial(main, sys.argv[1:])))

@@ -17,7 +17,7 @@ _COMMANDS = {
     "app": ("fss_d2.app.command", "serve the web page: paint on a few pictures, find in others"),
     "export": ("fss_d2.inference.export_command", "write a model with its supports as one file (ONNX, ...)"),
     "check": ("fss_d2.check_env", "say what is right and wrong with the environment"),
-    "demo": ("fss_d2.engine.glyphs_demo", "train and evaluate on embedded drawings, minutes on a CPU"),
+    "demo": ("fss_d2.label.demo_command", "label real pictures, then train on drawings: minutes on a CPU"),
 }
 
 

@@ -25,7 +25,7 @@ _LEAST = {
     **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.LOG_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0},
     **{"DATALOADER.FEATURE_CACHE_VARIANTS": 0},
     **{"FEW_SHOT.SEED": 0, "FEW_SHOT.TEST.SEED": 0, "FEW_SHOT.TEST.EPISODES": 0},
-    **{"TEST.PERIODIC_EPISODES": 0, "TEST.PICTURES": 0},
+    **{"TEST.PERIODIC_EPISODES": 0, "TEST.ZOOM_TILES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
 _UNKNOWN = object()
@@ -377,6 +377,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # After the network, at its size: "grabcut" moves masks to the outlines that the colours of the image show
     # (OpenCV's GrabCut, for any method); "" nothing.
     cfg.TEST.REFINEMENT = ""
+    # Most tiles of a square query, 0 for none: if the supports show several small objects each, queries are
+    # seen in overlapping tiles and supports in windows, so that an object has a third of the input's side.
+    cfg.TEST.ZOOM_TILES = 0
     # What the presence of the object decides about masks: "off" nothing, as in the published protocols;
     # "gate" takes away the mask where the object is more likely absent than there.
     cfg.TEST.PRESENCE = "off"

@@ -17,6 +17,7 @@ from fss_d2.data import get_records, register_coco_json
 from fss_d2.data.images import read_image
 from fss_d2.inference.export import format_of
 from fss_d2.label.job import Job, find_images, run_job
+from fss_d2.label.negatives import read_negatives
 from fss_d2.label.supports import read_supports
 from tests.data.test_mask_decoding import ALL, OBJECTS, SOFT, VOC, VOID, cut_out, palette
 from tests.data.test_pairs import touch
@@ -321,6 +322,9 @@ CASES: list[tuple[str, Producer]] = [
     ("mask_values names", partial(masked, mask=ALL, rule="cups=1")),
     ("frame=upright or frame=stored", partial(masked, mask=VOID, orientation=3)),
     # Pairs and folders.
+    ("give a picture or folder", lambda f: read_negatives([str(f / "gone")], ["cup"])),
+    ("there is no class <class> either", lambda f: read_negatives([f"cap={f}"], ["cup"])),
+    ("holds no picture: give", lambda f: read_negatives([str(f)], ["cup"])),
     ("has no mask", lambda f: laid_out(f, "a.jpg")),
     (
         "has no image in <folder>: add",

@@ -91,7 +91,9 @@ def test_a_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if name.startswith("fss_d2/")}
         wheel.extractall(tmp_path / "installed")
-    needed = [path for kind in ("py", "yaml", "pth", "json") for path in (ROOT / "fss_d2").rglob(f"*.{kind}")]
+    needed = [
+        path for kind in ("py", "yaml", "pth", "json", "png") for path in (ROOT / "fss_d2").rglob(f"*.{kind}")
+    ]
     assert names >= {path.relative_to(ROOT).as_posix() for path in needed}
     for command in (
         "--version",

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,11 +16,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 
 from fss_d2.config import load_config
-from fss_d2.data import get_records
-from fss_d2.data.datasets.glyphs import write_glyphs
 from fss_d2.modeling.build import build_model
 from fss_d2.modeling.keys import KEY_GROUPS
-from fss_d2.visualization.tiles import CAPTION_HEIGHT, GAP
 from tests.modeling import test_meta_arch
 from tools import reproduce
 
@@ -148,27 +144,6 @@ def test_python_runs(page: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_
             exec(compile(block, page, "exec"), namespace)
     assert namespace["prediction"].masks[name].shape == (240, 320)
     assert (tmp_path / "cat.pth").is_file() == (page == "GETTING_STARTED.md")
-
-
-def test_the_figure_of_the_readme_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A row per class of the query; a class without a support is named."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    write_glyphs(tmp_path, size=64, images_per_class=2)
-    config = tmp_path / "config.yaml"
-    base = ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml"
-    config.write_text(f"_BASE_: {base}\nMODEL: {{BACKBONE: {{WEIGHTS: ''}}}}\n")
-    alone = {r["classes"][0] for r in get_records("glyphs_fold0_val") if len(r["classes"]) == 1}
-    shown = {r["image_id"]: r["classes"] for r in get_records("glyphs_fold0_val")}
-    drawable = [i for i, classes in shown.items() if set(classes) <= alone]
-    query = max(drawable, key=lambda i: len(shown[i]))
-    figure = runpy.run_path(str(ROOT / "demo/readme_figure.py"))["main"]
-    output = ["--config-file", str(config), "--height", "50", "--output", str(tmp_path / "figure.png")]
-    figure([*output, "--query", str(query)])
-    rows = len(shown[query])
-    picture = Image.open(tmp_path / "figure.png")
-    assert picture.size == (3 * 50 + 2 * GAP, rows * (50 + CAPTION_HEIGHT) + (rows - 1) * GAP)
-    with pytest.raises(ValueError, match="there is no picture 999 in glyphs_fold0_val"):
-        figure([*output, "--query", "999"])
 
 
 @pytest.fixture

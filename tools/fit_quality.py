@@ -123,7 +123,7 @@ def collect(args: argparse.Namespace, data: dict[str, list[Support]]) -> tuple[l
         file = str(DEFAULT_CONFIG if config == "DEFAULT" else config)
         device = ["MODEL.DEVICE", args.device] if args.device else []
         cfg = load_config(file, [*args.opts, *device])
-        predictor = FewShotPredictor.from_cfg(cfg)
+        predictor = FewShotPredictor.from_cfg(cfg, present_above=0)
         for name in args.classes or data:
             for draw in range(args.draws):
                 masks += masks_of_job(predictor, data, (config, name, draw), args)

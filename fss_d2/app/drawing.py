@@ -28,6 +28,7 @@ SCREEN, LARGE = 720, 1600  # longer side of a picture, and of one that is enlarg
 # picture and layer have one size.
 CANVAS = 720
 _AROUND = 235  # grey of what the picture leaves free
+_NO_CLASS = (0.25, 0.25, 0.25)  # colour of what does not show the object
 PAINT_OPACITY = 0.5  # of the brush: the picture stays visible
 _PAINTED = round(255 * PAINT_OPACITY / 2)  # least alpha of a painted pixel: half that of the brush
 Point = tuple[float, float]  # (x, y)
@@ -55,15 +56,16 @@ def to_picture(point: Point, height: int, width: int) -> Point:
 
 
 def draw_support(
-    pixels: np.ndarray, mask: np.ndarray | None, number: int = 0, corner: Point | None = None
+    pixels: np.ndarray, mask: np.ndarray | None, number: int | None = 0, corner: Point | None = None
 ) -> np.ndarray:
-    """A support of class ``number`` with its mask (H, W) in {0, 1, 255} or None.
+    """A support of class ``number`` (None: grey, of none) with its mask (H, W) in {0, 1, 255} or None.
 
     ``corner``, the first of a box, is drawn as a cross.
     """
     shown = on_screen(pixels)
     if mask is not None:
-        shown = draw_mask(shown, on_screen(mask, smooth=False), class_color(number))
+        color = _NO_CLASS if number is None else class_color(number)
+        shown = draw_mask(shown, on_screen(mask, smooth=False), color)
     if corner is not None:
         x, y = _on_screen_point(corner, pixels, shown)
         shown = cv2.drawMarker(shown.copy(), (int(x), int(y)), (255, 40, 40), cv2.MARKER_CROSS, 24, 2)

@@ -18,10 +18,23 @@ from .drawing import draw_support, to_picture
 from .painter import brush_of
 from .session import Session
 
-__all__ = ["add_box", "add_supports", "change_support", "click_corner", "handled", "mask_values"]
-__all__ += ["name_object", "open_support", "paint", "plain", "public_message", "read_mask", "support_view"]
+__all__ = ["MEANINGS", "add_box", "add_supports", "change_support", "click_corner", "handled"]
+__all__ += [
+    "mark_absent",
+    "mask_values",
+    "mean_negative",
+    "name_object",
+    "open_support",
+    "paint",
+    "plain",
+    "public_message",
+    "read_mask",
+    "support_view",
+]
 
 logger = logging.getLogger(__name__)
+
+MEANINGS = ("the object", "not the object")  # of what is marked
 
 # Raised for input that a method cannot take. Any other error is a bug, of which a visitor sees nothing.
 _EXPECTED_ERRORS = (ValueError, OSError, RuntimeError)
@@ -126,7 +139,7 @@ def read_mask(session: Session, class_name: str, file: str, values: str) -> tupl
     except UnclearMask as error:
         asked = f"{error.found}: answer in the field below, {error.example}, and press Enter"
         gr.Warning(escape(public_message(ValueError(asked))), title="")
-        return *[gr.skip()] * 5, None, gr.update(visible=True)
+        return *[gr.skip()] * 6, None, gr.update(visible=True)
     session.supports.select_next()
     return *support_view(session), None, gr.skip()
 
@@ -134,8 +147,23 @@ def read_mask(session: Session, class_name: str, file: str, values: str) -> tupl
 def mask_values(session: Session, class_name: str, values: str) -> tuple[Any, ...]:
     """The values of mask files were explained: the mask that was not understood is read again."""
     if session.supports.unclear is None:
-        return (gr.skip(),) * 7  # they count from the next mask on
+        return (gr.skip(),) * 8  # they count from the next mask on
     return read_mask(session, class_name, session.supports.unclear, values)
+
+
+def mean_negative(session: Session, class_name: str, meaning: str) -> tuple[Any, ...]:
+    """Chosen was what the marks of the open picture mean, one of `MEANINGS`."""
+    session.supports.name_class(class_name)
+    session.supports.mean_negative(meaning == MEANINGS[1])
+    return support_view(session)
+
+
+def mark_absent(session: Session, class_name: str) -> tuple[Any, ...]:
+    """The whole open picture does not show the object; the next picture opens."""
+    session.supports.name_class(class_name)
+    session.supports.mark_absent()
+    session.supports.select_next()
+    return support_view(session)
 
 
 def change_support(action: str, session: Session) -> tuple[Any, ...]:
@@ -145,26 +173,28 @@ def change_support(action: str, session: Session) -> tuple[Any, ...]:
 
 
 def support_view(session: Session) -> tuple[Any, ...]:
-    """Values of gallery, class name, editor, picture for boxes, and the line that says what is next."""
+    """Values of gallery, class name, editor, picture for boxes, meaning of marks, and what is next."""
     supports, show = session.supports, session.files.picture
     doubtful = session.hints(session.method)
     pictures = []
     for i, one in enumerate(supports.pictures):
-        drawn = draw_support(one.upload.pixels, one.mask, supports.number_of(one.class_name))
-        sign = "⚠" if i in doubtful else "✓"
+        number = None if one.negative else supports.number_of(one.class_name)
+        drawn = draw_support(one.upload.pixels, one.mask, number)
+        sign = "✗ not" if one.negative else "⚠" if i in doubtful else "✓"
         pictures.append((show(drawn), "not marked" if one.mask is None else f"{sign} {one.class_name}"))
     gallery = gr.update(value=pictures, selected_index=supports.current)
     if supports.current is None:
-        return gallery, gr.update(), gr.update(value=None), None, _next_step(session)
+        return gallery, gr.update(), gr.update(value=None), None, MEANINGS[0], _next_step(session)
     picture = supports.open
-    number = supports.number_of(picture.class_name)
+    number = None if picture.negative else supports.number_of(picture.class_name)
     marked = pictures[supports.current][0]
     painter = {"background": marked, "layers": [], "composite": None}
     boxed = marked
     if supports.corner is not None:
         boxed = show(draw_support(picture.upload.pixels, picture.mask, number, supports.corner))
-    editor = gr.update(value=painter, brush=brush_of(number))
-    return gallery, picture.class_name, editor, boxed, _next_step(session)
+    editor = gr.update(value=painter, brush=brush_of(supports.number_of(picture.class_name)))
+    meaning = MEANINGS[picture.negative]
+    return gallery, picture.class_name, editor, boxed, meaning, _next_step(session)
 
 
 def _next_step(session: Session) -> str:
@@ -177,6 +207,8 @@ def _next_step(session: Session) -> str:
     marked = sum(picture.mask is not None for picture in supports.pictures)
     number, name = (supports.current or 0) + 1, supports.open.upload.name
     what = "is marked" if supports.open.mask is not None else "is not marked yet"
+    if supports.open.mask is not None and supports.open.negative:
+        what = f"is marked where it does not show {supports.open.class_name}"
     lines = [f"Picture {number} of {len(supports.pictures)}, {name}, {what}; {marked} marked in all."]
     for i, hint in session.hints(session.method).items():
         lines.append(f"⚠ Picture {i + 1}, {supports.pictures[i].upload.name}: {hint}")

@@ -45,11 +45,11 @@ def check_marks(predictor: FewShotPredictor, supports: SupportList) -> Checked:
     """
     by_class: dict[str, list[Support]] = {}
     for i, picture in enumerate(supports.pictures):
-        if picture.mask is not None:
+        if picture.shows_object:
             one = Support(str(i), (), picture.upload.pixels, picture.mask)
             by_class.setdefault(picture.class_name, []).append(one)
     hints, shifts = {}, {}
-    for check in check_supports(predictor, by_class, harm=False):
+    for check in check_supports(predictor, by_class, harm=False, negatives=supports.negatives()):
         shifts[check.class_name] = check.shift
         for one in check.supports:
             if one.iou < _DOUBTFUL:

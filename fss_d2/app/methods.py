@@ -55,6 +55,10 @@ class MethodPool:
         """A predictor without supports that uses the shared model."""
         return self._get(name).another()
 
+    def present_above(self, name: str) -> float:
+        """The presence from which on a method takes an object for present."""
+        return self._get(name).present_above
+
     def has_attention(self, name: str) -> bool:
         """Whether a method can show the attention of a pixel to the supports."""
         try:

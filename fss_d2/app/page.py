@@ -27,10 +27,12 @@ _INTRODUCTION = """
 Mark an object in a few pictures, and get its mask in many others. Your pictures go to no other server.
 """
 _STEPS = (
-    "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask.",
+    "## <b>1</b> Show the object\nAdd pictures. Paint over the object, draw boxes, or upload a mask. "
+    "Pictures or parts that do **not** show it help, too: mark them as such.",
     "## <b>2</b> Search pictures\nAdd the pictures to search, then press **Find the object**.",
     "## <b>3</b> Check the masks\nAccept what is right, fix what is wrong. The expected IoU, from 0 to 1, "
-    f"estimates how far a mask agrees with the true one; ⚠ marks pictures below {REVIEW_BELOW}.",
+    f"estimates how far a mask agrees with the true one; ⚠ marks pictures below {REVIEW_BELOW}, ∅ those that "
+    "are judged to show no object.",
     "## <b>4</b> Download the masks\nPNG masks, COCO JSON, overlays and the list to review in one zip file.",
 )
 # Buttons to review a picture: text, key and look. The script presses the button whose key is pressed.
@@ -119,6 +121,10 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
                 clear = gr.Button("Remove all", size="sm", min_width=60)
         with gr.Column(scale=5, min_width=320):
             status = gr.Markdown("Add a picture that shows the object.", elem_id="status")
+            with gr.Row():
+                choices = {"choices": list(events.MEANINGS), "value": events.MEANINGS[0]}
+                meaning = gr.Radio(label="What I mark is", elem_id="meaning", scale=2, **choices)
+                absent = gr.Button("The whole picture does not show it", elem_id="absent", scale=1)
             with gr.Tab("Paint", id="paint"):
                 editor = painter_class(limits)(label="Paint over the object", elem_id="editor", **PAINTER)
                 painted = gr.Button("Add what I painted", variant="primary", elem_id="use-paint")
@@ -136,7 +142,7 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
                     visible=False,
                     elem_id="mask-values",
                 )
-    view = [gallery, class_name, editor, boxed, status]
+    view = [gallery, class_name, editor, boxed, meaning, status]
     both = [session, class_name]
     quiet = {"show_progress": "hidden", **_EVENT}
     upload.upload(handled(events.add_supports, emptied=upload), [*both, upload], [*view, upload], **quiet)
@@ -147,6 +153,8 @@ def _show_object(session: gr.State, limits: Limits) -> list[Any]:
     numbers.click(handled(events.add_box), [*both, *sides], view, **quiet)
     read = [*view, mask, values]
     mask.upload(handled(events.read_mask, emptied=mask), [*both, mask, values], read, **quiet)
+    meaning.input(handled(events.mean_negative), [*both, meaning], view, **quiet)
+    absent.click(handled(events.mark_absent), both, view, **quiet)
     values.submit(handled(events.mask_values), [*both, values], read, **quiet)
     for button, action in ((unmark, "unmark"), (remove, "remove"), (clear, "clear")):
         button.click(handled(partial(events.change_support, action)), session, view, api_name=action, **quiet)
@@ -165,8 +173,12 @@ def _give_pictures(session: gr.State, pool: MethodPool) -> dict[str, Any]:
             threshold = gr.Slider(
                 0, 0.99, 0.5, step=0.01, label="Threshold: higher finds less", elem_id="threshold"
             )
+            least = pool.present_above(pool.names[0])
+            what = "Mask only what is there with at least this probability; 0 masks every picture"
+            present = gr.Slider(0, 0.99, least, step=0.01, label=what, elem_id="present-above")
             find = gr.Button("Find the object", variant="primary", elem_id="find")
-    return {"upload": upload, "clear": clear, "method": method, "threshold": threshold, "find": find}
+    settings = {"method": method, "threshold": threshold, "present": present}
+    return {"upload": upload, "clear": clear, "find": find, **settings}
 
 
 def _check_masks(limits: Limits) -> dict[str, Any]:
@@ -252,6 +264,8 @@ def _connect_review(
     )
     for changed in (give["method"].change, give["threshold"].release):
         changed(handled(result_events.query_view), inputs, view, **latest)
+    limit = give["present"]
+    limit.release(handled(result_events.set_present_above), [*inputs, limit], view, **latest)
     gallery.change(handled(result_events.drop_outdated), inputs, view, **latest)
     check["gallery"].select(handled(result_events.choose_query), inputs, view, **quiet)
     pixel = [check["attention"], check["said"]]

@@ -16,6 +16,7 @@ from .session import Finding, Session
 
 __all__ = ["accept", "add_queries", "attend", "cancel_fix", "choose_query", "clear_queries", "drop_outdated"]
 __all__ += ["find", "findings_table", "fix", "fix_class", "move", "pack", "query_view", "redo", "save_fix"]
+__all__ += ["set_present_above"]
 
 _NO_MAPS = "**{}** cannot show where a pixel looks; methods of the DCAMA family can."
 _HIDDEN = {"visible": False}
@@ -49,6 +50,12 @@ def find(
     session.find(method, lambda done, total, what: progress((done, total), desc=what, unit="steps"))
     gallery, *_, status = support_view(session)
     return *query_view(session, method, threshold), gallery, status
+
+
+def set_present_above(session: Session, method: str, threshold: float, limit: float) -> tuple[Any, ...]:
+    """Another limit was chosen for what counts as present."""
+    session.present_above = limit
+    return query_view(session, method, threshold)
 
 
 def choose_query(session: Session, method: str, threshold: float, event: gr.SelectData) -> tuple[Any, ...]:
@@ -146,18 +153,20 @@ def query_view(session: Session, method: str, threshold: float) -> tuple[Any, ..
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
-    """HTML with a row for each class of each picture: picture, class, share of the picture, quality."""
+    """HTML with a row for each class of each picture: its presence, share of the picture, expected IoU."""
     rows = []
     for finding in findings:
         for name, area in (finding.areas or {}).items():
             color = class_css((finding.numbers or {}).get(name, 0))
             named = f'<i style="background: {color}"></i>{escape(name)}'
             share = f"{100 * area / finding.pixels:.1f} %"
-            cells = (escape(finding.name), named, share, _quality(finding, name), _sign(finding))
+            measures = _presence(finding, name), share, _quality(finding, name)
+            cells = (escape(finding.name), named, *measures, _sign(finding))
             rows.append(f'<tr data-pixels="{area}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     if not rows:
         return '<p class="hint">No masks yet.</p>'
-    head = "".join(f"<th>{name}</th>" for name in ("Picture", "Object", "Share of picture", QUALITY, ""))
+    columns = ("Picture", "Object", "Probability that it is there", "Share of picture", QUALITY, "")
+    head = "".join(f"<th>{name}</th>" for name in columns)
     return f'<table class="findings"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
@@ -168,12 +177,17 @@ def _quality(finding: Finding, class_name: str) -> str:
     return f"{(finding.expected or {})[class_name]:.2f}" if found else "not found"
 
 
+def _presence(finding: Finding, class_name: str) -> str:
+    return f"{(finding.presence or {}).get(class_name, 1.0):.2f}"
+
+
 def _sign(finding: Finding) -> str:
     return "✓ accepted" if finding.accepted else "⚠ look at it" if finding.needs_review else ""
 
 
 def _caption(finding: Finding) -> str:
-    sign = _sign(finding)[:1]
+    nothing = finding.areas is not None and not any(finding.areas.values())
+    sign = _sign(finding)[:1] or ("∅" if nothing else "")
     return f"{sign} {finding.name}" if sign else finding.name
 
 
@@ -195,7 +209,10 @@ def _known(finding: Finding) -> str:
     found = [
         f"{plain(name)} {_quality(finding, name)}" for name, area in (finding.areas or {}).items() if area
     ]
-    return f"{QUALITY[0].lower()}{QUALITY[1:]} of {', '.join(found)}" if found else "nothing found"
+    if found:
+        return f"{QUALITY[0].lower()}{QUALITY[1:]} of {', '.join(found)}"
+    there = ", ".join(f"{plain(name)} {_presence(finding, name)}" for name in finding.areas or {})
+    return f"nothing found; probability that it is there: {there}"
 
 
 def _painter(session: Session, method: str, threshold: float, class_name: str) -> Any:

@@ -16,9 +16,9 @@ from fss_d2.visualization.panels import class_map_png
 
 from .drawing import LARGE, draw_prediction, jpeg
 
-__all__ = ["QUALITY", "Result", "pack", "picture_quality"]
+__all__ = ["QUALITY", "Result", "pack"]
 
-QUALITY = "Expected IoU"  # see `Prediction.quality`
+QUALITY = "Expected IoU"  # see `Prediction.expected_iou`
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,7 @@ class Result:
     @property
     def needs_review(self) -> bool:
         """Whether somebody should look at the masks."""
-        return not self.accepted and picture_quality(self.prediction) < REVIEW_BELOW
-
-
-def picture_quality(prediction: Prediction) -> float:
-    """The lowest IoU to expect of the classes that count, see `Prediction.quality_of`."""
-    found = {name for name, mask in prediction.masks.items() if mask.any()}
-    return min(prediction.quality_of(found).values())
+        return not self.accepted and self.prediction.lowest_iou < REVIEW_BELOW
 
 
 def pack(results: Sequence[Result], class_names: Sequence[str] = ()) -> bytes:
@@ -73,7 +67,7 @@ def _files(results: Sequence[Result], class_names: tuple[str, ...]) -> Iterator[
         records.append(record_of(result.name, result.prediction, 1))
     yield from FORMATS["coco"](LabelSet(class_names, tuple(records), Path(), Path()))
     review = [result for result in results if result.needs_review]
-    review.sort(key=lambda result: picture_quality(result.prediction))
+    review.sort(key=lambda result: result.prediction.lowest_iou)
     yield "needs_review.txt", "".join(f"{result.name}\n" for result in review).encode()
 
 

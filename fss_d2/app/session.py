@@ -10,12 +10,11 @@ import numpy as np
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import shifted
-from fss_d2.label import REVIEW_BELOW
 
 from .drawing import LARGE, Point, VisitorFiles, attention_rows, draw_prediction, edited, on_screen
 from .hints import Checked, check_marks, size_hint
 from .methods import MethodPool
-from .results import Result, pack, picture_quality
+from .results import Result, pack
 from .uploads import MEGA, Filename, Limits, SupportList, Upload, check_total, free_name, read_upload
 
 __all__ = ["Finding", "Session"]
@@ -29,16 +28,12 @@ class Finding:
     picture: np.ndarray  # (h, w, 3) uint8 at the size of a screen, with the masks
     pixels: int  # of the picture itself, height times width
     areas: dict[str, int] | None = None  # pixels of each class's mask; None before the search
-    expected: dict[str, float] | None = None  # see `Prediction.quality`
-    quality: float | None = None  # of the whole picture, see `picture_quality`
+    expected: dict[str, float] | None = None  # see `Prediction.expected_iou`
+    presence: dict[str, float] | None = None  # see `Prediction`
+    needs_review: bool = False  # whether the visitor should look at it, see `Result`
     accepted: bool = False
     corrected: bool = False  # by hand
     numbers: dict[str, int] | None = None  # of the classes, from 0: their colours
-
-    @property
-    def needs_review(self) -> bool:
-        """Whether the visitor should look at it."""
-        return self.quality is not None and self.quality < REVIEW_BELOW and not self.accepted
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,7 @@ class Session:
         self.chosen = 0  # index of the query that is shown large
         self.fixing = 0  # index of the query in the painter
         self.method = ""  # that is used now
+        self.present_above: float | None = None  # see `Prediction`; None takes that of the method
         self._encoded: dict[str, FewShotPredictor] = {}  # by method
         self._found: dict[tuple[str, str], Prediction] = {}  # by method and name of the query
         self._accepted: dict[str, _Accepted] = {}  # by name of the query
@@ -157,7 +153,7 @@ class Session:
         sizes = {
             i: hint
             for i, picture in enumerate(self.supports.pictures)
-            if picture.mask is not None and (hint := size_hint(picture.mask))
+            if picture.shows_object and (hint := size_hint(picture.mask))
         }
         return (found.hints if found else {}) | sizes
 
@@ -223,8 +219,9 @@ class Session:
         own = prediction.names.index(class_name) + 1
         labels = np.where(prediction.labels == own, 0, prediction.labels)
         labels = np.where(mask, own, labels).astype(prediction.labels.dtype)
-        expected = {**prediction.quality, class_name: 1.0}
-        corrected = replace(prediction, labels=labels, expected_iou=expected)
+        known = {**prediction.iou_if_present, class_name: 1.0}
+        presence = {**prediction.presence, class_name: float(mask.any())}
+        corrected = replace(prediction, labels=labels, mask_iou=known, presence=presence)
         self._accepted[query.name] = _Accepted(corrected, corrected=True)
 
     def findings(self, method: str, threshold: float) -> list[Finding]:
@@ -242,9 +239,10 @@ class Session:
         numbers = self._numbers()
         drawn = draw_prediction(query.pixels, prediction, numbers)
         accepted = self._accepted.get(query.name)
-        state = {"accepted": accepted is not None, "corrected": accepted is not None and accepted.corrected}
-        values = prediction.quality, picture_quality(prediction)
-        return Finding(query.name, drawn, pixels, areas, *values, **state, numbers=numbers)
+        result = Result(query.name, query.pixels, prediction, accepted is not None)
+        state = {"accepted": result.accepted, "corrected": accepted is not None and accepted.corrected}
+        state |= {"needs_review": result.needs_review, "presence": dict(prediction.presence)}
+        return Finding(query.name, drawn, pixels, areas, prediction.expected_iou, **state, numbers=numbers)
 
     def compared(self, method: str, threshold: float, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """A picture without and with its masks, (h, w, 3) uint8, large; None before the search."""
@@ -292,13 +290,13 @@ class Session:
         if query.name in self._accepted:
             return self._accepted[query.name].prediction
         prediction = self._found.get((method, query.name))
-        return prediction and self._with_checked(method, prediction.at(threshold))
+        return prediction and self._with_checked(method, prediction.at(threshold, self.present_above))
 
     def _with_checked(self, method: str, prediction: Prediction) -> Prediction:
         """A prediction whose expected IoUs are corrected by the check of the supports, as in labelling."""
         shifts = self._checked[method].shifts if method in self._checked else {}
-        expected = {n: shifted(v, shifts.get(n, 0.0)) for n, v in prediction.expected_iou.items()}
-        return replace(prediction, expected_iou=expected)
+        known = {n: shifted(v, shifts.get(n, 0.0)) for n, v in prediction.mask_iou.items()}
+        return replace(prediction, mask_iou=known)
 
     def _predictor(self, method: str) -> FewShotPredictor:
         """The method with the present supports, which are encoded once."""
@@ -307,6 +305,6 @@ class Session:
             classes = self.supports.classes()
             predictor = self.pool.predictor(method)
             with self.pool.lock:
-                predictor.set_support_classes(classes)
+                predictor.set_support_classes(classes, negatives=self.supports.negatives())
             self._encoded[method] = predictor
         return self._encoded[method]

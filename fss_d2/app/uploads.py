@@ -142,11 +142,20 @@ def free_name(name: str, taken: set[str]) -> str:
 
 @dataclass
 class SupportPicture:
-    """A picture with its class and, once it is marked, the mask (H, W) uint8 in {0, 1, 255}."""
+    """A picture with its class and, once it is marked, the mask (H, W) uint8 in {0, 1, 255}.
+
+    ``negative``: what is marked does not show the object.
+    """
 
     upload: Upload
     class_name: str = "object"
     mask: np.ndarray | None = None
+    negative: bool = False
+
+    @property
+    def shows_object(self) -> bool:
+        """Whether an object is marked in it."""
+        return self.mask is not None and not self.negative
 
 
 class SupportList:
@@ -293,17 +302,39 @@ class SupportList:
 
     def unmark(self) -> None:
         """Remove the mask of the open picture."""
+        self.open.negative = False
         self._set_mask(None)
+
+    def mean_negative(self, negative: bool) -> None:
+        """Whether what is marked in the open picture, now and later, does not show the object."""
+        if negative != self.open.negative:
+            self.open.negative = negative
+            if self.open.mask is not None:
+                self._changed()
+
+    def mark_absent(self) -> None:
+        """Mark that the whole open picture does not show the object."""
+        self.open.negative = True
+        self._set_mask(np.ones(self.open.upload.pixels.shape[:2], np.uint8))
 
     def classes(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
         """Pictures and masks of each class, in the order of `class_names`."""
         found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {n: ([], []) for n in self.class_names}
         for picture in self.pictures:
-            if picture.mask is not None:
+            if picture.shows_object:
                 found[picture.class_name][0].append(picture.upload.pixels)
                 found[picture.class_name][1].append(picture.mask)
         if not found:
             raise ValueError("no object is marked yet: add a picture and mark the object in it (step 1)")
+        return found
+
+    def negatives(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """Pictures and regions that do not show the object, by class; "" for one that nothing shows."""
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for picture in self.pictures:
+            if picture.mask is not None and picture.negative:
+                name = picture.class_name if picture.class_name in self.class_names else ""
+                found.setdefault(name, []).append((picture.upload.pixels, picture.mask))
         return found
 
     def _read(self, annotation: Box | Filename, rule: MaskRule | None = None) -> np.ndarray:
@@ -322,6 +353,6 @@ class SupportList:
 
     def _changed(self) -> None:
         self.revision += 1
-        marked = [picture.class_name for picture in self.pictures if picture.mask is not None]
+        marked = [picture.class_name for picture in self.pictures if picture.shows_object]
         kept = [name for name in self.class_names if name in marked]
         self.class_names = list(dict.fromkeys([*kept, *marked]))

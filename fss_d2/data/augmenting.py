@@ -2,20 +2,20 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import transforms as T
 
-from .masks import load_sample
+from .masks import components, load_sample
 from .samples import Sample, Segment, blank_image, seeded, transform_sample
 
 __all__ = ["Augmenter", "Picture"]
 
-# Random streams of the class at which the augmentations of a variant look, and of the forms of one picture.
-_CLASS_STREAM, _FORM_STREAM = 1, 5
+# Random streams of the object at which the augmentations of a variant look, and of the forms of one picture.
+_OBJECT_STREAM, _FORM_STREAM = 1, 5
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Augmenter:
     """Brings pictures to the network's size; what it draws depends on the seeds alone.
 
     With `variants` there are so many augmented forms of a picture, the same for all episodes, classes and
-    trainings. The augmentations of a variant look at the mask of one of the picture's classes, drawn for it.
+    trainings. The augmentations of a variant look at one object, a connected part of the mask of one of the
+    picture's classes: the largest in half of the variants, in the others any.
     """
 
     resize: T.Augmentation
     augmentation: T.Augmentation | None = None  # None = resize only
     redraws: int = 10
     variants: int = 0
-    least: int = 1  # pixels that the class at which a variant looks has in it, if the redraws find them
 
     def prepare(self, picture: Picture, seed: tuple[int, ...], is_good: Callable[[Sample], bool]) -> Sample:
         """Augment until the sample is good; after the redraws, or all variants, resize only."""
@@ -75,7 +75,7 @@ class Augmenter:
             return [self.plain(picture)] * count
         if not self.variants:
             seeds = [(*seed, _FORM_STREAM, place) for place in range(count)]
-            return [self.drawn(picture, each, lambda s: s.shows(self.least)) for each in seeds]
+            return [self.drawn(picture, each, lambda sample: sample.shows(1)) for each in seeds]
         order = np.random.default_rng(seed[0]).permutation(self.variants)
         places = range(seed[1] * count, (seed[1] + 1) * count)
         return [self.variant(picture, int(order[place % self.variants])) for place in places]
@@ -83,11 +83,11 @@ class Augmenter:
     def variant(self, picture: Picture, number: int) -> Sample:
         """Return variant `number`, below `variants`."""
         seed = (zlib.crc32(Path(picture.record["file_name"]).name.encode()), number)
-        classes = picture.record["classes"]
-        class_id = classes[np.random.default_rng((*seed, _CLASS_STREAM)).integers(len(classes))]
-        looked_at = load_sample(picture.record, class_id, blank_image)[1]
-        both = [Segment(0, picture.mask), *picture.segments]
-        sample = self.drawn(
-            Picture(picture.record, picture.image, looked_at, both), seed, lambda s: s.shows(self.least)
-        )
-        return sample.of_first_segment()
+        rng, classes = np.random.default_rng((*seed, _OBJECT_STREAM)), picture.record["classes"]
+        mask = load_sample(picture.record, classes[rng.integers(len(classes))], blank_image)[1]
+        objects = components(mask == 1)
+        box, shape = objects[rng.integers(len(objects)) if rng.random() < 0.5 else 0]
+        looked_at = np.zeros_like(mask)
+        looked_at[box] = shape
+        looking = replace(picture, mask=looked_at, segments=[Segment(0, picture.mask), *picture.segments])
+        return self.drawn(looking, seed, lambda sample: sample.shows(1)).of_first_segment()

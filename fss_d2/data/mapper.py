@@ -64,6 +64,7 @@ class EpisodeMapper:
         views: Sequence[T.Augmentation] = (),
         support_annotation: str = "mask",
         support_views: Sequence[str] = ("whole",),
+        whole: bool = False,
         is_train: bool = False,
         segments: str = "",
         target_segments: bool = False,
@@ -81,6 +82,7 @@ class EpisodeMapper:
             resize: brings an image to the network's size if it is not augmented.
             augmentations: replace `resize` in training; empty = none.
             views: resizes, one for each further size of the episode in evaluation.
+            whole: also return the pictures at their own size, in evaluation.
             is_train: augment, and return no "target".
             target_segments: return "target_segments" in evaluation.
             pasting: how objects are pasted; None = the defaults.
@@ -94,16 +96,17 @@ class EpisodeMapper:
             raise ValueError(f"unknown INPUT.SEGMENTS {segments!r}; use '', 'semantic' or 'instance'")
         self.frame, self.is_train = frame, is_train
         augmentation = T.AugmentationList(augmentations) if augmentations and is_train else None
-        least = max(query_min_pixels, support_min_pixels, 1)
-        self.augmenter = Augmenter(resize, augmentation, redraws, variants, least)
+        self.augmenter = Augmenter(resize, augmentation, redraws, variants)
         self.augments_supports = augment_supports and augmentation is not None
         self.views = () if is_train else tuple(views)
         self.support_annotation = support_annotation
         self.support_views = ("whole",) if is_train else check_support_views(support_views)
+        self.whole = whole and not is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
         self.pasting, self.features = pasting or PasteOptions(), features
+        self._read = read_image if features is None else blank_image
         self._records = DatasetFromList(list(records), copy=False)  # one buffer that forked workers share
         self._place = {record["image_id"]: i for i, record in enumerate(records)}
         if len(self._place) != len(records):
@@ -127,6 +130,7 @@ class EpisodeMapper:
             "views": build_view_resizes(cfg),
             "support_annotation": support_annotation(cfg, is_train),
             "support_views": cfg.FEW_SHOT.TEST.SUPPORT_VIEWS,
+            "whole": cfg.TEST.ZOOM_TILES > 0,
             "is_train": is_train,
             "target_segments": "proposal_recall" in cfg.TEST.EVALUATORS,
             "class_ids": class_ids,
@@ -156,19 +160,15 @@ class EpisodeMapper:
             - target_segments: (M, height, width) bool; only in evaluation with `target_segments`;
             - views: the episode at other sizes, dicts of image, entry, support, class_id, image_id,
               episode_index, and of height, width and valid_size for its scores (`view_frame`); in evaluation
-              with `views`.
+              with `views`;
+            - whole: a dict of image (h, w, 3) and support, pairs of image (h, w, 3) and mask (h, w), uint8
+              tensors at the pictures' own sizes; in evaluation with `whole`.
         """
         record = self._record(episode.query)
-        read = read_image if self.features is None or episode.pasted else blank_image
+        read = read_image if episode.pasted or self.whole else self._read
         if self.segments:
-            image, mask, segments = load_segments(
-                record,
-                episode.class_id,
-                self.class_ids,
-                self.segments,
-                read,
-                must_show=not episode.absent,
-            )
+            given = (episode.class_id, self.class_ids, self.segments, read)
+            image, mask, segments = load_segments(record, *given, must_show=not episode.absent)
         else:
             image, mask = load_sample(record, episode.class_id, read, must_show=not episode.absent)
             segments = []
@@ -177,12 +177,16 @@ class EpisodeMapper:
             image, mask = self._pasted(episode, image, mask)
             segments = _without_region(segments, (image != before).any(axis=2))
         picture = Picture(record, image, mask, segments)
+        annotated: list[tuple[np.ndarray, np.ndarray]] = []
         if episode.region:
             query, supports = self._region(episode, picture)
             class_id = episode.class_id
         else:
             query, class_id = self._query(episode, picture)
-            supports = [s for number in range(len(episode.supports)) for s in self._shots(episode, number)]
+            annotated = [self._support(episode, number) for number in range(len(episode.supports))]
+            supports = [
+                shot for number, pair in enumerate(annotated) for shot in self._shots(episode, number, *pair)
+            ]
         mapped = {
             **self._picture(episode, record, query),
             "sem_seg": query.mask,
@@ -206,6 +210,9 @@ class EpisodeMapper:
                 for number, resize in enumerate(self.views, start=1)
                 for view in [transform_sample(resize, image, mask)]
             ]
+        if self.whole:
+            pairs = [tuple(map(_whole, pair)) for pair in annotated]
+            mapped["whole"] = {"image": _whole(image), "support": pairs}
         return mapped
 
     def _query(self, episode: Episode, picture: Picture) -> tuple[Sample, int]:
@@ -257,13 +264,19 @@ class EpisodeMapper:
                 paste_other(image, mask, cut, options.paste_size, rng)
         return image, mask
 
-    def _shots(self, episode: Episode, number: int) -> list[list[dict[str, Any]]]:
+    def _support(self, episode: Episode, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a support and its annotation, at their own size."""
+        read = read_image if self.whole else self._read
+        image, mask = load_sample(self._record(episode.supports[number]), episode.class_id, read)
+        seed = (episode.seed, number + 1, _SCRIBBLE_STREAM)
+        return image, annotate(mask, self.support_annotation, seed)
+
+    def _shots(
+        self, episode: Episode, number: int, image: np.ndarray, mask: np.ndarray
+    ) -> list[list[dict[str, Any]]]:
         """Return the views of a support, each at the network's size, then at those of `self.views`."""
         image_id, stream = episode.supports[number], number + 1
         record = self._record(image_id)
-        read = read_image if self.features is None else blank_image
-        image, mask = load_sample(record, episode.class_id, read)
-        mask = annotate(mask, self.support_annotation, (episode.seed, stream, _SCRIBBLE_STREAM))
 
         def at_each_size(image: np.ndarray, mask: np.ndarray) -> list[Sample]:
             picture = Picture(record, image, mask)
@@ -327,6 +340,10 @@ class EpisodeMapper:
         return in_frame("network" if self.is_train else self.frame, original, network)
 
 
+def _whole(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(pixels, order="C"))
+
+
 def _without_region(segments: Sequence[Segment], region: np.ndarray) -> list[Segment]:
     """The segments less what (H, W) covers."""
     return [Segment(s.label, np.where(region, np.uint8(0), s.mask)) for s in segments]
@@ -373,4 +390,6 @@ def _with_supports(query: dict[str, Any], donor: Mapping[str, Any]) -> dict[str,
     taken = {key: donor[key] for key in ("support", "support_ids")}
     pairs = zip(query.get("views", ()), donor.get("views", ()), strict=True)
     views = [{**view, "support": theirs["support"]} for view, theirs in pairs]
+    if "whole" in query:
+        taken["whole"] = {**query["whole"], "support": donor["whole"]["support"]}
     return {**query, **taken, **({"views": views} if views else {})}

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or support of the class
 
-QUERY_RULES = ("class", "root", "pair", "image", "pfenet")
+QUERY_RULES = ("class", "pair", "image", "pfenet", "root")
 
 # First word of the entropy of each random stream, so that no two streams share their numbers (1: seeds of
 # episodes, 5 and 6: their kinds).

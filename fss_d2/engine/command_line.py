@@ -24,7 +24,8 @@ from .signals import Interrupted, raising
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "add_mask_values", "argument_parser"]
+__all__ = ["TRACEBACK_VARIABLE", "Parser", "add_launch_arguments", "add_mask_values", "add_presence"]
+__all__ += ["argument_parser"]
 __all__ += ["closing_log_handlers", "documented_parser", "hide_tracebacks", "one_line", "parse_command_line"]
 __all__ += ["path_option", "plan_from", "remove_half_written", "run_command", "setup", "start_log"]
 __all__ += ["suggestion"]
@@ -125,6 +126,20 @@ def add_mask_values(parser: argparse.ArgumentParser) -> None:
         "OBJECT may be nonzero, bright, dark or opaque; may be repeated"
     )
     parser.add_argument("--mask-values", action="append", metavar="VALUES", help=note)
+
+
+def add_presence(parser: argparse.ArgumentParser) -> None:
+    """Add --negative, a list of texts for `fss_d2.label.negatives.read_negatives`, and --present-above."""
+    note = (
+        "a picture that does not show the object, or a folder of such; a mask <name>_mask.png next to one "
+        "marks the region that is meant; without CLASS, of all classes; may be repeated"
+    )
+    parser.add_argument("--negative", action="append", default=[], metavar="[CLASS=]PATH", help=note)
+    note = (
+        "probability from which on an object counts as present; 0 finds it in every picture; default: that "
+        "of the model"
+    )
+    parser.add_argument("--present-above", type=float, metavar="P", help=note)
 
 
 def parse_command_line(

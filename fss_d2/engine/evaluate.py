@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import (
@@ -25,6 +26,7 @@ from fss_d2.evaluation import (
     format_table,
 )
 from fss_d2.io.files import read_json_object, write_json
+from fss_d2.modeling.enlarged import EnlargingSegmentor
 from fss_d2.modeling.fusion import MultiScaleSegmentor
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
@@ -69,6 +71,25 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
             f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
             f"{unaveraged[0]!r} needs; set TEST.SCALES to ()"
         )
+    if cfg.TEST.ZOOM_TILES and unaveraged:
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} blends scores, not the proposals that TEST.EVALUATORS "
+            f"{unaveraged[0]!r} needs; set TEST.ZOOM_TILES to 0"
+        )
+
+
+def _segmentor(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model with what TEST.SCALES and TEST.ZOOM_TILES ask for."""
+    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    if not cfg.TEST.ZOOM_TILES:
+        return segmentor
+    if cfg.TEST.FRAME != "original":
+        raise ValueError(
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} needs TEST.FRAME 'original', not {cfg.TEST.FRAME!r}; "
+            "set TEST.ZOOM_TILES to 0"
+        )
+    first = [*build_view_resizes(cfg), build_resize(cfg)][0]
+    return EnlargingSegmentor(segmentor, model, first, cfg.TEST.ZOOM_TILES)
 
 
 def build_evaluators(
@@ -105,7 +126,7 @@ def evaluate(
     model = model.module if isinstance(model, DistributedDataParallel) else model
     check_evaluators(cfg, model)
     features = open_features(cfg, model, shown=max(shown, cfg.TEST.PICTURES))
-    segmentor = MultiScaleSegmentor(model) if cfg.TEST.SCALES else model
+    segmentor = _segmentor(cfg, model)
     results: Results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
         for shots in cfg.FEW_SHOT.TEST.SHOTS:

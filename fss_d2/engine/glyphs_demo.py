@@ -1,56 +1,31 @@
-"""The command ``fss-d2 demo``: embedded data, training, evaluation, pictures; a CPU is enough.
-
-    fss-d2 demo [--output DIR] [--fold 0] [KEY VALUE ...]
-
-Draws the `glyphs` set, trains DCAMA on the 60 base classes of a fold, and evaluates it and the training-free
-baseline on the same episodes of the 20 held-out classes. It needs no network: the drawings go to
-$DETECTRON2_DATASETS, or the folder datasets if there is one, or the folder of --output.
-"""
+"""The training run of ``fss-d2 demo``: embedded drawings, training, evaluation, pictures; a CPU is enough."""
 
 import argparse
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from fss_d2.engine.command_line import documented_parser, parse_command_line, path_option, start_log
-
-__all__ = ["compare", "main", "parse"]
+__all__ = ["train_on_glyphs"]
 
 logger = logging.getLogger(__name__)
 
 
-def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
-    """Read the command line; None takes that of the process."""
-    parser = documented_parser(__doc__.partition("\n\n")[2], program)
-    parser.add_argument(
-        "--output", type=path_option, default="output/demo", help="folder of tables, checkpoint and pictures"
-    )
-    parser.add_argument("--fold", type=int, default=0, choices=range(4), help="its classes are held out")
-    parser.add_argument("--iterations", type=int, default=300, help="of training; the config has more")
-    parser.add_argument("--episodes", type=int, default=200, help="per evaluation")
-    parser.add_argument("--rows", type=int, default=8, help="episodes in the picture grid")
-    return parse_command_line(parser, arguments)
+def train_on_glyphs(args: argparse.Namespace) -> None:
+    """Draw the `glyphs` set, train DCAMA on the base classes of a fold, compare it with the baseline.
 
-
-def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
-    """Run the demo; ``program`` is its name in the usage message."""
-    args = parse(arguments, program)
-    from detectron2.utils.logger import setup_logger  # late, so that --help is quick
-
+    ``args`` are those of `fss_d2.label.demo_command`.
+    """
     from fss_d2.data.catalog import dataset_root
     from fss_d2.data.datasets.glyphs import write_glyphs
 
-    setup_logger()
-    start_log()
     if "DETECTRON2_DATASETS" not in os.environ and not dataset_root().is_dir():
         os.environ["DETECTRON2_DATASETS"] = str(args.output)
     logger.info("1/4 Drawing the glyphs set in %s (once)", dataset_root() / "glyphs")
     write_glyphs(dataset_root(), workers=2)
-    compare(args)
+    _compare(args)
 
 
-def compare(args: argparse.Namespace) -> None:
+def _compare(args: argparse.Namespace) -> None:
     """Train, evaluate both methods, print the table and draw the pictures."""
     from detectron2.utils.env import seed_all_rng
 

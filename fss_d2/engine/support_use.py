@@ -19,7 +19,7 @@ from fss_d2.data.feature_store import FeatureStore
 from fss_d2.data.mapper import AbsentQueryMapper, ForeignSupportMapper
 from fss_d2.data.masks import shows_class
 from fss_d2.evaluation import FewShotEvaluator, compare, presence_scores, read_rows
-from fss_d2.evaluation.presence import presences, reliability
+from fss_d2.evaluation.presence import format_reliability, presences, reliability
 from fss_d2.evaluation.report import format_score
 from fss_d2.io.files import write_json
 from fss_d2.visualization import save_episode_panel
@@ -109,6 +109,7 @@ class SupportUse:
             **{"shots": self._shots, "episodes": result.episodes, "seed": test.SEED},
             **{"query_rule": test.QUERY_RULE, "manifest": test.MANIFEST},
             **{"support_views": list(test.SUPPORT_VIEWS), "refinement": cfg.TEST.REFINEMENT},
+            "zoom_tiles": cfg.TEST.ZOOM_TILES,
             **{"presence": cfg.TEST.PRESENCE, **scores},
             "reliability": np.where(np.isnan(diagram), None, diagram).tolist(),
         }
@@ -117,7 +118,7 @@ class SupportUse:
 
 
 def format_support_use(method: str, numbers: Mapping[str, Any]) -> str:
-    """Markdown of ``support_use.json``: the three columns, the presence, and a verdict."""
+    """Markdown of ``support_use.json``: scores, reliability diagram, and a verdict."""
     cells = [f"{numbers['mIoU_own']:.2f}", f"{numbers['mIoU_foreign']:.2f}"]
     cells.append("{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**numbers))
     headers = ["mIoU, %", "own supports", "of another class", "difference [95 % interval]"]
@@ -127,6 +128,8 @@ def format_support_use(method: str, numbers: Mapping[str, Any]) -> str:
         line = [method, *(format_score(numbers, name) for name in known)]
         headers = ["without the object", *(_ABSENT_COLUMNS[name] for name in known)]
         parts.append(tabulate([line], headers=headers, tablefmt="pipe", disable_numparse=True))
+    if numbers["reliability"]:
+        parts.append(format_reliability(np.array(numbers["reliability"], float)))
     kept = numbers["mIoU_foreign"] / (numbers["mIoU_own"] or 1)
     verdict = f"With supports of another class, {kept:.0%} of the score remains."
     if numbers["low"] <= 0:

@@ -138,6 +138,7 @@ class FewShotEvaluator(DatasetEvaluator):
                 "resize": cfg.INPUT.TEST_RESIZE,
                 "scales": list(cfg.TEST.SCALES),
                 "refinement": cfg.TEST.REFINEMENT,
+                "zoom_tiles": cfg.TEST.ZOOM_TILES,
                 "presence": cfg.TEST.PRESENCE,
                 "support_annotation": cfg.FEW_SHOT.TEST.SUPPORT_ANNOTATION,
                 "support_views": list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS),

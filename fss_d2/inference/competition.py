@@ -1,10 +1,11 @@
 """Which class a pixel belongs to where several claim it."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
-from torch import Tensor
 
-__all__ = ["LEAST_SHARE", "Contest", "without_specks"]
+__all__ = ["LEAST_SHARE", "share_out", "without_specks"]
 
 LEAST_SHARE = 2000  # an object covers at least 1/2000 of the image
 
@@ -13,33 +14,45 @@ _SPECK_SHARE = 0.1
 _ROUNDS = 2  # a part that joins its surroundings may leave another one surrounded
 
 
-class Contest:
-    """The classes of one image, which claim its pixels one after the other.
+def share_out(
+    probability: np.ndarray,
+    present: Sequence[bool],
+    evidence: np.ndarray | None = None,
+    threshold: float = 0.5,
+    least: Sequence[float] = (),
+) -> np.ndarray:
+    """Give each pixel to one class, or to the background: (H, W) unsigned integers, i + 1 for class i.
 
-    A class claims a pixel where its object leads its background. Of several, the one with the largest lead
-    before the refinement gets it: refinement sets a lead of 0.04 wherever it changes a label, so that leads
-    after it say little about two classes, and would speckle an object with the others. With one class, its
-    mask is where it leads.
+    A class that is present claims a pixel where its probability exceeds the threshold. Of several, the one
+    with the most evidence gets it. That is the lead of object over background before the refinement, and how
+    much the features resemble the object (`fss_d2.inference.segment`). Refinement sets a lead of 0.04
+    wherever it changes a label, so that leads after it say little about two classes, and would speckle an
+    object with the others.
+
+    Args:
+        probability: (N, H, W), each class against its own background.
+        present: of each class.
+        evidence: (N, h, w), which covers the image at another resolution; None takes the probability.
+        least: see `without_specks`.
     """
-
-    def __init__(self, size: tuple[int, int], count: int) -> None:
-        self.probability = np.empty((count, *size), np.float32)
-        self._labels = np.zeros(size, np.min_scalar_type(count))
-        self._best = np.full(size, -np.inf, np.float32)  # lead of the winner so far, before refinement
-
-    def enter(self, index: int, lead: Tensor, unrefined: Tensor | None = None) -> None:
-        """Add a class: its lead (H, W) float32 on the CPU, which is overwritten, and its unrefined lead."""
-        own = (lead if unrefined is None else unrefined).numpy()
-        wins = (lead.numpy() > 0) & (own > self._best)
-        self._labels[wins], self._best[wins] = index + 1, own[wins]
-        self.probability[index] = lead.sigmoid_().numpy()
-
-    def labels(self) -> np.ndarray:
-        """(H, W) unsigned integers: i + 1 for class i, 0 for background."""
-        return without_specks(self._labels)
+    labels = np.zeros(probability.shape[1:], np.min_scalar_type(len(probability)))
+    competing = np.flatnonzero(present)
+    if len(competing) == 1:
+        labels[probability[competing[0]] > threshold] = competing[0] + 1
+        return labels
+    best = np.full(labels.shape, -np.inf, np.float32)  # evidence of the winner so far
+    for i in competing:
+        own = probability[i] if evidence is None else _at_size(evidence[i], labels.shape)
+        wins = (probability[i] > threshold) & (own > best)
+        labels[wins], best[wins] = i + 1, own[wins]
+    return without_specks(labels, least)
 
 
-def without_specks(labels: np.ndarray) -> np.ndarray:
+def _at_size(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(values, shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def without_specks(labels: np.ndarray, least: Sequence[float] = ()) -> np.ndarray:
     """Give parts of a class that lie inside objects of other classes to the class most around them.
 
     A part is 8-connected. It changes its class if it has less than a tenth of the pixels of the connected
@@ -49,6 +62,7 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
 
     Args:
         labels: (H, W) unsigned integers, 0 background, i + 1 the i-th class.
+        least: of each class, the pixels of a part that is never a speck; empty knows no such size.
 
     Returns:
         (H, W) of the same type; ``labels`` itself where nothing changes.
@@ -62,6 +76,8 @@ def without_specks(labels: np.ndarray) -> np.ndarray:
         others = around[:, 1:].sum(axis=1)
         speck = (areas < _SPECK_SHARE * _foreground(parts, areas)) & (others > around[:, 0])
         speck[0] = False
+        if least:
+            speck &= areas < np.array([0, *least])[classes]
         for label in present[present > 0].tolist():
             largest = np.where(classes == label, areas, 0).argmax()
             speck[largest] &= areas[largest] * LEAST_SHARE < labels.size

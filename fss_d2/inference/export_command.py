@@ -124,6 +124,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     details["resize"] = cfg.INPUT.TEST_RESIZE
     details["support_views"] = list(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     details["left_out"] = {"TEST.REFINEMENT": cfg.TEST.REFINEMENT} if cfg.TEST.REFINEMENT else {}
+    if support.enlarged is not None:
+        details["left_out"]["TEST.ZOOM_TILES"] = cfg.TEST.ZOOM_TILES
+        logger.warning("%s is small: the file sees images as they are, not enlarged (TEST.ZOOM_TILES)", name)
     images = {str(path): read_at(path, size) for path in [*(args.support or []), *args.image]}
     options = {"file_format": file_format, "input_type": args.input_type}
     logger.info("Exporting %s for images of %d x %d, and comparing the file with the method", name, *size)

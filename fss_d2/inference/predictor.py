@@ -3,6 +3,8 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -22,10 +24,12 @@ from fss_d2.data.views import check_support_views, shown_views
 from fss_d2.io.files import expand_user
 from fss_d2.model_zoo import DEFAULT_CONFIG
 from fss_d2.modeling import FewShotSegmentor
+from fss_d2.modeling.enlarged import encode_enlarged, match_enlarged, merge_enlarged
 from fss_d2.modeling.meta_arch.contract import resize_support
 
 from .annotations import Annotation, Picture, read_picture, read_support, support_pairs
-from .prediction import Prediction
+from .negatives import Negative, Negatives, add_negatives, negatives_of, read_negatives, without_negative
+from .prediction import Prediction, check_share
 from .quality import QualityModel, load_quality, prior_quality
 from .segment import EncodedImage, segment
 from .support_file import ClassSupport, Frame, encoding_settings, load_classes, save_classes
@@ -35,6 +39,7 @@ __all__ = ["EncodedImage", "FewShotPredictor", "Prediction"]
 Pictures, Annotations = Picture | Sequence[Picture], Annotation | Sequence[Annotation]
 Supports = Mapping[str, tuple[Pictures, Annotations]]
 Size = tuple[int, int]
+_PRESENT_ABOVE = 0.5  # the presence is calibrated; numbers that are not fitted judge nothing absent
 
 
 class FewShotPredictor:
@@ -66,16 +71,20 @@ class FewShotPredictor:
         resizes: Sequence[T.Augmentation],
         *,
         support_views: Sequence[str] = ("whole",),
+        zoom_tiles: int = 0,
         settings: Mapping[str, str] | None = None,
         quality: QualityModel | None = None,
+        present_above: float | None = None,
     ) -> None:
         """Wrap a model, which is put into evaluation mode.
 
         Args:
             resizes: bring an image to each size at which the model runs; at least one.
             support_views: in which each support is shown (`fss_d2.data.views`).
+            zoom_tiles: most tiles in which a square image of small objects is seen; 0 never enlarges.
             settings: what encoded supports depend on besides the weights, for support files.
             quality: for `Prediction.expected_iou`; None takes the prior.
+            present_above: as the attribute of `Prediction`; None takes that of the model.
         """
         if not isinstance(model, FewShotSegmentor):
             raise ValueError(f"{type(model).__name__} takes no supports: choose a few-shot method's config")
@@ -84,9 +93,15 @@ class FewShotPredictor:
         self.model = model.eval()
         self._resizes = tuple(resizes)
         self._support_views = check_support_views(support_views)
+        self._zoom_tiles = zoom_tiles
         self._settings = dict(settings or {})
         self.quality = quality or prior_quality()
+        fitted = bool(model.presence.state_dict())  # numbers of the prior are not in it
+        usual = _PRESENT_ABOVE if fitted else 0.0
+        self.present_above = usual if present_above is None else present_above
+        check_share("present_above", self.present_above)
         self._classes: dict[str, ClassSupport] = {}  # replaced, never changed, so that threads can read it
+        self._shared: tuple[Negative, ...] = ()  # negatives of all classes, for classes that come later
         self._changing = Lock()  # one support at a time is added or removed
 
     @classmethod
@@ -97,6 +112,7 @@ class FewShotPredictor:
         weights: str | os.PathLike[str] = "",
         opts: Sequence[Any] = (),
         device: str = "",
+        present_above: float | None = None,
     ) -> "FewShotPredictor":
         """Build a predictor from a config file.
 
@@ -105,25 +121,35 @@ class FewShotPredictor:
             weights: checkpoint; "" takes the config's MODEL.WEIGHTS.
             opts: config keys and values, alternating.
             device: "cpu", "cuda", "cuda:1"; "" takes a GPU where there is one.
+            present_above: see `__init__`.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device}: this machine has no usable GPU; give 'cpu' or nothing")
         chosen = ["MODEL.WEIGHTS", os.fspath(weights)] if weights else []
         chosen += ["MODEL.DEVICE", device] if device else []
         cfg = load_config(os.fspath(config_file), [*opts, *chosen], num_gpus=0 if device == "cpu" else None)
-        return cls.from_cfg(cfg)
+        return cls.from_cfg(cfg, present_above=present_above)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode) -> "FewShotPredictor":
+    def from_cfg(cls, cfg: CfgNode, *, present_above: float | None = None) -> "FewShotPredictor":
         """Build a predictor from a loaded config, including MODEL.WEIGHTS and MODEL.DEVICE."""
         resizes = build_view_resizes(cfg) or [build_resize(cfg)]
         views, settings, model = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS, encoding_settings(cfg), load_model(cfg)
         quality = load_quality(model, {**settings, "TEST.REFINEMENT": cfg.TEST.REFINEMENT})
-        return cls(model, resizes, support_views=views, settings=settings, quality=quality)
+        return cls(
+            model,
+            resizes,
+            support_views=views,
+            zoom_tiles=cfg.TEST.ZOOM_TILES,
+            settings=settings,
+            quality=quality,
+            present_above=present_above,
+        )
 
     def another(self) -> "FewShotPredictor":
         """A predictor without supports that shares the model and its settings."""
         shared = {"support_views": self._support_views, "settings": self._settings, "quality": self.quality}
+        shared |= {"present_above": self.present_above, "zoom_tiles": self._zoom_tiles}
         return FewShotPredictor(self.model, self._resizes, **shared)
 
     # -- supports ----------------------------------------------------------------------------------------
@@ -154,11 +180,20 @@ class FewShotPredictor:
         """
         self.set_support_classes({name: (images, masks)}, mask_values=mask_values)
 
-    def set_support_classes(self, classes: Supports, *, mask_values: MaskValues | None = None) -> None:
-        """Encode the supports of several classes, {name: (images, masks)}, in place of all earlier ones.
+    def set_support_classes(
+        self,
+        classes: Supports,
+        *,
+        mask_values: MaskValues | None = None,
+        negatives: Negatives | None = None,
+    ) -> None:
+        """Encode the supports of several classes, in place of all earlier supports and negatives.
 
-        ``mask_values`` says what the values of mask files mean, for all classes or by class, such as
-        {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+        Args:
+            classes: {name: (images, masks)}.
+            mask_values: what the values of mask files mean, for all classes or by class, such as
+                {"cup": "1,2,3", "key": "15 ignore=255"} (`fss_d2.data.mask_values`); None recognises it.
+            negatives: by class, or under "" for all classes, pairs (image, region) as of `add_negative`.
         """
         if not classes:
             raise ValueError("no class to set supports of: give {name: (images, masks)}")
@@ -166,10 +201,15 @@ class FewShotPredictor:
             raise ValueError(f"class names are {list(classes)}: give each a text that is not empty")
         rules = parse_mask_values(mask_values)
         rules.check_classes(classes)
-        self._classes = {
-            name: self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
-            for name, given in classes.items()
-        }
+        if unknown := [name for name in negatives or () if name and name not in classes]:
+            raise ValueError(f"negatives of {unknown[0]!r}: the classes are {', '.join(classes)}")
+        read = {name: read_negatives(pairs, name) for name, pairs in (negatives or {}).items()}
+        shared = read.get("", ())
+        encoded = {}
+        for name, given in classes.items():
+            positive = self._encode_class(name, *support_pairs(*given, name), rule=rules.of(name))
+            encoded[name] = self._with_negatives(positive, [*shared, *read.get(name, ())])
+        self._classes, self._shared = encoded, shared
 
     def add_support(
         self,
@@ -185,7 +225,10 @@ class FewShotPredictor:
         """
         rule = parse_mask_values(mask_values).of(name)
         with self._changing:
-            added = self._encode_class(name, (image, mask), after=self._classes.get(name), rule=rule)
+            before = self._classes.get(name)
+            added = self._encode_class(name, (image, mask), after=before, rule=rule)
+            if before is None:
+                added = self._with_negatives(added, self._shared)
             self._classes = {**self._classes, name: added}
 
     def remove_support(self, index: int, *, name: str = "object") -> None:
@@ -204,9 +247,35 @@ class FewShotPredictor:
             else:
                 self._classes = {key: value for key, value in self._classes.items() if key != name}
 
+    def add_negative(
+        self, image: Picture, region: Annotation | None = None, *, name: str | None = None
+    ) -> None:
+        """Encode a picture, or a region of it, that does not show the object; the supports stay.
+
+        What resembles it counts as background. ``region`` marks where the object is not, None the whole
+        picture. ``name`` is the class whose object that is; None means all classes, also those that come
+        later.
+        """
+        negatives = read_negatives([(image, region)], name or "")
+        with self._changing:
+            supports = self.supports if name is None else {name: self._of_class(name)}
+            changed = {key: self._with_negatives(of_class, negatives) for key, of_class in supports.items()}
+            self._classes = {**self._classes, **changed}
+            self._shared += negatives if name is None else ()
+
+    def remove_negative(self, index: int, *, name: str = "object") -> None:
+        """Remove one negative of a class, counted from 0 in the order in which it got them.
+
+        Raises:
+            IndexError: the class has no such negative.
+        """
+        with self._changing:
+            left = without_negative(self.model, self._of_class(name), index)
+            self._classes = {**self._classes, name: left}
+
     def reset(self) -> None:
-        """Remove all supports."""
-        self._classes = {}
+        """Remove all supports and negatives."""
+        self._classes, self._shared = {}, ()
 
     def save_support(self, path: str | os.PathLike[str]) -> None:
         """Write the encoded supports to a file; an existing one is replaced."""
@@ -216,9 +285,9 @@ class FewShotPredictor:
     def load_support(self, path: str | os.PathLike[str]) -> None:
         """Read the supports that `save_support` wrote, with the same method, config and weights.
 
-        They replace all earlier supports; another file raises ValueError.
+        They replace all earlier supports and negatives; another file raises ValueError.
         """
-        self._classes = load_classes(expand_user(path), self.model, self._settings)
+        self._classes, self._shared = load_classes(expand_user(path), self.model, self._settings), ()
 
     # -- images ------------------------------------------------------------------------------------------
 
@@ -227,7 +296,7 @@ class FewShotPredictor:
         """Run the backbone on an image, to segment it with several support sets."""
         pixels, _ = read_picture(image)
         samples = self._at_each_size(pixels)
-        return self._as_query(pixels.shape[:2], samples, self._features([s.image[None] for s in samples]))
+        return self._as_query(pixels, samples, self._features([s.image[None] for s in samples]))
 
     @torch.no_grad()
     def predict(self, image: Picture | EncodedImage) -> Prediction:
@@ -244,9 +313,12 @@ class FewShotPredictor:
     def predict_batch(self, images: Sequence[Picture]) -> list[Prediction]:
         """Segment several images; those with the same network input size run as one batch.
 
-        The results equal those of `predict` except for rounding. All images are in memory at once.
+        The results equal those of `predict` except for rounding. All images are in memory at once. If small
+        objects are seen enlarged, the images run one by one.
         """
         supports = self.supports
+        if any(support.enlarged for support in supports.values()):
+            return [self._segment(self.encode_image(image), supports) for image in images]
         samples, sizes, groups = [], [], defaultdict(list)
         for number, image in enumerate(images):
             pixels, _ = read_picture(image, f"image {number + 1}")
@@ -259,7 +331,7 @@ class FewShotPredictor:
             pixels_of = [torch.stack([s.image for s in same]) for same in by_size]
             queries = [self.model.encode_query(pixels) for pixels in pixels_of]
             frames = [(sizes[n], tuple(map(_valid_size, samples[n]))) for n in numbers]
-            found = segment(self.model, queries, frames, supports, self.quality)
+            found = segment(self.model, queries, frames, supports, self.quality, self.present_above)
             for n, prediction in zip(numbers, found, strict=True):
                 predictions[n] = prediction
         return predictions
@@ -270,6 +342,7 @@ class FewShotPredictor:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         left_out: Sequence[tuple[int, ...]],
+        negatives: Sequence[tuple[Picture, Annotation | None]] = (),
     ) -> Iterator[tuple[Prediction, ...]]:
         """Segment supports with the others of their class; the predictor's own supports do not matter.
 
@@ -280,6 +353,7 @@ class FewShotPredictor:
             images: K of (H, W, 3) uint8.
             masks: K of (H, W) in {0, 1, 255}.
             left_out: groups of indices; a group leaves at least one support.
+            negatives: pairs as of `add_negative`, which are never left out.
 
         Yields:
             For each group the predictions of its supports, segmented with those outside it as "object".
@@ -292,10 +366,14 @@ class FewShotPredictor:
             if i in wanted:
                 samples, whole = self._whole(image, views)
                 features = self._features([sample.image[None] for sample in samples])
-                queries[i], known = self._as_query(mask.shape, samples, features), features if whole else []
-            encoded.append(self._encode_views(views, encoded[0].sizes if encoded else None, known))
+                queries[i], known = self._as_query(image, samples, features), features if whole else []
+            part = self._encode_views(views, encoded[0].sizes if encoded else None, known)
+            encoded.append(self._with_windows(part, image, mask, encoded))
+        against = self._with_negatives(encoded[0], read_negatives(negatives)) if negatives else None
         for group in left_out:
             rest = self._merge([support for i, support in enumerate(encoded) if i not in group])
+            if against:
+                rest = negatives_of(self.model, against, rest)
             yield tuple(self._segment(queries[i], {"object": rest}) for i in group)
 
     @torch.no_grad()
@@ -349,8 +427,10 @@ class FewShotPredictor:
         count = len(after.frames) if after else 0
         for number, pair in enumerate(pairs, start=count + 1):
             where = f"{name}, support {number}"
-            views = self._views(*read_support(*pair, where, rule), where)
-            parts.append(self._encode_views(views, parts[0].sizes if parts else None))
+            image, mask = read_support(*pair, where, rule)
+            views = self._views(image, mask, where)
+            part = self._encode_views(views, parts[0].sizes if parts else None)
+            parts.append(self._with_windows(part, image, mask, parts))
         return self._merge(parts)
 
     def _encode_views(
@@ -378,6 +458,19 @@ class FewShotPredictor:
             sets.append(self.model.encode_support(images[None], masks[None], features))
         return ClassSupport(tuple(sets), (tuple(frame for _, frame in views),))
 
+    def _with_negatives(self, support: ClassSupport, negatives: Sequence[Negative]) -> ClassSupport:
+        return add_negatives(self.model, self._at_each_size, support, negatives)
+
+    def _with_windows(
+        self, support: ClassSupport, image: np.ndarray, mask: np.ndarray, others: Sequence[ClassSupport]
+    ) -> ClassSupport:
+        """Add the windows of a support of small objects, at the size of those of the others of its class."""
+        sizes = (one.support.size for other in others for one in other.windows if one)
+        windows = encode_enlarged(
+            self.model, self._resizes[0], image, mask, self._zoom_tiles, next(sizes, None)
+        )
+        return replace(support, windows=(windows,))
+
     def _features(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The backbone's maps of images (1, 3, H, W)."""
         return [self.model.extract(self.model.normalise(image)) for image in images]
@@ -392,29 +485,34 @@ class FewShotPredictor:
         return self._at_each_size(image), False
 
     def _as_query(
-        self, size: Size, samples: Sequence[Sample], features: Sequence[Mapping[str, Tensor]]
+        self, image: np.ndarray, samples: Sequence[Sample], features: Sequence[Mapping[str, Tensor]]
     ) -> EncodedImage:
-        """Encode an image of that size from its samples and their features."""
+        """Encode an image from its samples and their features."""
         pairs = zip(samples, features, strict=True)
         queries = tuple(self.model.encode_query(s.image[None], maps) for s, maps in pairs)
-        return EncodedImage(size, queries, tuple(map(_valid_size, samples)))
+        return EncodedImage(image, queries, tuple(map(_valid_size, samples)))
 
     def _segment(self, image: EncodedImage, supports: Mapping[str, ClassSupport]) -> Prediction:
         frames = [(image.size, image.valid_sizes)]
-        return segment(self.model, image.queries, frames, supports, self.quality)[0]
+        enlarge = partial(match_enlarged, self.model, self._resizes[0], image.pixels)
+        limits = self.quality, self.present_above
+        return segment(self.model, image.queries, frames, supports, *limits, enlarge)[0]
 
     def _merge(self, parts: Sequence[ClassSupport]) -> ClassSupport:
         """Join supports to those of one class."""
         by_size = zip(*(part.sets for part in parts), strict=True)
         sets = tuple(self.model.merge_supports(same) for same in by_size)
-        return ClassSupport(sets, tuple(views for part in parts for views in part.frames))
+        frames = tuple(chain.from_iterable(part.frames for part in parts))
+        windows = tuple(chain.from_iterable(part.windows for part in parts))
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _select(self, support: ClassSupport, kept: Sequence[int]) -> ClassSupport:
         """Some supports of a class, each with all its views."""
         ends = np.cumsum([len(views) for views in support.frames])
         shots = [s for i in kept for s in range(ends[i] - len(support.frames[i]), ends[i])]
         sets = tuple(self.model.select_supports(s, shots) for s in support.sets)
-        return ClassSupport(sets, tuple(support.frames[i] for i in kept))
+        frames, windows = (tuple(of_each[i] for i in kept) for of_each in (support.frames, support.windows))
+        return ClassSupport(sets, frames, windows, merge_enlarged(self.model, windows))
 
     def _views(self, pixels: np.ndarray, mask: np.ndarray, name: str) -> list[tuple[Sequence[Sample], Frame]]:
         """The views of a support that still show its object at every size, and where each lies."""

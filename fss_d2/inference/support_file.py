@@ -16,6 +16,7 @@ from fss_d2.data.views import Window
 from fss_d2.io.files import atomic_path
 from fss_d2.io.state_dict import UNREADABLE, load_plain, not_finite
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, SupportSet
+from fss_d2.modeling.enlarged import Enlarged, merge_enlarged
 from fss_d2.modeling.layers import resize
 
 __all__ = ["ClassSupport", "Frame", "encoding_settings", "load_classes", "save_classes", "weights_digest"]
@@ -46,11 +47,18 @@ class ClassSupport:
 
     sets: tuple[SupportSet, ...]  # encoded, one per size at which images run
     frames: tuple[tuple[Frame, ...], ...]  # of each support its views, which are the shots of each set
+    windows: tuple[Enlarged | None, ...] = ()  # of each support, for small objects
+    enlarged: Enlarged | None = None  # those of all supports, if the class is to be seen enlarged
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each network input."""
         return [support_set.size for support_set in self.sets]
+
+    @property
+    def negatives(self) -> int:
+        """The number of negatives, which are in each set."""
+        return len(self.sets[0].negatives or ())
 
     def on_supports(self, maps: Tensor) -> tuple[np.ndarray, ...]:
         """Maps of the shots (shots, H, W) -> one (h, w) float32 per support image, the sum of its views."""
@@ -69,7 +77,7 @@ class ClassSupport:
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
     """The config keys that encoded supports depend on, without those of other methods; values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
-    settings["TEST.SCALES"] = str(cfg.TEST.SCALES)
+    settings |= {f"TEST.{key}": str(cfg.TEST[key]) for key in ("SCALES", "ZOOM_TILES")}
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     method = cfg.MODEL.META_ARCHITECTURE
     read = {method, *getattr(META_ARCH_REGISTRY.get(method), "borrows_keys_of", ())}
@@ -90,6 +98,7 @@ def save_classes(
         name: {
             "sets": [support_set.state() for support_set in support.sets],
             "frames": [[_numbers(frame) for frame in views] for views in support.frames],
+            "windows": [one and one.state() for one in support.windows],
         }
         for name, support in classes.items()
     }
@@ -135,7 +144,10 @@ def _class_support(name: str, state: Mapping[str, Any], model: FewShotSegmentor)
     sets, shots = tuple(map(model.restore_support, state["sets"])), sum(map(len, frames))
     if not sets or not shots or any(s.shots != shots for s in sets):
         raise ValueError(f"class {name} has {shots} frames, its sets have {[s.shots for s in sets]} shots")
-    return ClassSupport(sets, frames)
+    windows = tuple(one and Enlarged.from_state(one, model) for one in state["windows"])
+    if len(windows) != len(frames):
+        raise ValueError(f"class {name} has {len(frames)} supports, windows of {len(windows)}")
+    return ClassSupport(sets, frames, windows, merge_enlarged(model, windows))
 
 
 def _numbers(frame: Frame) -> list[int]:

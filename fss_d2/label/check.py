@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from fss_d2.evaluation.metrics import count_areas, iou
+from fss_d2.inference.negatives import Negatives
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import class_shift, shifted
 from fss_d2.io.progress import progress
@@ -26,7 +27,7 @@ _MOST_PAIRED = 12  # supports of a class up to which pairs are left out, too
 _PARTNERS = 2  # to either side: a support is left out together with at most four others
 
 Group = tuple[int, ...]  # indices of supports that are left out together
-Pair = tuple[float, float]  # IoU of a support's mask, and what was expected
+Result = tuple[float, float, bool]  # IoU of a support's mask, what was expected, whether it was judged absent
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class SupportCheck:
         iou: of its mask with the mask that the other supports of the class give, 0 to 1.
         gain_without: how much the mean IoU of the other supports rises without this one; None for fewer than
             3 supports and for more than 12.
-        expected_iou: what was expected for that mask, see `Prediction.expected_iou`.
+        expected_iou: what was expected for that mask, see `Prediction.mask_iou`.
+        absent: whether the others judged that it does not show the class; its mask is empty then.
     """
 
     name: str
     iou: float
     gain_without: float | None
     expected_iou: float
+    absent: bool = False
 
     @property
     def hurts(self) -> bool:
@@ -72,15 +75,16 @@ def check_supports(
     most: int = MOST_CHECKED,
     *,
     harm: bool = True,
+    negatives: Negatives | None = None,
 ) -> list[ClassCheck]:
     """Segment supports with the others of their class, and again without some of these.
 
     Pixels of 255 do not count. Classes are checked one by one: how they compete shows only on images with
     several. The cost grows with the number of supports, see `check_steps`. At most ``most`` supports of a
     class are segmented, spread evenly over it. Up to 12 supports that are all checked, each is left out
-    together with up to four others as well, to see which support hurts, unless ``harm`` is False. All
-    processes call this, and each takes its share; the first gets one check per class, the others an empty
-    list.
+    together with up to four others as well, to see which support hurts, unless ``harm`` is False. The
+    ``negatives``, as of `FewShotPredictor.set_support_classes`, are used each time. All processes call this,
+    and each takes its share; the first gets one check per class, the others an empty list.
     """
     groups = [(name, out) for name, many in supports.items() for out in left_out(len(many), most, harm)]
     mine: dict[str, list[Group]] = {}
@@ -89,13 +93,14 @@ def check_supports(
     scores = {}
     with progress("Check the supports", sum(map(len, mine.values()))) as advance:
         for name, of_class in mine.items():
-            for out, pairs in _scores(predictor, supports[name], of_class):
+            against = [pair for key in ("", name) for pair in (negatives or {}).get(key, ())]
+            for out, pairs in _scores(predictor, supports[name], of_class, against):
                 scores[name, out] = pairs
                 advance()
-    gathered: list[dict[tuple[str, Group], list[Pair]]] = comm.gather(scores)
+    gathered: list[dict[tuple[str, Group], list[Result]]] = comm.gather(scores)
     if not comm.is_main_process():
         return []
-    by_class: dict[str, dict[Group, list[Pair]]] = {name: {} for name in supports}
+    by_class: dict[str, dict[Group, list[Result]]] = {name: {} for name in supports}
     for share in gathered:
         for (name, out), pairs in share.items():
             by_class[name][out] = pairs
@@ -122,14 +127,21 @@ def left_out(count: int, most: int, harm: bool = True) -> list[Group]:
 
 
 def _scores(
-    predictor: FewShotPredictor, supports: Sequence[Support], groups: Sequence[Group]
-) -> Iterator[tuple[Group, list[Pair]]]:
-    found = predictor.leave_out([s.image for s in supports], [s.mask for s in supports], groups)
+    predictor: FewShotPredictor,
+    supports: Sequence[Support],
+    groups: Sequence[Group],
+    negatives: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[Group, list[Result]]]:
+    found = predictor.leave_out([s.image for s in supports], [s.mask for s in supports], groups, negatives)
     for out, predictions in zip(groups, found, strict=True):
         yield (
             out,
             [
-                (_iou(prediction.labels == 1, supports[i].mask), *prediction.expected_iou.values())
+                (
+                    _iou(prediction.labels == 1, supports[i].mask),
+                    *prediction.iou_if_present.values(),
+                    not all(prediction.present.values()),
+                )
                 for i, prediction in zip(out, predictions, strict=True)
             ],
         )
@@ -141,7 +153,7 @@ def _iou(predicted: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _class_check(
-    name: str, supports: Sequence[Support], scores: Mapping[Group, Sequence[Pair]], spread: float
+    name: str, supports: Sequence[Support], scores: Mapping[Group, Sequence[Result]], spread: float
 ) -> ClassCheck:
     """The check of the supports that were left out alone, from what each group's supports got."""
     alone = {out[0]: pairs[0] for out, pairs in scores.items() if len(out) == 1}
@@ -151,10 +163,11 @@ def _class_check(
             gains[out[1]].append(pairs[0][0] - alone[out[0]][0])
             gains[out[0]].append(pairs[1][0] - alone[out[1]][0])
     checks = tuple(
-        SupportCheck(supports[i].name, true, float(np.mean(gains[i])) if gains[i] else None, expected)
-        for i, (true, expected) in sorted(alone.items())
+        SupportCheck(supports[i].name, true, float(np.mean(gains[i])) if gains[i] else None, expected, absent)
+        for i, (true, expected, absent) in sorted(alone.items())
     )
-    shift = class_shift([(check.expected_iou, check.iou) for check in checks], spread)
+    found = [(check.expected_iou, check.iou) for check in checks if not check.absent]
+    shift = class_shift(found, spread)
     return ClassCheck(name, checks, len(supports), shift)
 
 
@@ -179,13 +192,17 @@ def _remarks(check: ClassCheck) -> Iterator[str]:
         yield f"{len(check.supports)} of its {check.total} supports were checked, spread evenly over all"
     if check.total > _MOST_PAIRED:
         yield f"which support hurts is checked for up to {_MOST_PAIRED} supports only"
-    if check.expected_iou is not None:
-        before = float(np.mean([s.expected_iou for s in check.supports]))
+    if found := [s.expected_iou for s in check.supports if not s.absent]:
+        before = float(np.mean(found))
         change = f"{'raises' if check.shift > 0 else 'lowers'} what is expected of all its masks"
         example = f"0.50 becomes {shifted(0.5, check.shift):.2f}"
         yield f"for these supports {100 * before:.1f} was expected, so the check {change}: {example}"
+    if absent := [s.name for s in check.supports if s.absent]:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        yield f"by the others, {absent[0]}{more} does not show it; look, or lower the limit (--present-above)"
     compared = [s for s in check.supports if s.gain_without is not None]
-    missed = [s.name for s in check.supports if s.iou < _MISSED]  # all of them, perhaps, if one hurts
+    # All of them, perhaps, if one hurts.
+    missed = [s.name for s in check.supports if s.iou < _MISSED and not s.absent]
     if missed and not any(s.hurts for s in compared):
         more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
         yield f"{missed[0]}{more}: the others do not find what its mask shows; look at it"

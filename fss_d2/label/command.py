@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fss_d2.engine.command_line import (
     add_launch_arguments,
     add_mask_values,
+    add_presence,
     documented_parser,
     parse_command_line,
     path_option,
@@ -35,9 +36,10 @@ _DESCRIPTION = """Label a folder of images like a few annotated ones.
     fss-d2 label --support annotated --images photos --output labels
 
 First each annotated image is segmented with the others of its class: that shows what IoU to expect, and which
-annotated image makes the others worse. Then every image is labelled, and the IoU of its labels estimated. The
-output folder gets the labels in all formats, needs_review.txt (images of low expected IoU) and report.html
-(all labels on one page). After an interruption, the same command goes on where it stopped."""
+annotated image makes the others worse. Then every image is labelled, unless it is judged not to show the
+object, and the IoU of its labels estimated. The output folder gets the labels in all formats,
+needs_review.txt (images of low expected IoU) and report.html (all labels on one page). After an interruption,
+the same command goes on where it stopped."""
 _SUPPORT = """annotated images: a folder of <class>/images and <class>/masks, or of <class>/<name>.jpg and
 <name>_mask.png, a COCO JSON file, or a folder of LabelMe JSON files"""
 
@@ -64,6 +66,7 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     from fss_d2.io.files import printable
 
     from .job import Job, run_job
+    from .negatives import read_negatives
     from .supports import read_supports
 
     start_log()
@@ -73,16 +76,17 @@ def _run(args: argparse.Namespace, num_gpus: int | None) -> None:
     job = Job(args.images, args.output, formats, args.review_below, args.min_area, args.check)
     options = {"mask_values": args.mask_values, "image_option": "--support-images"}
     supports = read_supports(args.support, args.support_images, **options)
+    negatives = read_negatives(args.negative, supports)
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.config_file, [*args.opts, *weights], num_gpus=num_gpus)
     seed_all_rng(max(cfg.SEED, 0))  # weights that no file has are the same in each run and process
-    predictor = FewShotPredictor.from_cfg(cfg)
-    summary = run_job(job, predictor, supports, _model(cfg, predictor))
+    predictor = FewShotPredictor.from_cfg(cfg, present_above=args.present_above)
+    summary = run_job(job, predictor, supports, _model(cfg, predictor), negatives)
     if summary:
         lost = len(summary["unreadable"]), len(summary["left_out"])
-        counts = summary["labelled"], summary["needs_review"], *lost
+        counts = summary["labelled"], summary["nothing_found"], summary["needs_review"], *lost
         page = printable(job.output / "report.html")
-        text = "Labelled %d images (%d to review, %d unreadable, %d left out); look at %s"
+        text = "Labelled %d images (%d show nothing, %d to review, %d unreadable, %d left out); look at %s"
         logger.info(text, *counts, page)
 
 
@@ -104,6 +108,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     images = "pictures of JSON files; default: near each file, also in a folder images"
     add("--support-images", metavar="FOLDER", type=path_option, help=images)
     add_mask_values(parser)
+    add_presence(parser)
     add("--images", **folder, help="images to label, with subfolders")
     add("--output", **folder, help="a new folder, or that of a run to resume")
     add("--formats", metavar="A,B", help=f"default: {_FORMATS}, all that the images allow")

@@ -18,12 +18,14 @@ from detectron2.utils import comm
 from fss_d2.data.images import read_image
 from fss_d2.data.picture_files import FoundPictures, find_pictures_below, listed
 from fss_d2.engine.command_line import suggestion
+from fss_d2.inference.negatives import Negatives
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.io.files import expand_user, ignores_case, printable, read_json, shortened, write_atomic
 from fss_d2.io.progress import track
 
 from . import REVIEW_BELOW
 from .check import MOST_CHECKED, ClassCheck, SupportCheck, check_steps, check_supports, describe, left_out
+from .negatives import as_pairs
 from .output import Journal, OutputFolder, json_bytes, record_of
 from .report import THUMBNAILS, report_files, summarize, thumbnail
 from .supports import Support
@@ -71,7 +73,11 @@ class Job:
 
 
 def run_job(
-    job: Job, predictor: FewShotPredictor, supports: Supports, model: Mapping[str, str] | None = None
+    job: Job,
+    predictor: FewShotPredictor,
+    supports: Supports,
+    model: Mapping[str, str] | None = None,
+    negatives: Supports | None = None,
 ) -> dict[str, Any]:
     """Label every image of a folder, write the labels in all formats, and return the content of summary.json.
 
@@ -81,12 +87,15 @@ def run_job(
     the formats, ``needs_review.txt`` and ``.json``, ``report.html`` and ``summary.json``, from the records
     alone. After an interruption the same call resumes and ends with the same files.
 
-    A finished record is kept while its image file, the supports, ``min_area`` and ``model`` (config keys and
-    digests that the predictions depend on) stay the same; everything else may change, also the paths of both
-    folders. Edited files are kept; labels of images that are gone are deleted. Images that are supports are
-    skipped. The log, the summary and the report list images that cannot be read, files that look like images
-    but are of no format that is decoded here (``left_out``), and formats that the images do not allow. In
-    several processes (`fss_d2.engine.launch`) each labels its share.
+    ``negatives`` are pictures that do not show the object, by class or under "" for all (`read_negatives`).
+    A class of a presence below the predictor's ``present_above`` gets no label.
+
+    A finished record is kept while its image file, the supports, negatives, ``min_area``, ``present_above``
+    and ``model`` (config keys and digests that the predictions depend on) stay the same; everything else may
+    change, also the paths of both folders. Edited files are kept; labels of images that are gone are deleted.
+    Images that are supports are skipped. The log, the summary and the report list images that cannot be read,
+    files that look like images but are of no format that is decoded here (``left_out``), and formats that the
+    images do not allow. In several processes (`fss_d2.engine.launch`) each labels its share.
 
     Raises:
         FileNotFoundError, ValueError: no folder, no image, or none that can be labelled; too many classes; or
@@ -103,14 +112,16 @@ def run_job(
     formats, formats_left_out = _formats(job, names)
     classes = {name: ([s.image for s in many], [s.mask for s in many]) for name, many in supports.items()}
     start = time.monotonic()
-    predictor.set_support_classes(classes)  # first: supports that are refused leave no folder behind
+    against = as_pairs(negatives or {})
+    # First: supports that are refused leave no folder behind.
+    predictor.set_support_classes(classes, negatives=against)
     encoding = (time.monotonic() - start) / sum(map(len, supports.values()))
     output, journal = OutputFolder(job.output), Journal(job.output / "records")
     if comm.is_main_process():
         for name, problem in formats_left_out.items():
             logger.warning("The format %s is left out: %s", name, problem)
         _check_names(job, names)
-        if output.claim(_settings(job, supports), model):
+        if output.claim(_settings(job, predictor, supports, negatives or {}), model):
             logger.info("Going on with the job in %s", printable(job.output))
         if not journal.knows_any(names):
             raise ValueError(
@@ -118,7 +129,7 @@ def run_job(
                 "or another output folder"
             )
     comm.synchronize()
-    checks = _checks(job, predictor, supports, encoding) if job.check else []
+    checks = _checks(job, predictor, supports, against, encoding) if job.check else []
     states = {name: _state(job.images / name) for name in names}
     failed |= _label(job, predictor, tuple(supports), states)
     if not comm.is_main_process():
@@ -232,8 +243,15 @@ def _without_supports(
     return to_label, supports
 
 
-def _settings(job: Job, supports: Supports) -> dict[str, Any]:
+def _settings(
+    job: Job, predictor: FewShotPredictor, supports: Supports, negatives: Supports
+) -> dict[str, Any]:
     """What the labels depend on besides the model."""
+    pictures = {"supports": _digest(supports), "negatives": _digest(negatives)}
+    return {**pictures, "min_area": job.min_area, "present_above": predictor.present_above}
+
+
+def _digest(supports: Supports) -> str:
     digest = hashlib.sha256()
     for name, of_class in supports.items():
         digest.update(repr((name, len(of_class))).encode("utf-8", "surrogateescape"))
@@ -241,10 +259,12 @@ def _settings(job: Job, supports: Supports) -> dict[str, Any]:
             for array in (support.image, support.mask):
                 digest.update(repr(array.shape).encode())
                 digest.update(array.tobytes())
-    return {"supports": digest.hexdigest(), "min_area": job.min_area}
+    return digest.hexdigest()
 
 
-def _checks(job: Job, predictor: FewShotPredictor, supports: Supports, encoding: float) -> list[ClassCheck]:
+def _checks(
+    job: Job, predictor: FewShotPredictor, supports: Supports, negatives: Negatives, encoding: float
+) -> list[ClassCheck]:
     """The leave-one-out check, from the file of an earlier run if there is one; [] on other processes.
 
     ``encoding`` is how many seconds a support took to encode.
@@ -257,7 +277,7 @@ def _checks(job: Job, predictor: FewShotPredictor, supports: Supports, encoding:
         seconds = max(1, round(steps * encoding / comm.get_world_size()))
         count = sum(min(len(of_class), job.check) for of_class in supports.values() if len(of_class) > 1)
         logger.info("Checking %d supports, each with the others of its class: about %d s", count, seconds)
-        checks = check_supports(predictor, supports, job.check)
+        checks = check_supports(predictor, supports, job.check, negatives=negatives)
         if main:
             write_atomic(file, json_bytes([dataclasses.asdict(check) for check in checks]))
     if main:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from fss_d2.inference.prediction import Instance, Prediction
+from fss_d2.inference.prediction import Instance, Prediction, expected_ious
 from fss_d2.inference.quality import shifted
 from fss_d2.io.files import (
     check_writable,
@@ -26,7 +26,7 @@ from fss_d2.io.files import (
 __all__ = ["ImageRecord", "Journal", "LabelledObject", "OutputFile", "OutputFolder", "json_bytes"]
 __all__ += ["record_of"]
 
-_VERSION = 2  # of job.json
+_VERSION = 3  # of job.json
 _MOST_NAMED = 6  # settings that an error lists
 _FIX = "give another output folder"
 
@@ -56,8 +56,15 @@ class ImageRecord:
     image: str  # path relative to the folder of images, with "/"
     height: int
     width: int
-    expected_iou: Mapping[str, float]  # by class, never empty; see `record_of`
+    mask_iou: Mapping[str, float]  # of the classes, see `Prediction`
+    presence: Mapping[str, float]  # of all classes, at least one
     objects: tuple[LabelledObject, ...]
+
+    @property
+    def expected_iou(self) -> dict[str, float]:
+        """The IoU to expect of each class, see `expected_ious`; one without an object was not found."""
+        values = expected_ious(self.presence, self.class_names, self.mask_iou, self.presence)
+        return {name: round(value, 6) for name, value in values.items()}
 
     @property
     def lowest_iou(self) -> float:
@@ -65,11 +72,9 @@ class ImageRecord:
         return min(self.expected_iou.values())
 
     def shifted(self, shifts: Mapping[str, float]) -> "ImageRecord":
-        """The record with the expected IoUs of the classes that were found shifted; see `class_shift`."""
-        if not self.objects:
-            return self
-        values = {n: round(shifted(v, shifts.get(n, 0.0)), 6) for n, v in self.expected_iou.items()}
-        return dataclasses.replace(self, expected_iou=values)
+        """The record with the expected IoUs of masks shifted; see `class_shift`."""
+        values = {n: round(shifted(v, shifts.get(n, 0.0)), 6) for n, v in self.mask_iou.items()}
+        return dataclasses.replace(self, mask_iou=values)
 
     def rle(self, item: LabelledObject) -> dict[str, Any]:
         """COCO's compressed RLE of an object, ready for JSON."""
@@ -93,15 +98,11 @@ class ImageRecord:
 
 
 def record_of(image: str, prediction: Prediction, min_area: int | None) -> ImageRecord:
-    """Make the record of a prediction, without parts below ``min_area`` (as `Prediction.iter_instances`).
-
-    The expected IoU is `Prediction.quality_of` of the classes that have a part.
-    """
+    """Make the record of a prediction, without parts below ``min_area`` (as `Prediction.iter_instances`)."""
     objects = tuple(map(_labelled, prediction.iter_instances(min_area)))
-    expected = prediction.quality_of({item.class_name for item in objects})
-    height, width = prediction.labels.shape
-    rounded = {name: round(value, 6) for name, value in expected.items()}
-    return ImageRecord(image, height, width, rounded, objects)
+    presence = {name: prediction.presence.get(name, 1.0) for name in prediction.names}
+    rounded = ({name: round(v, 6) for name, v in of.items()} for of in (prediction.iou_if_present, presence))
+    return ImageRecord(image, *prediction.labels.shape, *rounded, objects)
 
 
 def _labelled(instance: Instance) -> LabelledObject:
@@ -139,9 +140,10 @@ class Journal:
 
 def _parsed(content: Mapping[str, Any]) -> ImageRecord:
     objects = tuple(LabelledObject(**{**o, "bbox": tuple(o["bbox"])}) for o in content["objects"])
-    fields = {k: content[k] for k in ("image", "height", "width", "expected_iou")}
-    fields["expected_iou"] = {str(name): float(value) for name, value in fields["expected_iou"].items()}
-    min(fields["expected_iou"].values())
+    fields = {k: content[k] for k in ("image", "height", "width")}
+    for key in ("mask_iou", "presence"):
+        fields[key] = {str(name): float(value) for name, value in content[key].items()}
+    min(fields["presence"].values())
     return ImageRecord(**fields, objects=objects)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from fss_d2.inference.annotations import read_picture
+from fss_d2.inference.negatives import Negatives
 from fss_d2.inference.predictor import FewShotPredictor, Prediction
 from fss_d2.io.files import check_writable, expand_user, printable, write_atomic
 from fss_d2.io.progress import track
@@ -88,14 +89,16 @@ def find_pictures(patterns: Sequence[str], output: Path) -> list[Path]:
     return list(files.values())
 
 
-def segment_pictures(job: PictureJob, predictor: FewShotPredictor, supports: Supports) -> None:
+def segment_pictures(
+    job: PictureJob, predictor: FewShotPredictor, supports: Supports, negatives: Negatives | None = None
+) -> None:
     """Segment all pictures, each process its share, and write the results; all processes must call it.
 
     A method without "attention" and, at the end, pictures that cannot be read raise ValueError.
     """
     if "attention" in job.save:
         predictor.check_attention()
-    predictor.set_support_classes(supports)
+    predictor.set_support_classes(supports, negatives=negatives)
     rank, world = comm.get_rank(), comm.get_world_size()
     share = list(job.work)[rank::world]
     gathered = comm.gather(list(_segment(job, share, predictor, supports)))

@@ -26,7 +26,8 @@ _STYLE = """
 body { font: 15px sans-serif; margin: 1.5em; color: #222; background: #fff }
 main { display: flex; flex-wrap: wrap; gap: 12px }
 figure { margin: 0; padding: 6px; width: 320px; border: 2px solid #ccc; border-radius: 4px }
-figure.review { border-color: #d33 }
+figure.nothing { opacity: .75 }
+figure.review { border-color: #d33; opacity: 1 }
 img { max-width: 320px; display: block; margin: 0 auto }
 figcaption { overflow-wrap: anywhere }
 .swatch { display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: -2px }
@@ -56,12 +57,18 @@ def summarize(
     """The content of ``summary.json``.
 
     ``failed`` are images that could not be labelled, ``left_out`` files that were not tried, and why.
+    "doubtful" are, of each class, the images with or without it whose expected IoU is below ``review_below``.
     """
     found = [name for record in labels.records for name in record.class_names]
+    empty = [record.image for record in labels.records if not record.objects]
+    low = [n for r in labels.records for n, value in r.expected_iou.items() if value < review_below]
     return {
         "labelled": len(labels.records),
         "with_class": {name: found.count(name) for name in labels.class_names},
-        "nothing_found": sum(not record.objects for record in labels.records),
+        "without_class": {name: len(labels.records) - found.count(name) for name in labels.class_names},
+        "doubtful": {name: low.count(name) for name in labels.class_names},
+        "nothing_found": len(empty),
+        "nothing_found_in": empty,
         "needs_review": sum(record.lowest_iou < review_below for record in labels.records),
         "mean_expected_iou": round(sum(r.lowest_iou for r in labels.records) / len(labels.records), 6),
         "skipped_supports": list(skipped),
@@ -94,11 +101,16 @@ def report_files(
     notes = [f"{row['image']} could not be labelled: {row['error']}" for row in summary["unreadable"]]
     notes += [f"The format {o['format']} is left out: {o['reason']}" for o in summary["formats_left_out"]]
     notes += [f"{row['image']} was left out: {row['reason']}" for row in summary["left_out"]]
+    counts = (
+        f"{name}: found in {summary['with_class'][name]} images, not in {summary['without_class'][name]}; "
+        f"{summary['doubtful'][name]} doubtful"
+        for name in labels.class_names
+    )
     parts = [
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>Labels</title>",
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{len(labels.records)} images</h1>",
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        *(f"<p>{html.escape(note)}</p>" for note in (*counts, *notes)),
         f"<pre>{html.escape(describe(checks))}</pre>" if checks else "",
         f"<p>Lowest expected IoU first; {len(review)} images below {review_below:g} have a red frame.{legend}"
         f"</p><p>{html.escape(_explanation(checks, origin))}</p>",
@@ -112,8 +124,9 @@ def report_files(
 
 def _row(record: ImageRecord) -> dict[str, Any]:
     """An entry of needs_review.json."""
-    expected = {"expected_iou": record.lowest_iou, "of_classes": dict(record.expected_iou)}
-    return {"image": record.image, **expected, "classes": list(record.class_names)}
+    expected = {"expected_iou": record.lowest_iou, "of_classes": record.expected_iou}
+    found = {"classes": list(record.class_names), "presence": dict(record.presence)}
+    return {"image": record.image, **expected, **found}
 
 
 def _explanation(checks: Sequence[ClassCheck], origin: str) -> str:
@@ -121,23 +134,25 @@ def _explanation(checks: Sequence[ClassCheck], origin: str) -> str:
     adjusted = [check.class_name for check in checks if check.supports]
     check = f"and adjusted by the check of the supports ({', '.join(adjusted)})" if adjusted else "only"
     return (
-        "The expected IoU is an estimate of how far a mask agrees with the true one, 1 being all of it: from "
-        "how sure the network is, and from how well the mask and the objects of the supports resemble each "
-        f"other. Its numbers come from {origin} {check}. Where nothing was found it says how likely that is "
-        "right. An image with several classes counts by the worst. It is no proof: a picture that shows "
-        "something similar instead of the object can get a high one."
+        "The expected IoU is an estimate of how far a mask agrees with the true one, 1 being all of it: the "
+        "probability that the image shows the object, times what is expected then from how sure the network "
+        "is, and from how well the mask and the objects of the supports resemble each other. Its numbers "
+        f"come from {origin} {check}. Of a class that was not found it is the probability that the image "
+        "does not show it. An image with several classes counts by the worst. It is no proof: an image that "
+        "shows something similar instead of the object can get a high one."
     )
 
 
 def _figure(record: ImageRecord, labels: LabelSet, review: bool) -> str:
     found = ", ".join(record.class_names) or "nothing found"
+    present = ", ".join(f"{name} {value:.2f}" for name, value in record.presence.items())
     original = os.path.relpath(labels.images / record.image, labels.output)
-    mark = ' class="review"' if review else ""
+    mark = ' class="review"' if review else "" if record.objects else ' class="nothing"'
     return (
         f'<figure{mark}><a href="{_link(original)}">'
         f'<img loading="lazy" alt="" src="{_link(f"{THUMBNAILS}/{record.image}.jpg")}"></a>'
         f"<figcaption>{html.escape(record.image)}<br>{record.lowest_iou:.2f}: {html.escape(found)}"
-        "</figcaption></figure>"
+        f"<br>present: {html.escape(present)}</figcaption></figure>"
     )
 
 

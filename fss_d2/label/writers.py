@@ -132,7 +132,8 @@ def _coco(labels: LabelSet) -> Iterator[OutputFile]:
     category = {name: number for number, name in enumerate(labels.class_names, start=1)}
     for image_id, record in enumerate(labels.records, start=1):
         size = {"height": record.height, "width": record.width}
-        images.append({"id": image_id, "file_name": record.image, **size, "expected_iou": record.lowest_iou})
+        known = {"expected_iou": record.lowest_iou, "presence": dict(record.presence)}
+        images.append({"id": image_id, "file_name": record.image, **size, **known})
         for item in record.objects:
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category[item.class_name]}
             box = {"area": item.area, "bbox": list(item.bbox), "iscrowd": 0, "score": item.score}

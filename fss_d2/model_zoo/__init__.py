@@ -1,9 +1,9 @@
-"""The trained model that comes with the package: its config, and its weights as ``fss_d2://NAME``."""
+"""What comes with the package: the trained model, its weights as ``fss_d2://NAME``, and pictures of cells."""
 
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_CONFIG", "DEMO_CONFIGS", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
+__all__ = ["CELLS", "DEFAULT_CONFIG", "DEMO_CONFIGS", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
@@ -12,6 +12,9 @@ _SCHEME = "fss_d2://"
 DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
 # What the demo compares: configs/<name>/glyphs_efficientnet_lite0.yaml, which are not part of the package.
 DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dcama")}
+
+# Pictures of cells with masks, CC0, by kind: <kind>/images and <kind>/masks.
+CELLS = _FOLDER / "cells"
 
 # Numbers of `fss_d2.inference.quality`: for the weights of the package, and for all others.
 QUALITY_FILES = (_FOLDER / "dcama_efficientnet_lite0.quality.json",)

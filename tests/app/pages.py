@@ -37,14 +37,20 @@ def save(path: Path, picture: np.ndarray) -> str:
     return str(path)
 
 
-def make_pool(*methods: str) -> MethodPool:
-    """Methods with random weights on the fake backbone."""
+def make_pool(*methods: str, less_sure: float = 0) -> MethodPool:
+    """Methods with random weights on the fake backbone; the logits of presence are less by ``less_sure``.
+
+    That of the disc is about 10 without.
+    """
     options = ("INPUT.FEW_SHOT_SIZE", SIDE, "INPUT.MAX_SIZE_TEST", max(SIDE))
-    return MethodPool({name: make_predictor(name, *options) for name in methods})
+    predictors = {name: make_predictor(name, *options) for name in methods}
+    for predictor in predictors.values():
+        predictor.model.presence.bias -= less_sure
+    return MethodPool(predictors)
 
 
 @contextmanager
-def page(*methods: str, limits: Limits = LIMITS) -> Iterator[str]:
+def page(*methods: str, limits: Limits = LIMITS, less_sure: float = 0) -> Iterator[str]:
     """Serve a page, and yield its address."""
-    with serve(make_pool(*methods), limits) as url:
+    with serve(make_pool(*methods, less_sure=less_sure), limits) as url:
         yield url

@@ -128,6 +128,49 @@ def test_from_a_painted_object_to_the_zip_file(
     screen.save(artifacts / "app.png")
 
 
+def test_a_picture_without_the_object(
+    browser: webdriver.Chrome, pictures: dict[str, str], tmp_path: Path, artifacts: Path
+) -> None:
+    with page("Prototype", limits=Limits(), less_sure=9) as address:
+        screen = Screen(browser)
+        screen.open(address)
+        give_negatives(screen, pictures, tmp_path, artifacts)
+
+
+def give_negatives(screen: Screen, pictures: dict[str, str], folder: Path, artifacts: Path) -> None:
+    screen.give("support-upload", pictures["left"])
+    screen.wait_for_text("#status", "Picture 1 of 1, left.png, is not marked yet; 0 marked in all.")
+    screen.paint((40, 40), (120, 90))
+    screen.click("#use-paint")
+    screen.wait_for_text("#status", "Picture 1 of 1, left.png, is marked; 1 marked in all.")
+    screen.give("support-upload", save(folder / "dark.png", np.full((90, 120, 3), 20, np.uint8)))
+    screen.wait_for_text("#status", "Picture 2 of 2, dark.png, is not marked yet; 1 marked in all.")
+    screen.click("#absent")
+    without = "is marked where it does not show object; 2 marked in all."
+    screen.wait_for_text("#status", f"Picture 2 of 2, dark.png, {without}")
+    assert screen.text("#supports .gallery-item:nth-child(2)") == "✗ not object"
+    screen.give("query-upload", pictures["query"])
+    screen.wait_for("#queries img")
+    screen.click("#find")
+    screen.wait_until(lambda: len(screen.areas()) == 1 and screen.areas()[0] > 0)
+    screen.set_number("present-above", "0.99")
+    screen.wait_until(lambda: screen.areas() == [0])
+    assert "nothing found; probability that it is there: object 0." in screen.text("#state")
+    screen.save(artifacts / "app_absent.png")
+    screen.set_number("present-above", "0")
+    screen.wait_until(lambda: screen.areas()[0] > 0)
+
+    # A picture in which a part is marked; then the part shows the object instead.
+    screen.give("support-upload", pictures["top"])
+    screen.wait_for_text("#status", "Picture 3 of 3, top.png, is not marked yet; 2 marked in all.")
+    screen.click("#meaning label:nth-of-type(2)")
+    screen.paint((60, 30), (120, 90))
+    screen.click("#use-paint")
+    screen.wait_until(lambda: screen.text("#supports .gallery-item:nth-child(3)") == "✗ not object")
+    screen.click("#meaning label:nth-of-type(1)")
+    screen.wait_until(lambda: screen.text("#supports .gallery-item:nth-child(3)") == "✓ object")
+
+
 def test_box_of_two_clicks_and_attention(screen: Screen, pictures: dict[str, str], artifacts: Path) -> None:
     screen.give("support-upload", pictures["left"])
     screen.wait_for_text("#status", "Picture 1 of 1, left.png, is not marked yet; 0 marked in all.")

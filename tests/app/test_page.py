@@ -18,6 +18,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 from fss_d2.app import server
 from fss_d2.app.events import plain
 from fss_d2.app.session import Session
+from fss_d2.label import REVIEW_BELOW
 from tests.app.client import Visitor, file_value
 from tests.app.pages import SIZE, disc, disc_mask, page, save
 
@@ -71,9 +72,42 @@ def test_masks(visitor: Visitor, tmp_path: Path) -> None:
     assert 0 < int(higher.split('data-pixels="')[1].split('"')[0]) < area
 
 
+def test_what_does_not_show_the_object(tmp_path: Path) -> None:
+    """A negative lowers the probability in the table; with a limit above it, nothing is masked."""
+    with page("Prototype", less_sure=9) as address:
+        visitor = Visitor(address.rstrip("/"))
+        show_and_ask(visitor, tmp_path)
+        (_, table, *_), _ = visitor.do("find", "Prototype", 0.5)
+        before = present(table)
+        visitor.do("add_supports", "disc", [picture(visitor, tmp_path, 75, 50)])
+        (gallery, *_, meaning, status), shown = visitor.do("mark_absent", "disc")
+        assert shown == [] and [one["caption"] for one in gallery["value"]] == ["✓ disc", "✗ not disc"]
+        assert meaning == "not the object"
+        where = "is marked where it does not show disc"
+        assert status == f"Picture 2 of 2, disc75.png, {where}; 2 marked in all."
+        (_, table, *_), shown = visitor.do("find", "Prototype", 0.5)
+        assert shown == [] and present(table) < before
+        values, _ = visitor.do("set_present_above", "Prototype", 0.5, 0.9)
+        assert 'data-pixels="0"' in values[1] and "<td>not found</td>" in values[1]
+        sign = "⚠" if 1 - present(table) < REVIEW_BELOW else "∅"
+        assert values[0]["value"][0]["caption"] == f"{sign} disc75.png"
+        assert f"nothing found; probability that it is there: disc {present(table):.2f}." in values[7]
+        visitor.do("set_present_above", "Prototype", 0.5, 0)
+        (gallery, *_), _ = visitor.do("remove")
+        assert [entry["caption"] for entry in gallery["value"]] == ["✓ disc"]
+        (_, table, *_), shown = visitor.do("find", "Prototype", 0.5)
+        assert shown == [] and present(table) == before
+
+
+def present(table: str) -> float:
+    """The probability in the first row."""
+    cells = re.findall(r"<td>(.*?)</td>", table)
+    return float(cells[2])
+
+
 def test_corners_and_attention(visitor: Visitor, tmp_path: Path) -> None:
     show_and_ask(visitor, tmp_path)
-    (_, _, _, _, status), _ = visitor.do("click_corner", "disc", picked=[16, 16])
+    (*_, status), _ = visitor.do("click_corner", "disc", picked=[16, 16])
     assert status == "Now click the opposite corner of the box."
     (gallery, name, *_, status), shown = visitor.do("click_corner", "disc", picked=[64, 64])
     assert shown == [] and status == "Picture 1 of 1, disc40.png, is marked; 1 marked in all."
@@ -310,7 +344,7 @@ def test_mask_values_are_asked_for(visitor: Visitor, tmp_path: Path) -> None:
     (*_, status, _, _), shown = visitor.do("mask_values", "disc", "1,2")
     assert shown == [] and status == "Picture 2 of 3, disc60.png, is not marked yet; 1 marked in all."
     values, shown = visitor.do("mask_values", "disc", "2")  # no mask waits
-    assert shown == [] and len(values) == 7
+    assert shown == [] and len(values) == 8
     (*_, status, _, _), shown = visitor.do("read_mask", "disc", mask, "nonzero")
     assert shown == [] and status == "Picture 3 of 3, disc80.png, is not marked yet; 2 marked in all."
 

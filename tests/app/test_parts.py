@@ -219,12 +219,13 @@ def test_overlays_in_the_zip_file_have_the_colour_of_the_class() -> None:
 
 
 def test_the_list_to_review_has_the_worst_first_and_nothing_that_was_accepted() -> None:
-    nothing = Prediction(("cat",), np.full((1, 30, 40), 0.45, np.float32), np.zeros((30, 40), np.uint8))
+    blank = np.full((1, 30, 40), 0.45, np.float32), np.zeros((30, 40), np.uint8)
+    nothing = Prediction(("cat",), *blank, {}, {"cat": 0.45})
     results = [
         result("fine.jpg", one_class("cat", 0.66)),
         result("bad.jpg", one_class("cat", 0.64)),
         result("worst.jpg", one_class("cat", 0.51)),
-        result("empty.jpg", nothing),  # nearly found
+        result("empty.jpg", nothing),  # nearly present
         result("done.jpg", one_class("cat", 0.52), accepted=True),
     ]
     archive = zipfile.ZipFile(io.BytesIO(pack(results)))

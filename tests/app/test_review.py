@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image
 
 from fss_d2.app.drawing import CANVAS, VisitorFiles, draw_support, edited, on_canvas, paint_layer
 from fss_d2.app.hints import size_hint
-from fss_d2.app.results import picture_quality
 from fss_d2.app.session import Session
 from fss_d2.app.uploads import Limits
 from fss_d2.inference.annotations import Box
@@ -270,12 +270,13 @@ class TestExpectedIoU:
         pictures = session.supports.pictures
         supports = [Support(str(i), (), p.upload.pixels, p.mask) for i, p in enumerate(pictures)]
         (done,) = check_supports(predictor, {"cup": supports})
-        plain = predictor.predict(session.queries[0].pixels).expected_iou["cup"]
+        plain = predictor.predict(session.queries[0].pixels)
         assert done.shift != 0
-        assert session.finding(METHOD, 0.5, 0).expected == {"cup": shifted(plain, done.shift)}
+        expected = plain.presence["cup"] * shifted(plain.mask_iou["cup"], done.shift)
+        assert session.finding(METHOD, 0.5, 0).expected == {"cup": expected}
         archive = zipfile.ZipFile(io.BytesIO(session.zip_file(METHOD, 0.5)))
         (image,) = json.loads(archive.read("coco/annotations.json"))["images"]
-        assert image["expected_iou"] == pytest.approx(shifted(plain, done.shift), abs=1e-6)
+        assert image["expected_iou"] == pytest.approx(expected, abs=2e-6)
 
     def test_a_corrected_mask_is_right(self, session: Session, tmp_path: Path) -> None:
         show(session, tmp_path)
@@ -367,7 +368,10 @@ class TestLimits:
 def test_a_picture_is_as_good_as_its_worst_class() -> None:
     labels = np.uint8([[1, 2, 0, 0]])
     probability = np.float32([[[0.9, 0.1, 0, 0.45]], [[0.1, 0.7, 0, 0]], [[0, 0, 0, 0]]])
-    expected = {"a": 0.9, "b": 0.7, "c": 0.1}
-    assert picture_quality(Prediction(("a", "b", "c"), probability, labels, expected)) == 0.7
-    nothing = Prediction(("a", "b", "c"), probability * 0.5, np.zeros_like(labels))
-    assert picture_quality(nothing) == pytest.approx(0.55)
+    expected, presence = {"a": 0.9, "b": 0.75, "c": 0.1}, {"a": 1.0, "b": 0.8, "c": 0.25}
+    prediction = Prediction(("a", "b", "c"), probability, labels, expected, presence)
+    assert prediction.expected_iou == pytest.approx({"a": 0.9, "b": 0.6, "c": 0.75})
+    assert prediction.lowest_iou == pytest.approx(0.6)
+    nothing = replace(prediction, labels=np.zeros_like(labels))
+    assert nothing.lowest_iou == 0.0  # the first is there for sure
+    assert prediction.at(present_above=0.9).expected_iou == pytest.approx({"a": 0.9, "b": 0.2, "c": 0.75})

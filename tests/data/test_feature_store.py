@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,20 @@ def test_supports_of_another_episode_are_drawn_too(make_records: MakeRecords, tm
     assert drawn["support_ids"] == episodes[1].supports
     assert all(picture["image"].any() for picture in _pictures(drawn))
     assert not any(picture["image"].any() for picture in _pictures(other))
+
+
+def test_pasted_queries_have_no_entry_and_absent_ones_do(make_records: MakeRecords, tmp_path: Path) -> None:
+    records, store = make_records(), FeatureStore(tmp_path / "store")
+    cfg = _cfg("INPUT.TRAIN_AUGMENTATIONS", FULL, "DATALOADER.FEATURE_CACHE_VARIANTS", 3)
+    plain, stored = (EpisodeMapper(cfg, True, records, features=f) for f in (None, store))
+    pasted = replace(EPISODES[0], pasted=(("image4", 1),))
+    absent = replace(EPISODES[1], query="image2", absent=True)
+    for episode, has_entry in ((pasted, False), (absent, True)):
+        a, b = plain(episode), stored(episode)
+        _equal_masks(a, b)
+        assert torch.equal(a["image"], b["image"])
+        assert ("entry" in b) == has_entry
+        assert all("entry" in support for support in b["support"])
 
 
 def test_entries_are_whole_and_stay(tmp_path: Path) -> None:

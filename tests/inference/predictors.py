@@ -25,7 +25,8 @@ def make_predictor(method: str = "Prototype", *overrides: Any) -> FewShotPredict
     resizes = build_view_resizes(cfg) or [build_resize(cfg)]
     views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
     model = make_model(method, *options)
-    return FewShotPredictor(model, resizes, support_views=views, settings=encoding_settings(cfg))
+    shared = {"support_views": views, "zoom_tiles": cfg.TEST.ZOOM_TILES}
+    return FewShotPredictor(model, resizes, settings=encoding_settings(cfg), **shared)
 
 
 def glyph(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +68,9 @@ def count_backbone_passes(predictor: FewShotPredictor, monkeypatch: pytest.Monke
     backbone, images = predictor.model.backbone, []
     forward = backbone.forward
 
-    def counted(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counted(x: torch.Tensor, *names: Any) -> dict[str, torch.Tensor]:
         images.extend([None] * len(x))
-        return forward(x)
+        return forward(x, *names)
 
     def calls() -> int:
         count = len(images)

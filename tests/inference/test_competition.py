@@ -1,9 +1,8 @@
 """How classes share the pixels of an image."""
 
 import numpy as np
-import torch
 
-from fss_d2.inference.competition import Contest, without_specks
+from fss_d2.inference.competition import share_out, without_specks
 
 
 def block() -> np.ndarray:
@@ -63,29 +62,34 @@ def test_one_class_and_none_are_left_alone() -> None:
         assert without_specks(labels) is labels
 
 
-def enter(contest: Contest, index: int, lead: list[float], own: list[float] | None = None) -> None:
-    unrefined = None if own is None else torch.tensor([own])
-    contest.enter(index, torch.tensor([lead]), unrefined)
-
-
-def test_a_class_alone_has_what_it_leads() -> None:
-    contest = Contest((1, 4), 1)
-    enter(contest, 0, [-1.0, 0.0, 1e-6, 3.0])
-    np.testing.assert_array_equal(contest.labels(), [[0, 0, 1, 1]])
-    expected = torch.tensor([-1.0, 0.0, 1e-6, 3.0]).sigmoid().numpy()
-    np.testing.assert_array_equal(contest.probability[0, 0], expected)
+def test_a_class_alone_has_what_exceeds_the_threshold() -> None:
+    probability = np.float32([[[0.2, 0.5, 0.500001, 0.9]]])
+    np.testing.assert_array_equal(share_out(probability, [True]), [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(share_out(probability, [True], threshold=0.3), [[0, 1, 1, 1]])
+    assert share_out(probability, [True]).dtype == np.uint8
 
 
 def test_of_several_the_lead_before_refinement_decides() -> None:
     """Refinement gave the second class pixel 0 with a lead of 0.04, and took pixel 1 from the first."""
-    contest = Contest((1, 3), 2)
-    enter(contest, 0, [0.5, -0.04, 2.0], [0.5, 3.0, 2.0])
-    enter(contest, 1, [0.6, 0.04, -1.0], [-0.3, -0.2, -1.0])
-    np.testing.assert_array_equal(contest.labels(), [[1, 2, 1]])
+    probability = np.float32([[[0.62, 0.49, 0.88]], [[0.65, 0.51, 0.27]]])
+    own = np.float32([[[0.5, 3.0, 2.0]], [[-0.3, -0.2, -1.0]]])
+    np.testing.assert_array_equal(share_out(probability, [True, True], own), [[1, 2, 1]])
 
 
 def test_the_first_of_two_equal_classes_wins() -> None:
-    contest = Contest((1, 2), 2)
-    enter(contest, 0, [1.0, -1.0])
-    enter(contest, 1, [1.0, -1.0])
-    np.testing.assert_array_equal(contest.labels(), [[1, 0]])
+    probability = np.float32([[[0.7, 0.2]]] * 2)
+    np.testing.assert_array_equal(share_out(probability, [True, True]), [[1, 0]])
+
+
+def test_a_class_that_is_absent_claims_nothing() -> None:
+    """Its pixels go to the other one where that claims them, too, and are background elsewhere."""
+    probability = np.float32([[[0.9, 0.9, 0.2]], [[0.6, 0.1, 0.7]]])
+    np.testing.assert_array_equal(share_out(probability, [True, True]), [[1, 1, 2]])
+    np.testing.assert_array_equal(share_out(probability, [False, True]), [[2, 0, 2]])
+    assert not share_out(probability, [False, False]).any()
+
+
+def test_evidence_may_have_a_lower_resolution() -> None:
+    probability = np.full((2, 4, 8), 0.9, np.float32)
+    own = np.float32([[[3, 0], [3, 0]], [[2, 2], [2, 2]]])  # equal at a third of the way
+    np.testing.assert_array_equal(share_out(probability, [True, True], own), [[1, 1, 1, 2, 2, 2, 2, 2]] * 4)

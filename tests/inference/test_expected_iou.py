@@ -73,6 +73,8 @@ def test_classes_keep_their_pixels_at_other_thresholds() -> None:
     probability[0, :, :5], probability[1, :, :5] = 0.60, 0.65
     labels = np.zeros((10, 10), np.uint8)
     labels[:, :5] = 1
-    prediction = Prediction(("a", "b"), probability, labels)
+    lead = np.zeros((2, 5, 5), np.float32)
+    lead[0] = 1
+    prediction = Prediction(("a", "b"), probability, labels, evidence=lead)
     np.testing.assert_array_equal(prediction.at(0.55).labels, labels)
     np.testing.assert_array_equal(prediction.at(0.62).labels, 2 * labels)

@@ -74,6 +74,13 @@ def test_what_the_file_leaves_out_is_said(folder: Path, capsys: pytest.CaptureFi
     assert content["left_out"] == {"TEST.REFINEMENT": "grabcut"}
     assert "TEST.REFINEMENT grabcut comes after the network" in capsys.readouterr().out
     assert torch.equal(load_exported(path, "torch_export")(image), network)
+    dots = np.zeros((40, 50), np.uint8)
+    dots[5::10, 5::10] = dots[6::10, 5::10] = 255
+    Image.fromarray(dots).save(folder / "dots.png")
+    support = ["--support", f"{folder}/0.png", "--support-mask", f"{folder}/dots.png"]
+    _, content = _export(folder, "--overwrite", *support, "TEST.ZOOM_TILES", "9")
+    assert content["left_out"] == {"TEST.ZOOM_TILES": 9}
+    assert "the file sees images as they are, not enlarged" in capsys.readouterr().out
 
 
 def test_views_of_a_support_are_no_shots(folder: Path) -> None:

@@ -153,8 +153,9 @@ def test_three_classes_compete() -> None:
     assert set(np.unique(prediction.labels)) == {0, 1, 2, 3}
     for i, (name, mask) in enumerate(masks.items(), start=1):
         assert (prediction.labels[mask] == i).mean() > 0.7, name
-    winner = prediction.probability.argmax(axis=0) + 1
-    expected = np.where(prediction.probability.max(axis=0) > 0.5, winner, 0)
+    claimed = prediction.probability > 0.5
+    winner = np.where(claimed, prediction.evidence, -np.inf).argmax(axis=0) + 1
+    expected = np.where(claimed.any(axis=0), winner, 0)
     np.testing.assert_array_equal(prediction.labels, expected)
     assert sum(mask.sum() for mask in prediction.masks.values()) == (prediction.labels > 0).sum()
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 from detectron2.utils import comm
 from PIL import Image
 
+from fss_d2.inference.competition import share_out
 from fss_d2.inference.prediction import Prediction
 from fss_d2.inference.quality import prior_quality
 
@@ -24,6 +25,8 @@ _REACH = 60.0  # colour difference, summed over the channels, at which the proba
 class ColourPredictor:
     """An object is whatever has the mean colour of the supports' objects; probability falls with distance.
 
+    The presence of a class is its largest probability, and half of that where a negative has its colour.
+
     Attributes:
         encoded: the number of supports of each class, for each call that sets supports.
         passes: pictures that were encoded as supports, all calls together.
@@ -31,12 +34,12 @@ class ColourPredictor:
         predicted: images that were labelled.
     """
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, present_above: float = 0.0) -> None:
         """
         Args:
             stop_after: images that are labelled; the next one takes for ever.
         """
-        self.stop_after = stop_after
+        self.stop_after, self.present_above = stop_after, present_above
         self.quality = prior_quality()
         self.encoded: list[dict[str, int]] = []
         self.passes = 0
@@ -45,7 +48,10 @@ class ColourPredictor:
         self._colours: dict[str, np.ndarray] = {}
 
     def set_support_classes(
-        self, classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+        self,
+        classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
+        *,
+        negatives: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None,
     ) -> None:
         self.encoded.append({name: len(images) for name, (images, _) in classes.items()})
         self.passes += sum(self.encoded[-1].values())
@@ -53,30 +59,53 @@ class ColourPredictor:
             name: np.concatenate([i[m == 1] for i, m in zip(*pair, strict=True)]).mean(axis=0)
             for name, pair in classes.items()
         }
+        given = {name: _of_class(negatives or {}, name) for name in classes}
+        self._refused = {name for name, pairs in given.items() if _meets(self._colours[name], pairs)}
 
     def predict(self, image: np.ndarray) -> Prediction:
         while self.predicted == self.stop_after:
             time.sleep(1)
         self.predicted += 1
-        return _prediction(image, self._colours)
+        return _prediction(image, self._colours, self.present_above, self._refused)
 
     def leave_out(
-        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], left_out: Sequence[tuple[int, ...]]
+        self,
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        left_out: Sequence[tuple[int, ...]],
+        negatives: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     ) -> Iterator[tuple[Prediction, ...]]:
         self.passes += len(images)
         pixels = [image[mask == 1] for image, mask in zip(images, masks, strict=True)]
         for out in left_out:
             self.left_out.append(out)
             colour = np.concatenate([p for i, p in enumerate(pixels) if i not in out]).mean(axis=0)
-            yield tuple(_prediction(images[i], {"object": colour}) for i in out)
+            refused = {"object"} if _meets(colour, negatives) else set()
+            yield tuple(_prediction(images[i], {"object": colour}, self.present_above, refused) for i in out)
 
 
-def _prediction(image: np.ndarray, colours: Mapping[str, np.ndarray]) -> Prediction:
+def _of_class(
+    negatives: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], name: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [pair for key in ("", name) for pair in negatives.get(key, ())]
+
+
+def _meets(colour: np.ndarray, negatives: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether a region of a negative has a pixel of that colour."""
+    return any((_probability(image, colour)[region == 1] > 0.5).any() for image, region in negatives)
+
+
+def _prediction(
+    image: np.ndarray, colours: Mapping[str, np.ndarray], present_above: float, refused: Collection[str]
+) -> Prediction:
     """The expected IoU of a class is its mean probability in its mask."""
     probability = np.stack([_probability(image, colour) for colour in colours.values()])
-    labels = np.where(probability.max(axis=0) > 0.5, 1 + probability.argmax(axis=0), 0).astype(np.uint8)
-    found = Prediction(tuple(colours), probability, labels)
-    return replace(found, expected_iou=found.confidence)
+    best = {name: float(p.max()) for name, p in zip(colours, probability, strict=True)}
+    presence = {name: value / 2 if name in refused else value for name, value in best.items()}
+    present = [value >= present_above for value in presence.values()]
+    labels = share_out(probability, present)
+    found = Prediction(tuple(colours), probability, labels, {}, presence, present_above)
+    return replace(found, mask_iou=found.confidence)
 
 
 def _probability(image: np.ndarray, colour: np.ndarray) -> np.ndarray:

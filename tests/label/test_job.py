@@ -49,8 +49,9 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path, predictor: ColourPredictor | None = None, **options: Any) -> dict[str, Any]:
     model = options.pop("model", {"weights": "w", "MODEL.X": "1"})
+    negatives = options.pop("negatives", {})
     todo = Job(place / "images", options.pop("output", place / "out"), **options)
-    return run_job(todo, predictor or ColourPredictor(), read_supports(place / "supports"), model)
+    return run_job(todo, predictor or ColourPredictor(), read_supports(place / "supports"), model, negatives)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -101,10 +102,10 @@ class Deceived(ColourPredictor):
         found = super().predict(image)
         blue = (image[..., 2] > 200) & (image[..., 0] < 100)
         if not blue.any():
-            return replace(found, expected_iou={"red": 0.9})
+            return replace(found, mask_iou={"red": 0.9})
         probability = np.where(blue, 1, found.probability).astype(np.float32)
         labels = np.where(blue, 1, found.labels).astype(np.uint8)
-        return Prediction(found.names, probability, labels, {"red": 0.2})
+        return replace(found, probability=probability, labels=labels, mask_iou={"red": 0.2}, presence={})
 
 
 def test_bad_masks_are_listed_however_probable(place: Path) -> None:
@@ -119,6 +120,7 @@ def test_bad_masks_are_listed_however_probable(place: Path) -> None:
         "expected_iou": 0.2,
         "of_classes": {"red": 0.2},
         "classes": ["red"],
+        "presence": {"red": 1.0},
     }
     page = (place / "out/report.html").read_text()
     assert "confidence" not in page and "confidence" not in json.dumps(rows)
@@ -502,7 +504,7 @@ def test_killed_at_any_write_it_ends_with_the_same_files(place: Path) -> None:
 
 def test_refused_supports_leave_no_folder(place: Path) -> None:
     class Refusing(ColourPredictor):
-        def set_support_classes(self, classes: Any) -> None:
+        def set_support_classes(self, classes: Any, **options: Any) -> None:
             raise ValueError("lost")
 
     with pytest.raises(ValueError, match="lost"):

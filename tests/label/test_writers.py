@@ -273,15 +273,19 @@ def test_an_image_counts_by_the_worst_of_its_classes() -> None:
     probability[1, 2, :3] = 0.6, 0.6, 0.9  # dog: mean 0.7
     labels = np.zeros((4, 4), np.uint8)
     labels[0, :2], labels[2, :3] = 1, 2
-    prediction = Prediction(NAMES, probability, labels, {NAMES[0]: 0.3, NAMES[1]: 0.75})
+    presence = {NAMES[0]: 0.1, NAMES[1]: 0.8}
+    prediction = Prediction(NAMES, probability, labels, {NAMES[0]: 0.3, NAMES[1]: 0.75}, presence)
     both = record_of("x", prediction, 0)
-    assert both.expected_iou == {NAMES[0]: 0.3, NAMES[1]: 0.75} and both.lowest_iou == 0.3
-    one = record_of("x", prediction, 3)  # the cat is too small
-    assert one.class_names == (NAMES[1],) and one.lowest_iou == 0.75
-    nothing = record_of("x", prediction, 4)  # too small: the image needs a review
-    assert nothing.objects == () and nothing.lowest_iou == pytest.approx(0.1)
-    empty = Prediction(NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8))
-    assert record_of("x", empty, 0).lowest_iou == pytest.approx(0.8)
+    assert both.expected_iou == pytest.approx({NAMES[0]: 0.03, NAMES[1]: 0.6}) and both.lowest_iou == 0.03
+    one = record_of("x", prediction, 3)  # the cat is too small, and is probably not there
+    assert one.class_names == (NAMES[1],)
+    assert one.expected_iou == pytest.approx({NAMES[0]: 0.9, NAMES[1]: 0.6}) and one.lowest_iou == 0.6
+    nothing = record_of("x", prediction, 4)  # too small, and probably there: the image needs a review
+    assert nothing.objects == () and nothing.lowest_iou == pytest.approx(0.2)
+    empty = Prediction(
+        NAMES, np.full((2, 4, 4), 0.2, np.float32), np.zeros((4, 4), np.uint8), {}, dict.fromkeys(NAMES, 0.3)
+    )
+    assert record_of("x", empty, 0).lowest_iou == pytest.approx(0.7)
     # Without an estimate, how well mask and probability agree: 1.6 of 2 + 14 * 0.1, 2.1 of 3 + 13 * 0.1.
     plain = record_of("x", Prediction(NAMES, probability, labels), 0)
     assert plain.expected_iou == pytest.approx({NAMES[0]: 1.6 / 3.4, NAMES[1]: 2.1 / 4.3}, abs=1e-6)

@@ -229,5 +229,5 @@ def test_errors_name_the_culprit(method: str) -> None:
 
 
 def test_a_broken_support_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="lacks encoded, size"):
+    with pytest.raises(ValueError, match="lacks encoded, evidence, negatives, size"):
         make_model("Prototype").restore_support({"method": "Prototype", "shots": 1})

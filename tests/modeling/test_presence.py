@@ -19,6 +19,7 @@ from fss_d2.modeling.presence import SIGNALS, Presence, guide_of
 from tests.modeling.episodes import make_cfg, make_episode, make_model
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
+N = len(SIGNALS)
 OBJECT, GROUND, OTHER = torch.eye(4)[:3]  # features of three things
 
 
@@ -81,7 +82,7 @@ def test_what_all_pictures_share_says_nothing() -> None:
     model = Presence()
     assert model.signals(query, support, torch.zeros(1, 2, 2))[0, 0] > 0.95
     model.fill(
-        F.normalize(OBJECT + GROUND + 2 * shared, dim=0), torch.ones(4), Logistic(0, *[(1.0,) * 8] * 3)
+        F.normalize(OBJECT + GROUND + 2 * shared, dim=0), torch.ones(4), Logistic(0, *[(1.0,) * N] * 3)
     )
     assert model.signals(query, support, torch.zeros(1, 2, 2))[0, 0] < 0
 
@@ -104,7 +105,7 @@ def test_a_checkpoint_holds_the_numbers_once_they_are_fitted(method: str, tmp_pa
     assert not any(name.startswith("presence.") for name in model.state_dict())
     digest = weights_digest(model)
     grid = model.encode_query(episode["image"][None]).evidence.maps["deep"]
-    numbers = Logistic(0.5, (0.1,) * 8, (2.0,) * 8, tuple(np.linspace(-1, 1, 8)))
+    numbers = Logistic(0.5, (0.1,) * N, (2.0,) * N, tuple(np.linspace(-1, 1, N)))
     model.presence.fill(grid.mean(dim=(0, 2, 3)), torch.full((grid.shape[1],), 0.5), numbers)
     fitted = model([episode])[0]["presence"]
     assert fitted != plain and weights_digest(model) == digest

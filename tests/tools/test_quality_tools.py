@@ -74,7 +74,7 @@ def replace_true(label: score_review.Label, true: float) -> score_review.Label:
 
 def test_numbers_are_fitted_and_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotated_folder(tmp_path / "data", ("red", "blue"), count=6)
-    monkeypatch.setattr(FewShotPredictor, "from_cfg", lambda cfg: make_predictor("Prototype"))
+    monkeypatch.setattr(FewShotPredictor, "from_cfg", lambda cfg, **options: make_predictor("Prototype"))
     files = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "q.json")]
     fit_quality.main([*files, "--draws", "2", "--device", "cpu", "--classes", "red"])
     content = json.loads((tmp_path / "q.json").read_bytes())

@@ -3,24 +3,23 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
-from fss_d2.modeling.keys import at_least, choose, config_keys
 from fss_d2.modeling.layers import dice_loss, resize
 from fss_d2.modeling.presence import Presence
-from fss_d2.modeling.refinement import REFINEMENTS, refine
+from fss_d2.modeling.refinement import refine
 
 from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
-from .image_model import ImageModel, ImageOptions
+from .image_model import ImageModel
+from .options import SegmentorOptions
 
 __all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
 
@@ -29,52 +28,6 @@ _DEEPEST = 3  # blocks that tell of presence, by default
 
 Episode = dict[str, Any]
 Maps = Mapping[str, Tensor]
-
-
-@config_keys
-def add_loss_keys(cfg: CfgNode) -> None:
-    """Keys of the loss of the final prediction; the published recipes leave both as they are here."""
-    cfg.MODEL.LOSS = CfgNode()
-    # Weight of an object pixel in the cross entropy (of a background pixel: 1). Small sets of small objects
-    # train faster with a larger one, or with some Dice loss.
-    cfg.MODEL.LOSS.FOREGROUND_WEIGHT = 1.0
-    cfg.MODEL.LOSS.DICE_WEIGHT = 0.0  # weight of a soft Dice loss that is added
-
-
-@dataclass(frozen=True)
-class SegmentorOptions(ImageOptions):
-    """Settings that all methods share; see also the keys of MODEL.LOSS above.
-
-    Raises ValueError as `ImageOptions`, and for a negative weight or an unknown refinement.
-    """
-
-    foreground_weight: float = 1.0
-    dice_weight: float = 0.0
-    aux_weight: float = 1.0  # of the loss of a method's inner levels (`Output.levels`)
-    negatives: bool = False  # trained on queries without the object as well; what learns from it bears that
-    ignore_as_background: bool = False  # target pixels marked 255 count as background in the loss
-    align_corners: bool = False  # how scores are resized to the frame asked for
-    refinement: str = ""  # of the scores, in evaluation mode; see `refine`
-    presence_blocks: tuple[str, ...] = ()  # of the backbone; see MODEL.PRESENCE.BLOCKS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("foreground_weight", "dice_weight", "aux_weight"):
-            at_least(name, getattr(self, name), 0)
-        choose("refinement", self.refinement, REFINEMENTS)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> "SegmentorOptions":
-        """Read the keys that all methods share."""
-        loss = cfg.MODEL.LOSS
-        return cls(
-            **vars(ImageOptions.from_config(cfg)),
-            foreground_weight=at_least("MODEL.LOSS.FOREGROUND_WEIGHT", loss.FOREGROUND_WEIGHT, 0),
-            dice_weight=at_least("MODEL.LOSS.DICE_WEIGHT", loss.DICE_WEIGHT, 0),
-            negatives=cfg.FEW_SHOT.TRAIN.NEGATIVES > 0,
-            refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
-            presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
-        )
 
 
 class FewShotSegmentor(ImageModel):
@@ -327,10 +280,10 @@ class FewShotSegmentor(ImageModel):
             type(self).__name__, images, self._encode_query(features), self._evidence(features)
         )
 
-    def match(self, query: QueryFeatures, support: SupportSet) -> Output:
+    def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
 
-        Returns logits (B, 2, H, W) and more, in evaluation mode refined by TEST.REFINEMENT and with the
+        Returns logits (B, 2, H, W) and more, in evaluation mode refined (unless not ``refined``) and with the
         logits (B,) of the presence, where query and supports were encoded in evaluation mode. Raises
         ValueError for what another method encoded, or a support set of another number of episodes.
         """
@@ -346,10 +299,14 @@ class FewShotSegmentor(ImageModel):
                 output = output.lowered(_AGAINST * resize(lead, query.size, align_corners=False)[:, 0])
             presence = self.presence(query.evidence, guide, output.probability(), output.own_presence)
             output = replace(output, presence=presence)
+        return self.refined(query.images, output) if refined else output
+
+    def refined(self, images: Tensor, output: Output) -> Output:
+        """Refine what `match` gave for images (B, 3, H, W) by TEST.REFINEMENT; unchanged without one."""
         if not self.refinement:
             return output
-        refined = refine(self.refinement, query.images, output.logits, output.probability())
-        return replace(output, logits=refined, unrefined=output.logits)
+        logits = refine(self.refinement, images, output.logits, output.probability())
+        return replace(output, logits=logits, unrefined=output.logits)
 
     def _check_own(self, what: str, made_by: str) -> None:
         if made_by != type(self).__name__:
