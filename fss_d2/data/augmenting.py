@@ -34,7 +34,8 @@ class Augmenter:
 
     With `variants` there are so many augmented forms of a picture, the same for all episodes, classes and
     trainings. The augmentations of a variant look at one object, a connected part of the mask of one of the
-    picture's classes: the largest in half of the variants, in the others any.
+    picture's classes: the largest in half of the variants, in the others any. A class for which none of them
+    is good has one more, which looks at its mask.
     """
 
     resize: T.Augmentation
@@ -43,14 +44,15 @@ class Augmenter:
     variants: int = 0
 
     def prepare(self, picture: Picture, seed: tuple[int, ...], is_good: Callable[[Sample], bool]) -> Sample:
-        """Augment until the sample is good; after the redraws, or all variants, resize only."""
+        """Augment until the sample is good; after the redraws resize only."""
         if self.augmentation is None:
             return self.plain(picture)
         if not self.variants:
             return self.drawn(picture, seed, is_good)
         order = np.random.default_rng(seed).permutation(self.variants)
         samples = (self.variant(picture, int(number)) for number in order)
-        return next(filter(is_good, samples), None) or self.plain(picture)
+        found = next(filter(is_good, samples), None)
+        return found or self.drawn(picture, _seed(picture, self.variants), is_good)
 
     def plain(self, picture: Picture) -> Sample:
         """Resize only."""
@@ -82,7 +84,7 @@ class Augmenter:
 
     def variant(self, picture: Picture, number: int) -> Sample:
         """Return variant `number`, below `variants`."""
-        seed = (zlib.crc32(Path(picture.record["file_name"]).name.encode()), number)
+        seed = _seed(picture, number)
         rng, classes = np.random.default_rng((*seed, _OBJECT_STREAM)), picture.record["classes"]
         mask = load_sample(picture.record, classes[rng.integers(len(classes))], blank_image)[1]
         objects = components(mask == 1)
@@ -91,3 +93,7 @@ class Augmenter:
         looked_at[box] = shape
         looking = replace(picture, mask=looked_at, segments=[Segment(0, picture.mask), *picture.segments])
         return self.drawn(looking, seed, lambda sample: sample.shows(1)).of_first_segment()
+
+
+def _seed(picture: Picture, variant: int) -> tuple[int, int]:
+    return zlib.crc32(Path(picture.record["file_name"]).name.encode()), variant
