@@ -243,8 +243,8 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     # A folder in which the maps of a frozen backbone are kept, in float16, so that each picture passes the
     # backbone once: in training with the augmentation "flip" alone, and in evaluation. "" keeps none.
     cfg.DATALOADER.FEATURE_CACHE = ""
-    # With other augmentations: the number of augmented variants of each picture, the same in all trainings
-    # and without a cache. 0 augments anew for every episode.
+    # With other augmentations: the number of augmented variants of each picture, the same for all classes, in
+    # all trainings and without a cache. 0 augments anew for every episode.
     cfg.DATALOADER.FEATURE_CACHE_VARIANTS = 0
 
 

@@ -253,7 +253,7 @@ def test_memory_is_pinned_and_workers_persist_where_a_gpu_is_used(
 
 
 def _with_kinds(cfg: CfgNode) -> CfgNode:
-    for key in ("NEGATIVES", "COMPETITION", "PASTE_OTHERS", "PASTE_COPIES"):
+    for key in ("NEGATIVES", "REGIONS", "COMPETITION", "PASTE_OTHERS", "PASTE_COPIES"):
         cfg.FEW_SHOT.TRAIN[key] = 0.4
     return cfg
 
@@ -271,4 +271,4 @@ def test_kinds_of_training_episodes_change_no_evaluation(cfg: CfgNode) -> None:
     plain = _flat(build_few_shot_test_loader(cfg, NAME, shots=1))
     changed = _with_kinds(cfg)
     assert _flat(build_few_shot_test_loader(changed, NAME, shots=1)) == plain
-    assert not any(e.absent or e.pasted for e in build_test_episodes(changed, NAME, 1))
+    assert not any(e.absent or e.region or e.pasted for e in build_test_episodes(changed, NAME, 1))

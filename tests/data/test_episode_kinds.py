@@ -51,6 +51,23 @@ def test_negative_episodes_may_start_late() -> None:
     assert sum(episode.absent for episode in late) > 30
 
 
+def test_a_share_of_the_positive_episodes_is_of_regions() -> None:
+    """Its picture is the one that would have been the query; the episode is of no other kind."""
+    episodes = drawn(negatives=0.3, regions=0.4, paste_others=0.5, paste_copies=0.5, competition=0.5)
+    regions = [(now, before) for now, before in zip(episodes, PLAIN, strict=True) if now.region]
+    positive = sum(not episode.absent or bool(episode.pasted) for episode in episodes)
+    assert 0.3 < len(regions) / positive < 0.5
+    for now, before in regions:
+        assert now == replace(before, supports=(before.query,), region=True)
+
+
+def test_regions_leave_the_other_episodes_as_they_are() -> None:
+    kinds = {"negatives": 0.3, "paste_copies": 0.3, "competition": 0.5, "paste_others": 0.4}
+    for now, before in zip(drawn(regions=0.4, **kinds), drawn(**kinds), strict=True):
+        assert now.region or now == before
+        assert now == before or not before.absent or before.pasted
+
+
 def test_queries_with_competition() -> None:
     competing = {0: set("acd"), 1: set("cde"), 4: set("ae")}
     for episode in drawn(competition=1.0):
@@ -89,7 +106,7 @@ def test_copies_lie_on_other_pasted_objects() -> None:
 
 
 def test_an_episode_depends_on_seed_and_index_alone() -> None:
-    kinds = {"negatives": 0.3, "competition": 0.5, "paste_others": 0.4, "paste_copies": 0.2}
+    kinds = {"negatives": 0.3, "regions": 0.2, "competition": 0.5, "paste_others": 0.4, "paste_copies": 0.2}
     assert drawn(60, start=300, **kinds) == drawn(**kinds)[300:360]
 
 
@@ -125,6 +142,7 @@ def test_a_set_that_has_no_such_pictures(key: str) -> None:
     ("key", "value", "message"),
     [
         ("FEW_SHOT.TRAIN.NEGATIVES", 1.5, r"FEW_SHOT\.TRAIN\.NEGATIVES 1\.5 is no share: give 0 to 1"),
+        ("FEW_SHOT.TRAIN.REGIONS", 2.0, r"REGIONS 2\.0 is no share"),
         ("FEW_SHOT.TRAIN.PASTE_COPIES", -0.1, r"PASTE_COPIES -0\.1 is no share"),
         ("FEW_SHOT.TRAIN.NEGATIVES_START", -1, r"NEGATIVES_START -1 must not be negative"),
     ],

@@ -32,7 +32,7 @@ def test_episodes_are_valid(rule: str, shots: int) -> None:
         assert all((image, episode.class_id) in PAIRS for image in images)
 
 
-@pytest.mark.parametrize("rule", ["class", "pair", "image"])
+@pytest.mark.parametrize("rule", ["class", "root", "pair", "image"])
 def test_episode_depends_on_seed_and_index_alone(rule: str) -> None:
     sampler = EpisodeSampler(PAIRS, rule=rule, seed=3)
     in_order = [sampler.sample(i) for i in range(60)]
@@ -40,6 +40,13 @@ def test_episode_depends_on_seed_and_index_alone(rule: str) -> None:
     assert [fresh.sample(i) for i in reversed(range(60))] == in_order[::-1]
     other = EpisodeSampler(PAIRS, rule=rule, seed=4)
     assert [other.sample(i) for i in range(60)] != in_order
+
+
+def test_a_class_in_proportion_to_the_root_of_its_images() -> None:
+    pairs = [(f"{c}/{i}", c) for c, images in ((0, 16), (5, 4)) for i in range(images)]
+    sampler = EpisodeSampler(pairs, rule="root")
+    drawn = [sampler.sample(i).class_id for i in range(600)]
+    assert 0.61 < drawn.count(0) / len(drawn) < 0.72  # 4 : 2
 
 
 @pytest.mark.parametrize("rule", ["pair", "image"])

@@ -115,6 +115,7 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "MODEL.DENSE_CORRELATION on DenseCorrelation": {
         "CORRELATION_FEATURES": (("res5",),),
         "EMBEDDING_FEATURES": (("res5",),),
+        "FINE_FEATURES": ((),),
         "SKIP_FEATURES": (("res4", "res3", "res3"),),
         "TEMPERATURE": (0.1,),
         "EMBEDDING_DIM": (8,),
@@ -122,6 +123,7 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "SKIP_WIDTHS": ((8, 8, 8),),
         "DECODER_WIDTHS": ((8, 8, 8),),
         "DROPOUT": (0.5,),
+        "EMBEDDING_DROPOUT": (0.9,),
         "NEGATIVE_WEIGHT": (1.0, "MODEL.DENSE_CORRELATION.NEGATIVE_START", 0.0),
         "NEGATIVE_START": (0.0,),
         "PRESENCE_WEIGHT": (0.1,),

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from fss_d2.io.state_dict import head_of
-from fss_d2.modeling.layers import FixedStandardisation, compare, region_prototypes
+from fss_d2.modeling.layers import (
+    FixedStandardisation,
+    SkipDecoder,
+    compare,
+    correlation,
+    region_prototypes,
+)
 from fss_d2.modeling.meta_arch.contract import Target
 from fss_d2.modeling.meta_arch.dense_correlation import DenseOutput, _label_map
 from tests.modeling.episodes import make_episode, make_model
@@ -33,6 +39,44 @@ def test_a_token_of_neither_kind_counts_for_nothing() -> None:
         for t, o, b in ((tokens, objects, grounds), (tokens[:, :4], objects[:, :4], grounds[:, :4]))
     )
     torch.testing.assert_close(whole, part, atol=1e-4, rtol=0)
+
+
+def test_cosines_of_some_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    tokens, query = torch.randn(2, 6, 8, generator=g), torch.randn(2, 8, 5, 3, generator=g)
+    objects = torch.rand(2, 6, generator=g).round()
+    given = (query, tokens, objects, 1 - objects, region_prototypes(tokens, objects, 1 - objects), 0.5)
+    whole = compare(*given)
+    monkeypatch.setattr(correlation, "_MOST_COSINES", 12 * 4)  # four positions of two queries
+    torch.testing.assert_close(compare(*given), whole, atol=1e-6, rtol=0)
+
+
+def test_a_decoder_joins_further_maps_at_the_size_of_a_feature() -> None:
+    decoder = SkipDecoder(6, [(5, 4), (3, 4)], joining=[0, 6], width=8, widths=(8, 8)).eval()
+    g = torch.Generator().manual_seed(0)
+    maps, features = torch.randn(1, 6, 2, 2, generator=g), [torch.randn(1, 5, 2, 2), torch.randn(1, 3, 4, 4)]
+    fine = torch.randn(1, 6, 4, 4, generator=g)
+    found = [decoder(maps, features, [None, further]) for further in (fine, fine.flip(3), fine)]
+    assert found[0].shape == (1, 1, 4, 4)
+    assert torch.equal(found[0], found[2]) and not torch.allclose(found[0], found[1])
+
+
+def test_maps_of_the_embedding_are_left_out_of_some_episodes() -> None:
+    model = make_model("DenseCorrelation", "MODEL.DENSE_CORRELATION.EMBEDDING_DROPOUT", 0.5).train()
+    maps = torch.ones(200, 18, 2, 2)
+    torch.manual_seed(0)
+    found = model._without_some_embeddings(maps)
+    assert (found[:, :12] == 1).all()
+    kept = found[:, 12:].flatten(1)
+    assert ((kept == 0).all(dim=1) | (kept == 1).all(dim=1)).all()
+    assert 0.4 < kept.mean() < 0.6
+    assert torch.equal(model.eval()._without_some_embeddings(maps), maps)
+
+
+@pytest.mark.parametrize("name", ["res5", "res4"])
+def test_fine_features_join_a_skip_feature_and_are_compared_once(name: str) -> None:
+    with pytest.raises(ValueError, match=r"FINE_FEATURES.*of SKIP_FEATURES and not of CORRELATION_FEATURES"):
+        make_model("DenseCorrelation", "MODEL.DENSE_CORRELATION.FINE_FEATURES", (name,))
 
 
 def test_statistics_are_those_of_all_that_was_collected() -> None:
