@@ -201,7 +201,7 @@ def test_mmformer_rule(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
 
 def test_unknown_rule_is_refused_with_the_choices(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TEST.QUERY_RULE = "hsnet"
-    with pytest.raises(ValueError, match="choose one of class, pair, image, pfenet, hsnet_pascal"):
+    with pytest.raises(ValueError, match="choose one of class, pair, image, pfenet, root, hsnet_pascal"):
         build_test_episodes(cfg, NAME, 1)
 
 
