@@ -21,7 +21,9 @@ def negative_episode(seed: int = 0) -> dict[str, Any]:
 
 
 def settings(method: str) -> tuple[Any, ...]:
-    return NEGATIVES if method == "MMFormer" else (*NEGATIVES, *DICE)
+    """With losses that count from the first iteration on."""
+    start = ("MODEL.DENSE_CORRELATION.NEGATIVE_START", 0.0) if method == "DenseCorrelation" else ()
+    return (*NEGATIVES, *start, *(() if method == "MMFormer" else DICE))
 
 
 def foreground(model: FewShotSegmentor, episode: dict[str, Any]) -> float:
