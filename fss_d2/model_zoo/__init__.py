@@ -3,21 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CELLS", "DEFAULT_CONFIG", "DEMO_CONFIGS", "QUALITY_FILES", "QUALITY_PRIOR", "register_paths"]
+__all__ = [
+    "CELLS",
+    "DEFAULT_CONFIG",
+    "DEMO_CONFIGS",
+    "QUALITY_FILES",
+    "QUALITY_PRIOR",
+    "SMALL_CONFIG",
+    "register_paths",
+]
 
 _FOLDER = Path(__file__).parent
 _SCHEME = "fss_d2://"
 
 # What programs run that are given no --config-file; MODEL_ZOO.md has its card.
-DEFAULT_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"
+DEFAULT_CONFIG = _FOLDER / "dense_correlation_efficientnet_lite2.yaml"
+SMALL_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"  # faster, and worse
 # What the demo compares: configs/<name>/glyphs_efficientnet_lite0.yaml, which are not part of the package.
 DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dcama")}
 
 # Pictures of cells with masks, CC0, by kind: <kind>/images and <kind>/masks.
 CELLS = _FOLDER / "cells"
 
-# Numbers of `fss_d2.inference.quality`: for the weights of the package, and for all others.
-QUALITY_FILES = (_FOLDER / "dcama_efficientnet_lite0.quality.json",)
+# Numbers of `fss_d2.inference.quality`: for weights of the package, and for all others.
+QUALITY_FILES = (SMALL_CONFIG.with_suffix(".quality.json"),)
 QUALITY_PRIOR = _FOLDER / "prior.quality.json"
 
 

