@@ -61,7 +61,11 @@ _LABEL = [
     Case("label --images photos/more --output photos", "photos holds the images", write("photos/more/x", "")),
     Case("label --output tiny.yaml/out", _NO_FOLDER),
     Case("label --output photos", "output photos holds the images to label"),
-    Case("label", "job with other settings (min_area, supports, weights): give", write("out/job.json", _JOB)),
+    Case(
+        "label",
+        "job with other settings (min_area, negatives, present_above, supports, weights): give",
+        write("out/job.json", _JOB),
+    ),
     Case("label", "out holds a job of another version", write("out/job.json", '{"version": 1}')),
     Case("label", "out/job.json is not valid JSON", write("out/job.json", "{")),
     # Settings.

@@ -58,7 +58,7 @@ def test_a_key_allows_a_part_and_says_so(tmp_path: Path, caplog: pytest.LogCaptu
 def test_the_predictor_refuses_a_backbone(tmp_path: Path) -> None:
     whole = FewShotPredictor.from_config(device="cpu").model.state_dict()
     path = write(tmp_path / "w.pth", backbone_of(whole))
-    with pytest.raises(ValueError, match=rf"{path} lacks \d+ of the model's \d+ tensors, the first head\."):
+    with pytest.raises(ValueError, match=rf"{path} lacks \d+ of the model's \d+ tensors, the first log_temp"):
         FewShotPredictor.from_config(weights=path, device="cpu")
 
 
