@@ -73,13 +73,13 @@ def test_it_finds_what_it_was_shown(predictor: FewShotPredictor) -> None:
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no development photographs at {PHOTOS}")
 def test_it_labels_photographs(predictor: FewShotPredictor) -> None:
-    """Four classes, one support each; its table in MODEL_ZOO.md has them between 70 and 84."""
+    """Four classes, one support each; docs/BENCHMARKS.md has them between 63 and 89."""
     scores = []
     for name in ("Aero", "Bus", "Cow", "Dog"):
         supports = read_supports(PHOTOS / name)[name][:4]
         predictor.set_support(supports[0].image, supports[0].mask)
         scores += [overlap(predictor.predict(s.image).labels == 1, s.mask == 1) for s in supports[1:]]
-    assert np.mean(scores) > 0.5
+    assert np.mean(scores) > 0.6
 
 
 def test_weights_are_found_wherever_the_package_is(

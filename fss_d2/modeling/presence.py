@@ -120,9 +120,8 @@ class Presence(nn.Module):
         """
         maps = self._compared(query.maps[DEEP], dim=1)  # (B, C, h, w)
         mean = self._compared(guide.objects).mean(dim=1)  # (B, C)
-        shown = (
-            guide.grounds.abs().sum(dim=2, keepdim=True) > 0
-        )  # (B, K, 1): a support may have no background
+        # (B, K, 1): a support may have no background.
+        shown = guide.grounds.abs().sum(dim=2, keepdim=True) > 0
         ground = F.normalize((self._compared(guide.grounds) * shown).sum(dim=1), dim=1)
         joint = F.normalize(mean, dim=1)
         similar = torch.einsum("bchw,bc->bhw", maps, joint)

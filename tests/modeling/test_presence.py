@@ -207,7 +207,7 @@ def test_negatives_stay_when_supports_are_saved_merged_and_selected(method: str)
 @torch.no_grad()
 def test_what_is_not_in_the_region_does_not_count(method: str) -> None:
     """In the left half; the grids of the fake backbone look at their own cells alone."""
-    # Of one size, so that no map is enlarged across the border of the region.
+    # Features of one size, so that no map is enlarged across the border of the region.
     one = ("MODEL.DENSE_CORRELATION.EMBEDDING_FEATURES", ("res4",)) if method == "DenseCorrelation" else ()
     model = make_model(method, *one)
     support = model.encode_support(*stack_supports([make_episode(0, 2, (64, 64))]))
