@@ -16,8 +16,8 @@ _ENCODINGS: dict[str, type["Encoding"]] = {}
 class Encoding:
     """Base of the frozen dataclasses in which a method keeps encoded images.
 
-    Every field is a tensor, a dict of tensors, or None. The first dimension of every tensor is the episode;
-    of encoded supports, the second is the support.
+    Every field is a tensor, a dict of tensors, another encoding, or None. The first dimension of every tensor
+    is the episode; of encoded supports, the second is the support.
     """
 
     def __init_subclass__(cls) -> None:
@@ -39,19 +39,24 @@ class Encoding:
         return _ENCODINGS[name].from_flat({n: t.to(device) for n, t in tensors.items()})
 
     def flat(self) -> dict[str, Tensor]:
-        """All tensors: of a field under the field's name, of a dict under "field.key"."""
+        """All tensors by name: "field", of a dict "field.key", of an encoding "field@kind.name"."""
         tensors: dict[str, Tensor] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 tensors[f.name] = value
+            elif isinstance(value, Encoding):
+                kind = value.file_name().replace(".", "-")
+                tensors |= {f"{f.name}@{kind}.{key}": tensor for key, tensor in value.flat().items()}
             elif value is not None:
                 tensors |= {f"{f.name}.{key}": tensor for key, tensor in value.items()}
         return tensors
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Rebuild an encoding from what `flat` gave; raises TypeError for an unknown or a missing field."""
+        """Rebuild an encoding from what `flat` gave; raises TypeError for an unknown or a missing field,
+        KeyError for an encoding of another kind.
+        """
         values: dict[str, Any] = {}
         for name, tensor in tensors.items():
             first, _, key = name.partition(".")
@@ -59,6 +64,9 @@ class Encoding:
                 values.setdefault(first, {})[key] = tensor
             else:
                 values[first] = tensor
+        for name in [name for name in values if "@" in name]:
+            field, _, kind = name.partition("@")
+            values[field] = _ENCODINGS[kind.replace("-", ".")].from_flat(values.pop(name))
         return cls(**values)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:

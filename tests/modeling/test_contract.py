@@ -27,6 +27,8 @@ VARIANTS = [
     ("PFENet", "MODEL.PFENET.PLUG_INS", ("dcm", "ckmm")),
     ("MMFormer", "MODEL.MM_FORMER.FEATURES", "pixel_decoder"),
     ("MMFormer", "MODEL.MM_FORMER.CROSS_ALIGNMENT", "none"),
+    ("PFENet", "MODEL.BASELINE.SCALE", 20.0),
+    ("DCAMA", "MODEL.BASELINE.SCALE", 20.0),  # whose encodings hold dicts
 ]
 ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
 

@@ -191,7 +191,7 @@ class Output:
         return (self.logits[:, 1] - self.logits[:, 0]).float().sigmoid()
 
     def lowered(self, by: Tensor) -> Self:
-        """The output with the lead of the object lowered by logits (B, H, W), where they are above 0."""
+        """The output with the lead of the object lowered by logits (B, H, W)."""
         half = by.to(self.logits.dtype) / 2
         return replace(self, logits=self.logits + torch.stack([half, -half], dim=1))
 

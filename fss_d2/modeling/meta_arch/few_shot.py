@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone.base import STAGES
+from fss_d2.modeling.baseline import Baseline, WithBaseline
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
 from fss_d2.modeling.layers import dice_loss, resize
 from fss_d2.modeling.presence import Presence
@@ -61,6 +62,9 @@ class FewShotSegmentor(ImageModel):
             known = ", ".join(backbone.available)
             raise KeyError(f"MODEL.PRESENCE.BLOCKS: no feature {unknown[0]!r}: choose from {known}")
         self.presence = Presence()
+        self.baseline = None
+        if options.baseline_scale:
+            self.baseline = Baseline(backbone, options.baseline_features, options.baseline_scale)
 
     # -- what a method defines ---------------------------------------------------------------------------
 
@@ -137,24 +141,45 @@ class FewShotSegmentor(ImageModel):
         return _deepest(self.backbone, stages[-1]) if stages else self.backbone.selected[-1:]
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """As in the base class; in evaluation mode with the maps that tell of presence."""
-        if self.training:
+        """As in the base class, with the maps of the baseline; in evaluation mode with those of presence."""
+        if self.training and self.baseline is None:
             return super().extract(images)
         return super().extract(images, self._kept_names)
 
     @property
     def _kept_names(self) -> tuple[str, ...]:
-        """What the method reads, and what tells of presence."""
-        return tuple(dict.fromkeys((*self.backbone.selected, *self.presence_blocks)))
+        """What the method reads, what the baseline under it reads, and what tells of presence."""
+        baseline = () if self.baseline is None else self.baseline.in_features
+        return tuple(dict.fromkeys((*self.backbone.selected, *baseline, *self.presence_blocks)))
 
     def _evidence(self, features: Maps, masks: Tensor | None = None) -> Evidence | None:
         if self.training:
             return None
         return evidence_of(features, self.backbone.selected, self.presence_blocks, masks)
 
-    def _join_all(self, encoded: Encoding, negatives: Encoding | None) -> Encoding:
-        joined = self._join(encoded)
-        return joined if negatives is None else self._add_negatives(joined, negatives)
+    # -- what a method defines, with the baseline under it -----------------------------------------------
+
+    def _support_encoding(self, features: Maps, masks: Tensor) -> Encoding:
+        own = self._encode_support(features, masks)
+        if self.baseline is None:
+            return own
+        return WithBaseline(own, self.baseline.encode_support(features, masks))
+
+    def _query_encoding(self, features: Maps) -> Encoding:
+        own = self._encode_query(features)
+        return own if self.baseline is None else WithBaseline(own, self.baseline.encode_query(features))
+
+    def _join_all(self, encoded: Any, negatives: Encoding | None) -> Encoding:
+        own = self._join(encoded if self.baseline is None else encoded.own)
+        own = own if negatives is None else self._add_negatives(own, negatives)
+        return own if self.baseline is None else WithBaseline(own, self.baseline.join(encoded.baseline))
+
+    def _segmented(self, query: Any, support: Any, size: tuple[int, int]) -> Output:
+        if self.baseline is None:
+            return self._match(query, support, size)
+        align = self.align_corners
+        lead = self.baseline.lead(query.baseline, support.baseline, size, align_corners=align)
+        return self._match(query.own, support.own, size).lowered(-lead)
 
     # -- the three parts ---------------------------------------------------------------------------------
 
@@ -176,7 +201,7 @@ class FewShotSegmentor(ImageModel):
                 maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
             else:
                 maps = {n: m.unflatten(0, (B, K))[:, shots].flatten(0, 1) for n, m in features.items()}
-            parts.append(self._encode_support(maps, masks[:, shots]))
+            parts.append(self._support_encoding(maps, masks[:, shots]))
             kept.append(self._evidence(maps, masks[:, shots]))
         encoded = type(parts[0]).concatenate(parts)
         evidence = None if self.training else Evidence.concatenate(kept)
@@ -276,9 +301,8 @@ class FewShotSegmentor(ImageModel):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
         features = self.extract(self.normalise(images)) if features is None else features
-        return QueryFeatures(
-            type(self).__name__, images, self._encode_query(features), self._evidence(features)
-        )
+        encoded = self._query_encoding(features)
+        return QueryFeatures(type(self).__name__, images, encoded, self._evidence(features))
 
     def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.
@@ -290,7 +314,7 @@ class FewShotSegmentor(ImageModel):
         self._check_own("support set", support.method)
         self._check_own("query", query.method)
         joined, guide = support.for_queries(len(query.images))
-        output = self._match(query.encoded, joined, query.size)
+        output = self._segmented(query.encoded, joined, query.size)
         if self.training:
             return output
         if guide is not None and query.evidence is not None:

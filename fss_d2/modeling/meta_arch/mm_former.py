@@ -34,6 +34,8 @@ __all__ = [
     "standardized",
 ]
 
+_LEAST_DOUBT = 1e-6  # a mask of exactly 0 or 1 has no logit to change
+
 FEATURES = ("backbone", "pixel_decoder")
 _ALIGNED = ("features", "gates", "masks", "memory", "positions")  # fields of `ShotEncoding` by level
 
@@ -114,7 +116,9 @@ class MMFormerOutput(Output):
 
     def lowered(self, by: Tensor) -> Self:
         """The output whose mask has its probability's logit lowered by (B, H, W)."""
-        mask = self.logits[:, 1] * (-by).exp().to(self.logits.dtype)
+        certain = 1 - _LEAST_DOUBT
+        lead = self.logits[:, 1].float().clamp(_LEAST_DOUBT, certain).logit() - by
+        mask = lead.sigmoid().to(self.logits.dtype)
         return replace(self, logits=torch.stack([1 - mask, mask], dim=1))
 
 

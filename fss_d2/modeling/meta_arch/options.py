@@ -37,10 +37,12 @@ class SegmentorOptions(ImageOptions):
     align_corners: bool = False  # how scores are resized to the frame asked for
     refinement: str = ""  # of the scores, in evaluation mode; see `refine`
     presence_blocks: tuple[str, ...] = ()  # of the backbone; see MODEL.PRESENCE.BLOCKS
+    baseline_scale: float = 0.0  # this and the next: see the keys of MODEL.BASELINE
+    baseline_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("foreground_weight", "dice_weight", "aux_weight"):
+        for name in ("foreground_weight", "dice_weight", "aux_weight", "baseline_scale"):
             at_least(name, getattr(self, name), 0)
         choose("refinement", self.refinement, REFINEMENTS)
 
@@ -55,4 +57,6 @@ class SegmentorOptions(ImageOptions):
             negatives=cfg.FEW_SHOT.TRAIN.NEGATIVES > 0,
             refinement=choose("TEST.REFINEMENT", cfg.TEST.REFINEMENT, REFINEMENTS),
             presence_blocks=tuple(cfg.MODEL.PRESENCE.BLOCKS),
+            baseline_scale=at_least("MODEL.BASELINE.SCALE", cfg.MODEL.BASELINE.SCALE, 0),
+            baseline_features=tuple(cfg.MODEL.BASELINE.IN_FEATURES),
         )
