@@ -3,7 +3,7 @@
 import argparse
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
@@ -19,7 +19,9 @@ from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_fold
 from fss_d2.io.files import check_writable, read_json, write_atomic, write_json
 from fss_d2.modeling.build import build_without_weights
 
-__all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
+from .support_use import SUPPORT_USE
+
+__all__ = ["Run", "collect_scores", "compare_runs", "of_fold", "plan_runs", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +68,15 @@ class Run:
         """All scores of each evaluation, by the folder of its episodes ("<set>_<K>shot")."""
         results = read_json(self.folder / "results.json")["results"]
         inference = self.folder / "inference"
-        scores = {name: tasks.get(TASK) or tasks[_ORACLE] for name, tasks in results.items()}
-        return {inference / name.replace("/", "_"): found for name, found in scores.items()}
+        return {inference / name.replace("/", "_"): _scores(tasks) for name, tasks in results.items()}
+
+
+def _scores(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of an evaluation's tasks under one name each."""
+    if TASK not in tasks:
+        return dict(tasks[_ORACLE])
+    further = {"oracle": tasks[_ORACLE]["mIoU"]} if _ORACLE in tasks else {}
+    return {**tasks.get(SUPPORT_USE, {}), **tasks[TASK], **further}
 
 
 @dataclass(frozen=True)
@@ -182,12 +191,13 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"method": run.method, "fold": run.fold, "seed": run.seed}
             row["test_set"] = re.sub(r"fold\d+_?", "", name)  # "glyphs_val" for "glyphs_fold2_val"
             row["shots"] = int(shots.removesuffix("shot"))
+            row["folder"] = str(folder)
             row |= {m: scores[m] for m in (*FOLD_METRICS, "mIoU_low", "mIoU_high") if m in scores}
             question = (run.fold, run.seed, folder.name)
             if run.method == first:
                 references[question] = folder
             elif question in references:
-                paired = _compare(folder, references[question])
+                paired = compare_runs(folder, references[question])
                 row[DIFFERENCE] = paired.difference
                 row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
             rows.append(row)
@@ -195,7 +205,8 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
 
 
 @cache  # the report is written after each run
-def _compare(folder: Path, reference: Path) -> Comparison:
+def compare_runs(folder: Path, reference: Path) -> Comparison:
+    """Compare two evaluations by their folders; a ValueError says that they scored different episodes."""
     manifests = [each / "manifest.jsonl" for each in (folder, reference)]
     if manifests[0].read_bytes() != manifests[1].read_bytes():
         what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"

@@ -17,7 +17,7 @@ from fss_d2.io.files import json_text, parse_json, write_atomic
 from .metrics import check_absent, episode_iou, iou, mean_iou
 
 __all__ = ["Comparison", "EpisodeCounts", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare"]
-__all__ += ["interval", "read_rows", "resample_weights", "stack_rows", "write_rows"]
+__all__ += ["interval", "interval_of_mean", "read_rows", "resample_weights", "stack_rows", "write_rows"]
 
 _CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples (16 MB of weights)
 
@@ -137,6 +137,18 @@ def interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The middle ``level`` of the resampled scores (S,) as (low, high)."""
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval_of_mean(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The limits of the mean of independent scores, the folds of a cross-validation, from their own limits.
+
+    Args:
+        parts: (score, low, high) of each; the distances to the limits add up as squares.
+    """
+    scores, lows, highs = np.array(parts, np.float64).T
+    mean, count = scores.mean(), len(scores)
+    below, above = (np.sqrt(((limits - scores) ** 2).sum()) / count for limits in (lows, highs))
+    return float(mean - below), float(mean + above)
 
 
 @dataclass(frozen=True)
