@@ -14,14 +14,14 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from fss_d2.config import load_config
-from fss_d2.evaluation import Comparison, compare, read_rows
+from fss_d2.evaluation.comparison import compare_folders
 from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
 from fss_d2.io.files import check_writable, read_json, write_atomic, write_json
 from fss_d2.modeling.build import build_without_weights
 
 from .support_use import SUPPORT_USE
 
-__all__ = ["Run", "collect_scores", "compare_runs", "of_fold", "plan_runs", "run_all"]
+__all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -197,25 +197,14 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
             if run.method == first:
                 references[question] = folder
             elif question in references:
-                paired = compare_runs(folder, references[question])
+                paired = _compare(folder, references[question])
                 row[DIFFERENCE] = paired.difference
                 row |= {f"{DIFFERENCE}_low": paired.low, f"{DIFFERENCE}_high": paired.high}
             rows.append(row)
     return rows
 
 
-@cache  # the report is written after each run
-def compare_runs(folder: Path, reference: Path) -> Comparison:
-    """Compare two evaluations by their folders; a ValueError says that they scored different episodes."""
-    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
-    if manifests[0].read_bytes() != manifests[1].read_bytes():
-        what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
-        raise ValueError(f"{what}; remove the older run and start again")
-    recorded = read_json(reference / "results.json")
-    settings = recorded["settings"]
-    rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}
-    rows = [read_rows(each / "episodes.jsonl") for each in (folder, reference)]
-    return compare(*rows, classes=[entry["class_id"] for entry in recorded["per_class"]], **rule)
+_compare = cache(compare_folders)  # the report is written after each run
 
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:

@@ -10,10 +10,10 @@ import yaml
 from tabulate import tabulate
 
 from fss_d2.evaluation.bootstrap import interval_of_mean
+from fss_d2.evaluation.comparison import compare_folders
 from fss_d2.evaluation.report import FOLD_METRICS
 from fss_d2.io.files import read_json, write_atomic
 
-from .cross_validation import compare_runs
 from .resources import commit
 from .tables import Row, Stage, Table
 
@@ -84,7 +84,7 @@ def _paired(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, 
         if other is None or not (folder / "episodes.jsonl").is_file():
             continue
         try:
-            compared = compare_runs(folder, other)
+            compared = compare_folders(folder, other)
         except ValueError:
             continue  # other episodes: nothing to compare
         found.setdefault(str(run["shots"]), []).append((compared.difference, compared.low, compared.high))

@@ -10,10 +10,10 @@ from fss_d2.evaluation.bootstrap import (
     EpisodeCounts,
     bootstrap_episode_iou,
     bootstrap_mean_iou,
-    compare,
     interval,
     stack_rows,
 )
+from fss_d2.evaluation.comparison import compare
 from fss_d2.evaluation.metrics import episode_iou, mean_iou
 
 CLASSES = range(4)
