@@ -1,6 +1,7 @@
 """Rows of a table: their config files, their results, and the report next to the published numbers."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -17,7 +18,7 @@ from fss_d2.io.files import read_json, write_atomic
 from .resources import commit
 from .tables import Row, Stage, Table
 
-__all__ = ["collect", "report", "row_results", "write_config"]
+__all__ = ["collect", "describe_resources", "report", "row_results", "write_config"]
 
 NO_REPRODUCTION = (
     "Small data, a small backbone and minutes of training: this is no reproduction. It shows the direction\n"
@@ -172,3 +173,23 @@ def _interval(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
 def _shifted(score: Mapping[str, Any], paper: float) -> str:
     shifted = {key: score[key] - paper for key in ("mean", "low", "high") if key in score}
     return _interval(shifted, "mean", sign="+")
+
+
+def describe_resources(content: Mapping[str, Any]) -> str:
+    """What a table's results were made with, by the last row."""
+    used = next(reversed(content["rows"].values()))["resources"]
+    labels, backbone, protocol = used["labels"], used["backbone"], used["protocol"]
+    sets = ", ".join(f"{name} ({count} classes)" for name, count in labels["classes"].items())
+    size = "x".join(map(str, protocol["INPUT.FEW_SHOT_SIZE"]))
+    lines = {
+        "command": f"`python tools/reproduce.py {shlex.join(content['arguments'])}`",
+        "code": f"commit {used['commit'] or 'unknown'}",
+        "labels": f"{sets or 'none'}, supports as {labels['supports']}",
+        "backbone": f"{backbone['weights'] or 'none'}, pre-trained on {backbone['pretraining'] or 'nothing'}"
+        + (", frozen" if backbone["frozen"] else ""),
+        "seeds": ", ".join(f"`{key}` {seed}" for key, seed in used["seeds"].items()),
+        "test": f"{', '.join(protocol['DATASETS.TEST'])}, {protocol['FEW_SHOT.TEST.EPISODES']} episodes by rule "
+        f"`{protocol['FEW_SHOT.TEST.QUERY_RULE']}`, {size} pixels, frame `{protocol['TEST.FRAME']}`, "
+        f"counting `{protocol['TEST.COUNTING']}`",
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items())

@@ -1,4 +1,4 @@
-"""Two evaluations of the same episodes: the paired difference, its interval, and who is ahead in which class."""
+"""Two evaluations of the same episodes: the paired difference, its interval, and the classes won."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
