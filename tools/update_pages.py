@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of MODEL_ZOO.md and docs/BENCHMARKS.md anew that follow from configs/tables and docs/results.
+"""Write the parts of MODEL_ZOO.md and docs/BENCHMARKS.md anew that follow from tables and results.
 
     python tools/update_pages.py
     python tools/update_pages.py --check

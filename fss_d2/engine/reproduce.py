@@ -188,8 +188,8 @@ def describe_resources(content: Mapping[str, Any]) -> str:
         "backbone": f"{backbone['weights'] or 'none'}, pre-trained on {backbone['pretraining'] or 'nothing'}"
         + (", frozen" if backbone["frozen"] else ""),
         "seeds": ", ".join(f"`{key}` {seed}" for key, seed in used["seeds"].items()),
-        "test": f"{', '.join(protocol['DATASETS.TEST'])}, {protocol['FEW_SHOT.TEST.EPISODES']} episodes by rule "
-        f"`{protocol['FEW_SHOT.TEST.QUERY_RULE']}`, {size} pixels, frame `{protocol['TEST.FRAME']}`, "
+        "test": f"{', '.join(protocol['DATASETS.TEST'])}, {protocol['FEW_SHOT.TEST.EPISODES']} episodes, "
+        f"rule `{protocol['FEW_SHOT.TEST.QUERY_RULE']}`, {size} pixels, frame `{protocol['TEST.FRAME']}`, "
         f"counting `{protocol['TEST.COUNTING']}`",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())
