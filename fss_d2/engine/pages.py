@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from fss_d2.io.files import read_json_object
 
 from .tables import Row, read_tables
@@ -48,7 +46,7 @@ def _published(benchmark: str, root: Path) -> str:
     if not lines:
         raise ValueError(f"no table of configs/tables has rows of the benchmark {benchmark!r}")
     headers = ["model", "config", "paper, 1-shot", "paper, 5-shot", "weights"]
-    return tabulate(lines, headers=headers, tablefmt="pipe", disable_numparse=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(headers), *lines))
 
 
 def _own_rows(benchmark: str, root: Path) -> Iterator[tuple[str, Row]]:

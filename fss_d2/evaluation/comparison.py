@@ -133,7 +133,7 @@ def _recorded(folder: Path) -> tuple[dict[int, str], dict[str, str]]:
     """The classes of an evaluation, id to name, and its rule of counting."""
     recorded = read_json_object(folder / "results.json", "evaluate again")
     settings = recorded["settings"]
-    names = {entry["class_id"]: entry["name"] for entry in recorded["per_class"]}
+    names = {e["class_id"]: e.get("name", f"class {e['class_id']}") for e in recorded["per_class"]}
     return names, {"counting": settings["counting"], "absent": settings["absent_classes"]}
 
 
