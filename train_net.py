@@ -31,7 +31,8 @@ def main(args: argparse.Namespace) -> None:
         resumed = args.resume and checkpointer.has_checkpoint()
         weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
         check_base_knowledge(model)
-        write_summary(cfg, Trainer.test(cfg, model), weights=weights)
+        trained = getattr(model, "trainable", True)
+        write_summary(cfg, Trainer.test(cfg, model), weights=weights, trained=trained)
     elif args.replay:
         replay(Trainer(cfg), Path(args.replay))
     else:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fit the numbers of `Output.presence`, and write a checkpoint that holds them.
 
-    python tools/fit_presence.py --config-file configs/prototype/coco_mini_efficientnet_lite0.yaml \\
-        --dataset coco_mini_fold0_train --output output/prototype_with_presence.pth
+    python tools/fit_presence.py --config-file configs/prototype/pascal_part_efficientnet_lite0.yaml \\
+        --dataset pascal_part_fold1_train --output output/prototype_with_presence.pth
 
 Each episode of FEW_SHOT.TEST is run with its own query and with one that does not show its class. The data
 set should have classes on which the weights were not trained: the scores of the method are signals, and they

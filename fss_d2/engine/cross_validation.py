@@ -3,7 +3,7 @@
 import argparse
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
@@ -14,10 +14,12 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from fss_d2.config import load_config
-from fss_d2.evaluation import Comparison, compare, read_rows
+from fss_d2.evaluation.comparison import compare_folders
 from fss_d2.evaluation.report import DIFFERENCE, FOLD_METRICS, TASK, format_folds, summarise_folds
 from fss_d2.io.files import check_writable, read_json, write_atomic, write_json
 from fss_d2.modeling.build import build_without_weights
+
+from .support_use import SUPPORT_USE
 
 __all__ = ["Run", "collect_scores", "of_fold", "plan_runs", "run_all"]
 
@@ -66,8 +68,15 @@ class Run:
         """All scores of each evaluation, by the folder of its episodes ("<set>_<K>shot")."""
         results = read_json(self.folder / "results.json")["results"]
         inference = self.folder / "inference"
-        scores = {name: tasks.get(TASK) or tasks[_ORACLE] for name, tasks in results.items()}
-        return {inference / name.replace("/", "_"): found for name, found in scores.items()}
+        return {inference / name.replace("/", "_"): _scores(tasks) for name, tasks in results.items()}
+
+
+def _scores(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of an evaluation's tasks under one name each."""
+    if TASK not in tasks:
+        return dict(tasks[_ORACLE])
+    further = {"oracle": tasks[_ORACLE]["mIoU"]} if _ORACLE in tasks else {}
+    return {**tasks.get(SUPPORT_USE, {}), **tasks[TASK], **further}
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,7 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"method": run.method, "fold": run.fold, "seed": run.seed}
             row["test_set"] = re.sub(r"fold\d+_?", "", name)  # "glyphs_val" for "glyphs_fold2_val"
             row["shots"] = int(shots.removesuffix("shot"))
+            row["folder"] = str(folder)
             row |= {m: scores[m] for m in (*FOLD_METRICS, "mIoU_low", "mIoU_high") if m in scores}
             question = (run.fold, run.seed, folder.name)
             if run.method == first:
@@ -194,17 +204,7 @@ def collect_scores(runs: Iterable[Run], first: str) -> list[dict[str, Any]]:
     return rows
 
 
-@cache  # the report is written after each run
-def _compare(folder: Path, reference: Path) -> Comparison:
-    manifests = [each / "manifest.jsonl" for each in (folder, reference)]
-    if manifests[0].read_bytes() != manifests[1].read_bytes():
-        what = f"{manifests[0]} and {manifests[1]} hold different episodes and cannot be compared"
-        raise ValueError(f"{what}; remove the older run and start again")
-    recorded = read_json(reference / "results.json")
-    settings = recorded["settings"]
-    rule = {"counting": settings["counting"], "absent": settings["absent_classes"]}
-    rows = [read_rows(each / "episodes.jsonl") for each in (folder, reference)]
-    return compare(*rows, classes=[entry["class_id"] for entry in recorded["per_class"]], **rule)
+_compare = cache(compare_folders)  # the report is written after each run
 
 
 def _read_methods(args: argparse.Namespace) -> list[_Method]:

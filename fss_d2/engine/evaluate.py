@@ -33,6 +33,7 @@ from fss_d2.visualization import episode_panel, save_episode_panel
 
 from .episode_loop import run_loop
 from .feature_cache import open_features, with_features
+from .resources import resources
 from .support_use import SUPPORT_USE, SupportUse
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
@@ -169,11 +170,11 @@ def evaluation_name(dataset_name: str, shots: int) -> str:
     return f"{dataset_name}/{shots}shot"
 
 
-def write_summary(cfg: CfgNode, results: Results, *, weights: str) -> None:
-    """Write ``OUTPUT_DIR/results.json``: the method, its weights and all scores."""
+def write_summary(cfg: CfgNode, results: Results, *, weights: str, trained: bool = True) -> None:
+    """Write ``OUTPUT_DIR/results.json``: the method, its weights, what it used (`resources`), all scores."""
     if comm.is_main_process():
         content = {"method": cfg.MODEL.META_ARCHITECTURE, "weights": weights, "seed": cfg.SEED}
-        content["results"] = results
+        content |= {"resources": resources(cfg, trained=trained), "results": results}
         write_json(Path(cfg.OUTPUT_DIR) / "results.json", content)
 
 

@@ -3,14 +3,24 @@
     Table 3:
       about: What the table compares.
       config: ../dcama/pascal5i_swinb.yaml  # of rows that name none; relative to this file
+      columns: [mIoU, FB_IoU]  # of the published numbers; the default is [mIoU]
       rows:
-        without background: {set: {MODEL.DCAMA.SUPPORT_BACKGROUND: False}}
-        with background: {}
+        without background: {set: {MODEL.DCAMA.SUPPORT_BACKGROUND: False}, paper: {1-shot: [67.3, 76.2]}}
+        with background: {paper: {1-shot: [69.3, 78.5]}}
+        another method: {config: null, paper: {1-shot: [60.8, 73.3]}}
 
-A table may give ``config``, ``set``, ``after``, ``test``, ``folds`` for its rows. A row's own come first;
-its ``set`` is added. ``after`` is the config, or ``{config: ..., set: ...}``, from whose weights a row is
-trained. ``test: True`` trains nothing: the row tests the weights of its config without its ``set``. ``folds``
-are the folds that a row can run on.
+A table may give ``config``, ``set``, ``large``, ``small``, ``after``, ``test``, ``folds`` for its rows. A
+row's own come first; its keys are added to those of the table. ``after`` is the config, or ``{config: ...,
+set: ...}``, from whose weights a row is trained. ``test: True`` trains nothing: the row tests the weights of
+its config without its keys. ``folds`` are the folds that a row can run on. A row without config has published
+numbers only, ``paper``, in the order of ``columns``; null is what the paper does not print.
+
+At a small scale (`SCALES`) the config of a stage is the small one of its method on the data of that name, in
+the same folder. ``set`` holds there too, ``large`` at the published size only, ``small`` at a small scale
+only; ``small: False`` leaves the row out.
+
+``command`` is what a figure, or a table of other numbers than scores, is made with. ``benchmark`` names the
+benchmark under which MODEL_ZOO.md lists the rows of a table.
 """
 
 import difflib
@@ -26,11 +36,13 @@ import yaml
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["Row", "Stage", "Table", "closest", "read_tables", "slug"]
+__all__ = ["SCALES", "Row", "Stage", "Table", "closest", "find_tables", "read_tables", "slug"]
 
-_STAGE_FIELDS = ("config", "set", "after")
+SCALES = {"glyphs": (0, 1, 2, 3), "pascal_part": (1, 2, 3)}  # small data and its folds
+_KEYS = ("set", "large", "small")
+_STAGE_FIELDS = ("config", *_KEYS, "after")
 _ROW_FIELDS = (*_STAGE_FIELDS, "test", "folds")
-_DEFAULTS = {"set": {}, "test": False, "folds": [0, 1, 2, 3]}
+_DEFAULTS = {"config": None, "test": False, "folds": [0, 1, 2, 3]}
 
 
 @dataclass(frozen=True)
@@ -53,21 +65,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. Each stage starts from the weights of the one before; the last is the row itself."""
+    """A row of a table. Each stage starts from the weights of the one before; the last is the row itself.
+
+    Without stages it only has published numbers. ``paper`` holds these, {"1-shot": {"fold0": 67.5, "mIoU":
+    64.6}}.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     test: bool
     folds: tuple[int, ...]
+    paper: Mapping[str, Mapping[str, float | str]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure of a paper: what it compares, and its rows by name."""
+    """A table or figure of a paper: what it compares, its rows by name, and the commands of a figure."""
 
     name: str
     about: str
     rows: dict[str, Row]
+    commands: tuple[str, ...] = ()
+    benchmark: str = ""
 
 
 def slug(text: str) -> str:
@@ -85,8 +104,22 @@ def closest(where: object, kind: str, name: str, known: Iterable[str]) -> str:
     raise ValueError(f"{where}: there is no {kind} {name!r}; {hint}")
 
 
-def read_tables(file: str | Path) -> dict[str, Table]:
-    """The tables of a file by name; ValueError and FileNotFoundError name table and row."""
+def find_tables(file: Path, name: str, tables: Iterable[str]) -> list[str]:
+    """The tables that a name means: "3" is "Table 3", or "Table 3a" and "Table 3b, COCO-20i"."""
+    tables = list(tables)
+    for start in (name, f"table {name}", f"figure {name}"):
+        pattern = re.compile(re.escape(start.lower()) + r"(?![0-9]).*")
+        exact = [each for each in tables if each.lower() == start.lower()]
+        if found := exact or [each for each in tables if pattern.fullmatch(each.lower())]:
+            return found
+    return [closest(file, "table", name, tables)]
+
+
+def read_tables(file: str | Path, scale: str = "") -> dict[str, Table]:
+    """The tables of a file by name; ValueError and FileNotFoundError name table and row.
+
+    ``scale`` is one of `SCALES`, or empty for the published size.
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"file of tables {file} does not exist")
@@ -94,41 +127,76 @@ def read_tables(file: str | Path) -> dict[str, Table]:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: not YAML: {error}") from error
-    return {str(name): _table(file, str(name), entry) for name, entry in _mapping(file, content).items()}
+    entries = _mapping(file, content).items()
+    return {str(name): _table(file, str(name), entry, scale) for name, entry in entries}
 
 
-def _table(file: Path, name: str, entry: Any) -> Table:
+def _table(file: Path, name: str, entry: Any, scale: str) -> Table:
     where = f"{file}: {name}"
-    fields = _mapping(where, entry, (*_ROW_FIELDS, "about", "rows"))
+    fields = _mapping(where, entry, (*_ROW_FIELDS, "about", "rows", "columns", "command", "benchmark"))
     shared = _DEFAULTS | {key: value for key, value in fields.items() if key in _ROW_FIELDS}
+    columns = [str(column) for column in fields.get("columns", ["mIoU"])]
     rows = {
-        str(row): _row(file, f"{where}, row {str(row)!r}", str(row), shared, own)
-        for row, own in _mapping(f"{where}, rows", fields.get("rows")).items()
+        str(row): _row(file, f"{where}, row {str(row)!r}", str(row), shared, own, columns, scale)
+        for row, own in _mapping(f"{where}, rows", fields.get("rows", {})).items()
     }
     if len({slug(row) for row in rows}) < len(rows):
         raise ValueError(f"{where}: the names of two rows differ in punctuation only; change one of them")
-    return Table(name, str(fields.get("about", "")), rows)
+    commands = fields.get("command", [])
+    commands = (commands,) if isinstance(commands, str) else tuple(commands)
+    return Table(name, str(fields.get("about", "")), rows, commands, str(fields.get("benchmark", "")))
 
 
-def _row(file: Path, where: str, name: str, shared: Mapping[str, Any], own: Any) -> Row:
-    fields = {**shared, **_mapping(where, own, _ROW_FIELDS)}
-    fields["set"] = {**_mapping(where, shared["set"]), **_mapping(where, fields["set"])}
+def _row(
+    file: Path, where: str, name: str, shared: Mapping[str, Any], own: Any, columns: list[str], scale: str
+) -> Row:
+    fields = {**shared, **_mapping(where, own, (*_ROW_FIELDS, "paper"))}
+    for keys in _KEYS:
+        if fields.get(keys) is not False:
+            both = (_mapping(where, each.get(keys) or {}) for each in (shared, fields))
+            fields[keys] = {key: value for each in both for key, value in each.items()}
     test, folds = fields.pop("test"), fields.pop("folds")
     if not isinstance(test, bool) or not isinstance(folds, list) or {*map(type, folds)} != {int}:
         raise ValueError(f"{where}: test is {test!r}, folds {folds!r}; give True or False, a list of numbers")
-    return Row(name, _stages(file, where, fields), test, tuple(folds))
+    paper = _paper(where, fields.pop("paper", {}), columns)
+    stages: tuple[Stage, ...] = ()
+    if not ((fields["config"] is None and paper) or (scale and fields["small"] is False)):
+        stages = _stages(file, where, fields, scale)
+    folds = [fold for fold in folds if fold in SCALES.get(scale, folds)]
+    return Row(name, stages, test, tuple(folds), paper)
 
 
-def _stages(file: Path, where: str, entry: Any) -> tuple[Stage, ...]:
+def _paper(where: str, value: Any, columns: list[str]) -> dict[str, dict[str, float | str]]:
+    numbers = {}
+    for kind, entry in _mapping(where, value).items():
+        listed = entry if isinstance(entry, list) else [entry]
+        if len(listed) != len(columns):
+            raise ValueError(f"{where}: {kind} has {len(listed)} numbers for the columns {columns}")
+        pairs = zip(columns, listed, strict=True)
+        numbers[str(kind)] = {column: number for column, number in pairs if number is not None}
+    return numbers
+
+
+def _stages(file: Path, where: str, entry: Any, scale: str) -> tuple[Stage, ...]:
     """The stages that a row or an ``after`` stands for, first to last."""
     fields = {"config": entry} if isinstance(entry, str) else _mapping(where, entry, _STAGE_FIELDS)
     if not isinstance(fields.get("config"), str):
         raise ValueError(f"{where}: it names no config; give config: FILE, relative to {file}")
     config = Path(os.path.normpath(file.parent / fields["config"]))
+    keys = {**_mapping(where, fields.get("set", {}))}
+    keys |= _mapping(where, fields.get("small" if scale else "large", {}))
+    if scale:
+        config = _small(config, scale)
     if not config.is_file():
         raise FileNotFoundError(f"{where}: config {config} does not exist")
-    before = _stages(file, where, fields["after"]) if "after" in fields else ()
-    return (*before, Stage(where, config, _mapping(where, fields.get("set", {}))))
+    before = _stages(file, where, fields["after"], scale) if "after" in fields else ()
+    return (*before, Stage(where, config, keys))
+
+
+def _small(config: Path, scale: str) -> Path:
+    """The small config of a method: "glyphs_efficientnet_lite0.yaml", of MM-Former "stage1_glyphs.yaml"."""
+    stage = re.match(r"stage\d_", config.name)
+    return config.with_name(f"{stage[0]}{scale}.yaml" if stage else f"{scale}_efficientnet_lite0.yaml")
 
 
 def _mapping(where: object, value: Any, known: Sequence[str] = ()) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Scores of few-shot segmentation: pure metrics, confidence intervals and the Detectron2 evaluator."""
 
-from .bootstrap import Comparison, EpisodeCounts, compare, read_rows
+from .bootstrap import EpisodeCounts, read_rows
+from .comparison import Comparison, compare
 from .few_shot_evaluation import FewShotEvaluator
 from .presence import presence_scores
 from .proposals import OracleEvaluator, ProposalRecallEvaluator

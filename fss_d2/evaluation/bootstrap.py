@@ -1,4 +1,4 @@
-"""The pixel counts of episodes, their file, confidence intervals by resampling, and the paired comparison.
+"""The pixel counts of episodes, their file, and confidence intervals by resampling.
 
 Percentile bootstrap (Efron, 1979): the N episodes of a run are drawn N times with replacement, the score is
 computed again, and the interval holds the middle ``level`` of those scores. It estimates how far the score
@@ -14,10 +14,10 @@ import numpy as np
 
 from fss_d2.io.files import json_text, parse_json, write_atomic
 
-from .metrics import check_absent, episode_iou, iou, mean_iou
+from .metrics import check_absent, episode_iou, iou
 
-__all__ = ["Comparison", "EpisodeCounts", "bootstrap_episode_iou", "bootstrap_mean_iou", "compare"]
-__all__ += ["interval", "read_rows", "resample_weights", "stack_rows", "write_rows"]
+__all__ = ["EpisodeCounts", "bootstrap_episode_iou", "bootstrap_mean_iou", "interval", "interval_of_mean"]
+__all__ += ["read_rows", "resample_weights", "stack_rows", "write_rows"]
 
 _CHUNK_ELEMENTS = 2_000_000  # bounds the memory of one block of resamples (16 MB of weights)
 
@@ -92,11 +92,13 @@ def bootstrap_mean_iou(
     absent: str = "zero",
     resamples: int = 1000,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """mIoU of each resample, (resamples,) float64 fractions; arguments as `metrics.mean_iou`.
 
     A class that the run draws but a resample misses is left out of that resample's mean; a class that the
-    run itself never draws is treated as ``absent`` says. Equal ``seed`` and N give equal resamples.
+    run itself never draws is treated as ``absent`` says. Equal ``seed`` and N give equal resamples. With
+    ``groups`` (N,), labels of the episodes, whole groups are drawn: as many as there are.
     """
     check_absent(absent)
     order = np.argsort(class_ids, kind="stable")
@@ -104,8 +106,12 @@ def bootstrap_mean_iou(
     inter, total = intersection[order, 1], union[order, 1]
     never_drawn = len(set(map(int, classes)) - set(map(int, drawn))) if absent == "zero" else 0
     scores = []
-    for weights in resample_weights(len(class_ids), resamples, seed):
-        weights = weights[:, order]  # (r, N), grouped by class
+    count, member = len(class_ids), slice(None)
+    if groups is not None:
+        found, member = np.unique(groups, return_inverse=True)
+        count = len(found)
+    for weights in resample_weights(count, resamples, seed):
+        weights = weights[:, member][:, order]  # (r, N), grouped by class
         present = np.add.reduceat(weights, starts, axis=1) > 0  # (r, drawn)
         per_class = iou(
             np.add.reduceat(weights * inter, starts, axis=1),
@@ -139,76 +145,16 @@ def interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Evaluation a against b on the same episodes; mIoU in percent, ``difference`` = a - b in points.
-
-    ``low`` and ``high`` bound the difference (bootstrap over episodes, the same resamples for both);
-    ``better`` is the fraction of resamples in which a is strictly above b.
-    """
-
-    mean_iou_a: float
-    mean_iou_b: float
-    difference: float
-    low: float
-    high: float
-    better: float
-    episodes: int
-
-
-def compare(
-    rows_a: Sequence[EpisodeCounts],
-    rows_b: Sequence[EpisodeCounts],
-    *,
-    same_supports: bool = True,
-    classes: Sequence[int] | None = None,
-    counting: str = "hsnet",
-    absent: str = "zero",
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Comparison:
-    """Compare two evaluations episode by episode.
+def interval_of_mean(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The limits of the mean of independent scores, the folds of a cross-validation, from their own limits.
 
     Args:
-        rows_a, rows_b: the episodes of the two, in any order; a ValueError names the first difference.
-        same_supports: False allows the two to differ in their supports, to compare supports.
-        classes: the classes of the split; None takes those that the episodes draw.
+        parts: (score, low, high) of each; the distances to the limits add up as squares.
     """
-    rows_a, rows_b = _pair(rows_a, rows_b, same_supports)
-    stacked = stack_rows(rows_a), stack_rows(rows_b)
-    classes = sorted({row.class_id for row in rows_a}) if classes is None else classes
-    rule = {"counting": counting, "absent": absent}
-    a, b = (mean_iou(*counts, classes, **rule) for counts in stacked)
-    resampled_a, resampled_b = (
-        bootstrap_mean_iou(*counts, classes, **rule, resamples=resamples, seed=seed) for counts in stacked
-    )
-    low, high = interval(resampled_a - resampled_b, level)
-    better = float((resampled_a > resampled_b).mean())
-    return Comparison(100 * a, 100 * b, 100 * (a - b), 100 * low, 100 * high, better, len(rows_a))
-
-
-def _pair(
-    rows_a: Sequence[EpisodeCounts], rows_b: Sequence[EpisodeCounts], same_supports: bool
-) -> tuple[list[EpisodeCounts], list[EpisodeCounts]]:
-    """Sort both by episode and check that they hold the same ones."""
-    if not rows_a:
-        raise ValueError("there are no episodes to compare; give the rows of two finished evaluations")
-    if len(rows_a) != len(rows_b):
-        raise ValueError(
-            f"cannot compare {len(rows_a)} with {len(rows_b)} episodes; score both on one manifest"
-        )
-    rows_a, rows_b = (sorted(rows, key=lambda row: row.episode_index) for rows in (rows_a, rows_b))
-    for a, b in zip(rows_a, rows_b, strict=True):
-        if _query(a) != _query(b) or (same_supports and a.supports != b.supports):
-            first, second = (f"class {row.class_id}, query {row.query}" for row in (a, b))
-            what = f"episode {a.episode_index} differs between the two: {first} against {second}"
-            raise ValueError(f"{what}; score both on one manifest")
-    return rows_a, rows_b
-
-
-def _query(row: EpisodeCounts) -> tuple[object, ...]:
-    return row.episode_index, row.class_id, row.query
+    scores, lows, highs = np.array(parts, np.float64).T
+    mean, count = scores.mean(), len(scores)
+    below, above = (np.sqrt(((limits - scores) ** 2).sum()) / count for limits in (lows, highs))
+    return float(mean - below), float(mean + above)
 
 
 def resample_weights(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:

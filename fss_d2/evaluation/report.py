@@ -18,7 +18,11 @@ __all__ += ["format_score", "format_table", "score_classes", "summarise", "summa
 
 TASK = "few_shot_seg"  # the key of an evaluator's scores, like "sem_seg" in Detectron2
 CLASS_PREFIX = "IoU/"
-FOLD_METRICS = ("mIoU", "FB_IoU")  # of a cross-validation
+# Of a cross-validation: the first two always, the others where an evaluator gives them (docs/PROTOCOL.md).
+FOLD_METRICS = (
+    *("mIoU", "FB_IoU", "mIoU_foreign", "absent_masked", "lost", "false_alarms", "missed", "presence_AUC"),
+    *("oracle", "ROM", "RUM"),
+)
 DIFFERENCE = "difference"  # mIoU minus the mIoU of the first method on the same episodes, in points
 _COLUMNS = ("mIoU", "FB_IoU", "episode_IoU", "ROM", "RUM", "AR@10", "AR@50", "AR@100", "recall50@100")
 _MAIN_COLUMNS = {"mIoU", "AR@100"}  # every evaluation has one of them
@@ -211,7 +215,8 @@ def format_folds(summary: Sequence[Mapping[str, Any]], first: str) -> str:
         parts.append(f"## {test_set} (%)\n\n{_overview(entries)}\n")
     parts.append(f"{_LEGEND.format(first=first)}\n")
     for metric in FOLD_METRICS if any(entry["runs"] > 1 for entry in summary) else ():
-        parts.append(f"## {metric} (%)\n\n{_by_fold([e for e in summary if e['metric'] == metric])}\n")
+        if entries := [entry for entry in summary if entry["metric"] == metric]:
+            parts.append(f"## {metric} (%)\n\n{_by_fold(entries)}\n")
     return "\n".join(parts)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_d2.engine.tables import closest, read_tables, slug
+from fss_d2.engine.tables import closest, find_tables, read_tables, slug
 
 Write = Callable[[str], Path]
 
@@ -42,6 +42,64 @@ def test_a_table_gives_its_rows_what_they_lack(write: Write) -> None:
         ("two.yaml", {"SOLVER.MAX_ITER": 4, "INPUT.REDRAWS": 1}),
     ]
     assert (first.test, first.folds, second.test, second.folds) == (False, (0, 1, 2, 3), True, (0,))
+
+
+def test_published_numbers_stand_under_their_columns(write: Write) -> None:
+    file = write(
+        "T:\n"
+        "  columns: [fold0, mIoU]\n"
+        "  benchmark: COCO-20i\n"
+        "  command: python a.py\n"
+        "  rows:\n"
+        "    theirs: {paper: {1-shot: [1.5, 2.5], 5-shot: [null, 3]}}\n"
+        "    ours: {config: one.yaml}\n"
+    )
+    table = read_tables(file)["T"]
+    assert table.rows["theirs"].paper == {"1-shot": {"fold0": 1.5, "mIoU": 2.5}, "5-shot": {"mIoU": 3}}
+    assert (table.rows["theirs"].stages, table.rows["ours"].paper) == ((), {})
+    assert (table.benchmark, table.commands) == ("COCO-20i", ("python a.py",))
+
+
+def test_keys_of_one_scale(write: Write) -> None:
+    """At a small scale each stage has the small config of its method; some rows have no counterpart."""
+    for name in ("glyphs_efficientnet_lite0", "stage1_glyphs", "stage1_pascal"):
+        (write("{}").parent / f"{name}.yaml").write_text("VERSION: 2\n")
+    file = write(
+        "T:\n"
+        "  config: one.yaml\n"
+        "  set: {SEED: 1}\n"
+        "  large: {SOLVER.MAX_ITER: 9}\n"
+        "  rows:\n"
+        "    a: {small: {SOLVER.MAX_ITER: 2}, after: stage1_pascal.yaml}\n"
+        "    b: {set: {SEED: 2}, small: False, paper: {1-shot: 5}}\n"
+    )
+    large, small = (read_tables(file, scale)["T"].rows for scale in ("", "glyphs"))
+    assert [dict(row.stages[-1].set) for row in large.values()] == [
+        {"SEED": 1, "SOLVER.MAX_ITER": 9},
+        {"SEED": 2, "SOLVER.MAX_ITER": 9},
+    ]
+    assert [(stage.config.stem, stage.set) for stage in small["a"].stages] == [
+        ("stage1_glyphs", {}),
+        ("glyphs_efficientnet_lite0", {"SEED": 1, "SOLVER.MAX_ITER": 2}),
+    ]
+    assert (small["b"].stages, small["b"].paper) == ((), {"1-shot": {"mIoU": 5}})
+    assert read_tables(write("T: {config: one.yaml, rows: {a: {folds: [0, 3]}}}"), "glyphs")["T"].rows[
+        "a"
+    ].folds == (0, 3)
+
+
+def test_a_number_names_its_tables() -> None:
+    tables = ["Table 1", "Table 10", "Table 3a, COCO", "Table 3b", "Figure S1", "Table A1"]
+    found = {name: find_tables(Path("f"), name, tables) for name in ("1", "3", "3a", "s1", "table a1")}
+    assert found == {
+        "1": ["Table 1"],
+        "3": ["Table 3a, COCO", "Table 3b"],
+        "3a": ["Table 3a, COCO"],
+        "s1": ["Figure S1"],
+        "table a1": ["Table A1"],
+    }
+    with pytest.raises(ValueError, match="f: there is no table '2'"):
+        find_tables(Path("f"), "2", tables)
 
 
 def test_stages_come_first_to_last(write: Write) -> None:
@@ -84,6 +142,7 @@ def test_the_keys_of_a_row_are_applied(write: Write) -> None:
         ("T: {rows: {a: {config: one.yaml, folds: 0}}}", r"folds 0; give True or False, a list of numbers"),
         ("T: {rows: {a: {config: one.yaml, after: {rows: 1}}}}", "T, row 'a': there is no field 'rows'"),
         ("T: {config: one.yaml, rows: {a b: {}, a+b: {}}}", "T: the names of two rows differ in punctuation"),
+        ("T: {rows: {a: {paper: {1-shot: [1, 2]}}}}", r"T, row 'a': 1-shot has 2 numbers for the columns"),
         ("T: {a: [", "paper.yaml: not YAML"),
     ],
 )

@@ -1,7 +1,6 @@
 """Intervals and paired comparisons."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from fss_d2.evaluation.bootstrap import (
     EpisodeCounts,
     bootstrap_episode_iou,
     bootstrap_mean_iou,
-    compare,
     interval,
+    interval_of_mean,
     stack_rows,
 )
 from fss_d2.evaluation.metrics import episode_iou, mean_iou
@@ -77,46 +76,21 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 88 <= hits <= 100
 
 
-def test_compare_with_itself_is_zero(make_rows: Rows) -> None:
-    rows = make_rows(25)
-    result = compare(rows, rows[::-1])
-    assert (result.difference, result.low, result.high, result.better) == (0, 0, 0, 0)
-    assert result.mean_iou_a == result.mean_iou_b > 0
-    assert result.episodes == 25
+def test_the_interval_of_a_mean_of_folds() -> None:
+    """Distances 3 and 4 below, 1 and 0 above, of two scores: 5 / 2 and 1 / 2."""
+    assert interval_of_mean([(10, 7, 11), (20, 16, 20)]) == (12.5, 15.5)
+    assert interval_of_mean([(10, 7, 11)]) == (7, 11)
 
 
-def test_pairing_finds_what_single_intervals_hide(make_rows: Rows) -> None:
-    better, worse = make_rows(60, gain=5), make_rows(60)
-    result = compare(better, worse)
-    assert result.difference == pytest.approx(result.mean_iou_a - result.mean_iou_b)
-    assert 0 < result.low < result.difference < result.high
-    assert result.better == 1.0
-    opposite = compare(worse, better)
-    assert opposite.difference == -result.difference
-    assert (opposite.low, opposite.high) == pytest.approx((-result.high, -result.low))
-    alone = 100 * bootstrap_mean_iou(*stack_rows(worse), CLASSES)
-    low, high = interval(alone)
-    assert high - low > 3 * (result.high - result.low)
-
-
-def test_compare_of_supports(make_rows: Rows) -> None:
-    """Other supports are other episodes, unless they are what is compared."""
-    rows = make_rows(5)
-    others = [replace(row, supports=("t",)) for row in rows]
-    with pytest.raises(ValueError, match="episode 0 differs between the two"):
-        compare(rows, others)
-    assert compare(rows, others, same_supports=False) == compare(rows, rows)
-    others[2] = replace(others[2], class_id=9)
-    with pytest.raises(ValueError, match=r"episode 2 differs .* against class 9"):
-        compare(rows, others, same_supports=False)
-
-
-def test_compare_refuses_other_episodes(make_rows: Rows) -> None:
-    rows = make_rows(5)
-    with pytest.raises(ValueError, match="no episodes to compare"):
-        compare([], [])
-    with pytest.raises(ValueError, match="cannot compare 5 with 4 episodes"):
-        compare(rows, rows[:4])
-    other = [*rows[:3], replace(rows[3], query="elsewhere"), rows[4]]
-    with pytest.raises(ValueError, match=r"episode 3 differs .* query elsewhere"):
-        compare(rows, other)
+def test_groups_are_drawn_whole(make_rows: Rows) -> None:
+    """Where every group has one episode nothing changes; one group of all gives the score itself."""
+    counts = stack_rows(make_rows(12))
+    alone = bootstrap_mean_iou(*counts, CLASSES, groups=np.arange(12))
+    assert (alone == bootstrap_mean_iou(*counts, CLASSES)).all()
+    together = bootstrap_mean_iou(*counts, CLASSES, groups=np.zeros(12, int))
+    np.testing.assert_allclose(together, mean_iou(*counts, CLASSES))
+    pairs = bootstrap_mean_iou(*counts, CLASSES, groups=np.arange(12) // 2, resamples=3, seed=5)
+    picks = np.random.default_rng(5).integers(0, 6, (3, 6))
+    rows = [np.concatenate([[2 * g, 2 * g + 1] for g in pick]) for pick in picks]
+    expected = [mean_iou(*(c[row] for c in counts), CLASSES, absent="skip") for row in rows]
+    np.testing.assert_allclose(pairs, expected, rtol=1e-12)

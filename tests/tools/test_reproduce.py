@@ -21,7 +21,8 @@ Table 1:
   rows:
     ours: {{}}
     the same: {{set: {{MODEL.DCAMA.KSHOT: one_pass}}}}
-    other: {{set: {{MODEL.DCAMA.DROPOUT: 0.5, SOLVER.MAX_ITER: 2}}}}
+    other: {{set: {{MODEL.DCAMA.DROPOUT: 0.5, SOLVER.MAX_ITER: 2}}, paper: {{1-shot: 40}}}}
+    theirs: {{config: null, paper: {{1-shot: 50}}}}
 Table 2:
   config: {GLYPHS}
   test: True
@@ -49,7 +50,7 @@ class _Started:
         output = Path(self.option("--output"))
         output.mkdir(parents=True, exist_ok=True)
         entry = {"test_set": "glyphs_val", "shots": 1, "metric": "mIoU", "mean": 40.0 + len(self.commands)}
-        (output / "cross_validation.json").write_text(json.dumps({"summary": [entry]}))
+        (output / "cross_validation.json").write_text(json.dumps({"summary": [entry], "runs": []}))
         return 0
 
     def option(self, name: str) -> str:
@@ -89,9 +90,36 @@ def test_rows_are_cross_validated_with_their_configs(
     assert cfg.DATASETS == base.DATASETS
     printed = capsys.readouterr().out
     assert "paper.yaml: Table 1 (%)" in printed
-    assert "| other    | 43.00" in printed
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
+    assert ["other", "1", "mIoU", "43.00", "40.00", "+3.00"] in lines
+    assert ["the same", "1", "mIoU", "42.00", "", ""] in lines
     rows = json.loads(Path("output/tables/paper/table_1.json").read_text())["rows"]
-    assert [rows[name][0]["mean"] for name in ("ours", "the same", "other")] == [41.0, 42.0, 43.0]
+    assert [rows[name]["scores"][0]["mean"] for name in ("ours", "the same", "other")] == [41.0, 42.0, 43.0]
+    assert rows["other"]["paper"] == {"1-shot": {"mIoU": 40}}
+
+
+def test_rows_of_earlier_calls_stay(started: _Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the order of the table; a row without config is not run."""
+    _run(monkeypatch, "1", "--rows", "other")
+    _run(monkeypatch, "1", "--rows", "ours", "theirs")
+    content = json.loads(Path("output/tables/paper/table_1.json").read_text())
+    assert list(content["rows"]) == ["ours", "other"]
+    assert content["rows"]["other"]["scores"][0]["mean"] == 41.0
+    assert len(started.commands) == 2
+    assert (content["table"], content["scale"]) == ("Table 1", "")
+
+
+def test_a_small_scale_has_small_configs_and_one_fold(
+    started: _Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(monkeypatch, "Table 3", "--scale", "pascal_part")
+    (command,) = started.commands
+    stages = [load_config(file, num_gpus=0) for file in command[1].split("+")]
+    assert [cfg.DATASETS.TEST for cfg in stages] == [("pascal_part_fold1_val",)] * 2
+    assert [cfg.MODEL.PROPOSALS.NUM_QUERIES for cfg in stages] == [10, 10]
+    output = "output/tables/paper_pascal_part"
+    assert command[2:] == ["--folds", "1", "--seeds", "0", "--output", output]
+    assert "this is no reproduction" in capsys.readouterr().out
 
 
 def test_a_row_that_trains_nothing_tests_its_configs_weights(
@@ -128,9 +156,10 @@ def test_both_stages_have_their_keys(started: _Started, monkeypatch: pytest.Monk
     ("arguments", "message"),
     [
         (["Tabel 2"], "paper.yaml: there is no table 'Tabel 2'; did you mean 'Table 2'"),
-        (["Table 1", "--row", "othr"], "paper.yaml: Table 1: there is no row 'othr'; did you mean 'other'"),
+        (["4"], "paper.yaml: there is no table '4'; did you mean 'Table"),
+        (["Table 1", "--rows", "othr"], "paper.yaml: Table 1: there is no row 'othr'; did you mean 'other'"),
         (
-            ["Table 2", "--row", "votes", "--folds", "1", "2"],
+            ["Table 2", "--rows", "votes", "--folds", "1", "2"],
             r"row 'votes': --folds \[1, 2\]; it has \[0, 1\]",
         ),
     ],
