@@ -85,7 +85,7 @@ def fit(model: FewShotSegmentor, cfg: CfgNode, dataset: str, args: argparse.Name
             for episode in episodes:
                 query = model.encode_query(episode["image"][None])
                 grid = query.evidence.maps[DEEP][0].flatten(1)  # (C, cells)
-                cells[episode["image_id"]] = grid.mean(dim=1), grid.std(dim=1)
+                cells[episode["image_id"]] = grid.mean(dim=1), grid.std(dim=1, correction=0)
                 evidence = replace(query.evidence, maps={DEEP: query.evidence.maps[DEEP]})
                 output = model.match(query, support)
                 kept.append((evidence, support.guide, output.probability(), output.own_presence))

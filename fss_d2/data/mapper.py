@@ -151,7 +151,6 @@ class EpisodeMapper:
             - target: (height, width) uint8 in {0, 1, 255}; evaluation only;
             - valid_size: (h, w) of `image` without padding; only if letterboxed, in the original frame;
             - class_id, image_id, episode_index;
-            - is_pasted: True; only if objects are pasted into `image`, which is no longer the photograph;
             - support_ids: image ids of the K supports of the episode, in order;
             - support: dicts of image and entry as above, mask (H, W) uint8 in {0, 1, 255}, image_id, one
               for each view of each of the K supports: K or more;
@@ -197,7 +196,6 @@ class EpisodeMapper:
             "episode_index": episode.index,
             "support_ids": tuple(episode.supports),
             "support": [sizes[0] for sizes in supports],
-            **({"is_pasted": True} if episode.pasted else {}),
         }
         if self.views:
             mapped["views"] = [

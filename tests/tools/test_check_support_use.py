@@ -2,7 +2,6 @@
 
 import json
 import runpy
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from detectron2.data import DatasetCatalog
 from torch import Tensor, nn
 
 from fss_d2.checkpoint.checkpointer import load_model
@@ -23,52 +21,10 @@ from tests.modeling.episodes import TINY, make_cfg, make_model
 from tests.modeling.fake_backbone import register_fake_backbone
 
 _PROGRAM = Path(__file__).parents[2] / "tools" / "check_support_use.py"
-_COLOURS = ((250, 0, 0), (0, 0, 250))
 _KEYS = ("INPUT.FEW_SHOT_SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0", "TEST.PICTURES", "0", "SEED", "3")
 
 
 tool = runpy.run_path(str(_PROGRAM))
-
-
-@pytest.fixture
-def two_classes(tmp_path: Path) -> Iterator[str]:
-    """Six grey images (32, 32), each with a red and a blue rectangle of one area; registered."""
-    yield from _registered(tmp_path, [(0, 1)] * 6)
-
-
-@pytest.fixture
-def one_class_each(tmp_path: Path) -> Iterator[str]:
-    """As `two_classes`; three images show red alone, three blue alone, and two both."""
-    yield from _registered(tmp_path, [(0,), (1,), (0,), (1,), (0, 1), (0,), (1,), (0, 1)])
-
-
-def _registered(tmp_path: Path, shown: Sequence[tuple[int, ...]]) -> Iterator[str]:
-    rng = np.random.default_rng(0)
-    records = []
-    for i, classes in enumerate(shown):
-        image, mask = np.full((32, 32, 3), 120, np.uint8), np.zeros((32, 32), np.uint8)
-        for class_id in classes:
-            colour = _COLOURS[class_id]
-            top, left = int(rng.integers(0, 20)), 16 * class_id + int(rng.integers(0, 8))
-            image[top : top + 12, left : left + 8] = colour
-            mask[top : top + 12, left : left + 8] = class_id + 1
-        files = {"file_name": tmp_path / f"{i}.png", "sem_seg_file_name": tmp_path / f"{i}_mask.png"}
-        for file, pixels in zip(files.values(), (image, mask), strict=True):
-            Image.fromarray(pixels).save(file)
-        record = {
-            "image_id": i,
-            "height": 32,
-            "width": 32,
-            "classes": list(classes),
-            "mask_encoding": "class_map",
-        }
-        records.append(record | {key: str(file) for key, file in files.items()})
-    name = "support_use_test_set"
-    DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(stuff_classes=["red", "blue"], class_ids=[0, 1], ignore_label=255)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
 
 
 class _SameColour(nn.Module):
