@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_on_glyphs(args: argparse.Namespace) -> None:
-    """Draw the `glyphs` set, train DCAMA on the base classes of a fold, compare it with the baseline.
+    """Draw the `glyphs` set, train a model on the base classes of a fold, compare it with the baseline.
 
     ``args`` are those of `fss_d2.label.demo_command`.
     """
@@ -41,12 +41,12 @@ def _compare(args: argparse.Namespace) -> None:
     sets = [f"('glyphs_fold{args.fold}_{split}',)" for split in ("train", "val")]
     shared = ["DATASETS.TRAIN", sets[0], "DATASETS.TEST", sets[1], "SOLVER.MAX_ITER", str(args.iterations)]
     shared += ["MODEL.DEVICE", "cpu", "FEW_SHOT.TEST.EPISODES", str(args.episodes), "TEST.PICTURES", "0"]
-    shared += args.opts
+    shared += ["DATALOADER.FEATURE_CACHE", str(output / "features"), *args.opts]
     baseline_cfg, cfg = (
         load_config(str(config), [*shared, "OUTPUT_DIR", str(output / name)], num_gpus=0)
         for name, config in DEMO_CONFIGS.items()
     )
-    logger.info("2/4 Training DCAMA on 60 classes, then evaluating it on 20 others")
+    logger.info("2/4 Training dense correlation on 60 classes, then evaluating it on 20 others")
     check_writable(cfg.OUTPUT_DIR)
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
@@ -60,6 +60,6 @@ def _compare(args: argparse.Namespace) -> None:
     picture = draw_test_episodes(cfg, dataset, output / "episodes", model=model, num=args.rows)
 
     rows = {f"Prototype, {name}": scores for name, scores in baseline.items()}
-    rows |= {f"DCAMA, {name}": scores for name, scores in trained.items()}
+    rows |= {f"dense correlation, {name}": scores for name, scores in trained.items()}
     logger.info("Held-out classes, %d episodes each, percent:\n%s", args.episodes, format_table(rows))
     logger.info("Support and mask, query, prediction, truth: %s", picture)

@@ -4,9 +4,9 @@
 
 First, in less than a minute: ten microscopy pictures, of which one of each kind is annotated. The others
 are labelled, compared with their known masks, and shown on a page. Then, in minutes on a CPU: it draws the
-`glyphs` set, trains DCAMA on the 60 base classes of a fold, and evaluates it and the training-free baseline
-on the same episodes of the 20 held-out classes. It needs no network: the drawings go to
-$DETECTRON2_DATASETS, or the folder datasets if there is one, or the folder of --output.
+`glyphs` set, trains dense correlation on the 60 base classes of a fold, and evaluates it and the
+training-free baseline on the same episodes of the 20 held-out classes. It needs no network: the drawings go
+to $DETECTRON2_DATASETS, or the folder datasets if there is one, or the folder of --output.
 """
 
 import argparse

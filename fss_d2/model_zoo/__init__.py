@@ -20,7 +20,7 @@ _SCHEME = "fss_d2://"
 DEFAULT_CONFIG = _FOLDER / "dense_correlation_efficientnet_lite2.yaml"
 SMALL_CONFIG = _FOLDER / "dcama_efficientnet_lite0.yaml"  # faster, and worse
 # What the demo compares: configs/<name>/glyphs_efficientnet_lite0.yaml, which are not part of the package.
-DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dcama")}
+DEMO_CONFIGS = {name: _FOLDER / f"demo_{name}.yaml" for name in ("prototype", "dense_correlation")}
 
 # Pictures of cells with masks, CC0, by kind: <kind>/images and <kind>/masks.
 CELLS = _FOLDER / "cells"
