@@ -69,6 +69,7 @@ def test_row(stage: Stage) -> None:
         _checked.add(key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "test"), SMALL_STAGES.values(), ids=list(SMALL_STAGES))
 def test_row_at_a_small_scale(stage: Stage, test: bool) -> None:
     """Its keys train or test the method at the size of a CPU."""
