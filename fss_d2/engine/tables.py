@@ -36,7 +36,7 @@ import yaml
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["SCALES", "Row", "Stage", "Table", "closest", "find_tables", "read_tables", "slug"]
+__all__ = ["SCALES", "Row", "Stage", "Table", "closest", "describe", "find_tables", "read_tables", "slug"]
 
 SCALES = {"glyphs": (0, 1, 2, 3), "pascal_part": (1, 2, 3)}  # small data and its folds
 _KEYS = ("set", "large", "small")
@@ -129,6 +129,20 @@ def read_tables(file: str | Path, scale: str = "") -> dict[str, Table]:
         raise ValueError(f"{file}: not YAML: {error}") from error
     entries = _mapping(file, content).items()
     return {str(name): _table(file, str(name), entry, scale) for name, entry in entries}
+
+
+def describe(table: Table, rows: Sequence[Row]) -> str:
+    """A table's rows with their configs, keys and published numbers, one line each; or its commands."""
+    lines = [f"  {table.name}: {table.about}", *(f"    {command}" for command in table.commands)]
+    for row in rows:
+        keys = (" ".join(["", *(f"{key}={value}" for key, value in s.set.items())]) for s in row.stages)
+        stages = ", then ".join(os.path.relpath(s.config) + k for s, k in zip(row.stages, keys, strict=True))
+        lines.append(
+            f"    {row.name}: {stages or 'not run here'}{' (test only)' if row.test and stages else ''}"
+        )
+        for kind, numbers in row.paper.items():
+            lines.append(f"      paper, {kind}: {', '.join(f'{k} {v}' for k, v in numbers.items())}")
+    return "\n".join(lines)
 
 
 def _table(file: Path, name: str, entry: Any, scale: str) -> Table:
