@@ -87,7 +87,8 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> dict
     *before, last = row.stages
     cfg = last.load()
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
-    trained = [*files, str(last.config)]  # what a row that trains nothing tests
+    as_trained = slug(" ".join([last.config.stem, *map(str, row.trained.set.values())]))
+    trained = [*files, write_config(row.trained, output / f"{as_trained}.yaml")] if row.test else []
     files.append(write_config(last, output / f"{name}.yaml"))
     seeds, weights = args.seeds or [cfg.FEW_SHOT.TEST.SEED], args.weights
     folds = args.folds or (row.folds[:1] if args.scale else row.folds)
