@@ -47,6 +47,11 @@ def _name(path: Path) -> str:
     return str(path.relative_to(CONFIGS).with_suffix(""))
 
 
+def test_variants_of_few_keys_are_rows_of_tables() -> None:
+    """Not config files of their own, of which there would be hundreds."""
+    assert len([path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "tables"]) <= 80
+
+
 @pytest.mark.parametrize("path", RUNNABLE, ids=_name)
 def test_config(path: Path) -> None:
     cfg = load_config(str(path), NO_WEIGHTS, num_gpus=0)
@@ -69,6 +74,7 @@ def test_row(stage: Stage) -> None:
         _checked.add(key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "test"), SMALL_STAGES.values(), ids=list(SMALL_STAGES))
 def test_row_at_a_small_scale(stage: Stage, test: bool) -> None:
     """Its keys train or test the method at the size of a CPU."""

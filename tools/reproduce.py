@@ -26,7 +26,7 @@ from typing import Any
 
 from fss_d2.engine.command_line import documented_parser, path_option, run_command
 from fss_d2.engine.signals import Commands, forwarding
-from fss_d2.engine.tables import SCALES, Row, Table, closest, find_tables, read_tables, slug
+from fss_d2.engine.tables import SCALES, Row, Table, closest, describe, find_tables, read_tables, slug
 from fss_d2.io.files import read_json_object, write_json
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -80,20 +80,6 @@ def choose(file: Path, args: argparse.Namespace) -> list[tuple[Table, list[Row]]
     return chosen
 
 
-def describe(table: Table, rows: Sequence[Row]) -> str:
-    """A table's rows with their configs, keys and published numbers, one line each; or its commands."""
-    lines = [f"  {table.name}: {table.about}", *(f"    {command}" for command in table.commands)]
-    for row in rows:
-        keys = (" ".join(["", *(f"{key}={value}" for key, value in s.set.items())]) for s in row.stages)
-        stages = ", then ".join(os.path.relpath(s.config) + k for s, k in zip(row.stages, keys, strict=True))
-        lines.append(
-            f"    {row.name}: {stages or 'not run here'}{' (test only)' if row.test and stages else ''}"
-        )
-        for kind, numbers in row.paper.items():
-            lines.append(f"      paper, {kind}: {', '.join(f'{k} {v}' for k, v in numbers.items())}")
-    return "\n".join(lines)
-
-
 def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Train and test a row over its folds; return its results. ``name`` is that of its config files."""
     from fss_d2.engine.reproduce import row_results, write_config
@@ -101,7 +87,8 @@ def run_row(name: str, row: Row, output: Path, args: argparse.Namespace) -> dict
     *before, last = row.stages
     cfg = last.load()
     files = [write_config(stage, output / f"{name}_stage{i}.yaml") for i, stage in enumerate(before, 1)]
-    trained = [*files, str(last.config)]  # what a row that trains nothing tests
+    as_trained = slug(" ".join([last.config.stem, *map(str, row.trained.set.values())]))
+    trained = [*files, write_config(row.trained, output / f"{as_trained}.yaml")] if row.test else []
     files.append(write_config(last, output / f"{name}.yaml"))
     seeds, weights = args.seeds or [cfg.FEW_SHOT.TEST.SEED], args.weights
     folds = args.folds or (row.folds[:1] if args.scale else row.folds)

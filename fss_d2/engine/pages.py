@@ -1,7 +1,7 @@
 """The parts of the pages that follow from data: published numbers of the tables, results of runs.
 
     <!-- published: PASCAL-5i -->       rows of configs/tables/*.yaml with that benchmark
-    <!-- results: docs/results/dcama_table_3_glyphs.json -->       a table's results
+    <!-- results: docs/results/*_glyphs.json -->       the results of tables, files of tools/reproduce.py
     <!-- end -->
 
 What stands between such a line and the end is written by `updated`.
@@ -28,7 +28,7 @@ def updated(page: str, root: Path) -> str:
 
     def part(match: re.Match[str]) -> str:
         begin, kind, name, end = match.groups()
-        text = _published(name, root) if kind == "published" else _results(root / name)
+        text = _published(name, root) if kind == "published" else _results(name, root)
         return f"{begin}\n{text}\n\n{end}"
 
     return _PART.sub(part, (root / page).read_text(encoding="utf-8"))
@@ -66,9 +66,13 @@ def _number(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _results(file: Path) -> str:
-    """What a results file was made with, and its report."""
+def _results(pattern: str, root: Path) -> str:
+    """What each results file holds, what it was made with, and its report."""
     from .reproduce import describe_resources, report  # imports torch
 
-    content = read_json_object(file, "run the table again")
-    return f"{describe_resources(content)}\n\n{report(content)}"
+    parts = []
+    for file in sorted(root.glob(pattern)):
+        content = read_json_object(file, "run the table again")
+        parts.append(f"**{Path(content['file']).stem}, {content['table']}.** {content['about']}")
+        parts += [describe_resources(content), report(content)]
+    return "\n\n".join(parts) or "No table has been run yet."

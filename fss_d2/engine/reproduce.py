@@ -102,49 +102,64 @@ def _question(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def report(content: Mapping[str, Any]) -> str:
-    """Markdown of a table's results: each fold, their mean with its interval, the published number.
+    """Markdown of a table's results: mIoU of each fold, the mean with its interval, the paper's, the rest.
 
     At the published size the difference to the paper follows; at a small scale, or without published numbers,
-    the paired difference to the last row, next to what it is in the paper.
+    the paired difference to the last row, next to what it is in the paper. Other scores are means over the
+    folds, with the paper's in parentheses.
     """
     rows = content["rows"]
     small = bool(content["scale"]) or not any(row["paper"] for row in rows.values())
-    folds = sorted({fold for row in rows.values() for score in row["scores"] for fold in score["folds"]})
-    last = next(reversed(rows.values()), {"paper": {}})
-    lines = []
-    for name, row in rows.items():
-        for score in sorted(row["scores"], key=_order):
-            paper = _published(row, score, every_fold=small)
-            cells = [name, score["test_set"], score["shots"], score["metric"]]
-            cells += [_number(score["folds"].get(fold)) for fold in folds if len(folds) > 1]
-            cells += [_interval(score, "mean"), _number(paper)]
-            if not small:
-                cells.append("" if paper is None else _shifted(score, paper))
-            else:
-                paired = (
-                    row.get("against", {}).get(str(score["shots"])) if score["metric"] == "mIoU" else None
-                )
-                theirs = _published(last, score, every_fold=True) if row is not last else None
-                both = paper is not None and theirs is not None and paired
-                cells += [_interval(paired, "difference", sign="+"), f"{paper - theirs:+.1f}" if both else ""]
-            lines.append(cells)
-    headers = ["row", "test set", "shots", "score", *(f"fold {f}" for f in folds if len(folds) > 1)]
-    headers += ["mean [95 %]" if len(folds) > 1 else "score [95 %]", "paper"]
+    scores = [score for row in rows.values() for score in row["scores"]]
+    folds = sorted({fold for score in scores for fold in score["folds"]})
+    folds = folds if len(folds) > 1 else []
+    others = [metric for metric in FOLD_METRICS[1:] if any(score["metric"] == metric for score in scores)]
+    headers = ["row", "test set", "shots", *(f"fold {fold}" for fold in folds), "mIoU [95 %]", "paper"]
     headers += ["less the last row [95 %]", "in the paper"] if small else ["difference to the paper [95 %]"]
-    text = tabulate(_plain(lines, headers), headers="firstrow", tablefmt="pipe", disable_numparse=True)
+    lines = [headers + others]
+    last = next(reversed(rows.values()), {"paper": {}})
+    for name, row in rows.items():
+        for test_set, shots in dict.fromkeys((score["test_set"], score["shots"]) for score in row["scores"]):
+            of = {s["metric"]: s for s in row["scores"] if (s["test_set"], s["shots"]) == (test_set, shots)}
+            main = of["mIoU"]
+            cells = [name, test_set, str(shots), *(_number(main["folds"].get(fold)) for fold in folds)]
+            cells += [_interval(main, "mean"), _number(_published(row, main, every_fold=small))]
+            cells += _against(row, last, main) if small else [_to_paper(row, main)]
+            lines.append([*cells, *(_with_paper(row, of.get(metric)) for metric in others)])
+    text = tabulate(_plain(lines), headers="firstrow", tablefmt="pipe", disable_numparse=True)
     return f"{NO_REPRODUCTION}\n\n{text}" if content["scale"] else text
 
 
-def _plain(lines: list[list[Any]], headers: list[str]) -> list[list[Any]]:
-    """Header and lines, without the columns that say nothing."""
-    kept = [i for i in range(len(headers)) if i < 1 or any(line[i] not in ("", None) for line in lines)]
-    if len({line[1] for line in lines}) == 1:
-        kept.remove(1)
-    return [[line[i] for i in kept] for line in (headers, *lines)]
+def _plain(lines: list[list[str]]) -> list[list[str]]:
+    """Header and lines without the columns that say nothing: empty ones, and the test set if there is one."""
+    columns = list(zip(*lines, strict=True))
+    one_set = len(set(columns[1][1:])) == 1
+    kept = [c for i, c in enumerate(columns) if any(c[1:]) and not (i == 1 and one_set)]
+    return [list(line) for line in zip(*kept, strict=True)]
 
 
-def _order(score: Mapping[str, Any]) -> tuple[Any, ...]:
-    return score["test_set"], score["shots"], FOLD_METRICS.index(score["metric"])
+def _to_paper(row: Mapping[str, Any], score: Mapping[str, Any]) -> str:
+    """The difference to the paper with its interval; the paper's number counts as exact."""
+    paper = _published(row, score, every_fold=False)
+    if paper is None:
+        return ""
+    shifted = {key: score[key] - paper for key in ("mean", "low", "high") if key in score}
+    return _interval(shifted, "mean", sign="+")
+
+
+def _against(row: Mapping[str, Any], last: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
+    """The paired difference to the last row, and the paper's."""
+    paired = row.get("against", {}).get(str(score["shots"]))
+    numbers = [_published(each, score, every_fold=True) for each in (row, last)]
+    theirs = "" if paired is None or None in numbers else f"{numbers[0] - numbers[1]:+.1f}"
+    return ["" if paired is None else _interval(paired, "difference", sign="+"), theirs]
+
+
+def _with_paper(row: Mapping[str, Any], score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    paper = _published(row, score, every_fold=True)
+    return _number(score["mean"]) + ("" if paper is None else f" ({paper:.2f})")
 
 
 def _published(row: Mapping[str, Any], score: Mapping[str, Any], *, every_fold: bool) -> float | None:
@@ -161,18 +176,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
-    if score is None:
-        return ""
+def _interval(score: Mapping[str, Any], key: str, sign: str = "") -> str:
     text = f"{score[key]:{sign}.2f}"
-    return (
-        text + " [{low:{sign}.2f}, {high:{sign}.2f}]".format(**score, sign=sign) if "low" in score else text
-    )
-
-
-def _shifted(score: Mapping[str, Any], paper: float) -> str:
-    shifted = {key: score[key] - paper for key in ("mean", "low", "high") if key in score}
-    return _interval(shifted, "mean", sign="+")
+    return text + (" [{low:{s}.2f}, {high:{s}.2f}]".format(**score, s=sign) if "low" in score else "")
 
 
 def describe_resources(content: Mapping[str, Any]) -> str:

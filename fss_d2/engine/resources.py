@@ -10,6 +10,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from fss_d2.data import register_datasets_from_cfg
+
 __all__ = ["commit", "pretraining", "resources"]
 
 _SEEDS = ("SEED", "FEW_SHOT.SEED", "FEW_SHOT.TEST.SEED")
@@ -60,13 +62,13 @@ def resources(cfg: CfgNode, *, trained: bool) -> dict[str, Any]:
     """What a run used, for its ``results.json``.
 
     Args:
-        cfg: its data sets are registered.
         trained: False for a method that learns nothing, which uses no labels but those of the supports.
 
     Returns:
         "labels" (training sets, number of their classes, annotation of the supports), "backbone" (weights
         and what they were trained on), "seeds", "protocol" (keys of the test), "commit".
     """
+    register_datasets_from_cfg(cfg)
     classes = {name: MetadataCatalog.get(name).get("class_ids", ()) for name in cfg.DATASETS.TRAIN}
     labels = {
         "sets": list(classes) if trained else [],

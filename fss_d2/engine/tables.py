@@ -11,9 +11,10 @@
 
 A table may give ``config``, ``set``, ``large``, ``small``, ``after``, ``test``, ``folds`` for its rows. A
 row's own come first; its keys are added to those of the table. ``after`` is the config, or ``{config: ...,
-set: ...}``, from whose weights a row is trained. ``test: True`` trains nothing: the row tests the weights of
-its config without its keys. ``folds`` are the folds that a row can run on. A row without config has published
-numbers only, ``paper``, in the order of ``columns``; null is what the paper does not print.
+set: ...}``, from whose weights a row is trained. ``test: True`` trains nothing of its own: the row tests
+weights that were trained without its keys of the test (``TEST``, ``FEW_SHOT.TEST``). ``folds`` are the folds
+that a row can run on. A row without config has published numbers only, ``paper``, in the order of
+``columns``; null is what the paper does not print.
 
 At a small scale (`SCALES`) the config of a stage is the small one of its method on the data of that name, in
 the same folder. ``set`` holds there too, ``large`` at the published size only, ``small`` at a small scale
@@ -36,10 +37,11 @@ import yaml
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["SCALES", "Row", "Stage", "Table", "closest", "find_tables", "read_tables", "slug"]
+__all__ = ["SCALES", "Row", "Stage", "Table", "closest", "describe", "find_tables", "read_tables", "slug"]
 
 SCALES = {"glyphs": (0, 1, 2, 3), "pascal_part": (1, 2, 3)}  # small data and its folds
 _KEYS = ("set", "large", "small")
+_TESTED = ("TEST.", "FEW_SHOT.TEST.", "MODEL.DCAMA.KSHOT")  # keys that no training reads
 _STAGE_FIELDS = ("config", *_KEYS, "after")
 _ROW_FIELDS = (*_STAGE_FIELDS, "test", "folds")
 _DEFAULTS = {"config": None, "test": False, "folds": [0, 1, 2, 3]}
@@ -76,6 +78,15 @@ class Row:
     test: bool
     folds: tuple[int, ...]
     paper: Mapping[str, Mapping[str, float | str]]
+
+    @property
+    def trained(self) -> Stage:
+        """The last stage as it is trained: of a row that only tests, without its keys of the test."""
+        last = self.stages[-1]
+        if not self.test:
+            return last
+        keys = {key: value for key, value in last.set.items() if not key.startswith(_TESTED)}
+        return Stage(last.row, last.config, keys)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,20 @@ def read_tables(file: str | Path, scale: str = "") -> dict[str, Table]:
         raise ValueError(f"{file}: not YAML: {error}") from error
     entries = _mapping(file, content).items()
     return {str(name): _table(file, str(name), entry, scale) for name, entry in entries}
+
+
+def describe(table: Table, rows: Sequence[Row]) -> str:
+    """A table's rows with their configs, keys and published numbers, one line each; or its commands."""
+    lines = [f"  {table.name}: {table.about}", *(f"    {command}" for command in table.commands)]
+    for row in rows:
+        keys = (" ".join(["", *(f"{key}={value}" for key, value in s.set.items())]) for s in row.stages)
+        stages = ", then ".join(os.path.relpath(s.config) + k for s, k in zip(row.stages, keys, strict=True))
+        lines.append(
+            f"    {row.name}: {stages or 'not run here'}{' (test only)' if row.test and stages else ''}"
+        )
+        for kind, numbers in row.paper.items():
+            lines.append(f"      paper, {kind}: {', '.join(f'{k} {v}' for k, v in numbers.items())}")
+    return "\n".join(lines)
 
 
 def _table(file: Path, name: str, entry: Any, scale: str) -> Table:

@@ -59,8 +59,8 @@ def test_a_row_next_to_the_paper(results: tuple[Table, dict[str, Any]]) -> None:
     assert (score["low"], score["high"]) == pytest.approx((24 - width[0], 24 + width[1]))
     assert rows["a"]["resources"] == {"commit": "abc"}
     header, _, first, second = _cells(report(collect("f.yaml", table, "", rows)))
-    assert header[:3] == ["row", "shots", "score"] and header[-1] == "difference to the paper [95 %]"
-    assert first[3:] == ["12.00", "36.00", "24.00 [21.88, 26.83]", "20.00", "+4.00 [+1.88, +6.83]"]
+    assert header[-1] == "difference to the paper [95 %]"
+    assert first[2:] == ["12.00", "36.00", "24.00 [21.88, 26.83]", "20.00", "+4.00 [+1.88, +6.83]"]
     assert second[-2:] == ["", ""]
 
 
@@ -80,9 +80,18 @@ def test_a_table_without_a_paper(results: tuple[Table, dict[str, Any]]) -> None:
     """Methods of our own: each fold, the mean, and the paired difference."""
     table, rows = results
     rows["a"]["paper"] = {}
+    rows["a"]["scores"].append({**rows["a"]["scores"][0], "metric": "mIoU_foreign", "mean": 7.0})
     header, _, first, _ = _cells(report(collect("f.yaml", table, "", rows)))
-    assert header == ["row", "shots", "score", "fold 0", "fold 1", "mean [95 %]", "less the last row [95 %]"]
-    assert first[-1] == "-10.00 [-10.00, -10.00]"
+    assert header == [
+        "row",
+        "shots",
+        "fold 0",
+        "fold 1",
+        "mIoU [95 %]",
+        "less the last row [95 %]",
+        "mIoU_foreign",
+    ]
+    assert first[-2:] == ["-10.00 [-10.00, -10.00]", "7.00"]
 
 
 def test_resources_of_a_result() -> None:
