@@ -37,6 +37,7 @@ SMALL = {
     "DPCN": "dpcn/glyphs_efficientnet_lite0.yaml",
     "JC2A": "jc2a/glyphs_efficientnet_lite0.yaml",
     "DANet": "danet/glyphs_efficientnet_lite0.yaml",
+    "HSNet": "hsnet/glyphs_efficientnet_lite0.yaml",
     "DenseCorrelation": "dense_correlation/glyphs_efficientnet_lite0.yaml",
     "MMFormer": "mmformer/stage2_glyphs.yaml",
     "PotentialObjectsSegmenter": "mmformer/stage1_glyphs.yaml",

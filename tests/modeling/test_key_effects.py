@@ -82,6 +82,11 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "KERNELS": (("square",), "MODEL.PFENET.PLUG_INS", ("dcm",)),
         "KERNEL_GENERATION": ("parallel", "MODEL.PFENET.PLUG_INS", ("dcm",)),
     },
+    "MODEL.HSNET on HSNet": {
+        "LEVELS": (("res4", "res5"),),
+        "WIDTHS": ((8, 16, 16),),
+        "SUPPORT_BACKGROUND": (True,),
+    },
     "MODEL.JC2A on JC2A": {
         "IN_FEATURES": (("res3", "res4"),),
         "DIM": (16,),
