@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone, feature_names
-from fss_d2.modeling.fusion import average, normalized_vote
+from fss_d2.modeling.fusion import mean_log_probability, normalized_vote
 from fss_d2.modeling.keys import config_keys, require
 from fss_d2.modeling.layers import (
     center_pivot_stack,
@@ -169,8 +169,10 @@ class HSNet(FewShotSegmentor):
         logits = [resize(self.head(query.features, shot), size) for shot in shots]
         if K == 1:
             return Output(logits[0])
-        probability = torch.stack([x.softmax(dim=1)[:, 1] for x in logits], dim=1)  # (B, K, H, W)
-        fused = (average if self.training else normalized_vote)(probability).clamp(1e-4, 1 - 1e-4)
+        if self.training:
+            return Output(mean_log_probability([x.float() for x in logits]))
+        found = torch.stack([x[:, 1] > x[:, 0] for x in logits], dim=1)  # (B, K, H, W)
+        fused = normalized_vote(found).clamp(1e-4, 1 - 1e-4)
         return Output(torch.stack([1 - fused, fused], dim=1).log())
 
 
