@@ -149,7 +149,7 @@ def _check_inference(model: nn.Module, batch: list[dict[str, Any]]) -> None:
 
 def test_published_recipe_of_hsnet() -> None:
     """Adam, which AdamW is without decay."""
-    cfg = load_config(str(CONFIGS / "hsnet" / "pascal5i_vgg16.yaml"), num_gpus=0)
+    cfg = load_config(str(CONFIGS / "hsnet" / "pascal5i_r50.yaml"), num_gpus=0)
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GroupNorm(1, 2))
     optimizer = Trainer.build_optimizer(cfg, model)
     assert isinstance(optimizer, torch.optim.AdamW)

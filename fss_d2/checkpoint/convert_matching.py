@@ -88,16 +88,20 @@ def convert_hsnet(state: State) -> Conversion:
     examples = ("hpn_learner.encoder_layer4.0.conv1.weight", "hpn_learner.decoder2.2.weight")
     found = {name: name in state for name in examples}
     require("HSNet", state, found | {"backbone.conv1.weight": any(_hsnet_backbone(name) for name in state)})
+    settings: tuple[str, ...] = ()
     if "backbone.features.0.weight" in state:
         name, backbone = "VGG-16", lambda: VGGBackbone(batch_norm=False, layout="hsnet")
+        settings = ("MODEL.BACKBONE.NAME build_vgg_backbone", "MODEL.VGG.BATCH_NORM False")
+        settings += ("MODEL.VGG.LAYOUT hsnet",)
     else:
         depth = 101 if any(name.startswith("backbone.layer3.22.") for name in state) else 50
         name, backbone = f"ResNet-{depth}", lambda: ResNetBackbone(depth=depth)
+        settings = (f"MODEL.RESNETS.DEPTH {depth}",) if depth > 50 else ()
 
     def rename(name: str, tensor: Tensor) -> str | None:
         return _hsnet_backbone(name) or _hsnet_head_name(name)
 
-    return convert(f"HSNet {name}", state, rename, lambda: {"": HSNet(backbone=backbone())})
+    return convert(f"HSNet {name}", state, rename, lambda: {"": HSNet(backbone=backbone())}, settings)
 
 
 def _hsnet_backbone(name: str) -> str | None:

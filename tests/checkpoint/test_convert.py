@@ -16,6 +16,9 @@ from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from tests.checkpoint.official import command, run
 
 ROOT = Path(__file__).parents[2]
+HSNET_VGG = (
+    " (needs MODEL.BACKBONE.NAME build_vgg_backbone, MODEL.VGG.BATCH_NORM False, MODEL.VGG.LAYOUT hsnet)"
+)
 
 
 def official(backbone: str, prefix: str = "module.", method: str = "dcama") -> dict[str, Tensor]:
@@ -28,18 +31,20 @@ def official(backbone: str, prefix: str = "module.", method: str = "dcama") -> d
 
 
 @pytest.mark.parametrize(
-    ("backbone", "architecture", "dropped"),
+    ("backbone", "architecture", "dropped", "needs"),
     [
-        ("r50", "DCAMA ResNet-50", 5),  # fc and three position tables
-        ("r101", "DCAMA ResNet-101", 5),
-        ("swinb", "DCAMA Swin-B", 42),  # 24 + 11 attention tables, norm, head, three position tables
-        ("r50", "HSNet ResNet-50", 2),  # fc
-        ("r101", "HSNet ResNet-101", 2),
-        ("vgg16", "HSNet VGG-16", 6),  # three layers of the classifier
+        ("r50", "DCAMA ResNet-50", 5, ""),  # fc and three position tables
+        ("r101", "DCAMA ResNet-101", 5, ""),
+        ("swinb", "DCAMA Swin-B", 42, ""),  # 24 + 11 attention tables, norm, head, three position tables
+        ("r50", "HSNet ResNet-50", 2, ""),  # fc
+        ("r101", "HSNet ResNet-101", 2, " (needs MODEL.RESNETS.DEPTH 101)"),
+        ("vgg16", "HSNet VGG-16", 6, HSNET_VGG),  # three layers of the classifier
     ],
 )
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_every_published_layout(backbone: str, architecture: str, dropped: int, prefix: str) -> None:
+def test_every_published_layout(
+    backbone: str, architecture: str, dropped: int, needs: str, prefix: str
+) -> None:
     method = architecture.partition(" ")[0].lower()
     state = official(backbone, prefix, method)
     conversion = CONVERTERS[method](state)
@@ -48,7 +53,7 @@ def test_every_published_layout(backbone: str, architecture: str, dropped: int, 
     assert len(conversion.model) == len(state) - dropped
     assert conversion.missing == ()
     assert conversion.summary() == (
-        f"{architecture}: {len(conversion.model)} tensors matched, {dropped} dropped, 0 missing"
+        f"{architecture}{needs}: {len(conversion.model)} tensors matched, {dropped} dropped, 0 missing"
     )
 
 
