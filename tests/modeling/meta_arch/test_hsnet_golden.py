@@ -11,7 +11,6 @@ from fss_d2.checkpoint.convert import Conversion, convert_hsnet
 from fss_d2.modeling import HSNet
 from fss_d2.modeling.backbone import ResNetBackbone, VGGBackbone
 from fss_d2.modeling.layers import correlate, mask_features, resize, unit_features
-from fss_d2.modeling.meta_arch.hsnet import QueryEncoding, ShotEncoding
 from tests.golden.hsnet import head_features, images, load_case, masks, official_hsnet_state
 from tests.golden.recipe import recipe_tensor
 
@@ -162,9 +161,9 @@ def test_votes(shots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = HSNet(backbone=ResNetBackbone(depth=50)).eval()
     shot = iter(given)
     monkeypatch.setattr(model.head, "forward", lambda *maps: next(shot))
-    query = QueryEncoding({"res5.0": torch.zeros(5, 1, 1, 1)})
-    support = ShotEncoding({"res5.0": torch.zeros(5, shots, 1, 1, 1)})
-    fused = model._match(query, support, (12, 12)).logits
+    images, supports = torch.zeros(5, 3, 12, 12), torch.zeros(5, shots, 3, 12, 12)
+    support = model.encode_support(supports, torch.ones(5, shots, 12, 12))
+    fused = model.match(model.encode_query(images), support).logits
     assert torch.equal(fused.argmax(dim=1).to(torch.uint8), golden[f"pred_{shots}shot"])
     votes = torch.stack([x.argmax(dim=1) for x in given]).sum(dim=0)
     assert torch.equal(votes.amax(dim=(1, 2)), golden[f"max_vote_{shots}shot"])
