@@ -123,7 +123,7 @@ class HSNet(FewShotSegmentor):
         levels: Sequence[str] = ("res3", "res4", "res5"),  # fine to coarse
         widths: Sequence[int] = (16, 64, 128),
         support_background: bool = False,
-        options: SegmentorOptions | None = None,  # the two settings that it shares with HSNet are HSNet's
+        options: SegmentorOptions | None = None,  # corners are aligned, and 255 is background, in any case
     ) -> None:
         """See also the keys of MODEL.HSNET above. Raises KeyError for a level that the backbone lacks."""
         options = replace(options or SegmentorOptions(), align_corners=True, ignore_as_background=True)
