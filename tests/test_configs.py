@@ -152,6 +152,19 @@ def _check_inference(model: nn.Module, batch: list[dict[str, Any]]) -> None:
         assert output["sem_seg"].isfinite().all()
 
 
+def test_published_recipe_of_hsnet() -> None:
+    """Adam, which AdamW is without decay."""
+    cfg = load_config(str(CONFIGS / "hsnet" / "pascal5i_r50.yaml"), num_gpus=0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GroupNorm(1, 2))
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    settings = {(g["lr"], g["betas"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert settings == {(0.001, (0.9, 0.999), 1e-8, 0.0)}
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.LR_SCHEDULER_NAME) == (20, "ConstantLR")
+    assert (cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.TEST_RESIZE) == ((400, 400), "squash")
+    assert not cfg.INPUT.TRAIN_AUGMENTATIONS and tuple(cfg.FEW_SHOT.TRAIN.SHOTS) == (1,)
+
+
 def test_published_recipe_of_dcama() -> None:
     cfg = load_config(str(CONFIGS / "dcama" / "pascal5i_r50.yaml"), num_gpus=0)
     groups = Trainer.build_optimizer(

@@ -2,15 +2,17 @@
 """Time and memory of a method on this machine, with random weights and images of noise.
 
     python tools/benchmark.py --shots 1 5 --size 384 --output benchmark.json     # DCAMA's attention
+    python tools/benchmark.py --method hsnet                                     # HSNet next to DCAMA
     python tools/benchmark.py --method proposals --size 480                      # the proposal segmenter
     python tools/benchmark.py --method model --config-file configs/danet/pascal5i_r50.yaml --batch 4
     python tools/benchmark.py --method predictor --config-file configs/dcama/pascal5i_r50.yaml
 
 dcama: attention maps written out, and fused attention; a whole episode, and a query whose supports have been
-encoded before. proposals: the proposal segmenter (stage 1 of MM-Former, published sizes), with its deformable
-attention sampled by ``grid_sample`` and by gathered rows; the table shows the time of each part. model: a
-training step and an inference of the model of a config, for a batch of episodes. predictor: supports that are
-encoded once for many images, and supports that are encoded again for every image.
+encoded before. hsnet: HSNet in the same terms, next to DCAMA on the same backbone. proposals: the proposal
+segmenter (stage 1 of MM-Former, published sizes), with its deformable attention sampled by ``grid_sample``
+and by gathered rows; the table shows the time of each part. model: a training step and an inference of the
+model of a config, for a batch of episodes. predictor: supports that are encoded once for many images, and
+supports that are encoded again for every image.
 
 Times are medians. The runs that are compared alternate in one process, so that other work on the machine
 affects all of them. Peak memory is what the first run adds in a fresh process (CPU: resident set; GPU:
@@ -32,8 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file
 if TYPE_CHECKING:  # imported late, so that --help is quick
     from benchmarks.measure import Report
 
-TITLES = {"dcama": "DCAMA", "proposals": "Proposal segmenter", "model": "Model", "predictor": "Predictor"}
-SIZES = {"dcama": 384, "proposals": 480, "model": 473, "predictor": 384}
+TITLES = {
+    **{"dcama": "DCAMA", "hsnet": "HSNet next to DCAMA", "proposals": "Proposal segmenter"},
+    **{"model": "Model", "predictor": "Predictor"},
+}
+SIZES = {"dcama": 384, "hsnet": 384, "proposals": 480, "model": 473, "predictor": 384}
 BACKBONES = ("resnet101", "resnet50", "swin_base")  # of benchmarks.cases
 WITH_CONFIG = ("model", "predictor")
 
@@ -44,7 +49,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", choices=sorted(TITLES), default="dcama")
     add = parser.add_argument
     add("--backbone", choices=BACKBONES, help="(default: resnet50)")
-    add("--shots", type=int, nargs="+", help="of dcama, predictor (default: 1 5); one of model (1)")
+    add("--shots", type=int, nargs="+", help="of dcama, hsnet, predictor (default: 1 5); one of model (1)")
     add("--config-file", type=path_option, help="of model, predictor")
     add("--batch", type=int, help="episodes at once, of model (default: 1)")
     add("--inference-only", action="store_true", help="of model: no training step")
@@ -102,7 +107,7 @@ def measure(args: argparse.Namespace) -> Report:
         return cases.model(setting, training=not args.inference_only)
     if args.method == "proposals":
         return cases.proposals(setting)
-    return (cases.dcama if args.method == "dcama" else cases.predictor)(setting, args.shots)
+    return getattr(cases, args.method)(setting, args.shots)
 
 
 def _heading(args: argparse.Namespace) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert an official checkpoint: convert_checkpoint.py --method dcama|mask2former|mmformer|pfenet IN OUT.
+"""Convert an official checkpoint: convert_checkpoint.py --method dcama|hsnet|mask2former|... IN OUT.
 
 OUT loads with MODEL.WEIGHTS; the config keys that it needs are printed. IN is a PyTorch file or, for
 Mask2Former, a pickle of numpy arrays. Code in a pickle is not run.
@@ -9,7 +9,7 @@ import sys
 
 from fss_d2.engine.command_line import documented_parser, path_option, run_command
 
-METHODS = ("dcama", "mask2former", "mmformer", "pfenet")
+METHODS = ("dcama", "hsnet", "mask2former", "mmformer", "pfenet")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from .conversion import Conversion, State, check_output, write_converted
-from .convert_matching import convert_dcama, convert_pfenet
+from .convert_matching import convert_dcama, convert_hsnet, convert_pfenet
 from .convert_proposals import convert_mask2former, convert_mmformer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Conversion",
     "check_output",
     "convert_dcama",
+    "convert_hsnet",
     "convert_mask2former",
     "convert_mmformer",
     "convert_pfenet",
@@ -19,6 +20,7 @@ __all__ = [
 
 CONVERTERS: dict[str, Callable[[State], Conversion]] = {
     "dcama": convert_dcama,
+    "hsnet": convert_hsnet,
     "mask2former": convert_mask2former,
     "mmformer": convert_mmformer,
     "pfenet": convert_pfenet,

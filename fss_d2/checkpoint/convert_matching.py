@@ -1,4 +1,4 @@
-"""Official checkpoints of DCAMA and PFENet, the methods that match pixels, to ours."""
+"""Official checkpoints of DCAMA, HSNet and PFENet, the methods that match pixels, to ours."""
 
 import re
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from fss_d2.modeling.backbone.swin import SwinBackbone
 from fss_d2.modeling.backbone.vgg import VGGBackbone
 from fss_d2.modeling.backbone.weights import microsoft_swin_name
-from fss_d2.modeling.meta_arch import DCAMA
+from fss_d2.modeling.meta_arch import DCAMA, HSNet
 from fss_d2.modeling.meta_arch.pfenet import PFENet
 
 from .conversion import Conversion, State, bare, convert, deep_stem_name, require
 
-__all__ = ["convert_dcama", "convert_pfenet"]
+__all__ = ["convert_dcama", "convert_hsnet", "convert_pfenet"]
 
 # Tensors that are unused or recomputed: classifiers, the norm before Swin's classifier, fixed tables.
-_DROPPED_BACKBONE = re.compile(r"(fc|head|norm)\.|.*(relative_position_index|attn_mask)$")
+_DROPPED_BACKBONE = re.compile(r"(fc|classifier|head|norm)\.|.*(relative_position_index|attn_mask)$")
 _LEVELS = ("res3", "res4", "res5")
 _STACKS = {
     **{"conv1": "squeeze.res5", "conv2": "squeeze.res4", "conv3": "squeeze.res3"},
@@ -50,10 +50,10 @@ def convert_dcama(state: State) -> Conversion:
     return convert(f"DCAMA {name}", state, rename, lambda: {"": DCAMA(backbone=backbone())})
 
 
-def _backbone_name(name: str) -> str | None:
-    """Our name of a tensor of the backbone; None if it is none or is not used."""
+def _backbone_name(name: str, theirs: str = "feature_extractor") -> str | None:
+    """Our name of a tensor of the backbone, ``theirs``; None if it is none or is not used."""
     prefix, _, rest = name.partition(".")
-    return None if prefix != "feature_extractor" or _DROPPED_BACKBONE.match(rest) else f"backbone.{rest}"
+    return None if prefix != theirs or _DROPPED_BACKBONE.match(rest) else f"backbone.{rest}"
 
 
 def _swin_name(name: str) -> str | None:
@@ -69,6 +69,53 @@ def _dcama_head_name(name: str, tensor: Tensor) -> str | None:
         return f"head.attention.{_LEVELS[int(level)]}.{role}.{len(tensor)}.{kind}"
     stack = re.fullmatch(r"model\.(conv[1-5]|mixer[1-3])\.(\d\.(?:weight|bias))", name)
     return f"head.{_STACKS[stack[1]]}.{stack[2]}" if stack else None
+
+
+_HSNET_PARTS = {
+    **{"encoder_layer4": "squeeze.res5", "encoder_layer3": "squeeze.res4", "encoder_layer2": "squeeze.res3"},
+    **{"encoder_layer4to3": "merge.res4", "encoder_layer3to2": "merge.res3"},
+    **{"decoder1": "decoder1", "decoder2": "decoder2"},
+}
+
+
+def convert_hsnet(state: State) -> Conversion:
+    """Convert a state dict of the official HSNet (ResNet-50, ResNet-101 or VGG-16).
+
+    In each 4D convolution, conv1 is the query's and conv2 the support's. A model that was trained without
+    masked supports has the same names: it needs MODEL.HSNET.SUPPORT_BACKGROUND True.
+    """
+    state = bare(state)
+    examples = ("hpn_learner.encoder_layer4.0.conv1.weight", "hpn_learner.decoder2.2.weight")
+    found = {name: name in state for name in examples}
+    require("HSNet", state, found | {"backbone.conv1.weight": any(_hsnet_backbone(name) for name in state)})
+    settings: tuple[str, ...] = ()
+    if "backbone.features.0.weight" in state:
+        name, backbone = "VGG-16", lambda: VGGBackbone(batch_norm=False, layout="hsnet")
+        settings = ("MODEL.BACKBONE.NAME build_vgg_backbone", "MODEL.VGG.BATCH_NORM False")
+        settings += ("MODEL.VGG.LAYOUT hsnet",)
+    else:
+        depth = 101 if any(name.startswith("backbone.layer3.22.") for name in state) else 50
+        name, backbone = f"ResNet-{depth}", lambda: ResNetBackbone(depth=depth)
+        settings = (f"MODEL.RESNETS.DEPTH {depth}",) if depth > 50 else ()
+
+    def rename(name: str, tensor: Tensor) -> str | None:
+        return _hsnet_backbone(name) or _hsnet_head_name(name)
+
+    return convert(f"HSNet {name}", state, rename, lambda: {"": HSNet(backbone=backbone())}, settings)
+
+
+def _hsnet_backbone(name: str) -> str | None:
+    return _backbone_name(name, "backbone")
+
+
+def _hsnet_head_name(name: str) -> str | None:
+    """Our name of a tensor of the learner; None if it is none."""
+    found = re.fullmatch(r"hpn_learner\.(\w+)\.(\d)\.(?:conv([12])\.)?(weight|bias)", name)
+    if not found or found[1] not in _HSNET_PARTS:
+        return None
+    part, index, conv, kind = found.groups()
+    side = f"{('query', 'support')[int(conv) - 1]}." if conv else ""
+    return f"head.{_HSNET_PARTS[part]}.{index}.{side}{kind}"
 
 
 _VGG_RUNS = (0, 7, 14, 24, 34)  # where each of them begins in `features`

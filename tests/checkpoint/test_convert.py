@@ -2,24 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fss_d2.checkpoint.checkpointer import FewShotCheckpointer
-from fss_d2.checkpoint.convert import CONVERTERS, convert_dcama, write_converted
+from fss_d2.checkpoint.convert import CONVERTERS, convert_dcama, convert_hsnet, write_converted
 from fss_d2.io.state_dict import read_state_dict
 from fss_d2.modeling import DCAMA
 from fss_d2.modeling.backbone.resnet import ResNetBackbone
 from tests.checkpoint.official import command, run
 
 ROOT = Path(__file__).parents[2]
+HSNET_VGG = (
+    " (needs MODEL.BACKBONE.NAME build_vgg_backbone, MODEL.VGG.BATCH_NORM False, MODEL.VGG.LAYOUT hsnet)"
+)
 
 
-def official(backbone: str, prefix: str = "module.") -> dict[str, Tensor]:
+def official(backbone: str, prefix: str = "module.", method: str = "dcama") -> dict[str, Tensor]:
     """Names and shapes of a published state dict, on no device: nothing is computed."""
-    keys = json.loads((ROOT / "tests" / "golden" / f"dcama_{backbone}_keys.json").read_text())
+    keys = json.loads((ROOT / "tests" / "golden" / f"{method}_{backbone}_keys.json").read_text())
     return {
         prefix + name: torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]), device="meta")
         for name, spec in keys.items()
@@ -27,23 +31,29 @@ def official(backbone: str, prefix: str = "module.") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "architecture", "dropped"),
+    ("backbone", "architecture", "dropped", "needs"),
     [
-        ("r50", "DCAMA ResNet-50", 5),  # fc and three position tables
-        ("r101", "DCAMA ResNet-101", 5),
-        ("swinb", "DCAMA Swin-B", 42),  # 24 + 11 attention tables, norm, head, three position tables
+        ("r50", "DCAMA ResNet-50", 5, ""),  # fc and three position tables
+        ("r101", "DCAMA ResNet-101", 5, ""),
+        ("swinb", "DCAMA Swin-B", 42, ""),  # 24 + 11 attention tables, norm, head, three position tables
+        ("r50", "HSNet ResNet-50", 2, ""),  # fc
+        ("r101", "HSNet ResNet-101", 2, " (needs MODEL.RESNETS.DEPTH 101)"),
+        ("vgg16", "HSNet VGG-16", 6, HSNET_VGG),  # three layers of the classifier
     ],
 )
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_every_published_layout(backbone: str, architecture: str, dropped: int, prefix: str) -> None:
-    state = official(backbone, prefix)
-    conversion = convert_dcama(state)
+def test_every_published_layout(
+    backbone: str, architecture: str, dropped: int, needs: str, prefix: str
+) -> None:
+    method = architecture.partition(" ")[0].lower()
+    state = official(backbone, prefix, method)
+    conversion = CONVERTERS[method](state)
     assert conversion.architecture == architecture
     assert len(conversion.dropped) == dropped
     assert len(conversion.model) == len(state) - dropped
     assert conversion.missing == ()
     assert conversion.summary() == (
-        f"{architecture}: {len(conversion.model)} tensors matched, {dropped} dropped, 0 missing"
+        f"{architecture}{needs}: {len(conversion.model)} tensors matched, {dropped} dropped, 0 missing"
     )
 
 
@@ -59,6 +69,37 @@ def test_projections_and_stacks_go_to_their_places() -> None:
         "head.mixers.2.2.bias": "mixer3.2.bias",
     }.items():
         assert model[ours] is state[f"module.model.{theirs}"]
+
+
+def test_parts_of_hsnet_go_to_their_places() -> None:
+    state = official("r50", method="hsnet")
+    model = convert_hsnet(state).model
+    for ours, theirs in {
+        "head.squeeze.res5.0.query.weight": "encoder_layer4.0.conv1.weight",
+        "head.squeeze.res3.3.support.bias": "encoder_layer2.3.conv2.bias",
+        "head.squeeze.res4.7.bias": "encoder_layer3.7.bias",
+        "head.merge.res4.6.query.weight": "encoder_layer4to3.6.conv1.weight",
+        "head.merge.res3.1.weight": "encoder_layer3to2.1.weight",
+        "head.decoder1.2.weight": "decoder1.2.weight",
+        "head.decoder2.0.bias": "decoder2.0.bias",
+    }.items():
+        assert model[ours] is state[f"module.hpn_learner.{theirs}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: official("r50"), "no HSNet checkpoint: none of its .* names is like hpn_learner.encoder"),
+        (
+            lambda s: {n: t for n, t in s.items() if "layer3to2" not in n},
+            "18 tensors missing .head.merge.res3.0.query.weight",
+        ),
+    ],
+    ids=["of DCAMA", "part of the head"],
+)
+def test_what_does_not_fit_hsnet_is_named(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_hsnet(change(official("r50", method="hsnet")))
 
 
 def test_batch_counters_may_be_missing() -> None:

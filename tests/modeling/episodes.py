@@ -27,6 +27,7 @@ TINY = (
     *("MODEL.PFENET.DIM", 16),
     *("MODEL.PFENET.BINS", (1.0, 0.5, 3.0, 2.0)),
     *("MODEL.PFENET.MASK_BEFORE_PRIOR", False),  # stages of the fake backbone do not run alone
+    *("MODEL.HSNET.WIDTHS", (8, 8, 16)),
     *("MODEL.JC2A.DIM", 32),
     *("MODEL.JC2A.BINS", (6, 4)),
     *("MODEL.JC2A.BLOCK_SIDES", (3, 2)),

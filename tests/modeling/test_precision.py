@@ -13,7 +13,7 @@ from tests.modeling.episodes import make_episode, make_model
 from tests.modeling.fake_backbone import FakeBackbone
 
 METHODS = (
-    *("DANet", "DCAMA", "DenseCorrelation", "DPCN", "JC2A", "MMFormer", "PFENet"),
+    *("DANet", "DCAMA", "DenseCorrelation", "DPCN", "HSNet", "JC2A", "MMFormer", "PFENet"),
     "PotentialObjectsSegmenter",
 )
 # Relative difference of a loss from float32's; half precision has 8 and 11 binary digits.

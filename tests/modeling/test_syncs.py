@@ -33,6 +33,7 @@ def waits(method: str, *settings: Any) -> Counter[str]:
         ("DCAMA", "MODEL.DCAMA.REGION_MEANS", True, "MODEL.DCAMA.REGION_PIXELS", 10),
         ("DenseCorrelation", "MODEL.LOSS.DICE_WEIGHT", 1.0),
         ("DPCN", "MODEL.DPCN.DCM", False),
+        ("HSNet",),
         ("JC2A",),
         ("JC2A", "MODEL.JC2A.ATTENTION", "softmax", "MODEL.LOSS.DICE_WEIGHT", 1.0),
         ("MMFormer",),

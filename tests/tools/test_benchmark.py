@@ -60,6 +60,15 @@ def test_a_tiny_run_prints_ratios_and_writes_numbers(run_here: Run, tmp_path: Pa
     assert all(0 < row["backbone_seconds"] < 60 and 0 < row["seconds"] < 60 for row in rows)
 
 
+def test_a_tiny_run_of_hsnet(run_here: Run, tmp_path: Path) -> None:
+    lines, numbers = run_here(tmp_path / "numbers.json", "--method", "hsnet", "--shots", "2")
+    assert lines[0] == "HSNet next to DCAMA, resnet50, 32x32, cpu, 1 threads"
+    assert [row["method"] for row in numbers["results"]] == ["DCAMA", "HSNet"]
+    assert all(0 < row["query_seconds"] < 60 for row in numbers["results"])
+    first, second = (line.split(" | ") for line in lines[-2:])
+    assert (first[1], first[6], second[1]) == ("DCAMA", "1.00", "HSNet")
+
+
 def test_a_tiny_run_of_the_proposal_segmenter(run_here: Run, tmp_path: Path) -> None:
     lines, numbers = run_here(tmp_path / "numbers.json", "--method", "proposals")
     assert lines[0] == "Proposal segmenter, resnet50, 32x32, cpu, 1 threads"

@@ -1,6 +1,6 @@
-"""What is measured: DCAMA's attention, the proposal segmenter, the model of a config, the predictor."""
+"""What is measured: DCAMA's attention, HSNet, the proposal segmenter, a config's model, the predictor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import count
@@ -18,7 +18,7 @@ from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.train_loop import AutocastTrainer
 from fss_d2.engine.trainer import Trainer
 from fss_d2.inference.predictor import FewShotPredictor
-from fss_d2.modeling import DCAMA, DPCN, DANet
+from fss_d2.modeling import DCAMA, DPCN, DANet, FewShotSegmentor, HSNet
 from fss_d2.modeling.backbone import FeatureBackbone, ResNetBackbone, SwinBackbone
 from fss_d2.modeling.proposals.deformable_attention import (
     SAMPLERS,
@@ -27,7 +27,7 @@ from fss_d2.modeling.proposals.deformable_attention import (
 )
 from fss_d2.modeling.proposals.head import ProposalHead
 
-from .measure import Prepared, Report, Setting, Stopwatch, measure, table, with_ratios
+from .measure import Prepare, Prepared, Report, Setting, Stopwatch, measure, table, with_ratios
 
 BACKBONES: dict[str, Callable[[], FeatureBackbone]] = {
     "resnet101": lambda: ResNetBackbone(depth=101),
@@ -42,57 +42,86 @@ Rows = Sequence[dict[str, Any]]
 
 def dcama(setting: Setting, shots: Sequence[int]) -> Report:
     """Plain and fused attention: a whole episode, its query alone, and the backbone on all images."""
+    return _episodes(prepare_dcama, setting, shots, "attention", ("plain", "fused"))
+
+
+def hsnet(setting: Setting, shots: Sequence[int]) -> Report:
+    """HSNet next to DCAMA, in the same terms."""
+    return _episodes(prepare_hsnet, setting, shots, "method", ("DCAMA", "HSNet"))
+
+
+def _episodes(
+    prepare: Prepare, setting: Setting, shots: Sequence[int], kind: str, names: Sequence[str]
+) -> Report:
+    """Rows of each number of supports and each of the names, which are those of runs of `_segmenting`."""
     rows = []
     for k in shots:
         case = replace(setting, shots=k)
-        seconds = measure(prepare_dcama, case).seconds
-        for name in ("plain", "fused"):
-            row: dict[str, Any] = {"shots": k, "attention": name, "seconds": seconds[name]}
+        seconds = measure(prepare, case).seconds
+        for name in names:
+            row: dict[str, Any] = {"shots": k, kind: name, "seconds": seconds[name]}
             row |= {"query_seconds": seconds[f"{name} query"], "backbone_seconds": seconds["backbone"]}
-            rows.append(row | {"peak_mib": measure(prepare_dcama, case, name, repeats=0).peak_mib})
-    return Report(dcama_table(rows), {"results": rows})
+            rows.append(row | {"peak_mib": measure(prepare, case, name, repeats=0).peak_mib})
+    return Report(episode_table(rows, kind), {"results": rows})
 
 
 def prepare_dcama(setting: Setting) -> Prepared:
-    """A model, and an episode of noise."""
-    device = setting.device
-    model = DCAMA(backbone=BACKBONES[setting.backbone]()).eval().to(device)
-    shape = (setting.size, setting.size)
+    """A model with the one attention or the other, and an episode of noise."""
+    model = DCAMA(backbone=BACKBONES[setting.backbone]()).eval().to(setting.device)
+
+    def attending(fused: bool) -> FewShotSegmentor:
+        for attention in model.head.attention.values():
+            attention.fused = fused
+        return model
+
+    return _segmenting(setting, {"plain": partial(attending, False), "fused": partial(attending, True)})
+
+
+def prepare_hsnet(setting: Setting) -> Prepared:
+    """Both models, and an episode of noise."""
+    methods, build = (DCAMA, HSNet), BACKBONES[setting.backbone]
+    models = {method.__name__: method(backbone=build()).eval().to(setting.device) for method in methods}
+    return _segmenting(setting, {name: lambda model=model: model for name, model in models.items()})
+
+
+def _segmenting(setting: Setting, models: Mapping[str, Callable[[], FewShotSegmentor]]) -> Prepared:
+    """Runs of models: an episode by name, its query alone by name and " query", and "backbone"."""
+    device, shape = setting.device, (setting.size, setting.size)
     images = torch.rand(1, setting.shots, 3, *shape, device=device)
     masks = (torch.rand(1, setting.shots, *shape, device=device) > 0.5).to(torch.uint8)
     query = torch.rand(1, 3, *shape, device=device)
+    first = next(iter(models.values()))()
     with torch.inference_mode():
-        model.extract(query[..., :32, :32])  # loads libraries, which are not memory of the episode
-    support = cache(torch.inference_mode()(lambda: model.encode_support(images, masks)))
+        first.extract(query[..., :32, :32])  # loads libraries, which are not memory of the episode
+    support = cache(torch.inference_mode()(lambda name: models[name]().encode_support(images, masks)))
 
     @torch.inference_mode()
-    def segment(fused: bool, encode: bool) -> None:
-        for attention in model.head.attention.values():
-            attention.fused = fused
-        model.segment(query, model.encode_support(images, masks) if encode else support())
+    def segment(name: str, encode: bool) -> None:
+        model = models[name]()
+        model.segment(query, model.encode_support(images, masks) if encode else support(name))
 
     @torch.inference_mode()
     def backbone() -> None:
         for image in (*images.split(1, dim=1), query[:, None]):
-            model.extract(image[:, 0])
+            first.extract(image[:, 0])
 
-    runs = {"plain": (False, True), "fused": (True, True)}
-    runs |= {"plain query": (False, False), "fused query": (True, False)}
-    return Prepared({name: partial(segment, *how) for name, how in runs.items()} | {"backbone": backbone})
+    runs = {name: partial(segment, name, True) for name in models}
+    runs |= {f"{name} query": partial(segment, name, False) for name in models}
+    return Prepared(runs | {"backbone": backbone})
 
 
-def dcama_table(rows: Rows) -> str:
-    """Markdown; the ratios are to plain attention with the same number of shots."""
-    plain = {row["shots"]: row for row in rows if row["attention"] == "plain"}
+def episode_table(rows: Rows, kind: str) -> str:
+    """Markdown; the ratios are to the first of the ``kind`` with the same number of shots."""
+    first = {row["shots"]: row for row in reversed(rows)}
     ratio_keys = {"episode": "seconds", "query": "query_seconds", "memory": "peak_mib"}
     columns = {
-        **{"shots": "{shots}", "attention": "{attention}", "episode, s": "{seconds:.2f}"},
+        **{"shots": "{shots}", kind: f"{{{kind}}}", "episode, s": "{seconds:.2f}"},
         "of which backbone": "{backbone_seconds:.2f} ({share:.0%})",
         **{"query alone, s": "{query_seconds:.2f}", "peak MiB": "{peak_mib:.0f}"},
         **{f"{n} ratio": f"{{{key}_ratio:.2f}}" for n, key in ratio_keys.items()},
     }
     shares = ({"share": row["backbone_seconds"] / row["seconds"]} for row in rows)
-    return table(columns, [with_ratios(r, plain[r["shots"]]) | s for r, s in zip(rows, shares, strict=True)])
+    return table(columns, [with_ratios(r, first[r["shots"]]) | s for r, s in zip(rows, shares, strict=True)])
 
 
 def proposals(setting: Setting) -> Report:

@@ -128,7 +128,8 @@ class FeatureBackbone(Backbone):
         """Compute the selected maps of normalised images (B, 3, H, W), any H and W.
 
         ``names`` is a selection for this call alone. Returns name -> (B, C, ceil(H / stride), ceil(W /
-        stride)), in the order of selection. Raises the errors of `select`.
+        stride)), in the order of selection; a VGG in HSNet's layout rounds down. Raises the errors of
+        `select`.
         """
         names = self._selected if names is None else self._checked(names)
         maps = self._maps(x, names)

@@ -16,6 +16,7 @@ from .blocks import (
     conv_pair,
     conv_stack,
 )
+from .center_pivot import CenterPivotConv4d, center_pivot_stack, correlate, resize_query, unit_features
 from .correlation import COMPARISONS, compare, region_prototypes, unit
 from .dual_attention import DenseAttention, LightAttention, PrototypicalChannelAttention, soft_pool
 from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_vectors

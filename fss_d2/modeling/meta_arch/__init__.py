@@ -11,6 +11,7 @@ from .dcama import DCAMA
 from .dense_correlation import DenseCorrelation
 from .dpcn import DPCN
 from .few_shot import FewShotSegmentor, SegmentorOptions
+from .hsnet import HSNet
 from .jc2a import JC2A
 from .mm_former import MMFormer
 from .pfenet import PFENet
@@ -25,6 +26,7 @@ __all__ = [
     "DANet",
     "DenseCorrelation",
     "FewShotSegmentor",
+    "HSNet",
     "MMFormer",
     "Output",
     "PFENet",

@@ -1,5 +1,7 @@
 """VGG-16: parameter counts, the cut, torchvision's numbers."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -56,6 +58,46 @@ def test_equal_to_the_cut_of_pfenet(batch_norm: bool, cuts: tuple[int, ...]) -> 
     assert torch.equal(outputs["res5.2"], outputs["res5"])
 
 
+@pytest.mark.parametrize(("batch_norm", "library"), [(True, vgg16_bn), (False, vgg16)])
+def test_layout_of_hsnet_is_torchvisions_network(batch_norm: bool, library: type) -> None:
+    """Sizes at side 105 go 105, 52, 26, 13, 6, 3: pools round down."""
+    torch.manual_seed(0)
+    backbone = VGGBackbone(batch_norm=batch_norm, layout="hsnet").eval()
+    net = library(weights=None).features.eval()
+    net.load_state_dict(backbone.features.state_dict(), strict=True)
+    assert [len(backbone.blocks(stage)) for stage in STAGES] == [3, 3, 3, 1]
+    backbone.select(list(backbone.available))
+    x = torch.randn(1, 3, 105, 105)
+    with torch.no_grad():
+        outputs = backbone(x)
+        before, after, y = [], [], x  # each convolution before its ReLU, each run before its pool
+        for position, module in enumerate(net):
+            if isinstance(module, nn.ReLU):
+                before.append(y.clone())
+            y = module(y)
+            if position + 1 < len(net) and isinstance(net[position + 1], nn.MaxPool2d):
+                after.append(y)
+    for stage, first, kept in (("res2", 4, after[2]), ("res3", 7, after[3]), ("res4", 10, after[4])):
+        for i, name in enumerate(backbone.blocks(stage)):
+            torch.testing.assert_close(outputs[name], before[first + i])
+            assert outputs[name].min() < 0
+        torch.testing.assert_close(outputs[stage], kept)
+    torch.testing.assert_close(outputs["res5.0"], y)
+    assert torch.equal(outputs["res5"], outputs["res5.0"])
+    sides = dict(zip(STAGES, (26, 13, 6, 3), strict=True))
+    for name, spec in backbone.available.items():
+        assert outputs[name].shape[1:] == (spec.channels, *[sides[name[:4]]] * 2), name
+        assert spec.stride == 2 ** int(name[3])
+    with torch.no_grad():
+        for earlier, stage in pairwise(STAGES):
+            torch.testing.assert_close(backbone.run_stage(stage, outputs[earlier]), outputs[stage])
+
+
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown layout 'psp': choose from pfenet, hsnet"):
+        VGGBackbone(layout="psp")
+
+
 def test_built_from_a_config() -> None:
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = build_vgg_backbone.__name__
@@ -64,3 +106,7 @@ def test_built_from_a_config() -> None:
         backbone = build_backbone(cfg)
     assert isinstance(backbone, VGGBackbone)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    assert backbone.available["res5"].stride == 16
+    cfg.MODEL.VGG.LAYOUT = "hsnet"
+    with torch.device("meta"):
+        assert build_backbone(cfg).available["res5"].stride == 32
