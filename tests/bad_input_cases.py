@@ -93,7 +93,7 @@ CASES = [
     Case("train MODEL.META_ARCHITECTURE Prototype", "--eval-only"),
     Case("eval MODEL.BACKBONE.NAME build_tim_backbone", "MODEL.BACKBONE.NAME 'build_tim_backbone'"),
     Case("eval MODEL.TIMM.NAME resnet5000", "MODEL.TIMM.NAME 'resnet5000'"),
-    Case("eval MODEL.DCAMA.KSHOT votes", "MODEL.DCAMA.KSHOT 'votes'"),
+    Case("eval TEST.KSHOT votes", "TEST.KSHOT 'votes'"),
     Case("eval MODEL.DCAMA.ATTENTION_LEVELS ('res9',)", "'res9'"),
     Case(
         "train MODEL.BACKBONE.WEIGHTS w.pth", "checkpoint w.pth does not exist: check MODEL.BACKBONE.WEIGHTS"

@@ -20,13 +20,13 @@ Table 1:
   config: {GLYPHS}
   rows:
     ours: {{}}
-    the same: {{set: {{MODEL.DCAMA.KSHOT: one_pass}}}}
+    the same: {{set: {{TEST.KSHOT: own}}}}
     other: {{set: {{MODEL.DCAMA.DROPOUT: 0.5, SOLVER.MAX_ITER: 2}}}}
 Table 2:
   config: {GLYPHS}
   test: True
   rows:
-    votes: {{set: {{MODEL.DCAMA.KSHOT: vote}}, folds: [0, 1]}}
+    votes: {{set: {{TEST.KSHOT: vote}}, folds: [0, 1]}}
     ours: {{}}
 Table 3:
   config: {ROOT}/configs/mmformer/stage2_glyphs.yaml

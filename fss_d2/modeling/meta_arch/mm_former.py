@@ -112,6 +112,11 @@ class MMFormerOutput(Output):
         """(B, H, W): the fused mask, in [0, 1]; the logits are 1 - mask and mask, not logarithms."""
         return self.logits[:, 1].float().clamp(0, 1)
 
+    def log_probability(self) -> Tensor:
+        """As in the base class, of the fused mask."""
+        mask = self.probability()
+        return torch.stack([1 - mask, mask], dim=1).clamp(min=1e-7).log()
+
     def lowered(self, by: Tensor) -> Self:
         """The output whose mask has its probability's logit lowered by (B, H, W)."""
         mask = self.logits[:, 1] * (-by).exp().to(self.logits.dtype)
