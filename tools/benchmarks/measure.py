@@ -26,6 +26,7 @@ class Setting:
     repeats: int
     backbone: str = "resnet50"
     config_file: str = ""
+    opts: tuple[str, ...] = ()  # config keys and values in turn
     shots: int = 1
     batch: int = 1
 
