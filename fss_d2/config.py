@@ -370,7 +370,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     """Keys of evaluation."""
     # What is evaluated: "few_shot_seg" (the episodes' scores), "support_use" (further runs, with supports of
     # another class and with queries that do not show the object), "oracle" (the proposal that fits the truth
-    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals); the last two need proposals.
+    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals), which need proposals, and
+    # "aggregated" (the masks that DCAMA aggregates at each scale; its Fig. 6).
     cfg.TEST.EVALUATORS = ("few_shot_seg",)
     # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
     # "pfenet_square": at the square of the longer side, as PFENet's released code.

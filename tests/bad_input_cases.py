@@ -77,7 +77,7 @@ CASES = [
     Case("eval TEST.SCALES (32,(32,32))", "has a size twice"),
     Case(
         "train MODEL.META_ARCHITECTURE MMFormer TEST.SCALES (32,) TEST.EVALUATORS ('few_shot_seg','oracle')",
-        "TEST.SCALES (32,) averages scores, not the proposals",
+        "TEST.SCALES (32,) averages scores, not the masks",
     ),
     Case("eval TEST.COUNTING pfnet", "TEST.COUNTING is 'pfnet'"),
     Case("eval TEST.REFINEMENT crf", "unknown TEST.REFINEMENT 'crf'"),

@@ -1,10 +1,12 @@
 """Scores of few-shot segmentation: pure metrics, confidence intervals and the Detectron2 evaluator."""
 
+from .aggregated import AggregatedMaskEvaluator
 from .bootstrap import Comparison, EpisodeCounts, compare, read_rows
 from .few_shot_evaluation import FewShotEvaluator
 from .presence import presence_scores
 from .proposals import OracleEvaluator, ProposalRecallEvaluator
 from .report import format_class_table, format_table
 
-__all__ = ["Comparison", "EpisodeCounts", "FewShotEvaluator", "OracleEvaluator", "ProposalRecallEvaluator"]
+__all__ = ["AggregatedMaskEvaluator", "Comparison", "EpisodeCounts", "FewShotEvaluator", "OracleEvaluator"]
+__all__ += ["ProposalRecallEvaluator"]
 __all__ += ["compare", "format_class_table", "format_table", "presence_scores", "read_rows"]

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -18,6 +16,7 @@ from fss_d2.config import load_config
 from fss_d2.inference.export import FrozenQuery, capture
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.modeling.meta_arch.contract import stack_supports
+from fss_d2.visualization import line_figure
 
 from .cases import INFERENCE, Rows, build, config_of, make_episode, prepare_model
 from .measure import Setting, measure, table
@@ -156,18 +155,13 @@ def report_table(rows: Rows) -> str:
 
 def plot(rows: Rows) -> np.ndarray:
     """Latency and peak memory against K, a line for each model: (H, W, 3) uint8."""
-    figure = Figure(figsize=(10, 4), dpi=96, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots(1, 2)
-    shots = sorted({row["shots"] for row in rows})
-    titles = {"seconds": "seconds per episode", "peak_mib": "peak MiB"}
-    for place, (key, title) in zip(axes, titles.items(), strict=True):
-        for name in dict.fromkeys(row["model"] for row in rows):
-            own = [row for row in rows if row["model"] == name]
-            place.plot([row["shots"] for row in own], [row[key] for row in own], marker="o", label=name)
-        place.set(xlabel="supports K", ylabel=title, xticks=shots, ylim=(0, None))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for key, title in {"seconds": "seconds per episode", "peak_mib": "peak MiB"}.items():
+        for row in rows:
+            shots, values = panels.setdefault(title, {}).setdefault(row["model"], ([], []))
+            shots.append(row["shots"])
+            values.append(row[key])
+    return line_figure(panels, x="supports K")
 
 
 def analyse_all(settings: Mapping[str, Setting], shots: Sequence[int]) -> list[dict[str, Any]]:

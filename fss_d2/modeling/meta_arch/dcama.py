@@ -262,6 +262,8 @@ class DCAMA(FewShotSegmentor):
     supports each may share a batch, and images need be neither square nor a multiple of 8.
     """
 
+    score_layer = "head.mixers.2.2"
+
     @configurable
     def __init__(
         self,

@@ -58,6 +58,7 @@ class FewShotSegmentor(ImageModel):
     permutation_invariant: bool = True  # the order of the supports makes no difference
     shot_by_shot: bool = False  # supports go through the network one by one in training as well
     own_fusion: str = ""  # of `FUSIONS`, where the method's own way is K predictions, one for each support
+    score_layer: str = ""  # path of the module that makes scores of the penultimate features
     query_first: bool = False  # queries are encoded before the supports: matters for batch statistics
     borrows_keys_of: tuple[str, ...] = ()  # other methods whose config keys this one reads as well
     class_weights: Tensor

@@ -88,6 +88,7 @@ class JC2A(FewShotSegmentor):
     """
 
     own_fusion = "average"
+    score_layer = "classify.3"
 
     @configurable
     def __init__(
