@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fss_d2.modeling import FEW_SHOT_META_ARCHS, Output
+from fss_d2.modeling import FEW_SHOT_META_ARCHS, JC2A, Output
 from fss_d2.modeling.fusion import (
     FUSIONS,
     MultiScaleSegmentor,
@@ -284,3 +284,17 @@ def test_supports_encoded_without_cross_guidance_are_refused() -> None:
         ValueError, match=r"TEST\.KSHOT cross_guided needs supports that were encoded with it"
     ):
         model.select_supports(plain, [0, 1])
+
+
+def test_a_method_that_votes_averages_while_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = make_episode(0, shots=3)
+    torch.manual_seed(0)
+    expected = make_model("JC2A").train()([episode])
+    monkeypatch.setattr(JC2A, "own_fusion", "normalized_vote")
+    torch.manual_seed(0)
+    losses = make_model("JC2A").train()([episode])
+    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+    own, chosen = (_centred(make_model("JC2A", "TEST.KSHOT", kind)) for kind in ("own", "normalized_vote"))
+    outputs = [_scores(model, episode, episode["support"]).logits for model in (own, chosen)]
+    assert torch.equal(*outputs)
+    assert len(outputs[0].unique()) < 20  # shares of three votes

@@ -136,7 +136,7 @@ def test_tsne_is_one_picture(tmp_path: Path, dataset: str) -> None:
 
 @pytest.mark.parametrize("method", ["DCAMA", "PFENet", "DPCN", "JC2A", "DANet", "DenseCorrelation"])
 def test_penultimate_features_are_what_the_scores_are_made_of(method: str) -> None:
-    """Their scores by the last layer say the same as the model's, at points that are not on an edge."""
+    """They have the channels that the last layer reads; the backbone's are the cells that hold the points."""
     words = ("MODEL.DENSE_CORRELATION.CLASS_WEIGHT", "0.0")
     model = Trainer.build_model(_config(method, *words)).eval()
     episode = make_episode(0, size=(64, 64))

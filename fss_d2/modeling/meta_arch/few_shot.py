@@ -173,7 +173,9 @@ class FewShotSegmentor(ImageModel):
     @property
     def fusion(self) -> str:
         """How the predictions of K supports are joined; "" where `_join` takes the supports together."""
-        return self.own_fusion if self.training or self.kshot == OWN else self.kshot
+        if self.training:
+            return "average" if self.own_fusion else ""  # votes have no gradient
+        return self.own_fusion if self.kshot == OWN else self.kshot
 
     def _joined(self, support: SupportSet) -> SupportSet:
         """The set with all that `match` reads made anew from what is kept of each support and negative."""
