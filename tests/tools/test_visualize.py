@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from fss_d2.config import load_config
@@ -176,29 +175,27 @@ def test_what_self_alignment_saw_is_what_is_drawn() -> None:
         torch.testing.assert_close(aligned, self_alignment(maps[level]))
 
 
-def test_robustness_shows_supports_of_another_class_below(tmp_path: Path) -> None:
-    out = _draw("robustness", "Prototype", tmp_path, "glyphs_fold0_val")
-    assert _files(out) == _ONE_PICTURE_EACH
-    picture = np.asarray(Image.open(out / "0000.png"))
-    row, tile = 64 + _CAPTION + _GAP, 64 + _GAP  # glyphs are square
+def test_robustness_shows_supports_of_another_class_below(tmp_path: Path, two_classes: str) -> None:
+    out = _draw("robustness", "Prototype", tmp_path, two_classes)
+    assert len(_files(out)) == 3
+    picture = np.asarray(Image.open(out / _files(out)[0]))
+    row, support, tile = 64 + _CAPTION + _GAP, 64, _TILE[0] + _GAP
     assert picture.shape[0] + _GAP == 2 * row
     own, foreign = picture[_CAPTION : row - _GAP], picture[row + _CAPTION :]
-    assert (own[:, : tile - _GAP] != foreign[:, : tile - _GAP]).any()  # the support
-    query, truth = slice(tile, 2 * tile), slice(3 * tile, 4 * tile)
+    assert (own[:, :support] != foreign[:, :support]).any()
+    query, truth = (slice(support + _GAP + n * tile, support + _GAP + (n + 1) * tile - _GAP) for n in (0, 2))
     for same in (query, truth):
         assert np.array_equal(own[:, same], foreign[:, same])
 
 
-def test_episodes_of_one_class(tmp_path: Path) -> None:
-    dataset, out = "glyphs_fold0_val", tmp_path / "pictures"
-    names = MetadataCatalog.get(dataset).stuff_classes
-    name = names[MetadataCatalog.get(dataset).class_ids[0]]
-    argv = ["--dataset", dataset, "--output", str(out), "--height", "64", "DATALOADER.NUM_WORKERS", "0"]
-    _tool["main"]([*argv, "--class", name, "--num", "2"])
-    episodes = build_test_episodes(_config("Prototype"), dataset, 1)
-    own = [f"{e.index:04d}.png" for e in episodes if names[e.class_id] == name][:2]
+def test_episodes_of_one_class(tmp_path: Path, two_classes: str) -> None:
+    out = tmp_path / "pictures"
+    argv = ["--dataset", two_classes, "--output", str(out), "--height", "64", "DATALOADER.NUM_WORKERS", "0"]
+    _tool["main"]([*argv, "--class", "right", "--num", "2"])
+    episodes = build_test_episodes(_config("Prototype"), two_classes, 1)
+    own = [f"{e.index:04d}.png" for e in episodes if e.class_id == 1][:2]
     assert _files(out) == [*own, "grid.png"]
-    with pytest.raises(ValueError, match="there is no class 'unicorn': choose from"):
+    with pytest.raises(ValueError, match="there is no class 'unicorn': choose from left, right"):
         _tool["main"]([*argv, "--class", "unicorn"])
 
 
