@@ -36,7 +36,7 @@ def test_points_of_the_object_are_blue_and_those_of_the_background_red() -> None
     assert both.shape == (192 + 40, 2 * 192, 3) and both.dtype == np.uint8
     for half in (both[:180, :192], both[:180, 192:]):
         assert _shows(half, BLUE) and _shows(half, RED)
-    one = tsne_figure({"a": points}, [True, True, False, False], side=192)[:180].astype(int)
+    one = tsne_figure({"a": points}, [True, True, False, False], side=192)[:194].astype(int)
     for color in (BLUE, RED):  # a diagonal each; edges of a marker are mixed with white
         places = np.argwhere((np.abs(one - color) < 60).all(axis=2))
         assert np.ptp(places, axis=0).min() > 50
