@@ -35,6 +35,8 @@ _KINDS = {
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
 _LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
+# Former keys: the key now, and values that have another name now.
+_RENAMED = {"MODEL.DCAMA.KSHOT": ("TEST.KSHOT", {"one_pass": "own"})}
 # Keys that hold the path of a file or folder; the first two may hold a name or an address instead.
 _PATHS = (
     *("MODEL.WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "MODEL.BACKBONE.PIXEL_DECODER_WEIGHTS", "OUTPUT_DIR"),
@@ -101,6 +103,9 @@ def changed_keys(cfg: CfgNode, config_file: str) -> list[str]:
 
 def _set(cfg: CfgNode, defaults: CfgNode, key: str, given: Any, where: str) -> None:
     """Set a key. As everywhere in Detectron2, text stands for the Python value that it spells."""
+    if key in _RENAMED:
+        key, values = _RENAMED[key]
+        given = values.get(str(given), given)
     if given is None and isinstance(_found(cfg, key), CfgNode):
         return  # a group whose keys are all commented out
     _check_key(cfg, key, where)
@@ -365,7 +370,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     """Keys of evaluation."""
     # What is evaluated: "few_shot_seg" (the episodes' scores), "support_use" (further runs, with supports of
     # another class and with queries that do not show the object), "oracle" (the proposal that fits the truth
-    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals); the last two need proposals.
+    # best) and "proposal_recall" (average recall of 10, 50 and 100 proposals), which need proposals, and
+    # "aggregated" (the masks that DCAMA aggregates at each scale; its Fig. 6).
     cfg.TEST.EVALUATORS = ("few_shot_seg",)
     # "original": logits at the query's own size; "network": at INPUT.FEW_SHOT_SIZE;
     # "pfenet_square": at the square of the longer side, as PFENet's released code.
@@ -374,6 +380,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # probabilities are averaged in TEST.FRAME. Sides, (473, 641), or heights and widths,
     # ((480, 640), (600, 800)); () runs at INPUT.FEW_SHOT_SIZE alone.
     cfg.TEST.SCALES = ()
+    # How K supports become one prediction: "own" is the method's way, in which it was published. The others
+    # join K predictions: "vote", "normalized_vote" (HSNet), "average", "or", "cross_guided" (SCL).
+    cfg.TEST.KSHOT = "own"
     # After the network, at its size: "grabcut" moves masks to the outlines that the colours of the image show
     # (OpenCV's GrabCut, for any method); "" nothing.
     cfg.TEST.REFINEMENT = ""

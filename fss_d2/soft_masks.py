@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["resize", "soft_iou"]
+__all__ = ["otsu_mask", "resize", "soft_iou"]
 
 
 def resize(x: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
@@ -29,3 +31,12 @@ def soft_iou(masks: Tensor, target: Tensor) -> Tensor:
     masks, target = masks.flatten(2), (target == 1).flatten(1).to(masks.dtype)  # (B, N, P), (B, P)
     overlap = torch.einsum("bnp,bp->bn", masks, target)
     return overlap / (target.sum(dim=1)[:, None] + masks.sum(dim=2) - overlap + 1e-7)
+
+
+def otsu_mask(values: np.ndarray) -> np.ndarray:
+    """Where a map (H, W) exceeds Otsu's threshold, bool; nowhere if it is constant."""
+    span = values.max() - values.min()
+    if span <= 0:
+        return np.zeros(values.shape, bool)
+    levels = (255 * (values - values.min()) / span).astype(np.uint8)
+    return cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1].astype(bool)

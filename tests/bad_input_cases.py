@@ -77,7 +77,7 @@ CASES = [
     Case("eval TEST.SCALES (32,(32,32))", "has a size twice"),
     Case(
         "train MODEL.META_ARCHITECTURE MMFormer TEST.SCALES (32,) TEST.EVALUATORS ('few_shot_seg','oracle')",
-        "TEST.SCALES (32,) averages scores, not the proposals",
+        "TEST.SCALES (32,) averages scores, not the masks",
     ),
     Case("eval TEST.COUNTING pfnet", "TEST.COUNTING is 'pfnet'"),
     Case("eval TEST.REFINEMENT crf", "unknown TEST.REFINEMENT 'crf'"),
@@ -93,7 +93,7 @@ CASES = [
     Case("train MODEL.META_ARCHITECTURE Prototype", "--eval-only"),
     Case("eval MODEL.BACKBONE.NAME build_tim_backbone", "MODEL.BACKBONE.NAME 'build_tim_backbone'"),
     Case("eval MODEL.TIMM.NAME resnet5000", "MODEL.TIMM.NAME 'resnet5000'"),
-    Case("eval MODEL.DCAMA.KSHOT votes", "MODEL.DCAMA.KSHOT 'votes'"),
+    Case("eval TEST.KSHOT votes", "TEST.KSHOT 'votes'"),
     Case("eval MODEL.DCAMA.ATTENTION_LEVELS ('res9',)", "'res9'"),
     Case(
         "train MODEL.BACKBONE.WEIGHTS w.pth", "checkpoint w.pth does not exist: check MODEL.BACKBONE.WEIGHTS"

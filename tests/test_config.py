@@ -23,6 +23,14 @@ def test_file_base_and_overrides(tmp_path: Path) -> None:
     assert cfg.is_frozen()
 
 
+@pytest.mark.parametrize(("former", "now"), [("one_pass", "own"), ("cross_guided", "cross_guided")])
+def test_a_former_key_is_read(tmp_path: Path, former: str, now: str) -> None:
+    path = _write(tmp_path, f"MODEL:\n  DCAMA:\n    KSHOT: {former}\n")
+    assert now == load_config(path).TEST.KSHOT
+    assert load_config(path, ["MODEL.DCAMA.KSHOT", "vote"]).TEST.KSHOT == "vote"
+    assert "KSHOT" not in load_config(path).MODEL.DCAMA
+
+
 def test_num_gpus_zero_is_the_cpu(tmp_path: Path) -> None:
     assert load_config(_write(tmp_path, "VERSION: 2\n"), num_gpus=0).MODEL.DEVICE == "cpu"
 

@@ -1,9 +1,10 @@
-"""Resizing and soft IoU, by hand."""
+"""Resizing, soft IoU and Otsu's threshold, by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from fss_d2.soft_masks import resize, soft_iou
+from fss_d2.soft_masks import otsu_mask, resize, soft_iou
 
 
 def test_resize_samples_corners() -> None:
@@ -35,3 +36,9 @@ def test_soft_iou_is_of_each_image_and_each_mask() -> None:
     for i in range(2):
         for n in range(3):
             assert torch.allclose(iou[i, n], soft_iou(masks[i : i + 1, n : n + 1], target[i : i + 1])[0, 0])
+
+
+def test_otsu_parts_two_heaps() -> None:
+    values = np.array([[0.1, 0.12, 0.13, 0.8], [0.11, 0.79, 0.82, 0.1]])
+    assert (otsu_mask(values) == (values > 0.5)).all()
+    assert not otsu_mask(np.full((3, 3), 0.7)).any()

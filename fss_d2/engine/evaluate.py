@@ -20,6 +20,7 @@ from fss_d2.data.augmentations import build_resize, build_view_resizes
 from fss_d2.data.build import build_few_shot_test_loader
 from fss_d2.data.episode import Episode, read_manifest_header, write_manifest
 from fss_d2.evaluation import (
+    AggregatedMaskEvaluator,
     FewShotEvaluator,
     OracleEvaluator,
     ProposalRecallEvaluator,
@@ -28,6 +29,7 @@ from fss_d2.evaluation import (
 from fss_d2.io.files import read_json_object, write_json
 from fss_d2.modeling.enlarged import EnlargingSegmentor
 from fss_d2.modeling.fusion import MultiScaleSegmentor
+from fss_d2.modeling.meta_arch.dcama import DCAMA
 from fss_d2.modeling.meta_arch.proposal_segmenter import PotentialObjectsSegmenter
 from fss_d2.visualization import episode_panel, save_episode_panel
 
@@ -45,8 +47,10 @@ logger = logging.getLogger(__name__)
 Results = OrderedDict[str, dict[str, dict[str, float]]]
 
 # Names for TEST.EVALUATORS, the keys of their scores.
-EVALUATORS: dict[str, type[FewShotEvaluator] | type[ProposalRecallEvaluator]] = {
-    evaluator.task: evaluator for evaluator in (FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator)
+Evaluator = FewShotEvaluator | ProposalRecallEvaluator | AggregatedMaskEvaluator
+EVALUATORS: dict[str, type[Evaluator]] = {
+    evaluator.task: evaluator
+    for evaluator in (FewShotEvaluator, OracleEvaluator, ProposalRecallEvaluator, AggregatedMaskEvaluator)
 }
 _NAMES = (*EVALUATORS, SUPPORT_USE)
 
@@ -61,6 +65,8 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     lacking = {"oracle", "proposal_recall"} if getattr(model, "proposals", None) is None else set()
     if isinstance(model, PotentialObjectsSegmenter):
         lacking = {"few_shot_seg", SUPPORT_USE}
+    if not isinstance(model, DCAMA):
+        lacking.add(AggregatedMaskEvaluator.task)
     if wrong := [name for name in names if name in lacking]:
         possible = tuple(name for name in _NAMES if name not in lacking)
         raise ValueError(f"TEST.EVALUATORS: {method} gives nothing for {wrong[0]}; choose from {possible}")
@@ -69,12 +75,12 @@ def check_evaluators(cfg: CfgNode, model: nn.Module) -> None:
     unaveraged = [name for name in names if name not in (FewShotEvaluator.task, SUPPORT_USE)]
     if cfg.TEST.SCALES and unaveraged:
         raise ValueError(
-            f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the proposals that TEST.EVALUATORS "
+            f"TEST.SCALES {tuple(cfg.TEST.SCALES)} averages scores, not the masks that TEST.EVALUATORS "
             f"{unaveraged[0]!r} needs; set TEST.SCALES to ()"
         )
     if cfg.TEST.ZOOM_TILES and unaveraged:
         raise ValueError(
-            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} blends scores, not the proposals that TEST.EVALUATORS "
+            f"TEST.ZOOM_TILES {cfg.TEST.ZOOM_TILES} blends scores, not the masks that TEST.EVALUATORS "
             f"{unaveraged[0]!r} needs; set TEST.ZOOM_TILES to 0"
         )
 
@@ -93,15 +99,13 @@ def _segmentor(cfg: CfgNode, model: nn.Module) -> nn.Module:
     return EnlargingSegmentor(segmentor, model, first, cfg.TEST.ZOOM_TILES)
 
 
-def build_evaluators(
-    cfg: CfgNode, dataset_name: str, output_dir: Path | None = None
-) -> list[FewShotEvaluator | ProposalRecallEvaluator]:
+def build_evaluators(cfg: CfgNode, dataset_name: str, output_dir: Path | None = None) -> list[Evaluator]:
     """Build TEST.EVALUATORS; "few_shot_seg" writes into ``output_dir``, others into folders below it."""
     built = []
     for name in (name for name in cfg.TEST.EVALUATORS if name in EVALUATORS):
         folder = output_dir and output_dir / ("" if name == FewShotEvaluator.task else name)
         evaluator = EVALUATORS[name]
-        draw = {"draw": save_episode_panel} if issubclass(evaluator, FewShotEvaluator) else {}
+        draw = {} if evaluator is ProposalRecallEvaluator else {"draw": save_episode_panel}
         built.append(evaluator.from_config(cfg, dataset_name, folder, **draw))
     return built
 

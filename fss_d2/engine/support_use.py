@@ -109,7 +109,7 @@ class SupportUse:
             **{"shots": self._shots, "episodes": result.episodes, "seed": test.SEED},
             **{"query_rule": test.QUERY_RULE, "manifest": test.MANIFEST},
             **{"support_views": list(test.SUPPORT_VIEWS), "refinement": cfg.TEST.REFINEMENT},
-            "zoom_tiles": cfg.TEST.ZOOM_TILES,
+            **{"kshot": cfg.TEST.KSHOT, "zoom_tiles": cfg.TEST.ZOOM_TILES},
             **{"presence": cfg.TEST.PRESENCE, **scores},
             "reliability": np.where(np.isnan(diagram), None, diagram).tolist(),
         }

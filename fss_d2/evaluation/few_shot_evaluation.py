@@ -137,6 +137,7 @@ class FewShotEvaluator(DatasetEvaluator):
                 "input_size": list(cfg.INPUT.FEW_SHOT_SIZE),
                 "resize": cfg.INPUT.TEST_RESIZE,
                 "scales": list(cfg.TEST.SCALES),
+                "kshot": cfg.TEST.KSHOT,
                 "refinement": cfg.TEST.REFINEMENT,
                 "zoom_tiles": cfg.TEST.ZOOM_TILES,
                 "presence": cfg.TEST.PRESENCE,

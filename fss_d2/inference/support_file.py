@@ -77,7 +77,7 @@ class ClassSupport:
 def encoding_settings(cfg: CfgNode) -> dict[str, str]:
     """The config keys that encoded supports depend on, without those of other methods; values as text."""
     settings = {f"INPUT.{key}": str(cfg.INPUT[key]) for key in _PIXEL_KEYS}
-    settings |= {f"TEST.{key}": str(cfg.TEST[key]) for key in ("SCALES", "ZOOM_TILES")}
+    settings |= {f"TEST.{key}": str(cfg.TEST[key]) for key in ("SCALES", "ZOOM_TILES", "KSHOT")}
     settings["FEW_SHOT.TEST.SUPPORT_VIEWS"] = str(cfg.FEW_SHOT.TEST.SUPPORT_VIEWS)
     method = cfg.MODEL.META_ARCHITECTURE
     read = {method, *getattr(META_ARCH_REGISTRY.get(method), "borrows_keys_of", ())}

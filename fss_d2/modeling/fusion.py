@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "CROSS_GUIDED",
     "FUSIONS",
+    "POOLS",
+    "VOTES",
     "MultiScaleSegmentor",
-    "average",
     "cross_guided",
+    "either",
     "guidance_weights",
     "mean_log_probability",
     "normalized_vote",
@@ -31,57 +34,57 @@ def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
     return logs.logsumexp(dim=0) - math.log(len(logits))
 
 
-def average(probability: Tensor) -> Tensor:
-    """Mean foreground probability over the shots: (B, K, H, W) to (B, H, W)."""
-    return probability.mean(dim=1)
+def either(logs: Sequence[Tensor]) -> Tensor:
+    """Object where any prediction says so: log-probabilities (..., 2, h, w), that of the largest of each."""
+    background, foreground = torch.stack(list(logs)).unbind(dim=-3)
+    return torch.stack([background.amin(dim=0), foreground.amax(dim=0)], dim=-3)
 
 
-def vote(probability: Tensor) -> Tensor:
-    """Share of the shots that call a pixel foreground: (B, K, H, W) to (B, H, W). A half is background."""
-    return (probability > 0.5).to(probability.dtype).mean(dim=1)
+def vote(found: Tensor) -> Tensor:
+    """Share of the shots that call a pixel object: (B, K, H, W) bool to (B, H, W). A half is background."""
+    return found.float().mean(dim=1)
 
 
-def normalized_vote(probability: Tensor) -> Tensor:
+def normalized_vote(found: Tensor) -> Tensor:
     """Votes over the most votes that any pixel of the image has (HSNet, Min et al., ICCV 2021).
 
-    (B, K, H, W) to (B, H, W). Exactly half of the most votes counts as foreground there, so scores are lifted
-    by one part in a million; pixels without a vote keep 0.
+    (B, K, H, W) bool to (B, H, W). Exactly half of the most votes counts as object there, so scores are
+    lifted by one part in a million; pixels without a vote keep 0.
     """
-    votes = (probability > 0.5).to(probability.dtype).sum(dim=1)
+    votes = found.float().sum(dim=1)
     most = votes.amax(dim=(1, 2), keepdim=True).clamp(min=1)
     return (votes / most * (1 + 1e-6)).clamp(max=1)
 
 
-def cross_guided(probability: Tensor, weights: Tensor) -> Tensor:
-    """Mean foreground probability, each shot weighted by how well it segments the supports.
+def cross_guided(logits: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Mean of the logits of K shots, (B, 2, H, W) each, with the weights (B, K) of `guidance_weights`.
 
-    Cross-guided averaging of SCL (Zhang et al., CVPR 2021): (B, K, H, W) and (B, K) from `guidance_weights`
-    to (B, H, W). The plain mean where all weights are 0.
+    Cross-guided averaging of SCL (Zhang et al., CVPR 2021). The plain mean where all weights are 0.
     """
-    weights = weights + 1e-6
-    return torch.einsum("bkhw,bk->bhw", probability, weights / weights.sum(dim=1, keepdim=True))
+    weights = (weights + 1e-6) / (weights + 1e-6).sum(dim=1, keepdim=True)
+    return torch.einsum("kbchw,bk->bchw", torch.stack(list(logits)), weights)
 
 
-def guidance_weights(probability: Tensor, masks: Tensor) -> Tensor:
-    """IoU of each shot's predictions for all K supports with their masks, averaged over the supports: (B, K).
+def guidance_weights(found: Tensor, masks: Tensor) -> Tensor:
+    """How well each shot segments the K supports: (B, K).
 
-    In ``probability`` (B, K, K, H, W), [b, g, s] is the foreground probability of support s guided by shot g.
-    ``masks`` are (B, K, H, W) in {0, 1, 255}; 255 is not counted.
+    It is the mean of the IoUs of object and background, averaged over the supports. In ``found``
+    (B, K, K, H, W) bool, [b, g, s] is where shot g sees the object in support s; ``masks`` are (B, K, H, W)
+    in {0, 1, 255}, and 255 is not counted.
     """
     valid, truth = (masks != 255)[:, None], (masks == 1)[:, None]
-    predicted = (probability > 0.5) & valid
-    intersection = (predicted & truth).sum(dim=(3, 4))
-    union = (predicted | truth).sum(dim=(3, 4)).clamp(min=1)
-    return (intersection / union).mean(dim=2)
+    ious = []
+    for predicted, true in ((found & valid, truth), (~found & valid, ~truth & valid)):
+        union = (predicted | true).sum(dim=(3, 4)).clamp(min=1)
+        ious.append((predicted & true).sum(dim=(3, 4)) / union)
+    return torch.stack(ious).mean(dim=(0, 3))
 
 
-# DCAMA, Table 4; of foreground probabilities.
-FUSIONS: dict[str, Callable[..., Tensor]] = {
-    "vote": vote,
-    "average": average,
-    "normalized_vote": normalized_vote,
-    "cross_guided": cross_guided,
-}
+# TEST.KSHOT: DCAMA, Table 4; DPCN, Sec. 4.3.
+VOTES: dict[str, Callable[[Tensor], Tensor]] = {"vote": vote, "normalized_vote": normalized_vote}
+POOLS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {"average": mean_log_probability, "or": either}
+CROSS_GUIDED = "cross_guided"
+FUSIONS = (*VOTES, *POOLS, CROSS_GUIDED)
 
 
 class MultiScaleSegmentor(nn.Module):

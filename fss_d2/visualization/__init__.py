@@ -5,9 +5,8 @@ from .figures import (
     activation_figure,
     aggregated_figure,
     agnostic_figure,
+    alignment_figure,
     attention_figure,
-    embed_tsne,
-    tsne_figure,
 )
 from .panels import (
     attention_panel,
@@ -16,6 +15,7 @@ from .panels import (
     prediction_panel,
     save_episode_panel,
 )
+from .plots import embed_tsne, line_figure, tsne_figure
 from .proposals import proposal_grid, proposal_panel
 from .tiles import (
     IGNORE_COLOR,
@@ -29,7 +29,8 @@ from .tiles import (
 )
 
 __all__ = ["IGNORE_COLOR", "PREDICTION_COLOR", "SUBTRACTED_COLOR", "SUPPORT_COLOR", "TRUTH_COLOR"]
-__all__ += ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure"]
+__all__ += ["activation_figure", "aggregated_figure", "agnostic_figure", "alignment_figure"]
+__all__ += ["attention_figure", "line_figure"]
 __all__ += ["attention_panel", "class_color", "class_css", "class_map_png", "draw_mask", "embed_tsne"]
 __all__ += [
     "episode_panel",

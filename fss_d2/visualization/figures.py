@@ -8,33 +8,17 @@ they raise ValueError if the method gives no such maps.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from fss_d2.soft_masks import resize
+from fss_d2.soft_masks import otsu_mask, resize
 
 from .panels import attention_panel, episode_panel, query_in_score_frame
 from .tiles import draw_tile, heat_map, picture_grid, picture_row
 
-__all__ = ["activation_figure", "aggregated_figure", "agnostic_figure", "attention_figure", "embed_tsne"]
-__all__ += ["otsu_mask", "tsne_figure"]
-
-_LEGEND_LINE = 20  # pixels of the legend's height for each entry
-_MARKERS = {"support": "^", "query": "o"}
-
-
-def otsu_mask(values: np.ndarray) -> np.ndarray:
-    """Where a map (H, W) exceeds Otsu's threshold, bool; nowhere if it is constant."""
-    span = values.max() - values.min()
-    if span <= 0:
-        return np.zeros(values.shape, bool)
-    levels = (255 * (values - values.min()) / span).astype(np.uint8)
-    return cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1].astype(bool)
+__all__ = ["activation_figure", "aggregated_figure", "agnostic_figure", "alignment_figure"]
+__all__ += ["attention_figure"]
 
 
 def attention_figure(
@@ -121,55 +105,44 @@ def agnostic_figure(
     return picture_row([panel, *_heat_tiles(query_in_score_frame(inputs), maps, height, stretch=True)])
 
 
-def embed_tsne(features: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE of unit vectors (van der Maaten and Hinton, 2008), by scikit-learn.
-
-    Args:
-        features: (N, C), N >= 4; scaled to unit length first.
-        perplexity: roughly the number of neighbours of a point; at most (N - 1) / 3 is used.
-
-    Returns:
-        (N, 2) float32.
-    """
-    if len(features) < 4:
-        raise ValueError(f"t-SNE of {len(features)} points: give at least 4, as 2 episodes have")
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ValueError("t-SNE needs the package scikit-learn: pip install -e '.[figures]'") from error
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
-    perplexity = min(perplexity, (len(unit) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
-
-
-def tsne_figure(
-    points: np.ndarray, labels: Sequence[str], roles: Sequence[str], *, side: int = 768
+def alignment_figure(
+    inputs: Mapping[str, Any],
+    seen: Mapping[str, Sequence[tuple[Tensor, Tensor]]],
+    *,
+    class_name: str | None = None,
+    height: int = 192,
 ) -> np.ndarray:
-    """Scatter points, one colour per class (after DCAMA, Fig. S6): triangles are supports, circles queries.
+    """What self-alignment does to the channels of query and supports (MM-Former, Fig. 5).
+
+    A row for each image. Of each level it has the mean over the channels; an important channel, which gets
+    the largest weight; and an outlier, the channel whose strongest response is farthest above what its weight
+    says. Both are drawn after they were weighted, on the scale that they had before.
 
     Args:
-        points: (N, 2).
-        labels: N class names.
-        roles: N of "support" and "query".
-        side: of the square picture, pixels.
+        seen: level -> features (C, h, w) and channel weights (C,), of the query and then of each support.
     """
-    if not len(points) == len(labels) == len(roles) or set(roles) - set(_MARKERS):
-        counts = f"{len(points)} points, {len(labels)} labels, {len(roles)} roles {sorted(set(roles))}"
-        raise ValueError(f"{counts}: give each point a label and one of {', '.join(_MARKERS)}")
-    figure = Figure(figsize=(side / 96, side / 96), dpi=96, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(xticks=[], yticks=[])
-    names, kinds = np.asarray(labels), np.asarray(roles)
-    for number, name in enumerate(sorted(set(labels))):
-        color = colormaps["tab20"](number % 20)
-        axes.scatter([], [], marker="s", color=color, label=name)
-        for role, marker in _MARKERS.items():
-            axes.scatter(*points[(names == name) & (kinds == role)].T, marker=marker, color=color)
-    for role, marker in _MARKERS.items():
-        axes.scatter([], [], marker=marker, color="black", label=role)
-    columns = -(-(len(set(labels)) + len(_MARKERS)) * _LEGEND_LINE // side)
-    figure.legend(loc="outside right upper", fontsize="small", ncols=columns)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])
+    rows = []
+    images = [inputs["image"], *(support["image"] for support in inputs["support"])]
+    for number, image in enumerate(images):
+        picture = np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)).astype(np.uint8)
+        name = f"support {number}" if number else f"query: {class_name}" if class_name else "query"
+        tiles = [draw_tile(name, picture, height)]
+        for level, pairs in seen.items():
+            features, weights = (t.detach().float().cpu() for t in pairs[number])
+            peaks = features.amax(dim=(1, 2))
+            agreement = weights.clamp(1e-6, 1 - 1e-6).logit()
+            chosen = {"important": int(weights.argmax()), "outlier": int((peaks - agreement).argmax())}
+            mean = features.mean(dim=0)
+            maps = [(f"{level}: mean", mean, float(mean.min()), float(mean.max()))]
+            for kind, channel in chosen.items():
+                one, weight = features[channel], float(weights[channel])
+                caption = f"{level}: {kind} {channel}, {weight:.2f}"
+                maps.append((caption, one * weight, float(one.min()), float(one.max())))
+            for caption, values, low, high in maps:
+                shown = resize(values[None, None], picture.shape[:2])[0, 0].numpy()
+                tiles.append(draw_tile(caption, heat_map(picture, shown, low, high), height))
+        rows.append(picture_row(tiles))
+    return picture_grid(rows)
 
 
 def _activations(output: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -64,7 +64,10 @@ def test_wrong_names(names: tuple[str, ...]) -> None:
 
 
 def test_what_a_model_can_be_judged_by() -> None:
-    check_evaluators(_cfg(*EVALUATORS), _Proposing())
+    check_evaluators(_cfg(*(name for name in EVALUATORS if name != "aggregated")), _Proposing())
+    check_evaluators(_cfg("few_shot_seg", "aggregated"), make_model("DCAMA"))
+    with pytest.raises(ValueError, match="Some gives nothing for aggregated"):
+        check_evaluators(_cfg("aggregated"), _Proposing())
     prototype = make_model("Prototype")
     check_evaluators(_cfg("few_shot_seg"), prototype)
     with pytest.raises(

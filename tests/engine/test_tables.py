@@ -161,7 +161,7 @@ def test_missing_files_are_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("{MODEL.DCAMA.KSHOTS: vote}", "no config key MODEL.DCAMA.KSHOTS; did you mean MODEL.DCAMA.KSHOT"),
+        ("{TEST.KSHOTS: vote}", "no config key TEST.KSHOTS; did you mean TEST.KSHOT"),
         ("{SOLVER.MAX_ITER: many}", "SOLVER.MAX_ITER takes a whole number, not 'many'"),
     ],
 )

@@ -32,7 +32,6 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "SUPPORT_BACKGROUND": (False,),
         "REGION_PIXELS": (4,),
         "REGION_MEANS": (True,),
-        "KSHOT": ("average",),
         "NUM_HEADS": (4,),
         "PROJECTION": ("cosine",),
         "TEMPERATURE": (0.5, "MODEL.DCAMA.PROJECTION", "cosine"),

@@ -284,3 +284,18 @@ def test_each_method_has_its_own_size_and_help_lists_them(
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     assert "384" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="other systems count from getrusage")
+def test_the_peak_of_a_large_parent_is_not_that_of_its_child() -> None:
+    """Linux hands the peak of getrusage on to started processes; a child of 400 MiB still adds its own."""
+    child = "import sys; sys.path.insert(0, 'tools')\nfrom benchmarks.measure import added_peak_mib\n"
+    child += "print(added_peak_mib(lambda: bytearray(64 * 2**20), 'cpu'))"
+    parent = (
+        f"import subprocess, sys; large = bytearray(1200 * 2**20)\nrun = [sys.executable, '-c', {child!r}]\n"
+    )
+    parent += "print(subprocess.run(run, capture_output=True, text=True, check=True).stdout)"
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert float(done.stdout) == pytest.approx(64, abs=8)

@@ -31,9 +31,9 @@ def run(folder: Path, dataset: str, *words: str) -> list[str]:
 
 
 def test_fitted_numbers_tell_the_classes_apart(
-    one_class_each: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_colours: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = run(tmp_path, one_class_each, "--episodes", "12", "--shots", "1", "2")
+    keys = run(tmp_path, some_colours, "--episodes", "12", "--shots", "1", "2")
     found = re.search(r"(\d+) queries: AUC ([\d.]+) %, calibration error ([\d.]+) %", capsys.readouterr().out)
     assert found and int(found[1]) == 48 and float(found[2]) > 99 and float(found[3]) < 5
     state = torch.load(tmp_path / "fitted.pth", weights_only=True)["model"]
@@ -48,7 +48,7 @@ def test_fitted_numbers_tell_the_classes_apart(
 
     from fss_d2.data.images import read_image
 
-    records = DatasetCatalog.get(one_class_each)
+    records = DatasetCatalog.get(some_colours)
     images = [torch.from_numpy(read_image(r["file_name"])[0].copy()).permute(2, 0, 1) for r in records]
     red, blue = ([i for i, r in enumerate(records) if r["classes"] == [c]] for c in (0, 1))
     mask = (images[red[0]][0] > 200).to(torch.uint8)
@@ -60,7 +60,7 @@ def test_fitted_numbers_tell_the_classes_apart(
     assert shown > 0.9 and absent < 0.1
 
 
-def test_pictures_that_all_show_the_class_are_refused(two_classes: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{two_classes}: each picture shows each class, so there are no"):
-        run(tmp_path, two_classes, "--episodes", "4")
+def test_pictures_that_all_show_the_class_are_refused(both_colours: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{both_colours}: each picture shows each class, so there are no"):
+        run(tmp_path, both_colours, "--episodes", "4")
     assert not (tmp_path / "fitted.pth").exists()

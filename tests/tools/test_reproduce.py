@@ -20,14 +20,14 @@ Table 1:
   config: {GLYPHS}
   rows:
     ours: {{}}
-    the same: {{set: {{MODEL.DCAMA.KSHOT: one_pass}}}}
+    the same: {{set: {{TEST.KSHOT: own}}}}
     other: {{set: {{MODEL.DCAMA.DROPOUT: 0.5, SOLVER.MAX_ITER: 2}}, paper: {{1-shot: 40}}}}
     theirs: {{config: null, paper: {{1-shot: 50}}}}
 Table 2:
   config: {GLYPHS}
   test: True
   rows:
-    votes: {{set: {{MODEL.DCAMA.KSHOT: vote}}, folds: [0, 1]}}
+    votes: {{set: {{TEST.KSHOT: vote}}, folds: [0, 1]}}
     wide: {{set: {{MODEL.DCAMA.DROPOUT: 0.25, TEST.REGION_WISE: True}}}}
     ours: {{}}
 Table 3:

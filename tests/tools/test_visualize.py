@@ -1,6 +1,7 @@
 """The tool that draws: episodes, proposals and the papers' figures; which method has which."""
 
 import importlib.util
+import json
 import os
 import runpy
 import subprocess
@@ -14,9 +15,11 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from fss_d2.config import load_config
-from fss_d2.engine.drawing import FIGURES, object_features
+from fss_d2.data.build import build_test_episodes
+from fss_d2.engine.drawing import FIGURES, draw_curves, pixel_features
 from fss_d2.engine.trainer import Trainer
-from tests.modeling.episodes import TINY
+from fss_d2.modeling.layers.alignment import self_alignment
+from tests.modeling.episodes import TINY, make_episode
 from tests.modeling.fake_backbone import register_fake_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,29 +128,106 @@ def test_attention_has_a_row_for_object_and_background(tmp_path: Path, dataset: 
 
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="t-SNE needs the extra 'figures'")
 def test_tsne_is_one_picture(tmp_path: Path, dataset: str) -> None:
-    out = _draw("tsne", "Prototype", tmp_path, dataset, "--shots", "2")
+    out = _draw("tsne", "DCAMA", tmp_path, dataset, "--shots", "2")
     assert _files(out) == ["tsne.png"]
-    assert Image.open(out / "tsne.png").size == (256, 256)
+    assert Image.open(out / "tsne.png").size == (2 * 128, 128 + 40)  # backbone, penultimate layer
 
 
-def test_object_features_are_means_over_the_object() -> None:
-    """The fake backbone's cells see only themselves: a flat object gives one feature on any background."""
-    model = Trainer.build_model(_config("Prototype", "MODEL.PROTOTYPE.IN_FEATURES", "('res2',)")).eval()
-    mask = torch.zeros(64, 64, dtype=torch.uint8)
-    mask[16:48, 32:48] = 1
-    flat = torch.full((3, 64, 64), 200, dtype=torch.uint8)
-    noisy = torch.where(mask == 1, flat, torch.randint(0, 256, flat.shape, dtype=torch.uint8))
-    episode = {"image": noisy, "sem_seg": mask, "support": [{"image": flat, "mask": mask}]}
-    query, support = object_features(model, episode)
-    torch.testing.assert_close(query, support)
+@pytest.mark.parametrize("method", ["DCAMA", "PFENet", "DPCN", "JC2A", "DANet", "DenseCorrelation"])
+def test_penultimate_features_are_what_the_scores_are_made_of(method: str) -> None:
+    """They have the channels that the last layer reads; the backbone's are the cells that hold the points."""
+    words = ("MODEL.DENSE_CORRELATION.CLASS_WEIGHT", "0.0")
+    model = Trainer.build_model(_config(method, *words)).eval()
+    episode = make_episode(0, size=(64, 64))
+    points = [(0.1, 0.3), (0.5, 0.5), (0.9, 0.7)]
+    found = pixel_features(model, episode, points)
+    deepest, last = found.values()
+    name = [n for n in model.backbone.available if n in model.backbone.selected][-1]
+    assert list(found) == [f"backbone ({name})", "penultimate layer"]
+    assert deepest.shape == (3, model.backbone.available[name].channels)
+    layer = model.get_submodule(model.score_layer)
+    assert last.shape == (3, layer.in_channels) and layer.out_channels in (1, 2)
+    with torch.no_grad():
+        whole = model.extract(model.normalise(episode["image"][None]))[name][0]
+    side = whole.shape[-1]
+    expected = whole[:, [int(y * side) for y, _ in points], [int(x * side) for _, x in points]].T.numpy()
+    np.testing.assert_array_equal(deepest, expected)
+
+
+def test_self_alignment_has_a_row_for_each_image(tmp_path: Path, dataset: str) -> None:
+    out = _draw("alignment", "MMFormer", tmp_path, dataset, "--shots", "2")
+    picture = Image.open(out / "0000.png")
+    # Query and two supports; the picture, and three maps of each of three levels.
+    assert picture.size == (10 * 64 + 9 * _GAP, 3 * (64 + _CAPTION) + 2 * _GAP)
+    with pytest.raises(ValueError, match=r"set MODEL\.MM_FORMER\.SELF_ALIGNMENT True"):
+        _draw("alignment", "MMFormer", tmp_path, dataset, "MODEL.MM_FORMER.SELF_ALIGNMENT", "False")
+
+
+def test_what_self_alignment_saw_is_what_is_drawn() -> None:
+    model = Trainer.build_model(_config("MMFormer")).eval()
+    image = make_episode(0, size=(64, 64))["image"]
+    seen = model.channel_weights(image[None])
+    with torch.no_grad():
+        maps = model.extract(model.normalise(image[None]))
+    for level, (features, weights) in seen.items():
+        torch.testing.assert_close(features, maps[level])
+        aligned = features * weights[:, :, None, None]
+        torch.testing.assert_close(aligned, self_alignment(maps[level]))
+
+
+def test_robustness_shows_supports_of_another_class_below(tmp_path: Path, two_classes: str) -> None:
+    out = _draw("robustness", "Prototype", tmp_path, two_classes)
+    assert len(_files(out)) == 3
+    picture = np.asarray(Image.open(out / _files(out)[0]))
+    row, support, tile = 64 + _CAPTION + _GAP, 64, _TILE[0] + _GAP
+    assert picture.shape[0] + _GAP == 2 * row
+    own, foreign = picture[_CAPTION : row - _GAP], picture[row + _CAPTION :]
+    assert (own[:, :support] != foreign[:, :support]).any()
+    query, truth = (slice(support + _GAP + n * tile, support + _GAP + (n + 1) * tile - _GAP) for n in (0, 2))
+    for same in (query, truth):
+        assert np.array_equal(own[:, same], foreign[:, same])
+
+
+def test_episodes_of_one_class(tmp_path: Path, two_classes: str) -> None:
+    out = tmp_path / "pictures"
+    argv = ["--dataset", two_classes, "--output", str(out), "--height", "64", "DATALOADER.NUM_WORKERS", "0"]
+    _tool["main"]([*argv, "--class", "right", "--num", "2"])
+    episodes = build_test_episodes(_config("Prototype"), two_classes, 1)
+    own = [f"{e.index:04d}.png" for e in episodes if e.class_id == 1][:2]
+    assert _files(out) == [*own, "grid.png"]
+    with pytest.raises(ValueError, match="there is no class 'unicorn': choose from left, right"):
+        _tool["main"]([*argv, "--class", "unicorn"])
+
+
+def test_curves_of_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, scores in (("one", (10.0, 20.0)), ("two", (5.0, 30.0))):
+        (tmp_path / run).mkdir()
+        lines = [
+            {"iteration": 9 + 10 * i, "periodic/x_fold0_val/1shot/few_shot_seg/mIoU": score, "loss": 1.0}
+            for i, score in enumerate(scores)
+        ]
+        text = "\n".join(json.dumps(line) for line in [{"iteration": 0, "loss": 2.0}, *lines])
+        (tmp_path / run / "metrics.json").write_text(text + "\n")
+    runs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    _tool["main"](["--figure", "curves", "--runs", *runs, "--output", str(tmp_path / "out")])
+    assert _files(tmp_path / "out") == ["curves.png"]
+    assert Image.open(tmp_path / "out" / "curves.png").size == (2 * 512, 384 + 20)
+    with pytest.raises(ValueError, match=r"metrics\.json does not exist: name the OUTPUT_DIR of a training"):
+        draw_curves([tmp_path], tmp_path / "out")
+    (tmp_path / "metrics.json").write_text('{"iteration": 0, "loss": 2.0}\n')
+    with pytest.raises(ValueError, match=r"no periodic evaluation: train with TEST\.EVAL_PERIOD above 0"):
+        draw_curves([tmp_path], tmp_path / "out")
+    with pytest.raises(SystemExit):
+        _tool["main"](["--figure", "curves", "--output", str(tmp_path)])
+    assert "--figure curves needs --runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("figure", "method", "known"),
     [
-        ("attention", "Prototype", "choose from tsne"),
-        ("agnostic", "DCAMA", "choose from attention, aggregated, tsne"),
-        ("aggregated", "DPCN", "choose from activation, tsne"),
+        ("attention", "Prototype", "choose from robustness"),
+        ("agnostic", "DCAMA", "choose from attention, aggregated, robustness"),
+        ("aggregated", "DPCN", "choose from activation, robustness"),
     ],
 )
 def test_a_method_without_the_figure_says_which_it_has(
@@ -162,6 +242,7 @@ def test_a_method_without_the_figure_says_which_it_has(
     ("figure", "method", "message"),
     [
         ("tsne", "PotentialObjectsSegmenter", "reads no supports"),
+        ("tsne", "Prototype", "no figure 'tsne': no layer of it makes scores"),
         ("proposals", "Prototype", "Prototype makes no proposals; choose a config of MMFormer or"),
     ],
 )

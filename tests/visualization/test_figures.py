@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fss_d2.modeling.layers.alignment import channel_weights
 from fss_d2.visualization.figures import (
     activation_figure,
     aggregated_figure,
     agnostic_figure,
+    alignment_figure,
     attention_figure,
-    embed_tsne,
-    otsu_mask,
-    tsne_figure,
 )
 from fss_d2.visualization.tiles import heat_map
 
@@ -61,12 +60,6 @@ def test_heat_map_blends_the_two_ends_and_clips() -> None:
     np.testing.assert_allclose(drawn[0], expected, atol=1)
     assert (image == 90).all()
     assert (heat_map(image, np.zeros((1, 4)), 0.0, 0.0) == drawn[:, :1]).all()  # a constant map is dark
-
-
-def test_otsu_parts_two_heaps() -> None:
-    values = np.array([[0.1, 0.12, 0.13, 0.8], [0.11, 0.79, 0.82, 0.1]])
-    assert (otsu_mask(values) == (values > 0.5)).all()
-    assert not otsu_mask(np.full((3, 3), 0.7)).any()
 
 
 def test_aggregated_masks_are_the_mean_of_the_layers() -> None:
@@ -145,40 +138,19 @@ def test_attention_has_a_row_for_each_point_and_marks_it() -> None:
             assert tile[16, bright] > 2 * tile[16, 63 - bright]
 
 
-def test_tsne_keeps_groups_together() -> None:
-    pytest.importorskip("sklearn", reason="t-SNE needs the extra 'figures'")
-    rng = np.random.default_rng(0)
-    centres = np.eye(3, 16)
-    features = np.repeat(centres, 8, axis=0) + 0.02 * rng.normal(size=(24, 16))
-    lengths = rng.uniform(1, 9, size=(24, 1))
-    points = embed_tsne(features * lengths, perplexity=5)
-    assert points.shape == (24, 2)
-    assert np.array_equal(points, embed_tsne(features * lengths, perplexity=5))
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(24)
-    assert (distances.argmin(axis=1) // 8 == np.arange(24) // 8).all()
-
-
-def test_tsne_of_too_little_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 points: give at least 4"):
-        embed_tsne(np.ones((3, 5)))
-
-
-def test_scatter_draws_classes_in_colours() -> None:
-    points = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-    roles = ["query", "support", "query", "support"]
-    one = tsne_figure(points, ["a"] * 4, roles, side=192)
-    two = tsne_figure(points, ["a", "a", "b", "b"], roles, side=192)
-    assert one.shape == two.shape == (192, 192, 3) and one.dtype == np.uint8
-    blue, light = (31, 119, 180), (174, 199, 232)  # the first two of "tab20"
-    assert (one == blue).all(axis=2).any() and not (one == light).all(axis=2).any()
-    assert (two == blue).all(axis=2).any() and (two == light).all(axis=2).any()
-    with pytest.raises(ValueError, match=r"4 points, 3 labels.*support, query"):
-        tsne_figure(points, ["a"] * 3, roles)
-
-
-def test_a_legend_of_many_classes_stays_within_the_picture() -> None:
-    names = [f"class {number}" for number in range(80)]
-    points = np.stack([np.arange(80), np.zeros(80)], axis=1)
-    picture = tsne_figure(points, names, ["query"] * 80, side=768)
-    edge = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3)])
-    assert picture.shape == (768, 768, 3) and (edge == 255).all()
+def test_alignment_shows_mean_important_channel_and_outlier() -> None:
+    """Three channels: one that fires with the mean, one with a single peak elsewhere, one that is flat."""
+    features = torch.zeros(3, 8, 16)
+    features[0, :, 8:], features[1, 0, 0], features[2] = 4.0, 8.0, 0.1
+    weights = channel_weights(features[None])[0]
+    assert weights.argmax() == 0
+    pairs = [(features, weights)] * 2
+    picture = alignment_figure(_episode(), {"res4": pairs}, height=32)
+    assert picture.shape == (2 * ROW - 4, 4 * TILE - 4, 3)  # query and support; picture and three maps
+    for row in (0, 1):
+        mean, important, outlier = (_tile(picture, row, column).sum(axis=2) for column in (1, 2, 3))
+        assert mean[16, 60] > mean[16, 20] and important[16, 60] > important[16, 4]
+        assert outlier[0, 0] > outlier[16, 60] and outlier[16, 60] == outlier[16, 30]  # its only peak
+        # The important channel, 4 before, is shown as its share of 4: the weight.
+        grey, kept = np.full((1, 1, 3), 90, np.uint8), np.array([[float(weights[0])]])
+        np.testing.assert_allclose(_tile(picture, row, 2)[16, 60], heat_map(grey, kept)[0, 0], atol=1)

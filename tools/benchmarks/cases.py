@@ -245,7 +245,7 @@ def model(setting: Setting, *, training: bool = True) -> Report:
 def prepare_model(setting: Setting) -> Prepared:
     """The model of the config with random weights, and a batch of episodes of noise."""
     cfg = config_of(setting)
-    built = _build(cfg)
+    built = build(cfg)
     batch = [make_episode(setting.size, setting.shots) for _ in range(setting.batch)]
     with torch.no_grad():  # loads libraries, which are not memory of the run
         built.extract(torch.rand(1, 3, 64, 64, device=setting.device))
@@ -260,10 +260,12 @@ def prepare_model(setting: Setting) -> Prepared:
 
 def config_of(setting: Setting, *opts: str, device: str = "") -> CfgNode:
     """The config, without weights, on the device."""
-    return load_config(setting.config_file, [*NO_WEIGHTS, "MODEL.DEVICE", device or setting.device, *opts])
+    given = [*NO_WEIGHTS, "MODEL.DEVICE", device or setting.device, *setting.opts, *opts]
+    return load_config(setting.config_file, given)
 
 
-def _build(cfg: CfgNode) -> nn.Module:
+def build(cfg: CfgNode) -> nn.Module:
+    """The model with random weights, in evaluation mode."""
     built = Trainer.build_model(cfg).eval()
     if (knowledge := getattr(built, "knowledge", None)) is not None:
         knowledge.fill(torch.rand_like(knowledge.prototypes))
@@ -317,7 +319,7 @@ def prepare_predictor(setting: Setting) -> Prepared:
     size = (setting.size, setting.size)
     cfg = config_of(setting, "TEST.REFINEMENT", "", "INPUT.FEW_SHOT_SIZE", size)
     views = cfg.FEW_SHOT.TEST.SUPPORT_VIEWS
-    predict = FewShotPredictor(_build(cfg), [build_resize(cfg)], support_views=views)
+    predict = FewShotPredictor(build(cfg), [build_resize(cfg)], support_views=views)
     *images, query = np.random.default_rng(0).integers(0, 256, (setting.shots + 1, *size, 3), np.uint8)
     masks = [np.pad(np.ones((setting.size // 2,) * 2, bool), setting.size // 4)] * setting.shots
 

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.benchmark import timer  # waits for the GPU, if there is one
+
+_STATUS = Path("/proc/self/status")  # of Linux
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Setting:
     repeats: int
     backbone: str = "resnet50"
     config_file: str = ""
+    opts: tuple[str, ...] = ()  # config keys and values in turn
     shots: int = 1
     batch: int = 1
 
@@ -107,6 +111,8 @@ def added_peak_mib(run: Callable[[], object], device: str) -> float:
 def _peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if _STATUS.is_file():  # the peak of getrusage is at least that of the process that started this one
+        return 1024 * int(_STATUS.read_text().partition("VmHWM:")[2].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

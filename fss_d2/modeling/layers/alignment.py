@@ -15,17 +15,20 @@ Maps = tuple[Tensor, Tensor]  # features and position codes
 
 
 def self_alignment(features: Tensor) -> Tensor:
-    """Weight each channel of (B, C, h, w) by its agreement with the mean channel (MM-Former, Sec. 2.3).
+    """Weight each channel of (B, C, h, w) by its agreement with the mean channel (MM-Former, Sec. 2.3)."""
+    return features * channel_weights(features)[:, :, None, None].to(features.dtype)
 
-    ``F * sigmoid(F a^T)``, where ``a`` is the softmax over the pixels of the mean over the channels. Softmax
-    and sigmoid are from the reference code. Nothing is learned and images do not interact. The weights are
-    computed in float32, also under autocast.
+
+def channel_weights(features: Tensor) -> Tensor:
+    """The weights (B, C) of self-alignment for features (B, C, h, w), in float32 also under autocast.
+
+    ``sigmoid(F a^T)``, where ``a`` is the softmax over the pixels of the mean over the channels. Softmax and
+    sigmoid are from the reference code. Nothing is learned and images do not interact.
     """
     with torch.autocast(features.device.type, enabled=False):
         maps = features.flatten(2).float()  # (B, C, h*w)
         attention = maps.mean(dim=1).softmax(dim=1)  # (B, h*w)
-        weights = torch.einsum("bcp,bp->bc", maps, attention).sigmoid()
-    return features * weights[:, :, None, None].to(features.dtype)
+        return torch.einsum("bcp,bp->bc", maps, attention).sigmoid()
 
 
 def memory_size(size: Sequence[int], side: int) -> tuple[int, int]:

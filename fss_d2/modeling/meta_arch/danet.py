@@ -86,6 +86,8 @@ class DANet(FewShotSegmentor):
     are resized to the query's size (bilinear, corners aligned) if they differ from it.
     """
 
+    score_layer = "classifier.4"
+
     @configurable
     def __init__(
         self,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
-from fss_d2.modeling.fusion import FUSIONS, guidance_weights
 from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -29,7 +28,6 @@ from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
 __all__ = ["DCAMA", "DCAMAHead"]
 
-STRATEGIES = ("one_pass", *FUSIONS)
 NORM_GROUPS = 4  # of the convolutions on masks, see `conv_stack`
 AGNOSTIC = "agnostic"  # the name of the class-agnostic map among the maps
 
@@ -45,8 +43,6 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DCAMA.REGION_PIXELS = 0  # Table S5 (b): pixels of each region kept; 0 keeps all
     # Aggregate each layer once more, over the mean tokens of object and background (not in the paper).
     cfg.MODEL.DCAMA.REGION_MEANS = False
-    # Table 4: "one_pass", "vote", "average", "normalized_vote" (HSNet), "cross_guided" (SCL).
-    cfg.MODEL.DCAMA.KSHOT = "one_pass"
     cfg.MODEL.DCAMA.NUM_HEADS = 8
     # "linear": learned query and key projections; "cosine": none, unit vectors over a temperature.
     cfg.MODEL.DCAMA.PROJECTION = "linear"
@@ -65,28 +61,21 @@ def add_keys(cfg: CfgNode) -> None:
 
 @dataclass(frozen=True)
 class ShotEncoding(Encoding):
-    """Of each support. The last two are for cross-guided fusion, in which each support is also a query."""
+    """Of each support."""
 
     keys: dict[str, Tensor]  # block -> (B, K, h*w, C) projected tokens
     masks: dict[str, Tensor]  # level -> (B, K, h, w), the mask at the level's size
     skips: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, K, C, h, w), for the mixer
-    as_query: dict[str, Tensor] = field(default_factory=dict)  # as `QueryEncoding.maps`, (B, K, ...)
-    labels: Tensor | None = None  # (B, K, H, W) masks in {0, 1, 255}
 
 
 @dataclass(frozen=True)
 class JoinedSupports(Encoding):
-    """Supports of S passes: S = 1 with "one_pass", else one per support."""
+    """Of each episode, the supports taken together."""
 
-    keys: dict[str, Tensor]  # block -> (B, S, N, C) tokens
-    masks: dict[str, Tensor]  # level -> (B, S, K/S, h, w); of n region pixels (B, S, 1, 1, 2n), and N is 2n
-    skips: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, S, C, h, w), maximum over a pass
-    means: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, S, 2, C): object, background
-    weights: Tensor | None = None  # (B, K), of cross-guided fusion
-
-    def of_pass(self, index: int) -> "JoinedSupports":
-        """The slice [:, index] of every tensor but the weights."""
-        return replace(self, weights=None).map(lambda t: t[:, index])
+    keys: dict[str, Tensor]  # block -> (B, N, C) tokens
+    masks: dict[str, Tensor]  # level -> (B, K, h, w); of n pixels of each region (B, 1, 1, 2n), and N is 2n
+    skips: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, C, h, w), maximum over the supports
+    means: dict[str, Tensor] = field(default_factory=dict)  # block -> (B, 2, C): object, background
 
 
 @dataclass(frozen=True)
@@ -158,26 +147,20 @@ class DCAMAHead(nn.Module):
         skips = self.skips if self.skip_support else ()
         return ShotEncoding(keys, at_level, {name: features[name].unflatten(0, shape) for name in skips})
 
-    def join(self, shots: ShotEncoding, *, together: bool = True) -> JoinedSupports:
-        """Prepare the K supports for the passes.
-
-        With ``together`` for one pass over the tokens of all supports, with the largest of their skip
-        features (Sec. 3.3); otherwise for one pass per support.
-        """
-        masks = {n: m[:, None] if together else m[:, :, None] for n, m in shots.masks.items()}
-        keys = {n: k.flatten(1, 2)[:, None] if together else k for n, k in shots.keys.items()}
-        skips = {n: s.amax(dim=1, keepdim=True) if together else s for n, s in shots.skips.items()}
+    def join(self, shots: ShotEncoding) -> JoinedSupports:
+        """Take the tokens of all supports together, with the largest of their skip features (Sec. 3.3)."""
+        masks = dict(shots.masks)
+        keys = {n: k.flatten(1, 2) for n, k in shots.keys.items()}
+        skips = {n: s.amax(dim=1) for n, s in shots.skips.items()}
         means: dict[str, Tensor] = {}
         for level, blocks in self.blocks.items():
-            values = masks[level].flatten(2)  # (B, S, N)
+            values = masks[level].flatten(1)  # (B, N)
             if self.region_pixels:
-                chosen = balanced_regions(values.flatten(0, 1), self.region_pixels)
-                chosen = chosen.view(*values.shape[:2], -1)
-                values = values.gather(2, chosen)
-                masks[level] = values[:, :, None, None]
+                chosen = balanced_regions(values, self.region_pixels)
+                values = values.gather(1, chosen)
+                masks[level] = values[:, None, None]
                 for name in blocks:
-                    index = chosen[..., None].expand(-1, -1, -1, keys[name].shape[3])
-                    keys[name] = keys[name].gather(2, index)
+                    keys[name] = keys[name].gather(1, chosen[..., None].expand(-1, -1, keys[name].shape[2]))
             for name in blocks if self.region_means else ():
                 means[name] = self.attention[level].region_means(keys[name], values)
         return JoinedSupports(keys, masks, skips, means)
@@ -193,7 +176,7 @@ class DCAMAHead(nn.Module):
     def forward(
         self, query: QueryEncoding, support: JoinedSupports, size: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Segment B queries of ``size`` (H, W) with one slice `JoinedSupports.of_pass`.
+        """Segment B queries of ``size`` (H, W).
 
         Query tokens that are missing are projected here, block by block. Returns logits (B, 2, H, W), and
         level -> (B, layers, h, w) the aggregated masks.
@@ -249,7 +232,7 @@ class DCAMAHead(nn.Module):
     ) -> Tensor:
         """Where in the supports one query pixel looks: mean over levels, layers and heads (Fig. S5).
 
-        See `DCAMA.attention_map`; returns (B, K/S, height, width). Raises ValueError if only some support
+        See `DCAMA.attention_map`; returns (B, K, height, width). Raises ValueError if only some support
         pixels were kept, so that there is no map.
         """
         if self.region_pixels:
@@ -258,7 +241,7 @@ class DCAMAHead(nn.Module):
             )
         maps = []
         for level, blocks in self.blocks.items():
-            grid = support.masks[level].shape[1:]  # (K/S, h, w)
+            grid = support.masks[level].shape[1:]  # (K, h, w)
             for name in blocks:
                 h, w = query.maps[name].shape[-2:]
                 pixel = int(point[0] * h) * w + int(point[1] * w)
@@ -279,6 +262,8 @@ class DCAMA(FewShotSegmentor):
     supports each may share a batch, and images need be neither square nor a multiple of 8.
     """
 
+    score_layer = "head.mixers.2.2"
+
     @configurable
     def __init__(
         self,
@@ -286,7 +271,6 @@ class DCAMA(FewShotSegmentor):
         backbone: FeatureBackbone,  # its blocks are `FeatureBackbone.blocks(level)`
         attention_levels: Sequence[str] = ("res3", "res4", "res5"),  # all their blocks, fine to coarse
         skip_levels: Sequence[str] = ("res2", "res3"),  # their last blocks, fine to coarse
-        kshot: str = "one_pass",  # or one of `FUSIONS`, at inference, of K one-shot predictions
         head: Mapping[str, Any] | None = None,  # further arguments of `DCAMAHead`
         knowledge: BaseKnowledge | None = None,  # its map is joined to the mixer's input
         ignore_as_background: bool = True,
@@ -294,12 +278,11 @@ class DCAMA(FewShotSegmentor):
     ) -> None:
         """See also the keys of MODEL.DCAMA above.
 
-        Raises ValueError for an unknown strategy, KeyError for a level that the backbone lacks.
+        Raises KeyError for a level that the backbone lacks.
         """
         options = options or SegmentorOptions()
         options = replace(options, align_corners=True, ignore_as_background=ignore_as_background)
         super().__init__(backbone, options)
-        self.kshot = choose("kshot", kshot, STRATEGIES)
         blocks = {level: backbone.blocks(level) for level in attention_levels}
         skips = [backbone.blocks(level)[-1] for level in skip_levels]
         channels = {name: spec.channels for name, spec in backbone.available.items()}
@@ -326,7 +309,6 @@ class DCAMA(FewShotSegmentor):
             "knowledge": build_base_knowledge(cfg, backbone) if c.CKMM else None,
             "attention_levels": levels,
             "skip_levels": skips,
-            "kshot": choose("MODEL.DCAMA.KSHOT", c.KSHOT, STRATEGIES),
             "head": {
                 "skip_support": c.SKIP_SUPPORT,
                 "support_background": c.SUPPORT_BACKGROUND,
@@ -340,27 +322,10 @@ class DCAMA(FewShotSegmentor):
         }
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
-        encoded = self.head.encode(features, (masks == 1).float())
-        if self.kshot != "cross_guided":
-            return encoded
-        maps = self._query_maps(features).items()
-        return replace(encoded, as_query={n: m.unflatten(0, masks.shape[:2]) for n, m in maps}, labels=masks)
+        return self.head.encode(features, (masks == 1).float())
 
     def _join(self, encoded: ShotEncoding) -> JoinedSupports:
-        joined = self.head.join(encoded, together=self.kshot == "one_pass")
-        if encoded.labels is None:
-            return joined
-        return replace(joined, weights=self._guidance(encoded, joined, encoded.labels))
-
-    def _guidance(self, shots: ShotEncoding, joined: JoinedSupports, labels: Tensor) -> Tensor:
-        """Segment every support with every support: the weights (B, K) of cross-guided averaging."""
-        K, size = labels.shape[1], labels.shape[-2:]
-        guided = []
-        for index in range(K):
-            query = self._query({name: maps[:, index] for name, maps in shots.as_query.items()})
-            logits = [self.head(query, joined.of_pass(shot), size)[0] for shot in range(K)]
-            guided.append(torch.stack([_foreground(x) for x in logits], dim=1))  # (B, K, H, W)
-        return guidance_weights(torch.stack(guided, dim=2), labels)
+        return self.head.join(encoded)
 
     def _encode_negatives(self, features: Maps, masks: Tensor) -> ShotEncoding:
         """Tokens of the region; those outside of it are replaced by the region's mean."""
@@ -375,16 +340,15 @@ class DCAMA(FewShotSegmentor):
         return replace(encoded, keys=keys, skips={})
 
     def _add_negatives(self, joined: JoinedSupports, negatives: ShotEncoding) -> JoinedSupports:
-        """Their tokens join those of each pass as background."""
-        passes = next(iter(joined.keys.values())).shape[1]
+        """Their tokens join those of the supports as background."""
         keys, masks = {}, {}
         for level, blocks in self.head.blocks.items():
-            values = joined.masks[level].flatten(2)  # (B, S, tokens)
+            values = joined.masks[level].flatten(1)  # (B, N)
             for name in blocks:
-                further = negatives.keys[name].flatten(1, 2)[:, None].expand(-1, passes, -1, -1)
-                keys[name] = torch.cat([joined.keys[name], further], dim=2)
-            nothing = values.new_zeros(*values.shape[:2], further.shape[2])
-            masks[level] = torch.cat([values, nothing], dim=2)[:, :, None, None]  # (B, S, 1, 1, tokens)
+                further = negatives.keys[name].flatten(1, 2)
+                keys[name] = torch.cat([joined.keys[name], further], dim=1)
+            nothing = values.new_zeros(len(values), further.shape[1])
+            masks[level] = torch.cat([values, nothing], dim=1)[:, None, None]  # (B, 1, 1, tokens)
         return replace(joined, keys=keys, masks=masks)
 
     def _query_maps(self, features: Maps) -> dict[str, Tensor]:
@@ -401,28 +365,9 @@ class DCAMA(FewShotSegmentor):
         return self._query(self._query_maps(features))
 
     def _match(self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]) -> Output:
-        if self.kshot == "one_pass":
-            logits, aggregated = self.head(query, support.of_pass(0), size)
-        else:
-            logits, aggregated = self._fuse(query, support, size)
+        logits, aggregated = self.head(query, support, size)
         maps = {f"aggregated_{level}": masks for level, masks in aggregated.items()}
         return Output(logits, maps | {name: query.maps[name] for name in self.head.extras})
-
-    def _fuse(
-        self, query: QueryEncoding, support: JoinedSupports, size: tuple[int, int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Join K one-shot predictions; the softmax of the logits returned is the joint probability."""
-        K = next(iter(support.keys.values())).shape[1]
-        if self.training and K > 1:
-            raise RuntimeError(f"MODEL.DCAMA.KSHOT {self.kshot!r} is for inference: train with 'one_pass'")
-        shots = [self.head(query, support.of_pass(s), size) for s in range(K)]
-        aggregated = {level: torch.stack([a[level] for _, a in shots]).mean(dim=0) for level in shots[0][1]}
-        if K == 1:
-            return shots[0][0], aggregated
-        probability = torch.stack([_foreground(logits) for logits, _ in shots], dim=1)  # (B, K, H, W)
-        weights = [] if support.weights is None else [support.weights]
-        joint = FUSIONS[self.kshot](probability, *weights).clamp(1e-4, 1 - 1e-4)
-        return torch.stack([1 - joint, joint], dim=1).log(), aggregated
 
     @torch.no_grad()
     def attention_map(self, images: Tensor, support: SupportSet, point: tuple[float, float]) -> Tensor:
@@ -438,8 +383,8 @@ class DCAMA(FewShotSegmentor):
         """
         maps = self._query_maps(self.extract(self.normalise(images)))
         query = QueryEncoding(maps, self.head.query_tokens(maps))
-        joined, _ = self.with_negatives(support, None).for_queries(len(images))
-        passes = [joined.of_pass(s) for s in range(1 if self.kshot == "one_pass" else support.shots)]
+        plain = self.with_negatives(support, None).for_queries(len(images))
+        passes = plain.each() if self.fusion else [plain.joined]
         return torch.cat([self.head.attention_map(query, p, point, support.size) for p in passes], dim=1)
 
 
@@ -470,8 +415,3 @@ def _aggregation(c: CfgNode, backbone: FeatureBackbone, levels: Sequence[str]) -
         "dropout": share("MODEL.DCAMA.DROPOUT", c.DROPOUT),
         "fused": c.FUSED_ATTENTION,
     }
-
-
-def _foreground(logits: Tensor) -> Tensor:
-    """Foreground probability: (B, 2, H, W) to (B, H, W)."""
-    return logits.softmax(dim=1)[:, 1]

@@ -117,6 +117,8 @@ class DenseCorrelation(FewShotSegmentor):
     they train the presence, and the mask to stay empty.
     """
 
+    score_layer = "decoder.logit"
+
     @configurable
     def __init__(
         self,

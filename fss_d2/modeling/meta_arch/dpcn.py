@@ -230,6 +230,7 @@ class DPCN(FewShotSegmentor):
     """
 
     permutation_invariant = False
+    score_layer = "head.decoder.4.3"
 
     @configurable
     def __init__(

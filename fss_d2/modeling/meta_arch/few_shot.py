@@ -1,7 +1,6 @@
 """The base class of every method: episodes in, losses or scores out."""
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +13,26 @@ from torch.nn import functional as F
 from fss_d2.modeling.backbone.base import STAGES
 from fss_d2.modeling.baseline import Baseline, WithBaseline
 from fss_d2.modeling.evidence import DEEP, Evidence, evidence_of
+from fss_d2.modeling.fusion import CROSS_GUIDED, guidance_weights
 from fss_d2.modeling.layers import dice_loss, resize
-from fss_d2.modeling.presence import Presence
+from fss_d2.modeling.presence import Presence, guide_of
 from fss_d2.modeling.refinement import refine
 
-from .contract import Encoding, NegativeSet, Output, QueryFeatures, SupportSet, Target, stack_supports
+from .contract import (
+    Encoding,
+    Masks,
+    NegativeSet,
+    Output,
+    QueryFeatures,
+    SupportSet,
+    Target,
+    checked_shape,
+    episode_name,
+    group_episodes,
+    stack_supports,
+)
 from .image_model import ImageModel
-from .options import SegmentorOptions
+from .options import OWN, SegmentorOptions
 
 __all__ = ["FewShotSegmentor", "Maps", "SegmentorOptions"]
 
@@ -35,7 +47,8 @@ class FewShotSegmentor(ImageModel):
     """Few-shot segmentation in three parts: `encode_support`, `encode_query`, and `match` of the two.
 
     A method subclasses it, registers itself in ``META_ARCH_REGISTRY`` and defines `_encode_support`,
-    `_encode_query` and `_match`, and `_join` where it keeps more of K supports than K encodings.
+    `_encode_query` and `_match`, and `_join` where it keeps more of K supports than K encodings. A method
+    that joins K predictions instead has `own_fusion`.
 
     Example:
         >>> model = build_model(cfg)  # of any method, MODEL.WEIGHTS: a trained checkpoint
@@ -45,6 +58,8 @@ class FewShotSegmentor(ImageModel):
 
     permutation_invariant: bool = True  # the order of the supports makes no difference
     shot_by_shot: bool = False  # supports go through the network one by one in training as well
+    own_fusion: str = ""  # of `FUSIONS`, where the method's own way is K predictions, one for each support
+    score_layer: str = ""  # path of the module that makes scores of the penultimate features
     query_first: bool = False  # queries are encoded before the supports: matters for batch statistics
     borrows_keys_of: tuple[str, ...] = ()  # other methods whose config keys this one reads as well
     class_weights: Tensor
@@ -52,6 +67,7 @@ class FewShotSegmentor(ImageModel):
     def __init__(self, backbone: Backbone, options: SegmentorOptions) -> None:
         super().__init__(backbone, options)
         self.refinement, self.align_corners = options.refinement, options.align_corners
+        self.kshot = options.kshot
         self.ignore_as_background, self.negatives = options.ignore_as_background, options.negatives
         self.dice_weight, self.aux_weight = options.dice_weight, options.aux_weight
         class_weights = torch.tensor([1.0, options.foreground_weight])
@@ -181,6 +197,51 @@ class FewShotSegmentor(ImageModel):
         lead = self.baseline.lead(query.baseline, support.baseline, size, align_corners=align)
         return self._match(query.own, support.own, size).lowered(-lead)
 
+    # -- several supports --------------------------------------------------------------------------------
+
+    @property
+    def fusion(self) -> str:
+        """How the predictions of K supports are joined; "" where `_join` takes the supports together."""
+        if self.training:
+            return "average" if self.own_fusion else ""  # votes have no gradient
+        return self.own_fusion if self.kshot == OWN else self.kshot
+
+    def _joined(self, support: SupportSet) -> SupportSet:
+        """The set with all that `match` reads made anew from what is kept of each support and negative."""
+        encoded, negatives = support.encoded, support.negatives
+        further = None if negatives is None else negatives.encoded
+        guide = None
+        if support.evidence is not None:
+            guide = guide_of(support.evidence, negatives and negatives.evidence)
+        if not self.fusion:
+            return replace(support, joined=self._join_all(encoded, further), guide=guide)
+        K, weights = support.shots, None
+        shots = encoded.map(lambda t: t.flatten(0, 1)[:, None])  # (B*K, 1, ...): K episodes of one shot
+        if self.fusion == CROSS_GUIDED:
+            weights = self._guidance(replace(support, joined=_by_shot(self._join_all(shots, None), K)))
+        if further is not None:
+            further = further.map(lambda t: t.repeat_interleave(K, dim=0))
+        joined = _by_shot(self._join_all(shots, further), K)
+        return replace(support, joined=joined, guide=guide, weights=weights)
+
+    def _guidance(self, support: SupportSet) -> Tensor:
+        """Segment every support with every support: the weights (B, K) of cross-guided averaging."""
+        if support.queries is None or support.masks is None:
+            raise ValueError(f"TEST.KSHOT {CROSS_GUIDED} needs supports that were encoded with it")
+        masks, found = support.masks.masks, []
+        for number in range(support.shots):
+            query = support.queries.map(lambda t, number=number: t[:, number])
+            logits = [self._segmented(query, shot, masks.shape[-2:]).logits for shot in support.each()]
+            found.append(torch.stack([x[:, 1] > x[:, 0] for x in logits], dim=1))  # (B, K, H, W)
+        return guidance_weights(torch.stack(found, dim=2), masks)
+
+    def _match_all(self, query: QueryFeatures, support: SupportSet) -> Output:
+        """One match with all supports, or one with each, whose results are joined."""
+        if not self.fusion:
+            return self._segmented(query.encoded, support.joined, query.size)
+        outputs = [self._segmented(query.encoded, shot, query.size) for shot in support.each()]
+        return Output.fused(self.fusion, outputs, support.weights) if len(outputs) > 1 else outputs[0]
+
     # -- the three parts ---------------------------------------------------------------------------------
 
     def encode_support(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> SupportSet:
@@ -191,11 +252,11 @@ class FewShotSegmentor(ImageModel):
             masks: (B, K, H, W), 1 object, 0 background, 255 neither.
             features: what `extract` gave for the normalised B*K images, to save the backbone pass.
         """
-        B, K = _checked_shape("support", images, masks)
+        B, K = checked_shape("support", images, masks)
         masks = masks.to(self.device)
         # One by one needs less memory and, on a CPU, no more time.
         one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
-        parts, kept = [], []
+        parts, kept, queries = [], [], []
         for shots in [slice(k, k + 1) for k in range(K)] if one_by_one else [slice(K)]:
             if features is None:
                 maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
@@ -203,10 +264,14 @@ class FewShotSegmentor(ImageModel):
                 maps = {n: m.unflatten(0, (B, K))[:, shots].flatten(0, 1) for n, m in features.items()}
             parts.append(self._support_encoding(maps, masks[:, shots]))
             kept.append(self._evidence(maps, masks[:, shots]))
+            if self.fusion == CROSS_GUIDED:
+                queries.append(self._query_encoding(maps).map(lambda t: t.unflatten(0, (B, -1))))
         encoded = type(parts[0]).concatenate(parts)
         evidence = None if self.training else Evidence.concatenate(kept)
         whole = SupportSet(type(self).__name__, K, tuple(images.shape[3:]), encoded, encoded, evidence)
-        return whole.joined_by(self._join_all)
+        if queries:
+            whole = replace(whole, queries=type(queries[0]).concatenate(queries), masks=Masks(masks))
+        return self._joined(whole)
 
     def encode_negatives(self, images: Tensor, masks: Tensor, features: Maps | None = None) -> NegativeSet:
         """Encode negatives of B episodes, pictures or regions that lack the object, in evaluation mode.
@@ -218,7 +283,7 @@ class FewShotSegmentor(ImageModel):
 
         Raises ValueError for shapes that do not go together, another value, or a negative without a region.
         """
-        B, N = _checked_shape("negative", images, masks)
+        B, N = checked_shape("negative", images, masks)
         masks = masks.to(self.device)
         if not bool(((masks == 0) | (masks == 255)).all()) or not bool(
             (masks == 0).flatten(2).any(dim=2).all()
@@ -238,7 +303,7 @@ class FewShotSegmentor(ImageModel):
             episodes = len(negatives.evidence.objects[DEEP])
             if episodes != support.batch_size:
                 raise ValueError(f"negatives of {episodes} episodes for supports of {support.batch_size}")
-        return replace(support, negatives=negatives).joined_by(self._join_all)
+        return self._joined(replace(support, negatives=negatives))
 
     def merge_supports(self, sets: Sequence[SupportSet]) -> SupportSet:
         """Join the supports of several sets into one; nothing is encoded again.
@@ -248,24 +313,7 @@ class FewShotSegmentor(ImageModel):
         """
         for support in sets:
             self._check_own("support set", support.method)
-        sizes = sorted({support.size for support in sets})
-        counts = sorted({support.batch_size for support in sets})
-        if len(sizes) > 1:
-            raise ValueError(f"support sets of sizes {', '.join(map(str, sizes))}: encode them at one size")
-        if len(counts) != 1:
-            numbers = f"support sets of {', '.join(map(str, counts))} episodes" if sets else "no support sets"
-            raise ValueError(f"{numbers} to merge: give sets of the same episodes")
-        encoded = type(sets[0].encoded).concatenate([support.encoded for support in sets])
-        evidence = [support.evidence for support in sets if support.evidence is not None]
-        negatives = [support.negatives for support in sets if support.negatives is not None]
-        merged = replace(
-            sets[0],
-            shots=sum(support.shots for support in sets),
-            encoded=encoded,
-            evidence=Evidence.concatenate(evidence) if len(evidence) == len(sets) else None,
-            negatives=NegativeSet.concatenate(negatives) if negatives else None,
-        )
-        return merged.joined_by(self._join_all)
+        return self._joined(SupportSet.concatenate(sets))
 
     def select_supports(self, support: SupportSet, indices: Sequence[int]) -> SupportSet:
         """Keep the supports with these indices, at least one, in this order; nothing is encoded again.
@@ -273,15 +321,7 @@ class FewShotSegmentor(ImageModel):
         Raises ValueError for an index that no support has, no index, or a set of another method.
         """
         self._check_own("support set", support.method)
-        if not indices or not all(0 <= i < support.shots for i in indices):
-            raise ValueError(f"supports {list(indices)} of {support.shots}: give some of 0 to K - 1")
-
-        def some(t: Tensor) -> Tensor:
-            return t[:, list(indices)]
-
-        evidence = support.evidence and support.evidence.map(some)
-        kept = replace(support, shots=len(indices), encoded=support.encoded.map(some), evidence=evidence)
-        return kept.joined_by(self._join_all)
+        return self._joined(support.select(indices))
 
     def restore_support(self, state: Mapping[str, Any]) -> SupportSet:
         """Rebuild a set, on the model's device, from what `SupportSet.state` gave; nothing is encoded again.
@@ -289,7 +329,7 @@ class FewShotSegmentor(ImageModel):
         Raises ValueError for an entry that is missing or does not fit, or a set of another method.
         """
         self._check_own("support set", state.get("method", type(self).__name__))
-        return SupportSet.from_state(state, self.device, self._join_all)
+        return SupportSet.from_state(state, self.device, self._joined)
 
     def encode_query(self, images: Tensor, features: Maps | None = None) -> QueryFeatures:
         """Encode queries, once for any number of support sets; raises ValueError for another shape.
@@ -313,8 +353,8 @@ class FewShotSegmentor(ImageModel):
         """
         self._check_own("support set", support.method)
         self._check_own("query", query.method)
-        joined, guide = support.for_queries(len(query.images))
-        output = self._segmented(query.encoded, joined, query.size)
+        support = support.for_queries(len(query.images))
+        output, guide = self._match_all(query, support), support.guide
         if self.training:
             return output
         if guide is not None and query.evidence is not None:
@@ -369,7 +409,7 @@ class FewShotSegmentor(ImageModel):
             raise RuntimeError(self._untrainable())
         losses: dict[str, Tensor] = {}
         results: list[Episode] = [{}] * len(batched_inputs)
-        for indices in _group(batched_inputs):
+        for indices in group_episodes(batched_inputs):
             episodes = [batched_inputs[i] for i in indices]
             target = self._target(episodes) if self.training else None
             query, support = self._encode(episodes)
@@ -419,7 +459,7 @@ class FewShotSegmentor(ImageModel):
 
     def _target(self, episodes: list[Episode]) -> Target:
         if any("sem_seg" not in e for e in episodes):
-            raise ValueError(f"{_name(episodes[0])}: no 'sem_seg' to train on")
+            raise ValueError(f"{episode_name(episodes[0])}: no 'sem_seg' to train on")
         mask = torch.stack([e["sem_seg"] for e in episodes]).to(self.device, torch.long)
         segments = [e["segments"] for e in episodes if "segments" in e]
         return Target(mask, segments, [e["segment_labels"] for e in episodes if "segment_labels" in e])
@@ -444,25 +484,6 @@ def _deepest(backbone: Backbone, name: str) -> tuple[str, ...]:
     return tuple(blocks[-_DEEPEST:]) or (name,)
 
 
-def _checked_shape(what: str, images: Tensor, masks: Tensor) -> tuple[int, int]:
-    """The number of episodes and of images each; ValueError for shapes that do not go together."""
-    if images.dim() != 5 or images.shape[2] != 3 or images.shape[1] == 0:
-        raise ValueError(f"{what} images are {tuple(images.shape)}: give (B, K, 3, H, W) with K >= 1")
-    if masks.shape != (*images.shape[:2], *images.shape[3:]):
-        raise ValueError(f"{what} masks {tuple(masks.shape)} do not fit images {tuple(images.shape)}")
-    return images.shape[0], images.shape[1]
-
-
-def _name(episode: Episode) -> str:
-    return f"episode {episode.get('episode_index', '?')} (query {episode.get('image_id', '?')})"
-
-
-def _group(episodes: list[Episode]) -> list[list[int]]:
-    """Indices of the episodes that can run as one batch, group by group."""
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for i, episode in enumerate(episodes):
-        if not episode.get("support"):
-            raise ValueError(f"{_name(episode)}: no support, give at least one image with its mask")
-        supports = episode["support"]
-        groups[len(supports), episode["image"].shape, supports[0]["image"].shape].append(i)
-    return list(groups.values())
+def _by_shot(joined: Encoding, K: int) -> Encoding:
+    """(B*K, ...) to (B, K, ...)."""
+    return joined.map(lambda t: t.unflatten(0, (-1, K)))

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_base_knowledge, build_few_shot_backbone, feature_names
-from fss_d2.modeling.fusion import mean_log_probability
 from fss_d2.modeling.keys import at_least, choose, config_keys, require, share
 from fss_d2.modeling.layers import (
     BaseKnowledge,
@@ -87,6 +86,9 @@ class JC2A(FewShotSegmentor):
 
     With CKMM the prototypes of the base classes must have been built: `fss_d2.engine.base_prototypes`.
     """
+
+    own_fusion = "average"
+    score_layer = "classify.3"
 
     @configurable
     def __init__(
@@ -177,19 +179,11 @@ class JC2A(FewShotSegmentor):
         return QueryEncoding(pyramid, reduced[:, :1], asked, agnostic)
 
     def _match(self, query: QueryEncoding, support: ShotEncoding, size: tuple[int, int]) -> Output:
-        cells = query.cells.shape[-2:]
-        shots: list[list[Tensor]] = []  # K times the final logits and those of each level
-        for s in range(support.prototypes.shape[1]):
-            shot = support.map(lambda t, s=s: t[:, s])
-            levels = [self._guide(level, query, shot) for level in query.pyramid]
-            merged, logits = self.enrich(levels, cells)
-            shots.append([resize(self.classify(merged), size), *logits])
-        logits, *inner = (
-            mean_log_probability([x.float() for x in each]) if len(each) > 1 else each[0]
-            for each in zip(*shots, strict=True)
-        )
+        shot = support.map(lambda t: t[:, 0])
+        levels = [self._guide(level, query, shot) for level in query.pyramid]
+        merged, inner = self.enrich(levels, query.cells.shape[-2:])
         maps = {} if query.agnostic is None else {"agnostic": query.agnostic}
-        return Output(logits, maps, levels=inner)
+        return Output(resize(self.classify(merged), size), maps, levels=inner)
 
     def _guide(self, level: str, query: QueryEncoding, shot: ShotEncoding) -> Tensor:
         """Query features (B, C, b, b) joined with all that guides them, (B, channels, b, b) (Eq. 14)."""

@@ -15,7 +15,7 @@ from fss_d2.modeling.backbone import STAGES, FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone
 from fss_d2.modeling.keys import at_least, choose, config_keys, require
 from fss_d2.modeling.layers import resize, soft_iou, two_channel_dice
-from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, self_alignment
+from fss_d2.modeling.layers.alignment import CROSS_ALIGNMENTS, CrossAlignment, channel_weights, self_alignment
 from fss_d2.modeling.proposals.criterion import ProposalCriterion
 from fss_d2.modeling.proposals.head import MaskPredictions, ProposalHead
 from fss_d2.modeling.proposals.pixel_decoder import LEVELS
@@ -113,6 +113,11 @@ class MMFormerOutput(Output):
     def probability(self) -> Tensor:
         """(B, H, W): the fused mask, in [0, 1]; the logits are 1 - mask and mask, not logarithms."""
         return self.logits[:, 1].float().clamp(0, 1)
+
+    def log_probability(self) -> Tensor:
+        """As in the base class, of the fused mask."""
+        mask = self.probability()
+        return torch.stack([1 - mask, mask], dim=1).clamp(min=1e-7).log()
 
     def lowered(self, by: Tensor) -> Self:
         """The output whose mask has its probability's logit lowered by (B, H, W)."""
@@ -404,6 +409,19 @@ class MMFormer(FewShotSegmentor):
         """The maps that are matched, by level."""
         prefix = "pixel_decoder." if self.features == "pixel_decoder" else ""
         return {level: features[prefix + level] for level in LEVELS}
+
+    @torch.no_grad()
+    def channel_weights(self, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What self-alignment sees of images (B, 3, H, W), 0 to 255, and its weights (Fig. 5).
+
+        Returns level -> features (B, C, h, w) and weights (B, C). Raises ValueError without self-alignment.
+        """
+        if not self.matching.self_alignment:
+            raise ValueError("there is no self-alignment: set MODEL.MM_FORMER.SELF_ALIGNMENT True")
+        features = self.extract(self.normalise(images))
+        if self.features == "pixel_decoder":
+            features = self._decoded(self.proposals.decode_pixels(features)[1])
+        return {level: (x, channel_weights(x)) for level, x in self._matched(features).items()}
 
     def _encode_support(self, features: Maps, masks: Tensor) -> ShotEncoding:
         if self.features == "pixel_decoder" and "proposals" not in features:

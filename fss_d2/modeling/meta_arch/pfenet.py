@@ -102,6 +102,7 @@ class PFENet(FewShotSegmentor):
 
     shot_by_shot = True  # in training these are the batch statistics of the released code
     borrows_keys_of = ("DPCN",)  # of the plug-in "dcm"
+    score_layer = "classifier.3"
 
     @configurable
     def __init__(

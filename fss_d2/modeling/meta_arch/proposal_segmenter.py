@@ -151,11 +151,12 @@ class PotentialObjectsSegmenter(ImageModel):
         """Arguments from MODEL.PROPOSALS and the backbone's keys."""
         loss = cfg.MODEL.PROPOSALS.LOSS
         check_unused_losses(cfg, "the keys of MODEL.PROPOSALS.LOSS")
-        if cfg.TEST.REFINEMENT:
-            raise ValueError(
-                f"TEST.REFINEMENT {cfg.TEST.REFINEMENT!r}: PotentialObjectsSegmenter gives proposals, no "
-                "scores to refine; set it to ''"
-            )
+        for key, unused in (("REFINEMENT", ""), ("KSHOT", "own")):
+            if (value := cfg.TEST[key]) != unused:
+                raise ValueError(
+                    f"TEST.{key} {value!r}: PotentialObjectsSegmenter gives proposals, no scores to refine "
+                    f"or join; set it to {unused!r}"
+                )
         head, rank = proposal_head_arguments(cfg), loss.FEW_SHOT_RANK
         rule = f"1 (the best) to {head['num_queries']} (MODEL.PROPOSALS.NUM_QUERIES)"
         require(1 <= rank <= head["num_queries"], "MODEL.PROPOSALS.LOSS.FEW_SHOT_RANK", rank, rule)

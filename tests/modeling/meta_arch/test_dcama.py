@@ -80,27 +80,6 @@ def test_one_value_everywhere_is_aggregated_to_that_value() -> None:
     assert aux["aggregated_res4"].shape == (1, 2, 3, 3)
 
 
-@pytest.mark.parametrize("strategy", ["vote", "average", "normalized_vote", "cross_guided"])
-def test_ensembles_of_one_shot_predictions(strategy: str) -> None:
-    one_pass, ensemble = dcama(), dcama(kshot=strategy)
-    single, several = make_episode(0), make_episode(0, shots=3)
-    close(scores(ensemble, single), scores(one_pass, single))
-    result = scores(ensemble, several)
-    close(result.softmax(dim=0)[1], result[1].exp())
-    same = {**several, "support": several["support"][:1] * 3}
-    expected = scores(one_pass, {**several, "support": several["support"][:1]})
-    assert (scores(ensemble, same).argmax(dim=0) == expected.argmax(dim=0)).all()
-    with pytest.raises(RuntimeError, match="train with 'one_pass'"):
-        ensemble.train()([several])
-
-
-def test_average_of_one_shot_predictions() -> None:
-    episode = make_episode(0, shots=2)
-    one_pass = dcama()
-    each = [scores(one_pass, {**episode, "support": [s]}).softmax(dim=0) for s in episode["support"]]
-    close(scores(dcama(kshot="average"), episode).softmax(dim=0), sum(each) / 2)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -114,7 +93,6 @@ def test_average_of_one_shot_predictions() -> None:
         {"head": {"region_pixels": 10}},
         {"head": {"region_means": True}},
         {"head": {"region_means": True, "region_pixels": 10, "aggregation": {"projection": "cosine"}}},
-        {"head": {"region_pixels": 10}, "kshot": "average"},
         {"head": {"aggregation": {"projection": "cosine"}}},
         {"head": {"aggregation": {"position_encoding": False}}},
         {"head": {"widths": (8, 8, 16), "mixer_widths": (16, 8, 4)}},
@@ -127,10 +105,9 @@ def test_settings_run_and_matter(settings: dict[str, Any]) -> None:
     assert result.shape == (2, 40, 64)
     assert result.isfinite().all()
     assert not torch.allclose(result, scores(dcama(), episode))
-    if "kshot" not in settings:
-        model = dcama(**settings).train()
-        model([episode])["loss_seg"].backward()
-        assert all(p.grad is not None for p in model.head.parameters())
+    model = dcama(**settings).train()
+    model([episode])["loss_seg"].backward()
+    assert all(p.grad is not None for p in model.head.parameters())
 
 
 def test_without_background_only_the_object_counts() -> None:
@@ -159,14 +136,15 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
         support = model.encode_support(images, masks)
         encoded = model.encode_query(query)
         aggregated = model.match(encoded, support).maps["aggregated_res4"].mean(dim=1)  # (1, 3, 4)
-        together = support.joined.of_pass(0)
-        weights = model.head.attention_map(encoded.encoded, together, (0.5, 0.3), (4, 3))  # row 1, column 1
-    values = together.masks["res4"]
+        weights = model.head.attention_map(
+            encoded.encoded, support.joined, (0.5, 0.3), (4, 3)
+        )  # row 1, column 1
+    values = support.joined.masks["res4"]
     close(weights.sum(dim=(1, 2, 3)), torch.ones(1))
     # layers share their mask values, so the mean of their maps gives the mean of their masks
     close((weights * values).sum(dim=(1, 2, 3)), aggregated[:, 1, 1])
     assert model.attention_map(query, support, (0.0, 0.99)).shape == (1, 2, 64, 48)
-    ensemble = dcama(kshot="average")
+    ensemble = make_model("DCAMA", "TEST.KSHOT", "average")
     maps = ensemble.attention_map(query, ensemble.encode_support(images, masks), (0.5, 0.5))
     assert maps.shape == (1, 2, 64, 48)
     sampled = dcama(head={"region_pixels": 4})
@@ -177,9 +155,9 @@ def test_attention_maps_explain_the_aggregated_masks() -> None:
 def test_what_is_stored_of_the_supports() -> None:
     support = dcama().encode_support(torch.rand(2, 3, 3, 48, 48), torch.ones(2, 3, 48, 48))
     shapes = {name: tuple(t.shape) for name, t in support.joined.flat().items()}
-    assert shapes["keys.res3.0"] == (2, 1, 3 * 36, 16)
-    assert shapes["masks.res3"] == (2, 1, 3, 6, 6)
-    assert shapes["skips.res2.1"] == (2, 1, 8, 12, 12)
+    assert shapes["keys.res3.0"] == (2, 3 * 36, 16)
+    assert shapes["masks.res3"] == (2, 3, 6, 6)
+    assert shapes["skips.res2.1"] == (2, 8, 12, 12)
     each = {name: tuple(t.shape) for name, t in support.encoded.flat().items()}
     assert each["keys.res3.0"] == (2, 3, 36, 16)
     assert each["masks.res3"] == (2, 3, 6, 6)
@@ -214,7 +192,6 @@ def test_config_reaches_the_head() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("MODEL.DCAMA.KSHOT", "best"), "unknown MODEL.DCAMA.KSHOT 'best': choose from one_pass, vote"),
         (
             ("MODEL.DCAMA.PROJECTION", "mlp"),
             "unknown MODEL.DCAMA.PROJECTION 'mlp': choose from linear, cosine",
@@ -254,5 +231,5 @@ def test_the_class_agnostic_map_is_one_more_channel_of_the_mixer() -> None:
 
 @pytest.mark.parametrize("kshot", ["average", "cross_guided"])
 def test_the_class_agnostic_map_in_every_way_of_k_shots(kshot: str) -> None:
-    model = make_model("DCAMA", "MODEL.DCAMA.CKMM", True, "MODEL.DCAMA.KSHOT", kshot)
+    model = make_model("DCAMA", "MODEL.DCAMA.CKMM", True, "TEST.KSHOT", kshot)
     assert scores(model, make_episode(0, shots=2)).isfinite().all()

@@ -64,7 +64,7 @@ def test_head(shots: int, batch: int, fused: bool) -> None:
         support = {name: torch.cat([e[name] for e in each]) for name in query}
         mask = masks(1, shots, 96)[None]
     with torch.no_grad():
-        joined = head.join(head.encode(support, mask.float())).of_pass(0)
+        joined = head.join(head.encode(support, mask.float()))
         logits, aggregated = head(QueryEncoding(query), joined, (96, 96))
     for scale, level in LEVELS.items():
         close(aggregated[level], golden[f"aggregated_{scale}"], 2e-5)
