@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone, feature_names
-from fss_d2.modeling.fusion import mean_log_probability, normalized_vote
 from fss_d2.modeling.keys import config_keys, require
 from fss_d2.modeling.layers import (
     center_pivot_stack,
@@ -115,6 +113,8 @@ class HSNet(FewShotSegmentor):
     Pixels marked 255 are background, in supports and in the loss. Images need not be square.
     """
 
+    own_fusion = "normalized_vote"
+
     @configurable
     def __init__(
         self,
@@ -164,16 +164,8 @@ class HSNet(FewShotSegmentor):
         return QueryEncoding(self._unit(features))
 
     def _match(self, query: QueryEncoding, support: ShotEncoding, size: tuple[int, int]) -> Output:
-        K = next(iter(support.features.values())).shape[1]
-        shots = (support.map(lambda t, k=k: t[:, k]).features for k in range(K))
-        logits = [resize(self.head(query.features, shot), size) for shot in shots]
-        if K == 1:
-            return Output(logits[0])
-        if self.training:
-            return Output(mean_log_probability([x.float() for x in logits]))
-        found = torch.stack([x[:, 1] > x[:, 0] for x in logits], dim=1)  # (B, K, H, W)
-        fused = normalized_vote(found).clamp(1e-4, 1 - 1e-4)
-        return Output(torch.stack([1 - fused, fused], dim=1).log())
+        shot = support.map(lambda t: t[:, 0])
+        return Output(resize(self.head(query.features, shot.features), size))
 
 
 def _check_positions(level: str, squeezed: Tensor, mixed: Tensor) -> None:
