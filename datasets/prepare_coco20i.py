@@ -1,8 +1,8 @@
 """Prepare COCO-20i from the instances JSON files; see datasets/README.md.
 
-The sets of images per class are derived from the data by a rule. The order of the published lists, which decides the
-test episodes, cannot be derived: give the folder of HSNet's lists with --lists to get the `coco20i_hsnet_*` sets, or
-with --year 2017 that of MM-Former's for the order of the `coco20i_mmformer_*` sets.
+The sets of images per class are derived from the data by a rule. The order of the published lists, which
+decides the test episodes, cannot be derived: give the folder of HSNet's lists with --lists to get the
+`coco20i_hsnet_*` sets, or with --year 2017 that of MM-Former's for the order of `coco20i_mmformer_*`.
 """
 
 import sys
