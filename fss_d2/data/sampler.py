@@ -107,7 +107,7 @@ class EpisodeSampler:
 
     @property
     def epoch_length(self) -> int:
-        """Episodes of an epoch: "pair" draws each pair once, other rules so many queries as there are images."""
+        """Episodes of an epoch: with rule "pair" the number of pairs, otherwise the number of images."""
         return len(self.pairs) if self.rule == "pair" else len(self._image_classes)
 
     def sample(self, index: int) -> Episode:

@@ -152,8 +152,8 @@ def evaluate(
 def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
 
-    It is on `validation_sets`. The episodes are the same each time. Pictures go to TensorBoard, files to ``OUTPUT_DIR/periodic``. There
-    are no confidence intervals.
+    It is on `validation_sets`. The episodes are the same each time. Pictures go to TensorBoard, files to
+    ``OUTPUT_DIR/periodic``. There are no confidence intervals.
     """
     small = cfg.clone()
     small.defrost()

@@ -60,8 +60,8 @@ class Trainer(DefaultTrainer):
     iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
     seed and i alone, and a checkpoint holds the rest.
 
-    A length in epochs (SOLVER.EPOCHS) becomes one in iterations here, by the training set; ``self.cfg`` has it
-    so. MODEL.WEIGHTS is not loaded before `resume_or_load`.
+    A length in epochs (SOLVER.EPOCHS) becomes one in iterations, by the training set (`in_iterations`).
+    MODEL.WEIGHTS is not loaded before `resume_or_load`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

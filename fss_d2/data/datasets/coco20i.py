@@ -237,7 +237,7 @@ def _in_mmformers_order(records: Sequence[dict[str, Any]], path: Path) -> list[d
     """Sort records by a list of MM-Former, which its test episodes depend on; what it lacks comes last."""
     if not path.is_file():
         logger.info(
-            "%s is not there: test images rise by number, and episodes are not those of the paper", path
+            "%s is not there: images rise by number, so the test episodes are not the published ones", path
         )
         return list(records)
     place = {image_id: i for i, image_id in enumerate(parse_image_list(read_text(path), str(path)))}

@@ -1,4 +1,4 @@
-"""MM-Former's COCO: the membership rule against its released lists, pixels of its maps, order and episodes."""
+"""MM-Former's COCO: the membership rule against its released lists, its maps, order and episodes."""
 
 import gzip
 import json

@@ -190,6 +190,6 @@ def test_genuine_annotations(tmp_path: Path, script: Script, photographs: Path) 
     assert {(71, 2), (164, 39)} <= classes[2014]
     # ... and pairs that are not in them, though it draws 1932 and 1871.
     assert not {(327572, 56), (191376, 5)} & classes[2014]
-    # Its thinner objects make MM-Former's lists 1.2 % shorter than HSNet's on the same images, here and on val2017.
+    # Its thinner objects make MM-Former's lists 1.2 % shorter than HSNet's, here and on val2017.
     assert classes[2017] < classes[2014]
     assert (len(classes[2014]), len(classes[2017])) == (944, 933)
