@@ -36,7 +36,7 @@ __all__ = ["ImageTask", "check", "draw_class_map", "index_row", "prepare"]
 JSON_FIX = f"download the COCO train/val annotations of that year and extract them to <root>/coco; {PAGE}"
 # Images with an annotation.
 ANNOTATED_IMAGES = {"train2014": 82081, "val2014": 40137, "train2017": 117266, "val2017": 4952}
-# (images, pairs) of HSNet's published lists, folds 0 to 3 (for the contiguous folds the same lists regrouped),
+# (images, pairs) of HSNet's published lists, folds 0 to 3 (contiguous folds: the same lists regrouped),
 # and of the test lists that MM-Former's code reads.
 PUBLISHED = {
     ("coco20i", "train"): ((62040, 95476), (74381, 133927), (73035, 141054), (73808, 141016)),
