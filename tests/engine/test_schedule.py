@@ -1,5 +1,6 @@
 """Lengths in epochs: iterations of each fold as in the released codes, periods, resume, model_best's data."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from fss_d2.config import load_config
 from fss_d2.data import build
-from fss_d2.engine.cross_validation import of_fold
+from fss_d2.engine.cross_validation import of_fold, plan_runs
 from fss_d2.engine.schedule import in_iterations
 from fss_d2.engine.signals import Interrupted
 from fss_d2.engine.train_loop import AutocastTrainer
@@ -20,8 +21,8 @@ from tests.tiny_training import ROOT, tiny_glyphs, train
 
 PFENET_PASCAL, COCO_IMAGES = (4760, 4588, 4097, 5108), (62040, 74381, 73035, 73808)
 HSNET_PAIRS = (3425 + 5883 + 2086, 2286 + 5883 + 2086, 2286 + 3425 + 2086, 2286 + 3425 + 5883)
-# Config: epochs, queries of the folds' training lists, and the batches of an epoch by hand. PFENet's loader leaves
-# the incomplete batch out (4588 / 4 = 1147), DCAMA's four processes keep it (10255 / 4 / 12 is 214 and a bit less).
+# Config: epochs, queries of the folds' training lists, and the batches of an epoch by hand. PFENet's loader
+# leaves the incomplete batch out (5108 / 8 = 638.5), DCAMA's four processes keep it (11394 / 4 / 12 = 237.4).
 PUBLISHED = {
     "pfenet/pascal5i_r50": (200, PFENET_PASCAL, (1190, 1147, 1024, 1277)),
     "danet/pascal5i_r50": (200, PFENET_PASCAL, (1190, 1147, 1024, 1277)),
@@ -59,11 +60,27 @@ def test_iterations_of_a_fold_are_the_released_ones(name: str, monkeypatch: pyte
     for fold, (count, expected) in enumerate(zip(queries, iterations, strict=True)):
         cfg = _of_fold(name, fold)
         _give_images(monkeypatch, cfg.DATASETS.TRAIN[0], count)
-        length = in_iterations(cfg)
-        assert length.SOLVER.MAX_ITER == epochs * expected
-        assert length.TEST.EVAL_PERIOD == cfg.TEST.EVAL_EPOCHS * expected
-        assert length.SOLVER.CHECKPOINT_PERIOD == cfg.SOLVER.CHECKPOINT_EPOCHS * expected
-        assert length.TEST.EVAL_PERIOD and length.SOLVER.CHECKPOINT_PERIOD
+        solver, test = (length := in_iterations(cfg)).SOLVER, length.TEST
+        assert solver.MAX_ITER / expected == epochs
+        assert test.EVAL_PERIOD / expected == cfg.TEST.EVAL_EPOCHS > 0
+        assert solver.CHECKPOINT_PERIOD / expected == cfg.SOLVER.CHECKPOINT_EPOCHS > 0
+
+
+def test_cross_validation_gives_each_fold_its_own_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(ROOT / "configs/dcama/pascal5i_r50.yaml")]
+    options = {"shots": None, "seeds": [0], "jobs": 1, "eval_only": False, "weights": None, "num_gpus": 0}
+    opts = ["DATASETS.VALIDATION", "('pascal5i_fold0_val',)"]
+    args = argparse.Namespace(config_file=files, folds=[0, 2, 3], output=tmp_path, opts=opts, **options)
+    lengths = []
+    for run in plan_runs(args):
+        cfg = run.config(num_gpus=0)
+        (validation,) = cfg.DATASETS.VALIDATION
+        assert validation == f"pascal5i_fold{run.fold}_val"
+        _give_images(monkeypatch, cfg.DATASETS.TRAIN[0], HSNET_PAIRS[run.fold])
+        lengths.append(in_iterations(cfg).SOLVER.MAX_ITER)
+    assert lengths == [500 * 238, 500 * 163, 500 * 242]
 
 
 def test_pascal_pairs_count_and_coco_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +88,8 @@ def test_pascal_pairs_count_and_coco_images(monkeypatch: pytest.MonkeyPatch) -> 
     for name, epoch in (("dcama/pascal5i_r50", 10), ("dcama/coco20i_r50", 4)):
         cfg = _of_fold(name, 0)
         _give_images(monkeypatch, cfg.DATASETS.TRAIN[0], 160, classes=3)
-        assert in_iterations(cfg).SOLVER.MAX_ITER == cfg.SOLVER.EPOCHS * epoch
+        solver = in_iterations(cfg).SOLVER
+        assert epoch * solver.EPOCHS == solver.MAX_ITER
 
 
 def test_the_last_stage_of_dpcn_starts_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +173,9 @@ def test_a_training_in_epochs(trained: Path) -> None:
     assert sorted(rates) == [0, 1, 2, 3]  # two epochs of two batches
     assert [rates[i] / rates[0] for i in range(4)] == pytest.approx([(1 - i / 4) ** 0.9 for i in range(4)])
     scored = [line["iteration"] for line in lines if any("mIoU" in key for key in line)]
-    assert {1, 3} <= set(scored) and not {0, 2} & set(scored)
-    assert (trained / "model_0000001.pth").is_file()
-    assert "SOLVER:" in (recorded := (trained / "config.yaml").read_text()) and "EPOCHS: 2" in recorded
+    assert scored == [1, 4]  # and with the final evaluation of iteration 3
+    assert {p.name for p in trained.glob("model_0*.pth")} == {"model_0000001.pth", "model_0000003.pth"}
+    assert load_config(str(trained / "config.yaml")).SOLVER.EPOCHS == 2
 
 
 def test_the_best_model_is_chosen_on_the_validation_set(trained: Path) -> None:
