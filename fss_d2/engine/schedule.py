@@ -19,6 +19,8 @@ def in_iterations(cfg: CfgNode) -> CfgNode:
     """
     solver, test = cfg.SOLVER, cfg.TEST
     if solver.MAX_ITER:
+        if solver.EPOCHS:
+            logger.info("SOLVER.MAX_ITER %d counts, not SOLVER.EPOCHS %d", solver.MAX_ITER, solver.EPOCHS)
         return cfg
     if not solver.EPOCHS:
         raise ValueError("SOLVER.MAX_ITER and SOLVER.EPOCHS are 0; set one of them")
@@ -36,7 +38,7 @@ def in_iterations(cfg: CfgNode) -> CfgNode:
 
 def iterations_of_epoch(cfg: CfgNode) -> int:
     """Return the batches of an epoch; the last one counts if it is full or SOLVER.DROP_LAST is False."""
-    queries, batch = training_episodes(cfg).epoch_length, cfg.SOLVER.IMS_PER_BATCH
+    queries, batch = training_episodes(cfg).epoch_length, max(cfg.SOLVER.IMS_PER_BATCH, 1)
     iterations = queries // batch if cfg.SOLVER.DROP_LAST else -(-queries // batch)
     if not iterations:
         raise ValueError(
