@@ -23,18 +23,25 @@ __all__ = ["add_fss_config", "changed_keys", "get_cfg", "load_config"]
 # Numbers that are refused here because too small a value fails late or unclearly.
 _LEAST = {
     **{"SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.LOG_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0},
+    **{"SOLVER.EPOCHS": 0, "SOLVER.CHECKPOINT_EPOCHS": 0, "TEST.EVAL_EPOCHS": 0},
     **{"DATALOADER.FEATURE_CACHE_VARIANTS": 0},
     **{"FEW_SHOT.SEED": 0, "FEW_SHOT.TEST.SEED": 0, "FEW_SHOT.TEST.EPISODES": 0},
     **{"TEST.PERIODIC_EPISODES": 0, "TEST.ZOOM_TILES": 0, "TEST.PICTURES": 0},
     **{"INPUT.QUERY_MIN_PIXELS": 0, "INPUT.SUPPORT_MIN_PIXELS": 0, "INPUT.REDRAWS": 0},
 }
 _UNKNOWN = object()
+# Of two of these keys the first counts where the second is 0; KEY VALUE pairs that give it alone make it so.
+_INSTEAD = {
+    "SOLVER.EPOCHS": "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
+}
 _KINDS = {
     **{bool: "True or False", int: "a whole number", float: "a number", str: "text"},
     **{list: "a list", tuple: "a list", dict: "keys and values"},
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.FEW_SHOT_SIZE": 2}
-_LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST")
+_LISTS_OF_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.VALIDATION")
 # Former keys: the key now, and values that have another name now.
 _RENAMED = {"MODEL.DCAMA.KSHOT": ("TEST.KSHOT", {"one_pass": "own"})}
 # Keys that hold the path of a file or folder; the first two may hold a name or an address instead.
@@ -80,6 +87,9 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, num_gpus: int | N
         raise ValueError(f"{shortened(alone)} has no value; give config keys and values in pairs: KEY VALUE")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, defaults, key, value, "command line")
+    for key, other in _INSTEAD.items():
+        if key in opts[::2] and other not in opts[::2] and _value(cfg, key):
+            _set(cfg, defaults, other, 0, "command line")
     if num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _check_limits(cfg)
@@ -241,6 +251,8 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     # Folder sets to register: dicts of keyword arguments of `fss_d2.data.register_folder`.
     # Relative paths start at $DETECTRON2_DATASETS, or at the current folder if nothing is there.
     cfg.DATASETS.FOLDERS = []
+    # The data sets of the evaluations while training, which choose model_best.pth; empty: those of TEST.
+    cfg.DATASETS.VALIDATION = ()
     # COCO-format sets to register: dicts of keyword arguments of `fss_d2.data.register_coco_json`.
     cfg.DATASETS.COCO_JSON = []
     # Sets of photographs with class maps: dicts of keyword arguments of `fss_d2.data.register_class_maps`.
@@ -267,7 +279,8 @@ def _add_episode_keys(cfg: CfgNode) -> None:
     # How a query is drawn: "class" (class, then image), "root" (the same, but a class in proportion to the
     # square root of its number of images), "pair" (each (image, class) pair once an epoch), "image" (each
     # image once an epoch, class uniform among its classes), "pfenet" (as "image", but among all classes that
-    # the image shows, also where it is too small to be a support).
+    # the image shows, also where it is too small to be a support), "crop" (as "image", but among the classes
+    # that the augmented query still shows).
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = "class"
     # What a support shows of its object: "mask", "box" (a filled box each connected part) or "scribble"
     # (a stroke on the object, one on the background, 255 elsewhere; drawn anew for every episode).
@@ -352,6 +365,13 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     """Keys of training."""
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # of embedding tables
+    # The length of a training in epochs, where SOLVER.MAX_ITER is 0: iterations follow from the training set.
+    # An epoch has as many queries as the set has images, with query rule "pair" as it has pairs.
+    cfg.SOLVER.EPOCHS = 0
+    # An incomplete batch at the end of an epoch does not count as an iteration.
+    cfg.SOLVER.DROP_LAST = False
+    # With EPOCHS: epochs between checkpoints; 0 takes CHECKPOINT_PERIOD, in iterations.
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     # A warm-up (Detectron2's WARMUP_ITERS) longer than half of MAX_ITER is shortened to half, with a warning:
     # it leads to the value that the schedule has where it ends, and most schedules end at zero.
     # Precision of SOLVER.AMP: "float16" (bfloat16 on a CPU) or "bfloat16".
@@ -398,9 +418,13 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.ABSENT_CLASSES = "zero"
     # Episodes of the periodic evaluation while training (a fixed manifest); 0 uses FEW_SHOT.TEST.EPISODES.
     cfg.TEST.PERIODIC_EPISODES = 200
+    # With SOLVER.EPOCHS: epochs between evaluations; 0 takes TEST.EVAL_PERIOD, in iterations, and so does an
+    # EVAL_PERIOD of 0, which evaluates at the end alone.
+    cfg.TEST.EVAL_EPOCHS = 0
     cfg.TEST.BOOTSTRAP = 1000  # resamples of the confidence interval
     cfg.TEST.REGION_WISE = False  # also ROM and RUM, region-wise measures (DCAMA, Table S1)
     # Episodes drawn as pictures: to TensorBoard while training, to OUTPUT_DIR at evaluation.
     cfg.TEST.PICTURES = 4
-    # Keep model_best.pth by this metric of the first evaluator on the last test set; "" keeps none.
+    # Keep model_best.pth by this metric of the first evaluator on the last of the sets that are evaluated
+    # while training; "" keeps none.
     cfg.TEST.BEST_METRIC = "mIoU"

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from fss_d2.config import load_config
 from fss_d2.data import build
 from fss_d2.data.augmentations import build_augmentations
+from fss_d2.engine.evaluate import validation_sets
 from fss_d2.engine.solver import build_gradient_clipper
 from fss_d2.engine.tables import Stage, read_tables
 from fss_d2.engine.train_loop import AutocastTrainer
@@ -88,11 +89,20 @@ def _check_names(cfg: CfgNode) -> None:
         *DatasetCatalog.list(),
         *(entry["name"] for key in ("FOLDERS", "COCO_JSON", "CLASS_MAPS") for entry in cfg.DATASETS[key]),
     }
-    assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= known
+    assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.VALIDATION} <= known
     assert cfg.FEW_SHOT.TEST.QUERY_RULE in RULES
     assert cfg.FEW_SHOT.TRAIN.QUERY_RULE in build.QUERY_RULES
     build_augmentations(cfg)
-    Trainer.build_lr_scheduler(cfg, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    Trainer.build_lr_scheduler(_in_iterations(cfg), optimizer)
+
+
+def _in_iterations(cfg: CfgNode) -> CfgNode:
+    """A length in epochs as one in iterations, without the data: ten an epoch."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER or 10 * cfg.SOLVER.EPOCHS
+    return cfg
 
 
 def _check_model(cfg: CfgNode, *, train: bool = True) -> None:
@@ -101,7 +111,9 @@ def _check_model(cfg: CfgNode, *, train: bool = True) -> None:
     compared.defrost()
     compared.MODEL.WEIGHTS = ""
     compared.MODEL.BASE_KNOWLEDGE.NUM_CLASSES = 1
-    compared.SOLVER.MAX_ITER = compared.SOLVER.CHECKPOINT_PERIOD = compared.SOLVER.IMS_PER_BATCH = 1
+    cfg = _in_iterations(cfg)
+    compared.SOLVER.MAX_ITER = compared.SOLVER.EPOCHS = compared.SOLVER.CHECKPOINT_EPOCHS = 1
+    compared.SOLVER.CHECKPOINT_PERIOD = compared.SOLVER.IMS_PER_BATCH = 1
     key = f"{compared.MODEL} {compared.SOLVER} {compared.FEW_SHOT.TRAIN.SHOTS} {train}"
     if key in _checked:
         return
@@ -176,3 +188,15 @@ def test_published_recipe_of_dcama() -> None:
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.LR_SCHEDULER_NAME) == (48, "ConstantLR")
     assert (cfg.INPUT.FEW_SHOT_SIZE, cfg.INPUT.TEST_RESIZE) == ((384, 384), "squash")
     assert not cfg.INPUT.TRAIN_AUGMENTATIONS
+
+
+@pytest.mark.parametrize("name", ["dcama/fss1000_r50", "dcama/fss1000_swinb", "danet/fss1000_r50"])
+def test_the_best_model_of_fss1000_is_chosen_on_all_validation_classes(name: str) -> None:
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"), num_gpus=0)
+    assert validation_sets(cfg) == ("fss1000_val",)
+    classes = MetadataCatalog.get("fss1000_val").class_ids
+    assert len(classes) == 240 and not {*classes} & {*MetadataCatalog.get("fss1000_test").class_ids}
+    pairs = [(f"{c}/{number}", c) for c in classes for number in range(1, 11)]
+    count = cfg.TEST.PERIODIC_EPISODES or cfg.FEW_SHOT.TEST.EPISODES
+    drawn = build.PUBLISHED_RULES[cfg.FEW_SHOT.TEST.QUERY_RULE](pairs, 1, count, 0)
+    assert {episode.class_id for episode in drawn} == {*classes}

@@ -35,7 +35,8 @@ USERS_OWN = {"my_data.yaml"}
 REPRODUCE = "python tools/reproduce.py "
 LINE_LENGTH = 110
 # The data sets by the beginning of their names: what their pages call what is downloaded.
-DATA = {"glyphs": "", "pascal5i": "PASCAL VOC", "coco20i": "COCO 2014", "fss1000": "FSS-1000"}
+DATA = {"glyphs": "", "pascal5i": "PASCAL VOC", "fss1000": "FSS-1000"}
+DATA |= {"coco20i_mmformer": "COCO 2017", "coco20i": "COCO 2014"}
 README_LINES = 130
 FILE = re.compile(r"`((?:fss_d2|tests|configs|datasets|demo|tools)/[\w./-]*?(?:/|\.\w+))`")
 

@@ -33,6 +33,7 @@ __all__ = [
     "build_few_shot_train_loader",
     "build_test_episodes",
     "dataset_pairs",
+    "training_episodes",
 ]
 
 
@@ -66,15 +67,27 @@ def build_few_shot_train_loader(
     if total_batch < 1 or total_batch % world_size:
         fault = f"SOLVER.IMS_PER_BATCH {total_batch} must be a multiple of the {world_size} processes"
         raise ValueError(fault)
-    name = training_set(cfg.DATASETS.TRAIN)
-    records, train = get_records(name), cfg.FEW_SHOT.TRAIN
-    options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": total_batch}
-    episodes = _episode_sampler(cfg, name, records, train.SHOTS, EpisodeKinds.from_config(cfg), **options)
+    episodes = training_episodes(cfg)
     sampler = TrainingEpisodeSampler(episodes, start=start_iter * total_batch)
+    name = training_set(cfg.DATASETS.TRAIN)
     metadata = MetadataCatalog.get(name)
-    class_ids = metadata.get("base_class_ids", metadata.class_ids)
-    mapper = EpisodeMapper(cfg, is_train=True, records=records, class_ids=class_ids, features=features)
+    mapper = EpisodeMapper(
+        cfg,
+        is_train=True,
+        records=get_records(name),
+        class_ids=metadata.get("base_class_ids", metadata.class_ids),
+        features=features,
+        redraw=episodes if cfg.FEW_SHOT.TRAIN.QUERY_RULE == "crop" else None,
+    )
     return _loader(cfg, mapper, sampler, total_batch // world_size)
+
+
+def training_episodes(cfg: CfgNode) -> EpisodeSampler:
+    """Return the episodes of a training without end; their `epoch_length` is that of the data."""
+    name, train = training_set(cfg.DATASETS.TRAIN), cfg.FEW_SHOT.TRAIN
+    options = {"rule": train.QUERY_RULE, "seed": cfg.FEW_SHOT.SEED, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+    kinds = EpisodeKinds.from_config(cfg)
+    return _episode_sampler(cfg, name, get_records(name), train.SHOTS, kinds, **options)
 
 
 def _episode_sampler(
@@ -115,7 +128,9 @@ def build_test_episodes(
     records = get_records(dataset_name)
     pairs = dataset_pairs(dataset_name, records)
     if test.QUERY_RULE in PUBLISHED_RULES:
-        return PUBLISHED_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED)
+        shown = {"query_pairs": dataset_pairs(dataset_name, records, of_queries=True)}
+        options = shown if test.QUERY_RULE == "mmformer" else {}
+        return PUBLISHED_RULES[test.QUERY_RULE](pairs, shots, count, test.SEED, **options)
     if test.QUERY_RULE not in QUERY_RULES:
         rules = ", ".join((*QUERY_RULES, *PUBLISHED_RULES))
         raise ValueError(f"unknown FEW_SHOT.TEST.QUERY_RULE {test.QUERY_RULE!r}; choose one of {rules}")

@@ -19,6 +19,7 @@ from .images import read_image
 from .masks import annotate, load_sample, support_annotation
 from .pasting import PasteOptions, cut_object, paste_copies, paste_other
 from .regions import region_samples
+from .sampler import EpisodeSampler
 from .samples import Sample, Segment, blank_image, load_segments, transform_sample
 from .views import FRAMES, SupportView, check_support_views, in_frame, shown_views, view_frame
 
@@ -46,8 +47,9 @@ class EpisodeMapper:
     With `variants`, the generator is seeded by the image and by which of its variants the episode's seed
     chooses, so that all trainings share them (`Augmenter`).
 
-    With segments and no supports (training of a proposal segmenter), the episode's class is redrawn among
-    the classes that the augmented query shows; the augmentations are redrawn while it shows none.
+    With `redraw`, and with segments and no supports (training of a proposal segmenter), the episode's class
+    is redrawn among the classes that the augmented query shows, and the supports with it; the augmentations
+    are redrawn while it shows none. A query with pasted objects keeps its class.
 
     Augmentations of a query that does not show the class look at an object of another class instead.
     """
@@ -75,6 +77,7 @@ class EpisodeMapper:
         pasting: PasteOptions | None = None,
         variants: int = 0,
         features: FeatureStore | None = None,
+        redraw: EpisodeSampler | None = None,
     ) -> None:
         """`fss_d2/config.py` explains the arguments that are config keys; see `from_config`.
 
@@ -89,6 +92,7 @@ class EpisodeMapper:
             class_ids: classes of the segments; the episode's class is always included.
             variants: number of augmented variants of an image; 0 augments anew for every episode.
             features: pixels of images whose features it has are not read.
+            redraw: draws supports of the class that a training episode gets in place of its own.
         """
         if frame not in FRAMES:
             raise ValueError(f"unknown TEST.FRAME {frame!r}; choose one of {', '.join(FRAMES)}")
@@ -104,6 +108,7 @@ class EpisodeMapper:
         self.whole = whole and not is_train
         self.segments = segments if is_train else "objects" if target_segments else ""
         self.class_ids = frozenset(class_ids)
+        self.redraw = redraw if is_train else None
         self.query_min_pixels, self.support_min_pixels = query_min_pixels, support_min_pixels
         self.pasting, self.features = pasting or PasteOptions(), features
         self._read = read_image if features is None else blank_image
@@ -120,6 +125,7 @@ class EpisodeMapper:
         records: Sequence[Mapping[str, Any]],
         class_ids: Sequence[int] = (),
         features: FeatureStore | None = None,
+        redraw: EpisodeSampler | None = None,
     ) -> dict[str, Any]:
         """Arguments from INPUT, FEW_SHOT.*.SUPPORT_ANNOTATION, TEST.FRAME, .SCALES and .EVALUATORS."""
         return {
@@ -137,6 +143,7 @@ class EpisodeMapper:
             "pasting": PasteOptions.from_config(cfg),
             "variants": cfg.DATALOADER.FEATURE_CACHE_VARIANTS,
             "features": features,
+            "redraw": redraw,
             **{key.lower(): cfg.INPUT[key] for key in _INPUT_KEYS},
         }
 
@@ -165,8 +172,8 @@ class EpisodeMapper:
         """
         record = self._record(episode.query)
         read = read_image if episode.pasted or self.whole else self._read
-        if self.segments:
-            given = (episode.class_id, self.class_ids, self.segments, read)
+        if kind := self.segments or ("semantic" if self.redraw else ""):
+            given = (episode.class_id, self.class_ids, kind, read)
             image, mask, segments = load_segments(record, *given, must_show=not episode.absent)
         else:
             image, mask = load_sample(record, episode.class_id, read, must_show=not episode.absent)
@@ -182,6 +189,8 @@ class EpisodeMapper:
             class_id = episode.class_id
         else:
             query, class_id = self._query(episode, picture)
+            if self.redraw and class_id != episode.class_id and episode.supports:
+                episode = self.redraw.of_class(episode, class_id)
             annotated = [self._support(episode, number) for number in range(len(episode.supports))]
             supports = [
                 shot for number, pair in enumerate(annotated) for shot in self._shots(episode, number, *pair)
@@ -221,15 +230,24 @@ class EpisodeMapper:
             return self._without_object(episode, picture), episode.class_id
         if any(class_id == episode.class_id for _, class_id in episode.pasted):  # small copies
             return prepare(lambda sample: sample.shows(1)), episode.class_id
-        if not self.is_train or not self.segments or episode.supports:
+        if not self._redraws_class(episode):
             return prepare(lambda sample: sample.shows(self.query_min_pixels)), episode.class_id
-        enough = max(self.query_min_pixels, 1)
-        query = prepare(lambda sample: bool(sample.shown_classes(enough)))
-        if not (shown := query.shown_classes(enough)):
+
+        def classes(sample: Sample) -> list[int]:
+            shown = sample.shown_classes(max(self.query_min_pixels, 1))
+            return [c for c in shown if self.redraw is None or c in self.redraw.images_of]
+
+        query = prepare(lambda sample: bool(classes(sample)))
+        if not (shown := classes(query)):
             return query, episode.class_id
         rng = np.random.default_rng((*seed, _CLASS_STREAM))
         class_id = shown[rng.integers(len(shown))]
         return query.of_class(class_id), class_id
+
+    def _redraws_class(self, episode: Episode) -> bool:
+        if episode.supports:
+            return self.redraw is not None and not episode.pasted
+        return self.is_train and bool(self.segments)
 
     def _without_object(self, episode: Episode, picture: Picture) -> Sample:
         """Return a query that does not show the class, augmented as one of a class that it shows."""

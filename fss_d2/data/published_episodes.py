@@ -64,18 +64,23 @@ def hsnet_fss(pairs: Sequence[Pair], shots: int, episodes: int = 0, seed: int = 
 
 
 def mmformer_episodes(
-    pairs: Sequence[Pair], shots: int, episodes: int = 1000, seed: int = 0
+    pairs: Sequence[Pair],
+    shots: int,
+    episodes: int = 1000,
+    seed: int = 0,
+    query_pairs: Sequence[Pair] = (),
 ) -> list[Episode]:
     """Query: the images, repeated as a whole until they are enough, shuffled. Class: uniform among its own.
 
-    Supports are drawn uniformly from the class's list, never the query, and none twice unless the class has
-    at most K images. The released code draws among all classes that a query's label shows, however small;
-    this function among those that `pairs` lists for the image. Arguments and errors as in `hsnet_pascal`, but
-    `episodes` = 0 takes each image once; the published seeds are in the configs.
+    Its own are the classes that `pairs` lists for the image and, in `query_pairs`, those that it shows,
+    however small. Supports are drawn uniformly from the class's list, never the query, and none twice unless
+    the class has at most K images. Arguments and errors as in `hsnet_pascal`, but `episodes` = 0 takes each
+    image once; the published seeds are in the configs.
     """
     members = _members_of(pairs)
+    shown = [pair for pair in {*pairs, *query_pairs} if pair[1] in members]
     classes_of: dict[ImageId, list[int]] = {}
-    for image, class_id in sorted(pairs, key=lambda pair: pair[1]):
+    for image, class_id in sorted(shown, key=lambda pair: pair[1]):
         classes_of.setdefault(image, []).append(class_id)
     images = list(dict.fromkeys(image for image, _ in pairs))
     count = episodes or len(images)
@@ -95,13 +100,13 @@ def mmformer_episodes(
     return drawn
 
 
-PUBLISHED_RULES: dict[str, Callable[[Sequence[Pair], int, int, int], list[Episode]]] = {
+PUBLISHED_RULES: dict[str, Callable[..., list[Episode]]] = {
     "hsnet_pascal": hsnet_pascal,
     "hsnet_coco": hsnet_coco,
     "hsnet_fss": hsnet_fss,
     "mmformer": mmformer_episodes,
 }
-"""FEW_SHOT.TEST.QUERY_RULE -> function of (pairs, shots, episodes, seed)."""
+"""FEW_SHOT.TEST.QUERY_RULE -> function of (pairs, shots, episodes, seed), and for "mmformer" query_pairs."""
 
 
 def _members_of(pairs: Sequence[Pair]) -> dict[int, list[ImageId]]:

@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageId, int]  # (image id, class id): the image can be query or support of the class
 
-QUERY_RULES = ("class", "pair", "image", "pfenet", "root")
+QUERY_RULES = ("class", "pair", "image", "pfenet", "root", "crop")
 
 # First word of the entropy of each random stream, so that no two streams share their numbers (1: seeds of
 # episodes, 5 and 6: their kinds).
-_DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM = 2, 3, 4
+_DRAW_STREAM, _SHOTS_STREAM, _ORDER_STREAM, _CLASS_STREAM = 2, 3, 4, 7
 
 
 def pairs_of(
@@ -107,8 +107,8 @@ class EpisodeSampler:
 
     @property
     def epoch_length(self) -> int:
-        """Episodes after which each query has occurred once ("class" and "root": the number of pairs)."""
-        return len(self._image_classes) if self.rule in ("image", "pfenet") else len(self.pairs)
+        """Episodes of an epoch: with rule "pair" the number of pairs, otherwise the number of images."""
+        return len(self.pairs) if self.rule == "pair" else len(self._image_classes)
 
     def sample(self, index: int) -> Episode:
         """Return episode `index`, any number from 0 on."""
@@ -136,6 +136,11 @@ class EpisodeSampler:
             self._with_supports(i, image, class_id, self._rng(_DRAW_STREAM, i))
             for i, (image, class_id) in enumerate(self.pairs)
         ]
+
+    def of_class(self, episode: Episode, class_id: int) -> Episode:
+        """Return the episode with another class of `class_ids`, and supports of it."""
+        rng = self._rng(_CLASS_STREAM, episode.index)
+        return self._with_supports(episode.index, episode.query, class_id, rng)
 
     def _with_supports(self, index: int, query: ImageId, class_id: int, rng: np.random.Generator) -> Episode:
         members = self.images_of[class_id]

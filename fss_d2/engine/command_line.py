@@ -196,10 +196,11 @@ def setup(args: argparse.Namespace) -> "CfgNode":
     cfg = load_config(args.config_file, args.opts, num_gpus=args.num_gpus)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST names no test set; there is nothing to evaluate")
-    if cfg.DATASETS.TEST and not cfg.FEW_SHOT.TEST.SHOTS:
+    tested = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.VALIDATION, *cfg.DATASETS.TEST)
+    if tested and not cfg.FEW_SHOT.TEST.SHOTS:
         raise ValueError("FEW_SHOT.TEST.SHOTS is empty; give the numbers of supports to evaluate with")
     register_datasets_from_cfg(cfg)
-    for name in cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for name in tested if args.eval_only else (*cfg.DATASETS.TRAIN, *tested):
         get_records(name)  # so that a missing test set is an error now, not at the first evaluation
     check_writable(cfg.OUTPUT_DIR)
     changed = _changed_since(cfg) if args.resume and not args.eval_only else []

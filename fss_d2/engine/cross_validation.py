@@ -245,7 +245,7 @@ def _stages(
         trainable, weighted = method.parameters[number]
         trains = not args.eval_only and trainable
         folder = output / f"{architecture}_{_stem(method.files[: number + 1])}" / f"fold{fold}_seed{seed}"
-        opts = [*args.opts, *_pairs(cfg, ("DATASETS.TRAIN", *_SETS), fold)]
+        opts = [*args.opts, *_pairs(cfg, ("DATASETS.TRAIN", "DATASETS.VALIDATION", *_SETS), fold)]
         opts += ["SEED", str(seed), "FEW_SHOT.SEED", str(seed)]
         opts += shared if number == last else ["DATASETS.TEST", "()"]
         if after is not None:

@@ -39,7 +39,7 @@ from .resources import resources
 from .support_use import SUPPORT_USE, SupportUse
 
 __all__ = ["EVALUATORS", "Results", "build_evaluators", "check_evaluators", "check_support_use", "evaluate"]
-__all__ += ["evaluate_periodically", "evaluation_name", "write_summary"]
+__all__ += ["evaluate_periodically", "evaluation_name", "validation_sets", "write_summary"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,16 +157,24 @@ def evaluate(
 def evaluate_periodically(cfg: CfgNode, model: nn.Module) -> Results:
     """The small evaluation while training: the first number of shots, TEST.PERIODIC_EPISODES episodes.
 
-    The episodes are the same each time. Pictures go to TensorBoard, files to ``OUTPUT_DIR/periodic``. There
-    are no confidence intervals.
+    It is on `validation_sets`. The episodes are the same each time. Pictures go to TensorBoard, files to
+    ``OUTPUT_DIR/periodic``. There are no confidence intervals.
     """
     small = cfg.clone()
     small.defrost()
+    small.DATASETS.TEST = validation_sets(cfg)
+    if cfg.DATASETS.VALIDATION:
+        small.FEW_SHOT.TEST.MANIFEST = ""  # of a test set
     small.FEW_SHOT.TEST.SHOTS = cfg.FEW_SHOT.TEST.SHOTS[:1]
     small.TEST.BOOTSTRAP = small.TEST.PICTURES = 0
     small.freeze()
     episodes = cfg.TEST.PERIODIC_EPISODES or None
     return evaluate(small, model, folder="periodic", episodes=episodes, shown=cfg.TEST.PICTURES)
+
+
+def validation_sets(cfg: CfgNode) -> tuple[str, ...]:
+    """The data sets that are evaluated while training: DATASETS.VALIDATION, or else DATASETS.TEST."""
+    return tuple(cfg.DATASETS.VALIDATION or cfg.DATASETS.TEST)
 
 
 def evaluation_name(dataset_name: str, shots: int) -> str:

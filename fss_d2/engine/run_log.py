@@ -84,9 +84,10 @@ def describe_run(cfg: "CfgNode", *, training: bool) -> str:
     }
     if training:
         rate = solver.BASE_LR * solver.LR_FACTOR
+        length = solver.MAX_ITER or f"of {solver.EPOCHS} epochs"
         lines |= {
             "training set": f"{_named_sets(cfg.DATASETS.TRAIN)}, {_shots(cfg.FEW_SHOT.TRAIN.SHOTS)}",
-            "iterations": f"{solver.MAX_ITER}, {solver.IMS_PER_BATCH} episodes each, seed {cfg.SEED}",
+            "iterations": f"{length}, {solver.IMS_PER_BATCH} episodes each, seed {cfg.SEED}",
             "learning rate": f"{rate:g}, {solver.OPTIMIZER}, {solver.LR_SCHEDULER_NAME}",
         }
     episodes = f"{test.EPISODES} episodes" if test.EPISODES else "one episode per image and class"

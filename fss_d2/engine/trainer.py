@@ -30,10 +30,12 @@ from .evaluate import (
     evaluate,
     evaluate_periodically,
     evaluation_name,
+    validation_sets,
     write_summary,
 )
 from .feature_cache import open_features, with_features
 from .replay import Start, report_failure
+from .schedule import in_iterations
 from .signals import Interrupted, StopRequest, signal_name
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .stopping import Agreement, ConsoleLines, ConsolePrinter, PeriodicEvaluation, StopOnSignal
@@ -58,13 +60,14 @@ class Trainer(DefaultTrainer):
     iterations, a stop and M resumed ones: episode i and the random state of iteration i are functions of the
     seed and i alone, and a checkpoint holds the rest.
 
+    A length in epochs (SOLVER.EPOCHS) becomes one in iterations, by the training set (`in_iterations`).
     MODEL.WEIGHTS is not loaded before `resume_or_load`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own __init__ wraps the model for GPUs only and starts the loader at iteration 0.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = in_iterations(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.results: Results | None = None
@@ -73,7 +76,7 @@ class Trainer(DefaultTrainer):
         self._request = StopRequest()
         self._agreement = Agreement(self._request)
         model = self.build_model(cfg)
-        if cfg.DATASETS.TEST:
+        if validation_sets(cfg):
             check_evaluators(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -197,7 +200,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             # Before the evaluation, so that the checkpoint is there if the evaluation fails.
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        return built + self._evaluation_hooks() if cfg.DATASETS.TEST else built
+        return built + self._evaluation_hooks() if validation_sets(cfg) else built
 
     def _evaluation_hooks(self) -> list[hooks.HookBase]:
         test, period = self.cfg.TEST, self.cfg.TEST.EVAL_PERIOD
@@ -208,11 +211,10 @@ class Trainer(DefaultTrainer):
             built.append(PeriodicEvaluation(period, scores, self._request))
             if test.BEST_METRIC and comm.is_main_process():
                 best = FewShotCheckpointer(self.checkpointer.model, self.cfg.OUTPUT_DIR, tag_last=False)
-                name = evaluation_name(self.cfg.DATASETS.TEST[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
+                name = evaluation_name(validation_sets(self.cfg)[-1], self.cfg.FEW_SHOT.TEST.SHOTS[0])
                 metric = f"periodic/{name}/{test.EVALUATORS[0]}/{test.BEST_METRIC}"
                 built.append(KeepBest(period, best, metric))
-        built.append(hooks.EvalHook(0, self._test_finally))
-        return built
+        return [*built, hooks.EvalHook(0, self._test_finally)] if self.cfg.DATASETS.TEST else built
 
     def _test_finally(self) -> Results:
         self.results = self.test(self.cfg, self.model)

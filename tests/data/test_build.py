@@ -84,7 +84,7 @@ def test_training_batches_have_one_number_of_shots(cfg: CfgNode) -> None:
     assert all(len(s) == 1 for s in shots) and set().union(*shots) == {1, 2}
 
 
-@pytest.mark.parametrize("rule", ["class", "pair", "image", "pfenet"])
+@pytest.mark.parametrize("rule", ["class", "pair", "image", "pfenet", "crop"])
 def test_training_does_not_depend_on_workers_or_global_seeds(cfg: CfgNode, rule: str) -> None:
     cfg.FEW_SHOT.TRAIN.QUERY_RULE = rule
     torch.manual_seed(0)
@@ -97,6 +97,29 @@ def test_training_does_not_depend_on_workers_or_global_seeds(cfg: CfgNode, rule:
 
 def test_training_resumes_exactly(cfg: CfgNode) -> None:
     assert _train(cfg, 6)[2 * 4 :] == _train(cfg, 4, start_iter=2)
+
+
+def test_crop_rule_draws_the_class_and_its_supports_after_the_crop(
+    cfg: CfgNode, records: list[dict[str, Any]]
+) -> None:
+    """MM-Former's second stage; an image shows one class or two, of which a crop may lose either."""
+    cfg.FEW_SHOT.TRAIN.SHOTS, cfg.FEW_SHOT.TRAIN.QUERY_RULE = (2,), "crop"
+    cfg.INPUT.AUG.CROP_AREA, cfg.INPUT.REDRAWS = (0.05, 0.3), 100
+    items = [i for batch in itertools.islice(build_few_shot_train_loader(cfg), 60) for i in batch]
+    shown = {record["image_id"]: record["classes"] for record in records}
+    classes = {image: {i["class_id"] for i in items if i["image_id"] == image} for image in shown}
+    assert classes == {image: set(own) for image, own in shown.items()}
+    for item in items:
+        assert (item["sem_seg"] == 1).any()  # rule "image" loses the object of some queries
+        supports = [s["image_id"] for s in item["support"]]
+        assert len({item["image_id"], *supports}) == 3 and supports == list(item["support_ids"])
+        assert all(item["class_id"] in shown[image] for image in supports)
+        assert "segments" not in item
+    cfg.FEW_SHOT.TRAIN.QUERY_RULE = "image"
+    plain = [i for batch in itertools.islice(build_few_shot_train_loader(cfg), 60) for i in batch]
+    assert [i["image_id"] for i in plain] == [i["image_id"] for i in items]
+    moved = [a for a, b in zip(items, plain, strict=True) if a["class_id"] != b["class_id"]]
+    assert moved and all(len(shown[item["image_id"]]) == 2 for item in moved)
 
 
 def test_training_processes_share_the_batches(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +224,9 @@ def test_mmformer_rule(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
 
 def test_unknown_rule_is_refused_with_the_choices(cfg: CfgNode) -> None:
     cfg.FEW_SHOT.TEST.QUERY_RULE = "hsnet"
-    with pytest.raises(ValueError, match="choose one of class, pair, image, pfenet, root, hsnet_pascal"):
+    with pytest.raises(
+        ValueError, match="choose one of class, pair, image, pfenet, root, crop, hsnet_pascal"
+    ):
         build_test_episodes(cfg, NAME, 1)
 
 

@@ -49,7 +49,25 @@ def test_a_class_in_proportion_to_the_root_of_its_images() -> None:
     assert 0.61 < drawn.count(0) / len(drawn) < 0.72  # 4 : 2
 
 
-@pytest.mark.parametrize("rule", ["pair", "image"])
+@pytest.mark.parametrize(
+    ("rule", "length"), {"pair": 12, "image": 8, "pfenet": 8, "crop": 8, "class": 8, "root": 8}.items()
+)
+def test_an_epoch_counts_images_or_pairs(rule: str, length: int) -> None:
+    assert EpisodeSampler(PAIRS, rule=rule).epoch_length == length
+
+
+def test_an_episode_of_another_class_has_supports_of_it() -> None:
+    sampler = EpisodeSampler(PAIRS, shots=2, rule="crop", seed=3)
+    for index in range(40):
+        episode = sampler.sample(index)
+        moved = sampler.of_class(episode, 4)
+        assert (moved.index, moved.query, moved.seed) == (index, episode.query, episode.seed)
+        assert moved.class_id == 4 and len({moved.query, *moved.supports}) == 3
+        assert set(moved.supports) <= set("aefgh")
+        assert moved == sampler.of_class(episode, 4)
+
+
+@pytest.mark.parametrize("rule", ["pair", "image", "crop"])
 def test_every_query_comes_once_an_epoch_in_a_new_order(rule: str) -> None:
     sampler = EpisodeSampler(PAIRS, rule=rule)
     epochs = []

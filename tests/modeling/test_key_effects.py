@@ -71,7 +71,7 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "CKMM": (True,),
         "TRAIN_LAST_STAGE": (True, "MODEL.BACKBONE.NAME", "build_fss_resnet_backbone"),
         "LAST_STAGE_START": (
-            5,
+            0.5,
             *("MODEL.BACKBONE.NAME", "build_fss_resnet_backbone"),
             *("MODEL.DPCN.TRAIN_LAST_STAGE", True),
         ),

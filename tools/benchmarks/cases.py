@@ -285,7 +285,7 @@ def make_episode(size: int, shots: int) -> dict[str, Any]:
 def training_step(cfg: CfgNode, built: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:
     """The trainer's step on one batch; sets the model to training, in its last iteration."""
     built.train()
-    built.iteration = cfg.SOLVER.MAX_ITER - 1
+    built.iteration = max(cfg.SOLVER.MAX_ITER, 1) - 1
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     optimizer, clip = Trainer.build_optimizer(cfg, built), build_gradient_clipper(cfg)
     loader = (batch for _ in count())

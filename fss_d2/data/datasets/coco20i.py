@@ -6,7 +6,9 @@ Variants, on the images of the 2014 split unless noted otherwise:
 - ``coco20i_contiguous``: the same with PANet's contiguous folds;
 - ``coco20i_flat``: as ``coco20i``, with masks from one flattened class map as in the published protocols;
 - ``coco20i_hsnet``: as ``coco20i_flat``, with images in the order of HSNet's lists, which the user supplies;
-- ``coco20i_2017``: as ``coco20i`` on the 2017 split (the same images in another division; not the protocol).
+- ``coco20i_mmformer``: MM-Former's data, train2017 and val2017 with flattened class maps that pycocotools
+  draws; test images have the order of its lists if the user supplies them, else rise by number;
+- ``coco20i_2017``: the images of ``coco20i_mmformer`` with overlaps kept.
 
 All except ``coco20i_hsnet`` also exist as ``..._train_no_novel``, without images that show a novel class.
 """
@@ -37,9 +39,12 @@ __all__ = [
     "large_classes",
     "load_records",
     "metadata",
+    "mmformer_list_path",
     "names",
     "novel_classes",
     "parse_class_lists",
+    "parse_image_list",
+    "prepare_command",
     "records_of",
 ]
 
@@ -49,11 +54,11 @@ _THINGS = sorted((c for c in COCO_CATEGORIES if c["isthing"]), key=lambda c: c["
 CLASS_NAMES = tuple(c["name"] for c in _THINGS)
 CATEGORY_IDS = {c["id"]: class_id for class_id, c in enumerate(_THINGS)}  # COCO's id -> ours
 
-HSNET = "coco20i_hsnet"
-DERIVED = ("coco20i", "coco20i_contiguous", "coco20i_flat", "coco20i_2017")
+HSNET, MMFORMER = "coco20i_hsnet", "coco20i_mmformer"
+DERIVED = ("coco20i", "coco20i_contiguous", "coco20i_flat", "coco20i_2017", MMFORMER)
 VARIANTS = (*DERIVED, HSNET)
-PREPARE = f"run `python datasets/prepare_coco20i.py`; {PAGE}"
-PREPARE_MAPS = f"run `python datasets/prepare_coco20i.py --class-maps`; {PAGE}"
+_FLAT = ("coco20i_flat", MMFORMER)
+_OF_2017 = ("coco20i_2017", MMFORMER)
 IMAGE_FIX = "download the COCO images and extract them there"
 
 
@@ -84,15 +89,15 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
     """Load the dataset dicts of one split; ``image_id`` is COCO's own number in every variant.
 
     ``classes`` holds the split's classes that cover at least 2048 pixels of the flattened class map
-    (``coco20i_hsnet``: those whose list has the image). The flattened map counts in all variants, so that
-    they share their sets of images, which are meant to be the published ones. ``query_classes`` (not
+    (``coco20i_hsnet``: those whose list has the image). The flattened map of the year counts in all variants,
+    so that they share their sets of images, which are meant to be the published ones. ``query_classes`` (not
     ``coco20i_hsnet``) holds the classes that cover any pixel of it. ``annotations`` has one RLE per class
     (the union of its objects) and one per class of crowd regions; the flat variants have
     ``sem_seg_file_name`` instead.
     """
     spec = FoldName.parse(name, VARIANTS)
     root = Path(root)
-    image_set = spec.split + ("2017" if spec.variant == "coco20i_2017" else "2014")
+    image_set = spec.split + ("2017" if spec.variant in _OF_2017 else "2014")
     if spec.variant == HSNET:
         lists, listed = _read_class_lists(root, spec), dict[int, list[int]]()
         for class_id, image_ids in sorted(lists.items()):
@@ -107,7 +112,10 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
         shows_excluded = any(o["class"] in excluded for o in (*row["objects"], *row["crowds"]))
         return [] if shows_excluded else large_classes(row, wanted)
 
-    return records_of(root, image_set, choose, flat=spec.variant == "coco20i_flat", shown=wanted)
+    records = records_of(root, image_set, choose, flat=spec.variant in _FLAT, shown=wanted)
+    if spec.variant == MMFORMER and spec.split == "val":
+        return _in_mmformers_order(records, mmformer_list_path(root, spec.fold))
+    return records
 
 
 def records_of(
@@ -128,9 +136,9 @@ def records_of(
     """
     image_path = image_finder(root, image_set)
     if flat:
-        require(class_map_path(root, image_set, "").parent, PREPARE_MAPS)
+        require(class_map_path(root, image_set, "").parent, prepare_command(image_set, "--class-maps"))
     records = []
-    for row in read_index(index_path(root, image_set), _prepare(image_set)):
+    for row in read_index(index_path(root, image_set), prepare_command(image_set)):
         classes = choose(row)
         if classes:
             record = {key: row[key] for key in ("image_id", "height", "width")}
@@ -210,9 +218,37 @@ def _in_list_order(
     return sorted(records, key=lambda record: place[record["image_id"]])
 
 
-def _prepare(image_set: str) -> str:
-    """How to prepare the year of an image set."""
-    return PREPARE.replace(".py`", ".py --year 2017`") if image_set.endswith("2017") else PREPARE
+def mmformer_list_path(root: Path, fold: int) -> Path:
+    """Return the path of an installed test list of MM-Former."""
+    return list_path(root, "coco20i", f"mmformer/val_fold{fold}.json")
+
+
+def parse_image_list(text: str, source: str) -> list[int]:
+    """Parse ``{"images": [id or path of an image, ...]}`` of ``source`` into the ids, in its order."""
+    try:
+        names = [str(name) for name in parse_json(text)["images"]]
+        return [_image_number(name if name.endswith(".jpg") else f"{name}.jpg") for name in names]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = shortened(error)
+        raise ValueError(f'{source}: not JSON of the form {{"images": [image id]}} ({reason})') from error
+
+
+def _in_mmformers_order(records: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Sort records by a list of MM-Former, which its test episodes depend on; what it lacks comes last."""
+    if not path.is_file():
+        logger.info(
+            "%s is not there: images rise by number, so the test episodes are not the published ones", path
+        )
+        return list(records)
+    place = {image_id: i for i, image_id in enumerate(parse_image_list(read_text(path), str(path)))}
+    return sorted(records, key=lambda record: place.get(record["image_id"], len(place)))
+
+
+def prepare_command(image_set: str, options: str = "") -> str:
+    """How to prepare the year of an image set, for errors."""
+    year = "--year 2017" if image_set.endswith("2017") else ""
+    words = " ".join(["python datasets/prepare_coco20i.py", year, options]).split()
+    return f"run `{' '.join(words)}`; {PAGE}"
 
 
 def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Path]:
@@ -227,7 +263,7 @@ def image_finder(root: Path, image_set: str) -> Callable[[Mapping[str, Any]], Pa
             return (val if name in in_val else train) / name
 
         return find
-    require(folder, f"{IMAGE_FIX}, then {_prepare(image_set)}")
+    require(folder, f"{IMAGE_FIX}, then {prepare_command(image_set)}")
     return lambda row: folder / row["file_name"]
 
 

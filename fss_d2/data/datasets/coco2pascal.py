@@ -1,18 +1,19 @@
-"""COCO -> PASCAL: train on COCO, test on PASCAL classes that were not in the training.
+"""COCO -> PASCAL, MM-Former's transfers: train on its COCO, test on PASCAL classes that were not in it.
 
-Ids and names of a ``train`` split are COCO's, those of a ``val`` split PASCAL's. Variants:
+Ids and names of a ``train`` split are COCO's, those of a ``val`` split PASCAL's. Training sets are train2017
+with flattened class maps (`coco20i`, ``coco20i_mmformer``). Variants:
 
-- ``coco2pascal`` (MM-Former's Table 2, PFENet, HSNet): fold i trains as ``coco20i_fold<i>_train`` and tests
-  the PASCAL classes among COCO's held-out classes of that fold (6, 4, 6 and 4 of them), on VOC 2012's
-  segmentation ``val``;
-- ``coco15`` (MM-Former's Table 6): fold i trains on the 15 base classes of PASCAL-5i's fold i, on COCO's
-  images, and tests as ``pascal5i_fold<i>_val``;
+- ``coco2pascal`` (Table 2): fold i trains as ``coco20i_mmformer_fold<i>_train`` and tests the PASCAL classes
+  among COCO's held-out classes of that fold (6, 4, 6 and 4 of them), on VOC 2012's segmentation ``val``;
+- ``coco15`` (Table 6): fold i trains on the 15 base classes of PASCAL-5i's fold i, on COCO's images, and
+  tests as ``pascal5i_fold<i>_val``;
 - ``coco75sub`` (the same table): fold i trains on the COCO classes other than the five test classes, on 6000
   random images (seeded by the fold's number: the paper's own selection was not released), and tests in the
   same way.
 """
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def metadata(name: str) -> dict[str, Any]:
             return pascal5i.metadata(_pascal_name(spec))
         return fold_metadata(coco20i.CLASS_NAMES, _withheld(spec), fold=spec.fold, train=True)
     if spec.split == "train":
-        return coco20i.metadata(name.replace(VARIANT, "coco20i"))
+        return coco20i.metadata(name.replace(VARIANT, coco20i.MMFORMER))
     return fold_metadata(pascal5i.CLASS_NAMES, pascal_novel_classes(spec.fold), fold=spec.fold, train=False)
 
 
@@ -65,13 +66,14 @@ def load_records(name: str, root: Path) -> list[dict[str, Any]]:
             return pascal5i.load_records(_pascal_name(spec), root)
         return _transfer_records(spec, Path(root))
     if spec.split == "train":
-        return coco20i.load_records(name.replace(VARIANT, "coco20i"), root)
+        return coco20i.load_records(name.replace(VARIANT, coco20i.MMFORMER), root)
     return pascal5i.val_records(Path(root), pascal_novel_classes(spec.fold))
 
 
 def _transfer_records(spec: FoldName, root: Path) -> list[dict[str, Any]]:
     base = set(range(len(coco20i.CLASS_NAMES))) - set(_withheld(spec))
-    records = coco20i.records_of(root, "train2014", lambda row: coco20i.large_classes(row, base), shown=base)
+    choose = partial(coco20i.large_classes, class_ids=base)
+    records = coco20i.records_of(root, "train2017", choose, flat=True, shown=base)
     if spec.variant == "coco75sub" and len(records) > SUBSET_IMAGES:
         chosen = random.Random(spec.fold).sample(range(len(records)), SUBSET_IMAGES)
         records = [records[i] for i in sorted(chosen)]

@@ -61,9 +61,9 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DPCN.ASPP_DILATIONS = (6, 12, 18)
     cfg.MODEL.DPCN.RETURN_WEIGHT = 1.0  # lambda of the query-to-support loss (Fig. A2)
     cfg.MODEL.DPCN.CKMM = False  # JC2A's class-agnostic map as one more activation map
-    # Train the stage of SAM_FEATURE, from the iteration LAST_STAGE_START on, although the backbone is frozen.
+    # Train the stage of SAM_FEATURE, from this share of the iterations on, although the backbone is frozen.
     cfg.MODEL.DPCN.TRAIN_LAST_STAGE = True
-    cfg.MODEL.DPCN.LAST_STAGE_START = 0
+    cfg.MODEL.DPCN.LAST_STAGE_START = 0.0
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,7 @@ class DPCN(FewShotSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Arguments from MODEL.DPCN, MODEL.BASE_KNOWLEDGE, and the backbone's keys."""
         c = cfg.MODEL.DPCN
+        start = share("MODEL.DPCN.LAST_STAGE_START", c.LAST_STAGE_START)
         backbone = build_few_shot_backbone(cfg)
         knowledge = build_base_knowledge(cfg, backbone) if c.CKMM else None
         names = feature_names("MODEL.DPCN.IN_FEATURES", c.IN_FEATURES, backbone)
@@ -304,7 +305,7 @@ class DPCN(FewShotSegmentor):
             "windows": _windows(c.WINDOWS) if c.SAM else ((1, 1),),
             "mask_before_sam": c.MASK_BEFORE_SAM,
             "train_last_stage": c.TRAIN_LAST_STAGE,
-            "last_stage_start": at_least("MODEL.DPCN.LAST_STAGE_START", c.LAST_STAGE_START, 0),
+            "last_stage_start": round(start * cfg.SOLVER.MAX_ITER),
             "return_weight": at_least("MODEL.DPCN.RETURN_WEIGHT", c.RETURN_WEIGHT, 0),
             "knowledge": knowledge,
             "head": _head_arguments(cfg),

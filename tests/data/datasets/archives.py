@@ -123,6 +123,12 @@ def write_coco(root: Path) -> None:
     write_instances(root, "val2014", COCO_VAL, [13, 12, 11])
 
 
+def write_coco_2017(root: Path) -> None:
+    """The same images and objects as COCO 2017."""
+    write_instances(root, "train2017", COCO_TRAIN, [9, 5, 4])
+    write_instances(root, "val2017", COCO_VAL, [13, 12, 11])
+
+
 def write_fss(root: Path) -> None:
     """Seven classes of three 4 x 1 images; ``names/`` splits them into 3, 2 and 2."""
     splits = {"trn": ["zebra", "kite", "pin"], "val": ["lamp", "oak"], "test": ["pear", "apple"]}

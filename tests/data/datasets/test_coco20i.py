@@ -32,7 +32,7 @@ def root(coco_root: Path) -> Path:
 
 def test_names_and_metadata() -> None:
     names = coco20i.names()
-    assert len(set(names)) == len(names) == 5 * 8 + 4 * 4
+    assert len(set(names)) == len(names) == 6 * 8 + 5 * 4
     val = coco20i.metadata("coco20i_fold2_val")
     assert val["class_ids"] == list(range(2, 80, 4))
     assert val["stuff_classes"][2] == "car"

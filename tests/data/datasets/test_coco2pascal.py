@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fss_d2.data.datasets import coco2pascal, coco20i, pascal5i, prepare_coco20i
-from tests.data.datasets.archives import write_coco
+from tests.data.datasets.archives import write_coco_2017
 
 # PASCAL classes that COCO-20i's interleaved folds hold out: 6, 4, 6 and 4 of them.
 NOVEL = [
@@ -20,7 +20,7 @@ def test_metadata(fold: int) -> None:
     assert {val["stuff_classes"][c] for c in val["class_ids"]} == NOVEL[fold]
     assert len(val["stuff_classes"]) == 20
     train = coco2pascal.metadata(f"coco2pascal_fold{fold}_train")
-    assert train == coco20i.metadata(f"coco20i_fold{fold}_train")
+    assert train == coco20i.metadata(f"coco20i_mmformer_fold{fold}_train")
 
 
 def test_every_name_has_metadata_of_its_fold() -> None:
@@ -31,11 +31,12 @@ def test_every_name_has_metadata_of_its_fold() -> None:
 
 
 def test_records(voc_root: Path) -> None:
-    write_coco(voc_root)
+    write_coco_2017(voc_root)
     pascal5i.prepare(voc_root, workers=0, lists=None)
-    prepare_coco20i.prepare(voc_root, year=2014, workers=0, class_maps=False, lists=None)
+    prepare_coco20i.prepare(voc_root, year=2017, workers=0, class_maps=True, lists=None)
     train = coco2pascal.load_records("coco2pascal_fold3_train", voc_root)
-    assert [(r["image_id"], r["classes"]) for r in train] == [(4, [2]), (9, [1])]
+    assert [(r["image_id"], r["classes"]) for r in train] == [(9, [1])]  # pycocotools draws 45 x 45 of 4
+    assert train == coco20i.load_records("coco20i_mmformer_fold3_train", voc_root)
     val = {i: coco2pascal.load_records(f"coco2pascal_fold{i}_val", voc_root) for i in range(4)}
     assert [(r["image_id"], r["classes"]) for r in val[0]] == [("2007_000003", [0])]  # aeroplane
     assert [(r["image_id"], r["classes"]) for r in val[1]] == [("2007_000003", [5])]  # bus
@@ -56,14 +57,15 @@ def test_transfer_variants() -> None:
 
 
 def test_transfer_records(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_coco(voc_root)
+    write_coco_2017(voc_root)
     pascal5i.prepare(voc_root, workers=0, lists=None)
-    prepare_coco20i.prepare(voc_root, year=2014, workers=0, class_maps=False, lists=None)
+    prepare_coco20i.prepare(voc_root, year=2017, workers=0, class_maps=True, lists=None)
     many = coco2pascal.load_records("coco75sub_fold1_train", voc_root)
     few = coco2pascal.load_records("coco15_fold1_train", voc_root)
     assert {r["image_id"] for r in few} <= {r["image_id"] for r in many}
     novel = set(coco2pascal.metadata("coco75sub_fold1_train")["novel_class_ids"])
     assert many and not any(novel & set(r["classes"]) for r in many)
+    assert all(r["mask_encoding"] == "class_map" and "train2017" in r["file_name"] for r in many)
     assert coco2pascal.load_records("coco15_fold0_val", voc_root) == pascal5i.load_records(
         "pascal5i_fold0_val", voc_root
     )

@@ -30,14 +30,15 @@ HSNET = "fss_d2/coco20i/lists/hsnet"
         ("coco20i_flat_fold1_val", "coco/val2014", f"{IMAGES}prepare_coco20i.py`"),
         ("coco20i_contiguous_fold0_val", "coco/val2014", f"{IMAGES}prepare_coco20i.py`"),
         ("coco20i_2017_fold0_val", "coco/val2017", f"{IMAGES}prepare_coco20i.py --year 2017`"),
+        ("coco20i_mmformer_fold0_val", "coco/val2017", f"{IMAGES}prepare_coco20i.py --year 2017`"),
         (
             "coco20i_hsnet_fold0_val",
             "fss_d2/coco20i/lists/hsnet/val_fold0.json",
             f"prepare_coco20i.py{LISTS}`",
         ),
-        ("coco2pascal_fold0_train", "coco/train2014", f"{IMAGES}prepare_coco20i.py`"),
+        ("coco2pascal_fold0_train", "coco/train2017", f"{IMAGES}prepare_coco20i.py --year 2017`"),
         ("coco2pascal_fold0_val", "fss_d2/pascal5i/lists/val.txt", "prepare_pascal5i.py`"),
-        ("coco15_fold0_train", "coco/train2014", f"{IMAGES}prepare_coco20i.py`"),
+        ("coco15_fold0_train", "coco/train2017", f"{IMAGES}prepare_coco20i.py --year 2017`"),
         ("coco75sub_fold0_val", "fss_d2/pascal5i/lists/val.txt", "prepare_pascal5i.py`"),
         ("fss1000_train", "fss_d2/fss1000/lists/train.txt", f"prepare_fss1000.py{LISTS}`"),
         ("glyphs_fold0_val", "glyphs/index.json", "prepare_glyphs.py`"),
@@ -81,8 +82,8 @@ def test_training_on_a_bare_machine_ends_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"error: {tmp_path}/data/coco/train2014 not found: {IMAGES}run `python datasets/prepare_coco20i.py`; "
-        f"{PAGE}"
+        f"error: {tmp_path}/data/coco/train2017 not found: {IMAGES}run `python datasets/prepare_coco20i.py "
+        f"--year 2017`; {PAGE}"
     )
     assert list(tmp_path.iterdir()) == []
 
