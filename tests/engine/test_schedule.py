@@ -93,7 +93,7 @@ def test_pascal_pairs_count_and_coco_images(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_last_stage_of_dpcn_starts_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = _of_fold("dpcn/pascal5i_r50_torchvision", 3)
+    cfg = _of_fold("dpcn/pascal5i_r50", 3)
     _give_images(monkeypatch, cfg.DATASETS.TRAIN[0], PFENET_PASCAL[3])
     cfg = in_iterations(cfg).clone()
     cfg.defrost()
