@@ -74,7 +74,7 @@ def test_commands_name_tables_and_rows_that_exist(page: str, monkeypatch: pytest
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith(REPRODUCE):
                 args = reproduce.parse_arguments(shlex.split(line.removeprefix(REPRODUCE), comments=True))
-                assert args.list or reproduce.choose(Path(args.table), args)
+                assert args.list or reproduce.choose(args.file, args)
 
 
 def needed_data(command: str) -> set[str]:
@@ -82,7 +82,7 @@ def needed_data(command: str) -> set[str]:
     configs = re.findall(r"configs/[\w/.-]+\.yaml", command)
     if command.startswith(REPRODUCE):
         args = reproduce.parse_arguments(shlex.split(command.removeprefix(REPRODUCE), comments=True))
-        tables = [] if args.list else reproduce.choose(Path(args.table), args)
+        tables = [] if args.list else reproduce.choose(args.file, args)
         loaded = [stage.load() for _, rows in tables for row in rows for stage in row.stages]
     elif re.search(r"train_net|cross_validate|check_support_use|visualize", command):
         loaded = [load_config(config, num_gpus=0) for config in configs]

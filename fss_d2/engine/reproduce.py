@@ -198,4 +198,6 @@ def describe_resources(content: Mapping[str, Any]) -> str:
         f"rule `{protocol['FEW_SHOT.TEST.QUERY_RULE']}`, {size} pixels, frame `{protocol['TEST.FRAME']}`, "
         f"counting `{protocol['TEST.COUNTING']}`",
     }
-    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+    return "\n".join(
+        ["| made with | |", "|---|---|", *(f"| {name} | {text} |" for name, text in lines.items())]
+    )
