@@ -27,7 +27,7 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "TEMPERATURE": (0.1,),
         "OBJECT_PROTOTYPES": (3,),
         "BACKGROUND_PROTOTYPES": (3,),
-        "BACKWARD_VOTES": (True,),
+        "BACKWARD_VOTES": (True, "MODEL.PROTOTYPE.IN_FEATURES", ("res2",)),
     },
     "MODEL.INSID3 on INSID3": {
         "IN_FEATURES": (("res4",),),

@@ -138,9 +138,10 @@ class TrainingFree(FewShotSegmentor):
         maps = super()._query_maps(images, features)
         joined = F.normalize(join_levels(maps, self.in_features), dim=1)
         basis = self._basis(tuple(images.shape[-2:]))
+        if basis is None:
+            return {**maps, UNIT: joined, DEBIASED: joined}
         with self._exact():
-            debiased = joined if basis is None else without_positions(joined, basis)
-        return {**maps, UNIT: joined, DEBIASED: debiased}
+            return {**maps, UNIT: joined, DEBIASED: without_positions(joined, basis)}
 
     def _exact(self) -> torch.autocast:
         """Sums and similarities are in float32, also under autocast."""
