@@ -172,8 +172,9 @@ def test_the_folder_is_named_after_the_backbone(config: Path, tmp_path: Path) ->
     others = [
         *(folder(change="backbone.layers.res4_0"), folder("DCAMA", "MODEL.PIXEL_STD", [2.0, 2.0, 2.0])),
         *(folder("DCAMA", "MODEL.DCAMA.SKIP_LEVELS", ("res2",)), folder("Prototype")),
+        *(folder("FROST"), folder("FROST", "MODEL.FROST.MIRRORED", True)),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7
     assert "MODEL.BACKBONE.NAME" in json.loads((tmp_path / first / "about.json").read_text())
 
 

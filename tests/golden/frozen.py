@@ -77,7 +77,7 @@ class Golden:
         return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
     def wrong_share(self, logits: Tensor) -> float:
-        """Share of the pixels of the final mask that logits (1, 2, S, S) get wrong, in the code's two steps."""
+        """Share of the pixels of the final mask that logits (1, 2, S, S) get wrong, in two steps."""
         found = (logits[:, 1:] > logits[:, :1]).float()
         size = tuple(self.meta["out_size"])
         found = F.interpolate(found, size, mode="bilinear", align_corners=False)[0, 0] > 0.5

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
@@ -158,6 +158,20 @@ class FROST(TrainingFree):
         given = {n.removeprefix(_MIRRORED): m for n, m in maps.items() if n.startswith(_MIRRORED)}
         mirrored = self._query_maps(images.flip(-1), given or None)
         return {**maps, _MIRRORED + DEBIASED: mirrored[DEBIASED]}
+
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """As in the base class; a feature cache keeps the mirrored maps as well."""
+        parts = super().frozen_parts
+        return {f"{name}, mirrored": part for name, part in parts.items()} if self.mirrored else parts
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """As in the base class, with the maps of the mirrored images."""
+        maps = super().stored_maps(images)
+        if not self.mirrored:
+            return maps
+        mirrored = super().stored_maps(images.flip(-1))
+        return {**maps, **{_MIRRORED + name: mirrored[name] for name in self.in_features}}
 
     # -- supports ----------------------------------------------------------------------------------------
 
