@@ -1,4 +1,4 @@
-"""Episodes of INSID3 and FROST, given as features: what the encoder yields is stored, the masks are as drawn."""
+"""Episodes of INSID3 and FROST given as features: what the encoder yields is stored, masks are as drawn."""
 
 import json
 from collections.abc import Iterator
