@@ -1,7 +1,9 @@
 """Clusters of feature vectors: average linkage of a grid, k-means by cosines, means of clusters."""
 
+import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,17 +25,18 @@ def average_linkage(features: Tensor, similarity: float) -> Tensor:
     """
     if type(features) is not Tensor:
         raise RuntimeError("its clusters are found by scipy, which no graph can hold")
-    size, labels = features.shape[-2:], []
-    upper = torch.triu_indices(size.numel(), size.numel(), offset=1)
-    for cells in features.detach().float().flatten(2).cpu():  # (C, N)
-        distances = 1 - (cells.T @ cells).clamp(-1, 1)
-        if len(upper[0]):
-            tree = linkage(distances[upper[0], upper[1]].double().numpy(), "average")
-            found = torch.from_numpy(fcluster(tree, 1 - similarity, "distance")).long() - 1
-        else:
-            found = torch.zeros(1, dtype=torch.int64)
-        labels.append(found.view(size))
-    return torch.stack(labels).to(features.device)
+    maps = features.detach().float().flatten(2).cpu().numpy()  # (B, C, N)
+    labels = [_clusters_of(cells, 1 - similarity) for cells in maps]
+    return torch.stack(labels).unflatten(1, features.shape[-2:]).to(features.device)
+
+
+def _clusters_of(cells: np.ndarray, distance: float) -> Tensor:
+    """Labels (N,) of unit vectors (C, N)."""
+    if cells.shape[1] == 1:
+        return torch.zeros(1, dtype=torch.int64)
+    distances = squareform(1 - (cells.T @ cells).clip(-1, 1), checks=False)
+    found = fcluster(linkage(distances, "average"), distance, "distance")
+    return torch.from_numpy(found).long() - 1
 
 
 def cluster_means(values: Tensor, labels: Tensor) -> Tensor:

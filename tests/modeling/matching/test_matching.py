@@ -134,7 +134,7 @@ def test_whitener_by_hand() -> None:
 
 
 def test_scores_follow_equals_nearby_and_no_others() -> None:
-    """A row of cells: two alike, then many of another colour, and one like the first two out of their reach."""
+    """A row of cells: two alike, many of another colour, and one like the first two but out of reach."""
     features, colours = torch.ones(1, 1, 20), torch.zeros(3, 1, 20)
     colours[:, 0, 2:19] = 1
     scores = torch.tensor([1.0, 0.0, *[-3.0] * 17, 0.0])[None]

@@ -108,7 +108,7 @@ def test_several_prototypes() -> None:
 
 
 def test_backward_votes_shut_out_what_resembles_a_part_of_the_background() -> None:
-    """The second pixel is nearer to the object than to the mean background, but nearest to one of its pixels."""
+    """The second pixel is nearer to the object than to the mean background, but nearest to a pixel of it."""
     red, green, blue = torch.eye(3)
     near = 0.8 * red + 0.6 * green
     cells, mask = [red, near, blue, blue, blue], [1, 0, 0, 0, 0]
