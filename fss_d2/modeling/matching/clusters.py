@@ -35,7 +35,8 @@ def _clusters_of(cells: np.ndarray, distance: float) -> Tensor:
     if cells.shape[1] == 1:
         return torch.zeros(1, dtype=torch.int64)
     distances = squareform(1 - (cells.T @ cells).clip(-1, 1), checks=False)
-    found = fcluster(linkage(distances, "average"), distance, "distance")
+    # Scores of features that are NaN become NaN later on, and are refused as such.
+    found = fcluster(linkage(np.nan_to_num(distances), "average"), distance, "distance")
     return torch.from_numpy(found).long() - 1
 
 

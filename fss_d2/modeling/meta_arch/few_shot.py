@@ -125,16 +125,16 @@ class FewShotSegmentor(ImageModel):
         weight = background * (mask == 0).sum() + foreground * (mask == 1).sum()
         return total / weight.clamp(min=1)
 
-    def _query_maps(self, images: Tensor, features: Maps | None) -> Maps:
+    def _extract_queries(self, images: Tensor, features: Maps | None) -> Maps:
         """What `_encode_query` reads of images (B, 3, H, W), 0 to 255; ``features`` are those of `extract`.
 
-        A method that needs more than the backbone's maps of an image adds it here and in `_support_maps`.
+        A method that needs more than the backbone's maps of an image adds it here and in `_extract_supports`.
         """
         return self.extract(self.normalise(images)) if features is None else features
 
-    def _support_maps(self, images: Tensor, features: Maps | None) -> Maps:
+    def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
         """The same of supports and negatives (N, 3, H, W), for `_encode_support`, `_encode_negatives`."""
-        return self._query_maps(images, features)
+        return self._extract_queries(images, features)
 
     # -- presence ----------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class FewShotSegmentor(ImageModel):
             given = features and {
                 name: maps.unflatten(0, (B, K))[:, shots].flatten(0, 1) for name, maps in features.items()
             }
-            maps = self._support_maps(images[:, shots].flatten(0, 1), given)
+            maps = self._extract_supports(images[:, shots].flatten(0, 1), given)
             parts.append(self._encode_support(maps, masks[:, shots]))
             kept.append(self._evidence(maps, masks[:, shots]))
         encoded = type(parts[0]).concatenate(parts)
@@ -210,7 +210,7 @@ class FewShotSegmentor(ImageModel):
             (masks == 0).flatten(2).any(dim=2).all()
         ):
             raise ValueError("a mask of a negative is 0 where the region is, at one pixel at least, else 255")
-        maps = self._support_maps(images.flatten(0, 1), features)
+        maps = self._extract_supports(images.flatten(0, 1), features)
         evidence = self._evidence(maps, torch.where(masks == 0, 1, 255))
         return NegativeSet(type(self).__name__, evidence, self._encode_negatives(maps, masks))
 
@@ -286,7 +286,7 @@ class FewShotSegmentor(ImageModel):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
-        maps = self._query_maps(images, features)
+        maps = self._extract_queries(images, features)
         return QueryFeatures(type(self).__name__, images, self._encode_query(maps), self._evidence(maps))
 
     def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:

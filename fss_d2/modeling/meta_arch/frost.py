@@ -146,17 +146,17 @@ class FROST(TrainingFree):
 
     # -- what is read of images --------------------------------------------------------------------------
 
-    def _query_maps(self, images: Tensor, features: Maps | None) -> Maps:
-        maps = super()._query_maps(images, features)
+    def _extract_queries(self, images: Tensor, features: Maps | None) -> Maps:
+        maps = super()._extract_queries(images, features)
         colours = images.to(self.device, torch.float32).clamp(0, 255) / 255
         return {**maps, _COLOURS: F.adaptive_avg_pool2d(colours, maps[UNIT].shape[-2:])}
 
-    def _support_maps(self, images: Tensor, features: Maps | None) -> Maps:
-        maps = super()._support_maps(images, features)
+    def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
+        maps = super()._extract_supports(images, features)
         if not self.mirrored:
             return maps
         given = {n.removeprefix(_MIRRORED): m for n, m in maps.items() if n.startswith(_MIRRORED)}
-        mirrored = self._query_maps(images.flip(-1), given or None)
+        mirrored = self._extract_queries(images.flip(-1), given or None)
         return {**maps, _MIRRORED + DEBIASED: mirrored[DEBIASED]}
 
     @property

@@ -23,7 +23,7 @@ from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 __all__ = ["TrainingFree", "Tuned", "join_levels", "restrict"]
 
 CHOICES = ("layer", "temperature", "threshold")  # of MODEL.TRAINING_FREE.LEAVE_ONE_OUT
-UNIT, DEBIASED = "unit", "debiased"  # maps that `_query_maps` adds
+UNIT, DEBIASED = "unit", "debiased"  # maps that `_extract_queries` adds
 _VIEW = "view."  # prefix of the maps of a support's view
 _KEPT_SIZES = 32  # of images whose positional basis is kept
 _VIEW_SCALE = 0.7
@@ -133,9 +133,9 @@ class TrainingFree(FewShotSegmentor):
 
     # -- features ----------------------------------------------------------------------------------------
 
-    def _query_maps(self, images: Tensor, features: Maps | None) -> Maps:
+    def _extract_queries(self, images: Tensor, features: Maps | None) -> Maps:
         """Adds the joined levels as "unit", and without what tells of positions as "debiased"."""
-        maps = super()._query_maps(images, features)
+        maps = super()._extract_queries(images, features)
         joined = F.normalize(join_levels(maps, self.in_features), dim=1)
         basis = self._basis(tuple(images.shape[-2:]))
         if basis is None:
@@ -147,10 +147,10 @@ class TrainingFree(FewShotSegmentor):
         """Sums and similarities are in float32, also under autocast."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _support_maps(self, images: Tensor, features: Maps | None) -> Maps:
-        maps = super()._support_maps(images, features)
+    def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
+        maps = super()._extract_supports(images, features)
         if self.leave_one_out:
-            view = self._query_maps(_view(images.to(self.device, torch.float32), self.pixel_mean), None)
+            view = self._extract_queries(_view(images.to(self.device, torch.float32), self.pixel_mean), None)
             maps = {**maps, **{_VIEW + name: values for name, values in view.items()}}
         return maps
 
