@@ -160,13 +160,14 @@ class TrainingFree(FewShotSegmentor):
         if not self.positional_rank:
             return None
         kept = size, self.device
-        if kept not in self._bases:
+        basis = self._bases.get(kept)
+        if basis is None:
             black = self.extract(self.normalise(torch.zeros(1, 3, *size, device=self.device)))
             features = F.normalize(join_levels(black, self.in_features), dim=1)
             if len(self._bases) >= _KEPT_SIZES:
                 self._forget_bases()
-            self._bases[kept] = positional_basis(features[0], self.positional_rank)
-        return self._bases[kept]
+            self._bases[kept] = basis = positional_basis(features[0], self.positional_rank)
+        return basis
 
     def _forget_bases(self, *_: Any) -> None:
         self._bases = {}
