@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
@@ -26,7 +26,7 @@ from fss_d2.modeling.matching import (
 from .contract import Encoding, Output
 from .few_shot import Maps, SegmentorOptions
 from .insid3 import mean_prototype, object_and_known
-from .training_free import DEBIASED, UNIT, TrainingFree, Tuned, restrict
+from .training_free import DEBIASED, UNIT, TrainingFree, Tuned, Variant, restrict
 
 __all__ = ["FROST"]
 
@@ -147,31 +147,22 @@ class FROST(TrainingFree):
     # -- what is read of images --------------------------------------------------------------------------
 
     def _extract_queries(self, images: Tensor, features: Maps | None) -> Maps:
+        """Adds the mean colours of the cells, which a feature cache has instead of the image."""
         maps = super()._extract_queries(images, features)
-        colours = images.to(self.device, torch.float32).clamp(0, 255) / 255
-        return {**maps, _COLOURS: F.adaptive_avg_pool2d(colours, maps[UNIT].shape[-2:])}
+        return maps if _COLOURS in maps else {**maps, _COLOURS: self._colours(images, maps)}
 
-    def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
-        maps = super()._extract_supports(images, features)
-        if not self.mirrored:
-            return maps
-        given = {n.removeprefix(_MIRRORED): m for n, m in maps.items() if n.startswith(_MIRRORED)}
-        mirrored = self._extract_queries(images.flip(-1), given or None)
-        return {**maps, _MIRRORED + DEBIASED: mirrored[DEBIASED]}
+    def _colours(self, images: Tensor, maps: Maps) -> Tensor:
+        pixels = images.to(self.device, torch.float32).clamp(0, 255) / 255
+        return F.adaptive_avg_pool2d(pixels, maps[self.in_features[0]].shape[-2:])
 
     @property
-    def frozen_parts(self) -> dict[str, nn.Module]:
-        """As in the base class; a feature cache keeps the mirrored maps as well."""
-        parts = super().frozen_parts
-        return {f"{name}, mirrored": part for name, part in parts.items()} if self.mirrored else parts
+    def _variants(self) -> dict[str, Variant]:
+        mirrored: dict[str, Variant] = {_MIRRORED: lambda images, _: images.flip(-1)}
+        return super()._variants | (mirrored if self.mirrored else {})
 
-    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """As in the base class, with the maps of the mirrored images."""
-        maps = super().stored_maps(images)
-        if not self.mirrored:
-            return maps
-        mirrored = super().stored_maps(images.flip(-1))
-        return {**maps, **{_MIRRORED + name: mirrored[name] for name in self.in_features}}
+    def _stored_once(self, images: Tensor) -> dict[str, Tensor]:
+        maps = super()._stored_once(images)
+        return {**maps, _COLOURS: self._colours(images * self.pixel_std + self.pixel_mean, maps)}
 
     # -- supports ----------------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """The base class of methods that compare frozen features and learn nothing."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_d2.modeling.backbone import FeatureBackbone
@@ -27,6 +27,8 @@ UNIT, DEBIASED = "unit", "debiased"  # maps that `_extract_queries` adds
 _VIEW = "view."  # prefix of the maps of a support's view
 _KEPT_SIZES = 32  # of images whose positional basis is kept
 _VIEW_SCALE = 0.7
+
+Variant = Callable[[Tensor, Tensor | float], Tensor]  # images and the value of no picture -> images
 
 
 @config_keys
@@ -148,11 +150,37 @@ class TrainingFree(FewShotSegmentor):
         return torch.autocast(self.device.type, enabled=False)
 
     def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
+        """Adds what the same gives for each of the `_variants`."""
         maps = super()._extract_supports(images, features)
-        if self.leave_one_out:
-            view = self._extract_queries(_view(images.to(self.device, torch.float32), self.pixel_mean), None)
-            maps = {**maps, **{_VIEW + name: values for name, values in view.items()}}
+        images = images.to(self.device, torch.float32)
+        for prefix, change in self._variants.items():
+            given = {n.removeprefix(prefix): m for n, m in maps.items() if n.startswith(prefix)}
+            made = self._extract_queries(change(images, self.pixel_mean), given or None)
+            maps = {**maps, **{prefix + name: values for name, values in made.items()}}
         return maps
+
+    @property
+    def _variants(self) -> dict[str, Variant]:
+        """Pictures that are made of a support and encoded with it, by the prefix of their maps."""
+        return {_VIEW: _view} if self.leave_one_out else {}
+
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """As in the base class; the name tells which variants are stored."""
+        return {", ".join([n, *self._variants]): part for n, part in super().frozen_parts.items()}
+
+    def stored_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """As in the base class, with the maps of the variants."""
+        maps = self._stored_once(images)
+        for prefix, change in self._variants.items():
+            made = self._stored_once(change(images, 0.0))
+            unread = set(self.presence_blocks) - set(self.in_features)
+            maps |= {prefix + name: values for name, values in made.items() if name not in unread}
+        return maps
+
+    def _stored_once(self, images: Tensor) -> dict[str, Tensor]:
+        """The `stored_maps` of the images themselves."""
+        return super().stored_maps(images)
 
     @torch.no_grad()
     def _basis(self, size: tuple[int, int]) -> Tensor | None:
