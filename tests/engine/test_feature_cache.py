@@ -23,7 +23,13 @@ from fss_d2.modeling.backbone.base import FeatureBackbone
 from tests.modeling.episodes import make_cfg, make_model
 from tests.tiny_training import ROOT, command_line, episodes, tiny_glyphs, train
 
-METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
+# Settings under which a method reads more of an image than the backbone's maps of it.
+VARIANTS: list[tuple[Any, ...]] = [
+    *((method,) for method in FEW_SHOT_META_ARCHS),
+    ("FROST", "MODEL.FROST.MIRRORED", True),
+    ("FROST", "MODEL.TRAINING_FREE.LEAVE_ONE_OUT", ("threshold",)),
+    ("INSID3", "MODEL.TRAINING_FREE.LEAVE_ONE_OUT", ("threshold",)),
+]
 _CONFIG = """
 MODEL:
   META_ARCHITECTURE: DCAMA
@@ -91,25 +97,27 @@ def forbid_backbone(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(FeatureBackbone, "forward", passed)
 
 
-@METHODS
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
 def test_training_and_evaluation_from_the_cache(
-    config: Path, method: str, tmp_path: Path, forbid_backbone: Callable[[], None]
+    config: Path, variant: tuple[Any, ...], tmp_path: Path, forbid_backbone: Callable[[], None]
 ) -> None:
-    plain = make_cfg(method, *_OPTS)
-    cached = make_cfg(method, *_OPTS, _KEY, str(tmp_path))
+    method, *keys = variant
+    opts = (*_OPTS, *keys)
+    plain = make_cfg(method, *opts)
+    cached = make_cfg(method, *opts, _KEY, str(tmp_path))
     trainable = make_model(method).trainable
     if trainable:
-        expected = _losses(plain, make_model(method, *_OPTS))
-        first = _losses(cached, make_model(method, *_OPTS))
+        expected = _losses(plain, make_model(method, *opts))
+        first = _losses(cached, make_model(method, *opts))
         torch.testing.assert_close(first, expected, rtol=5e-3, atol=2e-3)
-    scores = _scores(plain, make_model(method, *_OPTS))
-    first_scores = _scores(cached, make_model(method, *_OPTS))
+    scores = _scores(plain, make_model(method, *opts))
+    first_scores = _scores(cached, make_model(method, *opts))
     for a, b in zip(first_scores, scores, strict=True):
         assert (a.argmax(dim=0) != b.argmax(dim=0)).float().mean() < 0.005
     forbid_backbone()
     if trainable:
-        assert torch.equal(_losses(cached, make_model(method, *_OPTS)), first)
-    for a, b in zip(_scores(cached, make_model(method, *_OPTS)), first_scores, strict=True):
+        assert torch.equal(_losses(cached, make_model(method, *opts)), first)
+    for a, b in zip(_scores(cached, make_model(method, *opts)), first_scores, strict=True):
         assert torch.equal(a, b)
 
 
@@ -172,8 +180,9 @@ def test_the_folder_is_named_after_the_backbone(config: Path, tmp_path: Path) ->
     others = [
         *(folder(change="backbone.layers.res4_0"), folder("DCAMA", "MODEL.PIXEL_STD", [2.0, 2.0, 2.0])),
         *(folder("DCAMA", "MODEL.DCAMA.SKIP_LEVELS", ("res2",)), folder("Prototype")),
+        *(folder("FROST"), folder("FROST", "MODEL.FROST.MIRRORED", True)),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7
     assert "MODEL.BACKBONE.NAME" in json.loads((tmp_path / first / "about.json").read_text())
 
 

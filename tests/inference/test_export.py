@@ -54,6 +54,11 @@ def test_every_method_exports(method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         (expected,) = make_model(method)([{**ONE_SHOT, "image": query}])
         torch.testing.assert_close(module(query[None])[0], expected["sem_seg"])
+    if method == "INSID3":
+        with pytest.raises(ValueError, match=r"^INSID3 cannot be exported .*clusters are found by scipy"):
+            export_query(module, tmp_path / "model.pt2", size=SIZE)
+        assert not list(tmp_path.iterdir())
+        return
     check_format(module, query[None], "torch_export", tmp_path / "model.pt2")
 
 

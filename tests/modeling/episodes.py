@@ -37,6 +37,7 @@ TINY = (
     *("MODEL.DPCN.KERNEL_SIZE", 3),
     *("MODEL.DPCN.ASPP_DILATIONS", (1, 2, 3)),
     *("MODEL.DPCN.TRAIN_LAST_STAGE", False),  # as PFENET.MASK_BEFORE_PRIOR
+    *("MODEL.FROST.MIRRORED", False),  # a second pass of the backbone for each support
 )
 
 

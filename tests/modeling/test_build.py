@@ -33,7 +33,7 @@ def test_an_unknown_name(name: str, hint: str) -> None:
 @pytest.mark.parametrize("name", [*FEW_SHOT_META_ARCHS, "PotentialObjectsSegmenter"])
 def test_whether_there_is_anything_to_train(name: str) -> None:
     model = build_without_weights(make_cfg(name))
-    assert model.trainable == model.has_weights == (name != "Prototype")
+    assert model.trainable == model.has_weights == (name not in ("FROST", "INSID3", "Prototype"))
 
 
 def test_whether_there_is_anything_to_train_is_found_without_weights() -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fss_d2.modeling import FEW_SHOT_META_ARCHS, FewShotSegmentor, Output, SupportSet
 from fss_d2.modeling.meta_arch.contract import Encoding, stack_supports
+from fss_d2.modeling.meta_arch.training_free import CHOICES
 from tests.modeling.episodes import make_episode, make_model
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
+TRAINING_FREE = ("FROST", "INSID3", "Prototype")
 # Settings in which a method keeps other things of its supports than by default.
 VARIANTS = [
     *((method,) for method in FEW_SHOT_META_ARCHS),
@@ -29,6 +31,9 @@ VARIANTS = [
     ("MMFormer", "MODEL.MM_FORMER.CROSS_ALIGNMENT", "none"),
     ("PFENet", "MODEL.BASELINE.SCALE", 20.0),
     ("DCAMA", "MODEL.BASELINE.SCALE", 20.0),  # whose encodings hold dicts
+    ("Prototype", "MODEL.PROTOTYPE.OBJECT_PROTOTYPES", 3, "MODEL.PROTOTYPE.BACKWARD_VOTES", True),
+    ("FROST", "MODEL.FROST.MIRRORED", True, "MODEL.FROST.POSITIONAL_RANK", 8),
+    *((method, "MODEL.TRAINING_FREE.LEAVE_ONE_OUT", CHOICES) for method in TRAINING_FREE),
 ]
 ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
 

@@ -14,7 +14,8 @@ from fss_d2.modeling import FEW_SHOT_META_ARCHS, Output
 from tests.modeling.episodes import make_cfg, make_episode, make_model
 
 METHODS = (*FEW_SHOT_META_ARCHS, "PotentialObjectsSegmenter")
-TRAINED = tuple(method for method in METHODS if method != "Prototype")
+TRAINING_FREE = ("FROST", "INSID3", "Prototype")
+TRAINED = tuple(method for method in METHODS if method not in TRAINING_FREE)
 CLASSIFIED = ("MODEL.PROPOSALS.MASK_CLASSIFICATION", True)
 END_TO_END = ("MODEL.MM_FORMER.TRAIN_PROPOSALS", True)
 CKMM = ("MODEL.DANET.CKMM", True)
@@ -24,6 +25,28 @@ TABLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "MODEL.PROTOTYPE on Prototype": {
         "IN_FEATURES": (("res5", "res4"),),
         "TEMPERATURE": (0.1,),
+        "OBJECT_PROTOTYPES": (3,),
+        "BACKGROUND_PROTOTYPES": (3,),
+        "BACKWARD_VOTES": (True, "MODEL.PROTOTYPE.IN_FEATURES", ("res2",)),
+    },
+    "MODEL.INSID3 on INSID3": {
+        "IN_FEATURES": (("res4",),),
+        "POSITIONAL_RANK": (4,),
+        "TEMPERATURE": (0.1,),
+        "CLUSTER_SIMILARITY": (0.99,),
+        "THRESHOLD": (0.4,),
+    },
+    "MODEL.FROST on FROST": {
+        "IN_FEATURES": (("res4",),),
+        "POSITIONAL_RANK": (4,),
+        "MIRRORED": (True,),
+        "BANDWIDTHS": ((0.3,),),
+        "STEPS": (0,),
+        "TEMPERATURE": (2.0,),
+    },
+    **{
+        f"MODEL.TRAINING_FREE on {method}": {"LEAVE_ONE_OUT": (("threshold", "temperature"),)}
+        for method in TRAINING_FREE
     },
     "MODEL.DCAMA on DCAMA": {
         "ATTENTION_LEVELS": (("res4", "res5"),),

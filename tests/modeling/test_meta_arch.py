@@ -191,8 +191,10 @@ def test_padding_is_cropped_before_the_resize(method: str) -> None:
 
 @METHODS
 def test_pixels_are_normalised(method: str) -> None:
-    plain = make_model(method, "MODEL.PIXEL_MEAN", [0.0] * 3, "MODEL.PIXEL_STD", [1.0] * 3)
-    normal = make_model(method, "MODEL.PIXEL_MEAN", [120.0, 110.0, 100.0], "MODEL.PIXEL_STD", [50.0] * 3)
+    other = ("MODEL.FROST.STEPS", 0)  # propagation reads colours, 0 to 255, of the image itself
+    plain = make_model(method, "MODEL.PIXEL_MEAN", [0.0] * 3, "MODEL.PIXEL_STD", [1.0] * 3, *other)
+    numbers = ("MODEL.PIXEL_MEAN", [120.0, 110.0, 100.0], "MODEL.PIXEL_STD", [50.0] * 3)
+    normal = make_model(method, *numbers, *other)
     episode = make_episode(0)
     mean = torch.tensor([120.0, 110.0, 100.0]).view(3, 1, 1)
     by_hand = {

@@ -11,7 +11,9 @@ from .dcama import DCAMA
 from .dense_correlation import DenseCorrelation
 from .dpcn import DPCN
 from .few_shot import FewShotSegmentor, SegmentorOptions
+from .frost import FROST
 from .hsnet import HSNet
+from .insid3 import INSID3
 from .jc2a import JC2A
 from .mm_former import MMFormer
 from .pfenet import PFENet
@@ -22,6 +24,8 @@ __all__ = [
     "DCAMA",
     "DPCN",
     "FEW_SHOT_META_ARCHS",
+    "FROST",
+    "INSID3",
     "JC2A",
     "DANet",
     "DenseCorrelation",

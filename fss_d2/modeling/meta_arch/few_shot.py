@@ -145,6 +145,17 @@ class FewShotSegmentor(ImageModel):
         weight = background * (mask == 0).sum() + foreground * (mask == 1).sum()
         return total / weight.clamp(min=1)
 
+    def _extract_queries(self, images: Tensor, features: Maps | None) -> Maps:
+        """What `_encode_query` reads of images (B, 3, H, W), 0 to 255; ``features`` are those of `extract`.
+
+        A method that needs more than the backbone's maps of an image adds it here and in `_extract_supports`.
+        """
+        return self.extract(self.normalise(images)) if features is None else features
+
+    def _extract_supports(self, images: Tensor, features: Maps | None) -> Maps:
+        """The same of supports and negatives (N, 3, H, W), for `_encode_support`, `_encode_negatives`."""
+        return self._extract_queries(images, features)
+
     # -- presence ----------------------------------------------------------------------------------------
 
     @property
@@ -258,10 +269,10 @@ class FewShotSegmentor(ImageModel):
         one_by_one = self.shot_by_shot or (self.device.type == "cpu" and not self.training)
         parts, kept, queries = [], [], []
         for shots in [slice(k, k + 1) for k in range(K)] if one_by_one else [slice(K)]:
-            if features is None:
-                maps = self.extract(self.normalise(images[:, shots].flatten(0, 1)))
-            else:
-                maps = {n: m.unflatten(0, (B, K))[:, shots].flatten(0, 1) for n, m in features.items()}
+            given = features and {
+                name: maps.unflatten(0, (B, K))[:, shots].flatten(0, 1) for name, maps in features.items()
+            }
+            maps = self._extract_supports(images[:, shots].flatten(0, 1), given)
             parts.append(self._support_encoding(maps, masks[:, shots]))
             kept.append(self._evidence(maps, masks[:, shots]))
             if self.fusion == CROSS_GUIDED:
@@ -289,7 +300,7 @@ class FewShotSegmentor(ImageModel):
             (masks == 0).flatten(2).any(dim=2).all()
         ):
             raise ValueError("a mask of a negative is 0 where the region is, at one pixel at least, else 255")
-        maps = self.extract(self.normalise(images.flatten(0, 1))) if features is None else features
+        maps = self._extract_supports(images.flatten(0, 1), features)
         evidence = self._evidence(maps, torch.where(masks == 0, 1, 255))
         return NegativeSet(type(self).__name__, evidence, self._encode_negatives(maps, masks))
 
@@ -340,9 +351,9 @@ class FewShotSegmentor(ImageModel):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"query images are {tuple(images.shape)}: give (B, 3, H, W)")
-        features = self.extract(self.normalise(images)) if features is None else features
-        encoded = self._query_encoding(features)
-        return QueryFeatures(type(self).__name__, images, encoded, self._evidence(features))
+        maps = self._extract_queries(images, features)
+        encoded = self._query_encoding(maps)
+        return QueryFeatures(type(self).__name__, images, encoded, self._evidence(maps))
 
     def match(self, query: QueryFeatures, support: SupportSet, *, refined: bool = True) -> Output:
         """Segment B encoded queries with the supports of B episodes, or of one that serves all queries.

@@ -1,6 +1,7 @@
 """The training-free baseline."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -80,3 +81,40 @@ def test_a_support_without_object_changes_no_object_prototype(value: int) -> Non
     first = model.encode_support(images[:, :1], masks[:, :1]).joined.prototypes
     torch.testing.assert_close(both[:, 1], first[:, 1])
     assert ((both[:, 0] - first[:, 0]).abs().max() < 1e-6) == (value == 255)
+
+
+def cosines(query: Tensor, cells: list[Tensor], mask: list[int], **arguments: Any) -> Tensor:
+    """Cosines (2, N) of a row of query pixels to background and object, of one support, a row of pixels."""
+    model = Prototype(backbone=Pixels(), in_features=["res2"], **arguments).eval()
+    support = model.encode_support(
+        torch.stack(cells).T[None, None, :, None], torch.tensor(mask)[None, None, None]
+    )
+    return model.match(model.encode_query(query.T[None, :, None]), support).maps["cosine"][0, :, 0]
+
+
+def test_several_prototypes() -> None:
+    """The object is red or green, the background blue or white; each query pixel is one of the four."""
+    red, green, blue = torch.eye(3)
+    white = torch.ones(3) / 3**0.5
+    cells, mask = [red, green, green, blue, white, white], [1, 1, 1, 0, 0, 0]
+    query = torch.stack([red, green, blue, white])
+    one = cosines(query, cells, mask)
+    assert one[1, 0] < 0.5 and one[0, 2] < 1 - 1e-3
+    found = cosines(query, cells, mask, object_prototypes=2, background_prototypes=2)
+    torch.testing.assert_close(found[1, :2], torch.ones(2))
+    torch.testing.assert_close(found[0, 2:], torch.ones(2))
+    with pytest.raises(ValueError, match="object_prototypes 0 must be at least 1"):
+        Prototype(backbone=Pixels(), in_features=["res2"], object_prototypes=0)
+
+
+def test_backward_votes_shut_out_what_resembles_a_part_of_the_background() -> None:
+    """The second pixel is nearer to the object than to the mean background, but nearest to a pixel of it."""
+    red, green, blue = torch.eye(3)
+    near = 0.8 * red + 0.6 * green
+    cells, mask = [red, near, blue, blue, blue], [1, 0, 0, 0, 0]
+    query = torch.stack([red, 0.75 * red + 0.66 * green])
+    plain, voted = (cosines(query, cells, mask, backward_votes=votes) for votes in (False, True))
+    assert (plain[1] > plain[0]).all()
+    assert (voted[1] > voted[0]).tolist() == [True, False]
+    torch.testing.assert_close(voted[0], plain[0])
+    torch.testing.assert_close(voted[0, 1] - voted[1, 1], plain[1, 1] - plain[0, 1])
