@@ -41,7 +41,7 @@ __all__ = ["SCALES", "Row", "Stage", "Table", "closest", "describe", "find_table
 
 SCALES = {"glyphs": (0, 1, 2, 3), "pascal_part": (1, 2, 3)}  # small data and its folds
 _KEYS = ("set", "large", "small")
-_TESTED = ("TEST.", "FEW_SHOT.TEST.", "MODEL.DCAMA.KSHOT")  # keys that no training reads
+_TESTED = ("TEST.", "FEW_SHOT.TEST.")  # keys that no training reads
 _STAGE_FIELDS = ("config", *_KEYS, "after")
 _ROW_FIELDS = (*_STAGE_FIELDS, "test", "folds")
 _DEFAULTS = {"config": None, "test": False, "folds": [0, 1, 2, 3]}
