@@ -77,7 +77,7 @@ def collect(file: str, table: Table, scale: str, rows: dict[str, Any]) -> dict[s
 
 
 def _paired(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By shots the difference of mIoU in points, over the folds that both have scored alike."""
+    """By test set and shots the difference of mIoU in points, over the folds that both have scored alike."""
     places = {_question(run): Path(run["folder"]) for run in reference}
     found: dict[str, list[tuple[float, float, float]]] = {}
     for run in runs:
@@ -88,13 +88,18 @@ def _paired(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, 
             compared = compare_folders(folder, other)
         except ValueError:
             continue  # other episodes: nothing to compare
-        found.setdefault(str(run["shots"]), []).append((compared.difference, compared.low, compared.high))
+        found.setdefault(_place(run), []).append((compared.difference, compared.low, compared.high))
     differences = {}
-    for shots, parts in found.items():
+    for place, parts in found.items():
         low, high = interval_of_mean(parts)
         mean = sum(part[0] for part in parts) / len(parts)
-        differences[shots] = {"difference": mean, "low": low, "high": high}
+        above = sum(part[1] > 0 for part in parts)  # folds whose interval lies above 0
+        differences[place] = {"difference": mean, "low": low, "high": high, "above": [above, len(parts)]}
     return differences
+
+
+def _place(score: Mapping[str, Any]) -> str:
+    return f"{score['test_set']}, {score['shots']}-shot"
 
 
 def _question(run: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -105,8 +110,8 @@ def report(content: Mapping[str, Any]) -> str:
     """Markdown of a table's results: mIoU of each fold, the mean with its interval, the paper's, the rest.
 
     At the published size the difference to the paper follows; at a small scale, or without published numbers,
-    the paired difference to the last row, next to what it is in the paper. Other scores are means over the
-    folds, with the paper's in parentheses.
+    the paired difference to the last row, the number of folds whose interval is above 0, and what the
+    difference is in the paper. Other scores are means over the folds, with the paper's in parentheses.
     """
     rows = content["rows"]
     small = bool(content["scale"]) or not any(row["paper"] for row in rows.values())
@@ -115,7 +120,8 @@ def report(content: Mapping[str, Any]) -> str:
     folds = folds if len(folds) > 1 else []
     others = [metric for metric in FOLD_METRICS[1:] if any(score["metric"] == metric for score in scores)]
     headers = ["row", "test set", "shots", *(f"fold {fold}" for fold in folds), "mIoU [95 %]", "paper"]
-    headers += ["less the last row [95 %]", "in the paper"] if small else ["difference to the paper [95 %]"]
+    small_headers = ["less the last row [95 %]", "folds above", "in the paper"]
+    headers += small_headers if small else ["difference to the paper [95 %]"]
     lines = [headers + others]
     last = next(reversed(rows.values()), {"paper": {}})
     for name, row in rows.items():
@@ -148,11 +154,14 @@ def _to_paper(row: Mapping[str, Any], score: Mapping[str, Any]) -> str:
 
 
 def _against(row: Mapping[str, Any], last: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
-    """The paired difference to the last row, and the paper's."""
-    paired = row.get("against", {}).get(str(score["shots"]))
+    """The paired difference to the last row, the folds in which it is above 0, and the paper's."""
+    paired = row.get("against", {}).get(_place(score))
+    if paired is None:
+        return ["", "", ""]
     numbers = [_published(each, score, every_fold=True) for each in (row, last)]
-    theirs = "" if paired is None or None in numbers else f"{numbers[0] - numbers[1]:+.1f}"
-    return ["" if paired is None else _interval(paired, "difference", sign="+"), theirs]
+    theirs = "" if None in numbers else f"{numbers[0] - numbers[1]:+.1f}"
+    above, folds = paired["above"]
+    return [_interval(paired, "difference", sign="+"), f"{above} of {folds}" if folds > 1 else "", theirs]
 
 
 def _with_paper(row: Mapping[str, Any], score: Mapping[str, Any] | None) -> str:
