@@ -1,7 +1,6 @@
 """Draw test episodes, as they are or with what is inside a method, and the curves of trainings."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fss_d2.data import build_few_shot_test_loader
 from fss_d2.data.mapper import ForeignSupportMapper
-from fss_d2.io.files import check_writable
+from fss_d2.io.files import check_writable, parse_json
 from fss_d2.modeling import FewShotSegmentor
 from fss_d2.visualization import (
     activation_figure,
@@ -114,7 +113,8 @@ def _curves(file: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not file.is_file():
         raise ValueError(f"{file} does not exist: name the OUTPUT_DIR of a training")
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for line in map(json.loads, file.read_text().splitlines()):
+    for text in file.read_text().splitlines():
+        line = parse_json(text, file, any_number=True)
         for key, value in line.items():
             if key.startswith(_PERIODIC) and key.endswith(_METRIC):
                 name = key.removeprefix(_PERIODIC).removesuffix(_METRIC)

@@ -8,6 +8,7 @@ What stands between such a line and the end is written by `updated`.
 """
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def _results(pattern: str, root: Path) -> str:
     parts = []
     for file in sorted(root.glob(pattern)):
         content = read_json_object(file, "run the table again")
-        parts.append(f"**{Path(content['file']).stem}, {content['table']}.** {content['about']}")
+        title = f"**{Path(content['file']).stem}, {content['table']}.** {content['about']}"
+        parts.append("\n".join(textwrap.wrap(title, 110, break_on_hyphens=False)))
         parts += [describe_resources(content), report(content)]
     return "\n\n".join(parts) or "No table has been run yet."

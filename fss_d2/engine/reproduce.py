@@ -191,8 +191,9 @@ def _interval(score: Mapping[str, Any], key: str, sign: str = "") -> str:
 
 
 def describe_resources(content: Mapping[str, Any]) -> str:
-    """What a table's results were made with, by the last row."""
-    used = next(reversed(content["rows"].values()))["resources"]
+    """What a table's results were made with, by the last row that was trained."""
+    rows = [row["resources"] for row in content["rows"].values()]
+    used = next((used for used in reversed(rows) if used["labels"]["sets"]), rows[-1])
     labels, backbone, protocol = used["labels"], used["backbone"], used["protocol"]
     sets = ", ".join(f"{name} ({count} classes)" for name, count in labels["classes"].items())
     size = "x".join(map(str, protocol["INPUT.FEW_SHOT_SIZE"]))

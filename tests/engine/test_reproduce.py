@@ -71,9 +71,9 @@ def test_a_small_scale_shows_the_difference_to_the_last_row(results: tuple[Table
     text = report(collect("f.yaml", table, "glyphs", rows))
     header, _, first, second = _cells(text)
     assert "this is no reproduction" in text
-    assert header[-3:] == ["paper", "less the last row [95 %]", "in the paper"]
-    assert first[-3:] == ["25.00", "-10.00 [-10.00, -10.00]", "-2.5"]
-    assert second[-3:] == ["27.50", "", ""]
+    assert header[-4:] == ["paper", "less the last row [95 %]", "folds above", "in the paper"]
+    assert first[-4:] == ["25.00", "-10.00 [-10.00, -10.00]", "0 of 2", "-2.5"]
+    assert second[-4:] == ["27.50", "", "", ""]
 
 
 def test_a_table_without_a_paper(results: tuple[Table, dict[str, Any]]) -> None:
@@ -89,9 +89,10 @@ def test_a_table_without_a_paper(results: tuple[Table, dict[str, Any]]) -> None:
         "fold 1",
         "mIoU [95 %]",
         "less the last row [95 %]",
+        "folds above",
         "mIoU_foreign",
     ]
-    assert first[-2:] == ["-10.00 [-10.00, -10.00]", "7.00"]
+    assert first[-3:] == ["-10.00 [-10.00, -10.00]", "0 of 2", "7.00"]
 
 
 def test_resources_of_a_result() -> None:

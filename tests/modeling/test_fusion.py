@@ -24,6 +24,7 @@ from fss_d2.modeling.layers import resize
 from fss_d2.modeling.meta_arch.contract import stack_supports
 from tests.modeling.episodes import make_episode, make_model
 
+TRAINED = [m for m in FEW_SHOT_META_ARCHS if m not in ("FROST", "INSID3", "Prototype")]
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_META_ARCHS)
 
 # (1, K = 3, 1, 4): four pixels with 0, 1, 2, 2 votes
@@ -265,7 +266,7 @@ def test_one_support_and_one_support_thrice_give_one_prediction(method: str, kin
     assert torch.equal(_winner(thrice.logits)[clear], _winner(single.logits)[clear])
 
 
-@pytest.mark.parametrize("method", [m for m in FEW_SHOT_META_ARCHS if m != "Prototype"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_training_goes_the_own_way(method: str) -> None:
     losses = []
     for kind in ("own", "vote"):

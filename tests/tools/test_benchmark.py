@@ -107,7 +107,7 @@ def test_a_tiny_run_of_the_predictor(tmp_path: Path) -> None:
 def test_the_predictor_encodes_where_it_says(load: Import, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round is set_support, two queries, and both again; the clock here counts the encoded supports."""
     cases, measure = load("benchmarks.cases"), load("benchmarks.measure")
-    encoded, build = [], cases._build
+    encoded, build = [], cases.build
 
     def counted(cfg: object) -> nn.Module:
         model = build(cfg)
@@ -115,7 +115,7 @@ def test_the_predictor_encodes_where_it_says(load: Import, monkeypatch: pytest.M
         monkeypatch.setattr(model, "encode_support", lambda *x: (encoded.extend(x[0][0]), inner(*x))[1])
         return model
 
-    monkeypatch.setattr(cases, "_build", counted)
+    monkeypatch.setattr(cases, "build", counted)
     monkeypatch.setattr(measure, "timer", lambda: float(len(encoded)))
     config = str(ROOT / "configs/prototype/glyphs_efficientnet_lite0.yaml")
     setting = measure.Setting(32, "cpu", 1, 2, shots=2, config_file=config)

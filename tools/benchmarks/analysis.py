@@ -21,7 +21,6 @@ from fss_d2.visualization import line_figure
 from .cases import INFERENCE, Rows, build, config_of, make_episode, prepare_model
 from .measure import Setting, measure, table
 
-_ATTENTION = "aten::scaled_dot_product_attention"
 _MOST_NAMED = 6  # operators that are not counted
 
 
@@ -34,8 +33,8 @@ class SupportPass(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor) -> list[Tensor]:
         """Image (1, 3, H, W) and mask (1, 1, H, W) -> what the method keeps of the support."""
-        features = self.model.extract(self.model.normalise(image))
-        return list(self.model._encode_support(features, mask).flat().values())
+        features = self.model._extract_supports(image, None)
+        return list(self.model._support_encoding(features, mask).flat().values())
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def _count(program: ExportedProgram, inputs: tuple[Tensor, ...]) -> Counts:
         analysis = kind(program.module(), inputs).unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False).tracer_warnings("none")
         if kind is FlopCountAnalysis:
-            analysis.set_op_handle(_ATTENTION, _attention_flops)
+            for name, handle in _HANDLES.items():
+                analysis.set_op_handle(name, handle)
         found.append(analysis.total())
         if kind is FlopCountAnalysis:
             missing = [name.removeprefix("aten::") for name, _ in analysis.unsupported_ops().most_common()]
@@ -114,6 +114,23 @@ def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Of queries (..., N, d), keys (..., M, d) and values (..., M, v): N M (d + v) for each head."""
     query, _, value = (each.type().sizes() for each in inputs[:3])
     return prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
+
+
+def _matmul_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """As fvcore counts it, also where a matrix meets a vector."""
+    return prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[-1]
+
+
+def _group_norm_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """As fvcore counts it, also for 4D maps: 5 for each element, 4 without weights."""
+    return prod(inputs[0].type().sizes()) * (5 if inputs[2].isCompleteTensor() else 4)
+
+
+_HANDLES = {
+    "aten::scaled_dot_product_attention": _attention_flops,
+    "aten::matmul": _matmul_flops,
+    "aten::group_norm": _group_norm_flops,
+}
 
 
 def variants(setting: Setting, files: Sequence[str], rows: Sequence[str]) -> dict[str, Setting]:

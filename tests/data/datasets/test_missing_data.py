@@ -64,11 +64,19 @@ def test_the_index_is_missing_where_the_images_are(tmp_path: Path, monkeypatch: 
         get_records("coco20i_2017_fold0_train")
 
 
-@pytest.mark.parametrize("name", ["coco_mini", "pascal_part"])
-def test_slices_of_larger_sets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("coco_mini", "dense_correlation/photos_efficientnet_lite2"),
+        ("pascal_part", "dcama/pascal_part_efficientnet_lite0"),
+    ],
+)
+def test_slices_of_larger_sets(
+    name: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     before = set(DatasetCatalog.list())
-    cfg = load_config(str(ROOT / f"configs/dcama/{name}_efficientnet_lite0.yaml"))
+    cfg = load_config(str(ROOT / f"configs/{config}.yaml"))
     with pytest.raises(FileNotFoundError) as caught:
         register_datasets_from_cfg(cfg)
     assert str(caught.value).endswith(f", or run `python datasets/prepare_{name}.py`; {PAGE}")
