@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .encoding import Encoding
 from .keys import config_keys
-from .layers import area_fraction, resize, weighted_sum
+from .layers import area_fraction, join_levels, resize, weighted_sum
 
 __all__ = ["Baseline", "WithBaseline"]
 
@@ -67,7 +67,7 @@ class Baseline:
     @torch.no_grad()
     def encode_support(self, features: Mapping[str, Tensor], masks: Tensor) -> RegionMeans:
         """Encode maps (B*K, C, h, w) with masks (B, K, H, W) in {0, 1, 255}."""
-        joined = self._joined(features).unflatten(0, masks.shape[:2])
+        joined = join_levels(features, self.in_features).unflatten(0, masks.shape[:2])
         weights = torch.stack([area_fraction(masks == v, joined.shape[-2:]) for v in (0, 1)], dim=2)
         return RegionMeans(weighted_sum(joined, weights), weights.sum(dim=(3, 4)))
 
@@ -80,7 +80,7 @@ class Baseline:
     @torch.no_grad()
     def encode_query(self, features: Mapping[str, Tensor]) -> Vectors:
         """Encode maps (B, C, h, w)."""
-        return Vectors(F.normalize(self._joined(features), dim=1))
+        return Vectors(F.normalize(join_levels(features, self.in_features), dim=1))
 
     @torch.no_grad()
     def lead(self, query: Vectors, support: Vectors, size: tuple[int, int], *, align_corners: bool) -> Tensor:
@@ -88,8 +88,3 @@ class Baseline:
         cosines = torch.einsum("bchw,bnc->bnhw", query.values, support.values.to(query.values.dtype))
         lead = self.scale * (cosines[:, 1:] - cosines[:, :1])
         return resize(lead, size, align_corners=align_corners)[:, 0]
-
-    def _joined(self, features: Mapping[str, Tensor]) -> Tensor:
-        size = features[self.in_features[0]].shape[-2:]
-        levels = [resize(features[name].float(), size, align_corners=False) for name in self.in_features]
-        return torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)

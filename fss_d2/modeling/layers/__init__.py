@@ -23,7 +23,15 @@ from .dynamic_convolution import DynamicConvolution, DynamicQuery, foreground_ve
 from .losses import dice_loss, two_channel_dice
 from .metric_embedding import MetricEmbedding, PrototypeClassifier, finest_size
 from .point_block_attention import PointBlockAttention
-from .pooling import area_fraction, balanced_regions, mask_features, shot_prototypes, soft_mask, weighted_sum
+from .pooling import (
+    area_fraction,
+    balanced_regions,
+    join_levels,
+    mask_features,
+    shot_prototypes,
+    soft_mask,
+    weighted_sum,
+)
 from .presence_head import PresenceHead
 from .skip_decoder import SkipDecoder
 from .standardisation import FixedStandardisation

@@ -1,6 +1,6 @@
 """Pooling of features under masks, and the choice of pixels by masks; sums are in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,3 +64,10 @@ def balanced_regions(mask: Tensor, pixels: int) -> Tensor:
     count = count.masked_fill(count == 0, mask.shape[1])
     steps = torch.arange(pixels, device=mask.device)
     return indices.gather(2, steps * count // pixels).flatten(1)
+
+
+def join_levels(maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Feature levels (B, C, h, w) as unit vectors, resized to the first one's size and joined."""
+    size = maps[names[0]].shape[-2:]
+    levels = [resize(maps[name].float(), size, align_corners=False) for name in names]
+    return torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from fss_d2.modeling.backbone import FeatureBackbone
 from fss_d2.modeling.build import build_few_shot_backbone, feature_names
 from fss_d2.modeling.keys import choose, config_keys, require
-from fss_d2.modeling.layers import area_fraction, resize
+from fss_d2.modeling.layers import area_fraction, join_levels, resize
 from fss_d2.modeling.matching import choose_setting, positional_basis, without_positions
 from fss_d2.modeling.matching.selection import Trial
 
 from .contract import Encoding, Output
 from .few_shot import FewShotSegmentor, Maps, SegmentorOptions
 
-__all__ = ["TrainingFree", "Tuned", "join_levels", "restrict"]
+__all__ = ["TrainingFree", "Tuned", "restrict"]
 
 CHOICES = ("layer", "temperature", "threshold")  # of MODEL.TRAINING_FREE.LEAVE_ONE_OUT
 UNIT, DEBIASED = "unit", "debiased"  # maps that `_extract_queries` adds
@@ -273,13 +273,6 @@ class TrainingFree(FewShotSegmentor):
 
 def _rule(channels: int) -> str:
     return f"at least 0 and below {channels}, the number of channels of the features"
-
-
-def join_levels(maps: Maps, names: Sequence[str]) -> Tensor:
-    """Feature levels (B, C, h, w) as unit vectors, resized to the first one's size and joined."""
-    size = maps[names[0]].shape[-2:]
-    levels = [resize(maps[name].float(), size, align_corners=False) for name in names]
-    return torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)
 
 
 def restrict(features: Tensor, channels: Tensor | None) -> Tensor:
